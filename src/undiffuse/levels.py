@@ -1,0 +1,309 @@
+"""Noise levels, chains of them, and strided sub-chains.
+
+A noise level is the pair (alpha, sigma) in x_t = alpha x_0 + sigma eps; its log-SNR log(alpha^2 / sigma^2) is the
+common currency of everything that samples. A `Chain` is a finite variance-preserving path of T levels
+(alpha^2 + sigma^2 = 1) with the tables of its Gaussian posteriors in float64.
+
+Index k = 0..T-1 is the paper's t - 1: index 0 has had one noising step applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.float64]
+Index = int | Tensor
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level a sample, alpha and sigma float64 on the CPU, [B], or [1] when the whole batch shares it."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+    @property
+    def logsnr(self) -> Tensor:
+        """log(alpha^2 / sigma^2) [B]; +inf for a clean image, -inf for pure noise."""
+        return 2 * (self.alpha.log() - self.sigma.log())
+
+    @classmethod
+    def from_alpha_bar(cls, alpha_bar: float | Array | Tensor) -> Level:
+        """The variance-preserving level with alpha^2 = `alpha_bar`, in [0, 1]."""
+        alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64).reshape(-1)
+        return cls(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+
+    @classmethod
+    def clean(cls) -> Level:
+        """No noise: alpha = 1, sigma = 0."""
+        return cls.from_alpha_bar(1.0)
+
+    @classmethod
+    def noise(cls) -> Level:
+        """Pure noise: alpha = 0, sigma = 1."""
+        return cls.from_alpha_bar(0.0)
+
+
+def expand(coefficient: Tensor, like: Tensor) -> Tensor | float:
+    """A float64 coefficient [B] (or [1]) as something that multiplies `like` [B, C, H, W].
+
+    A shared coefficient becomes a Python number; one a sample becomes [B, 1, 1, 1] in `like`'s precision and device
+    (converted before it moves, because not every device knows float64).
+    """
+    if coefficient.numel() == 1:
+        return float(coefficient)
+    if coefficient.shape[0] != like.shape[0]:
+        raise ValueError(f"{coefficient.shape[0]} noise levels were given for {like.shape[0]} images")
+    return coefficient.to(like.dtype).to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def diffuse(x0: Tensor, level: Level, noise: Tensor) -> Tensor:
+    """x_t = alpha x_0 + sigma eps, the forward process in closed form (DDPM eq. 4). Shapes [B, C, H, W]."""
+    return expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * noise
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A reverse step from level `source` (noisier) to level `target`, with its posterior (DDPM eq. 6-7), float64 [B].
+
+        q(x_s | x_t, x_0) = N(coef_x0 x_0 + coef_xt x_t, posterior variance)
+
+    `log_beta` and `log_posterior_variance` are the upper and lower bound of the reverse variance; the latter's log is
+    clipped: the step onto the clean image, whose posterior variance is 0, takes the value of the step before it.
+    `last` marks that step; `source_index`, `target_index` are step numbers of the trained chain (-1: clean).
+    """
+
+    source: Level
+    target: Level
+    log_beta: Tensor
+    log_posterior_variance: Tensor
+    posterior_variance: Tensor
+    coef_x0: Tensor
+    coef_xt: Tensor
+    last: Tensor
+    source_index: Tensor
+    target_index: Tensor
+
+    @property
+    def adjacent(self) -> bool:
+        """Whether this is a step of the trained chain itself, not a stride over several."""
+        return bool((self.target_index == self.source_index - 1).all())
+
+
+class Chain:
+    """T variance-preserving levels and the tables of their posteriors (float64 NumPy arrays of length T).
+
+    `betas`                            variance added by step k, 0 < beta <= 1
+    `alphas_cumprod`                   abar_k = prod_{j<=k} (1 - beta_j) = alpha_k^2
+    `posterior_variance`               beta~_k = beta_k (1 - abar_{k-1}) / (1 - abar_k); 0 at k = 0
+    `posterior_log_variance_clipped`   its log with entry 0 replaced by entry 1 (a one-step chain: by log beta_0,
+                                       the only variance it has)
+    `posterior_mean_coef1`, `_coef2`   weights of x_0 and x_t in the posterior mean
+    `indices`                          step numbers in the trained chain, of `parent_steps` steps
+    """
+
+    def __init__(
+        self, betas: Sequence[float] | Array, indices: Sequence[int] | None = None, parent_steps: int | None = None
+    ) -> None:
+        self.betas = np.asarray(betas, dtype=np.float64)
+        if self.betas.ndim != 1 or len(self.betas) == 0:
+            raise ValueError(f"a chain needs a list of at least one beta, got an array of shape {self.betas.shape}")
+        if not ((self.betas > 0) & (self.betas <= 1)).all():
+            bad = int(np.flatnonzero(~((self.betas > 0) & (self.betas <= 1)))[0])
+            raise ValueError(f"every beta must be in (0, 1]; beta number {bad} is {self.betas[bad]:g}")
+        self.steps = len(self.betas)
+        self.indices = np.arange(self.steps) if indices is None else np.asarray(indices, dtype=np.int64)
+        self.parent_steps = self.steps if parent_steps is None else parent_steps
+
+        self.alphas_cumprod = np.cumprod(1 - self.betas)
+        before = np.append(1.0, self.alphas_cumprod[:-1])
+        self.posterior_variance = self.betas * (1 - before) / (1 - self.alphas_cumprod)
+        clipped = np.append(self.posterior_variance[1] if self.steps > 1 else self.betas[0], self.posterior_variance[1:])
+        self.posterior_log_variance_clipped = np.log(clipped)
+        self.posterior_mean_coef1 = self.betas * np.sqrt(before) / (1 - self.alphas_cumprod)
+        self.posterior_mean_coef2 = (1 - before) * np.sqrt(1 - self.betas) / (1 - self.alphas_cumprod)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __repr__(self) -> str:
+        strided = "" if self.steps == self.parent_steps else f" of {self.parent_steps}"
+        return f"Chain({self.steps} steps{strided}, alpha_bar {self.alphas_cumprod[0]:.6g}..{self.alphas_cumprod[-1]:.3g})"
+
+    def respaced(self, spec: str | int | Sequence[int]) -> Chain:
+        """The sub-chain of the steps `spec` keeps (see `respacing_indices`); abar is preserved at every kept step.
+
+        beta_i = 1 - abar_i / abar_previous (Improved DDPM, eq. 19); all posterior tables follow from these betas.
+        """
+        if self.steps != self.parent_steps:
+            raise ValueError("this chain is already strided; stride the full chain instead")
+        kept = respacing_indices(self.steps, spec)
+        abar = self.alphas_cumprod[kept]
+        betas = 1 - abar / np.append(1.0, abar[:-1])
+        return Chain(betas, indices=kept, parent_steps=self.steps)
+
+    def level(self, k: Index) -> Level:
+        """The level of step `k`: an int (shared by the batch) or a LongTensor [B]."""
+        return Level.from_alpha_bar(self.alphas_cumprod[_positions(k)])
+
+    def transition(self, k: Index) -> Transition:
+        """The reverse step from level k to level k - 1 (the clean image for k = 0); int or LongTensor [B]."""
+        at = _positions(k)
+        if (at < 0).any() or (at >= self.steps).any():
+            raise ValueError(f"step {at.tolist()} is not in a chain of {self.steps} steps (0..{self.steps - 1})")
+        before = np.append(1.0, self.alphas_cumprod)[at]
+        targets = np.append(-1, self.indices)[at]
+
+        def gather(table: Array) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(table[at]))
+
+        return Transition(
+            source=Level.from_alpha_bar(self.alphas_cumprod[at]),
+            target=Level.from_alpha_bar(before),
+            log_beta=gather(self._log_betas),
+            log_posterior_variance=gather(self.posterior_log_variance_clipped),
+            posterior_variance=gather(self.posterior_variance),
+            coef_x0=gather(self.posterior_mean_coef1),
+            coef_xt=gather(self.posterior_mean_coef2),
+            last=torch.from_numpy(at == 0),
+            source_index=torch.from_numpy(self.indices[at]),
+            target_index=torch.from_numpy(targets),
+        )
+
+    def index_of(self, level: Level) -> Tensor:
+        """Step numbers [B] (float64, fractional between steps) of levels: interpolation in log-SNR.
+
+        Levels of the chain itself give whole numbers exactly; cleaner or noisier ones than the chain holds give its
+        first or last step.
+        """
+        query = level.logsnr.numpy()
+        index = np.interp(-np.clip(query, -_FAR, _FAR), -self._logsnr, np.arange(self.steps, dtype=np.float64))
+        nearest = np.round(index)
+        return torch.from_numpy(np.where(np.abs(index - nearest) < 1e-6, nearest, index))
+
+    @cached_property
+    def _log_betas(self) -> Array:
+        return np.log(self.betas)
+
+    @cached_property
+    def _logsnr(self) -> Array:
+        return np.clip(Level.from_alpha_bar(self.alphas_cumprod).logsnr.numpy(), -_FAR, _FAR)
+
+
+_FAR = 200.0  # beyond any log-SNR a float64 chain can hold, so that pure noise and clean images interpolate finitely
+
+
+def _positions(k: Index) -> NDArray[np.int64]:
+    return np.atleast_1d(k.cpu().numpy() if isinstance(k, Tensor) else np.asarray(k, dtype=np.int64))
+
+
+def linear_betas(steps: int) -> Array:
+    """DDPM's schedule, 1e-4 to 0.02 for 1000 steps, scaled by 1000 / steps so that the path hardly depends on steps."""
+    scale = 1000 / steps
+    if scale * 0.02 > 1:
+        raise ValueError(f"the linear schedule needs at least 20 steps (its last beta would be {scale * 0.02:g}); got {steps}")
+    return np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
+
+
+def cosine_betas(steps: int, offset: float = 0.008, largest: float = 0.999) -> Array:
+    """Improved DDPM's schedule (eq. 17): beta_t = min(1 - f(t/T) / f((t-1)/T), 0.999), f(u) = cos^2((u+s)/(1+s) pi/2)."""
+
+    def f(u: float) -> float:
+        return float(np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2)
+
+    return np.array([min(1 - f((i + 1) / steps) / f(i / steps), largest) for i in range(steps)], dtype=np.float64)
+
+
+SCHEDULES: dict[str, Callable[[int], Array]] = {"linear": linear_betas, "cosine": cosine_betas}
+
+
+def named_chain(schedule: str, steps: int) -> Chain:
+    """The chain of a named schedule ("linear", "cosine") with any number of steps."""
+    if steps < 1:
+        raise ValueError(f"a chain needs at least one step, got {steps}")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}, or give betas")
+    return Chain(SCHEDULES[schedule](steps))
+
+
+def respacing_indices(steps: int, spec: str | int | Sequence[int]) -> list[int]:
+    """The steps, ascending, that a specification keeps of a chain of `steps`.
+
+    "250"               250 steps from the first to the last (fractional stride, rounded)
+    "90,60,60,20,20"    the chain is cut into five equal sections, least noisy first, each strided by itself
+    "ddim25"            every n-th step from step 0, with the n that gives 25 (the last step is not reached)
+    "at:0,10,999"       these steps; a list or tuple of ints means the same
+    ""                  all
+
+    The grids of the first three are those of the original code. ValueError tells which specifications are possible.
+    """
+    if isinstance(spec, bool) or not isinstance(spec, (str, int, Sequence)):
+        raise ValueError(f"cannot read a respacing from {spec!r}; give for example '250', 'ddim25' or a list of steps")
+    if isinstance(spec, int):
+        return _sections(steps, [spec])
+    if not isinstance(spec, str):
+        return _explicit(steps, list(spec))
+    text = spec.replace(" ", "")
+    if not text:
+        return list(range(steps))
+    try:
+        if text.startswith("ddim"):
+            return _ddim(steps, int(text[4:]))
+        if text.startswith("at:"):
+            return _explicit(steps, [int(part) for part in text[3:].split(",")])
+        return _sections(steps, [int(part) for part in text.split(",")])
+    except ValueError as error:
+        if "invalid literal" not in str(error):
+            raise
+        raise ValueError(
+            f"cannot read the respacing {spec!r}; give a number of steps ('250'), sections ('90,60,60,20,20'), "
+            "'ddim25', or steps ('at:0,10,999')"
+        ) from None
+
+
+def _explicit(steps: int, kept: list[int]) -> list[int]:
+    if not kept or sorted(set(kept)) != sorted(kept) or min(kept) < 0 or max(kept) >= steps:
+        raise ValueError(f"explicit steps must be distinct numbers from 0 to {steps - 1}, at least one; got {kept}")
+    return sorted(int(k) for k in kept)
+
+
+def _ddim(steps: int, count: int) -> list[int]:
+    possible = {}
+    for stride in range(1, steps):  # the original knows no "ddim1"
+        possible.setdefault(len(range(0, steps, stride)), stride)
+    if count not in possible:
+        near = sorted(possible, key=lambda n: abs(n - count))[:8]
+        raise ValueError(
+            f"no whole stride through {steps} steps keeps {count}; 'ddimN' is possible for N = "
+            f"{', '.join(map(str, sorted(near)))} (nearest), or use '{min(max(count, 1), steps)}', which strides fractionally"
+        )
+    return list(range(0, steps, possible[count]))
+
+
+def _sections(steps: int, counts: list[int]) -> list[int]:
+    if min(counts) < 0 or sum(counts) == 0:
+        raise ValueError(f"the number of steps must be from 1 to {steps}, got {','.join(map(str, counts))}")
+    size, extra = divmod(steps, len(counts))
+    kept: list[int] = []
+    start = 0
+    for i, count in enumerate(counts):
+        length = size + (i < extra)
+        if count > length:
+            raise ValueError(
+                f"section {i + 1} of {len(counts)} holds {length} of the {steps} steps and cannot keep {count}; "
+                f"ask for at most {length} there"
+            )
+        stride = 1.0 if count <= 1 else (length - 1) / (count - 1)
+        position = 0.0
+        for _ in range(count):
+            kept.append(start + round(position))  # running sum and round-half-even as in the original grids
+            position += stride
+        start += length
+    return sorted(set(kept))

@@ -1,0 +1,103 @@
+"""Likelihood of images in bits per dimension by the variational bound (DDPM section 3, Improved DDPM section 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from undiffuse.denoiser import Condition, Denoiser
+from undiffuse.levels import Chain, diffuse, expand
+from undiffuse.noise import Noise
+from undiffuse.objectives import bound_term, mean_flat, normal_kl
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The variational bound of B images in bits per dimension, all float64 on the CPU.
+
+    `total` [B] = sum of `vb` [B, K] + `prior` [B]. Entry k of `vb` is the reverse step from level k; entry 0 the
+    discretised decoder. `xstart_mse`, `mse` [B, K]: error of the denoised image and of the noise at each level.
+    `steps` are the step numbers in the trained chain. Terms that were not evaluated are NaN (see `terms`).
+    """
+
+    total: Tensor
+    vb: Tensor
+    prior: Tensor
+    xstart_mse: Tensor
+    mse: Tensor
+    steps: Sequence[int]
+
+
+def prior_bits(x0: Tensor, chain: Chain) -> Tensor:
+    """KL(q(x_T | x0) || N(0, I)) in bits per dimension [B]: what the chain's end still knows of the image."""
+    end = chain.level(chain.steps - 1)
+    zero = torch.zeros((), dtype=x0.dtype, device=x0.device)
+    log_variance = torch.as_tensor(float(2 * end.sigma.log()), dtype=x0.dtype, device=x0.device)
+    return mean_flat(normal_kl(expand(end.alpha, x0) * x0, log_variance, zero, zero)) / math.log(2)
+
+
+def bits_per_dim(
+    denoiser: Denoiser,
+    chain: Chain,
+    x0: Tensor,
+    noise: Noise,
+    *,
+    cond: Condition | None = None,
+    decoder: str = "exact",
+    terms: int | None = None,
+    seed: int = 0,
+) -> Bound:
+    """The bound at images x0 [B, C, H, W] in [-1, 1] (8-bit pixels), one noise draw for each level.
+
+    `decoder`  "exact" or "tanh", see `discretized_log_likelihood`
+    `terms`    None evaluates all K levels, K network calls. A number estimates the sum without bias from that many:
+               level 0 always, and one level drawn at random from each of terms - 1 equal strata of the others, the
+               same for the whole batch (give each batch another `seed`).
+
+    Guides of the denoiser are ignored: guidance is no change of the model.
+    """
+    levels, weights = _levels(chain.steps, terms, seed)
+    shape = (len(x0), chain.steps)
+    vb, xstart_mse, mse = (torch.full(shape, math.nan, dtype=torch.float64) for _ in range(3))
+    total = torch.zeros(len(x0), dtype=torch.float64)
+    for k, weight in zip(levels, weights, strict=True):
+        transition = chain.transition(k)
+        # The noisiest level draws step 0, as sampling does.
+        eps = noise.normal(tuple(x0.shape[1:]), step=chain.steps - 1 - k, purpose="step", device=x0.device).to(x0.dtype)
+        x_t = diffuse(x0, transition.source, eps)
+        with torch.no_grad():
+            prediction = denoiser(x_t, transition.source, cond)
+            vb[:, k] = bound_term(prediction, x0, transition, decoder).double().cpu()
+            xstart_mse[:, k] = mean_flat((prediction.x0 - x0) ** 2).double().cpu()
+            mse[:, k] = mean_flat((prediction.eps - eps) ** 2).double().cpu()
+        total += weight * vb[:, k]
+    prior = prior_bits(x0, chain).double().cpu()
+    return Bound(total + prior, vb, prior, xstart_mse, mse, chain.indices.tolist())
+
+
+def _levels(steps: int, terms: int | None, seed: int) -> tuple[list[int], list[float]]:
+    if terms is None or terms >= steps:
+        return list(range(steps - 1, -1, -1)), [1.0] * steps
+    if terms < 2:
+        raise ValueError(f"an estimate of the bound needs at least 2 terms (the decoder and one more), got {terms}")
+    random = np.random.Generator(np.random.Philox(seed))
+    edges = np.linspace(1, steps, terms).round().astype(int)
+    chosen = [(int(random.integers(low, high)), float(high - low)) for low, high in _pairs(edges)]
+    chosen = [(0, 1.0), *chosen][::-1]
+    return [k for k, _ in chosen], [w for _, w in chosen]
+
+
+def _pairs(edges: np.ndarray) -> Iterator[tuple[int, int]]:
+    return ((int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True))
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Mean of independent values [N] and its standard error (NaN for fewer than two)."""
+    values = values.double()
+    error = float(values.std(unbiased=True) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return float(values.mean()), error

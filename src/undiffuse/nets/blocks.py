@@ -1,0 +1,214 @@
+"""The parts of the U-Net: group norm, time embedding, residual block, attention, resampling.
+
+Parameter names and shapes equal those of the released OpenAI models, so that their files load unchanged
+(Nichol & Dhariwal 2021; Dhariwal & Nichol 2021, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def norm_groups(channels: int) -> int:
+    """Number of groups for a group norm: 32 as in all published models where 32 divides the channels.
+
+    Narrow networks (channels not a multiple of 32) get the largest divisor that leaves at least four channels a
+    group, since smaller groups normalise away the signal.
+    """
+    if channels % 32 == 0:
+        return 32
+    return max(groups for groups in range(1, max(1, channels // 4) + 1) if channels % groups == 0)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm with eps 1e-5 whose statistics are computed in float32 whatever the input's precision."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(norm_groups(channels), channels, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype in (torch.float16, torch.bfloat16):
+            return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def time_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal embedding [B, width] of times t [B] (any real number): cosines first, then sines.
+
+    frequency_i = max_period^(-i / half), half = width // 2; an odd width is padded with a zero column.
+    """
+    half = width // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * exponents)[None]
+    embedding = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+    return F.pad(embedding, (0, 1)) if width % 2 else embedding
+
+
+def zero_init(module: nn.Module) -> nn.Module:
+    """Set all parameters of `module` to zero and return it (last layer of every residual branch)."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def downsample(x: Tensor) -> Tensor:
+    """Halve height and width by 2x2 means."""
+    return F.avg_pool2d(x, 2)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Double height and width by repeating pixels."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+class Downsample(nn.Module):
+    """Halve the resolution: stride-2 3x3 convolution (`op`), or a 2x2 mean without parameters."""
+
+    def __init__(self, channels: int, use_conv: bool) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Double the resolution by repeating pixels, then a 3x3 convolution (`conv`) if asked for."""
+
+    def __init__(self, channels: int, use_conv: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(upsample(x))
+
+
+class ResBlock(nn.Module):
+    """Residual block conditioned on an embedding; `resample` makes it a BigGAN up- or down-sampling block.
+
+        h = conv(resample(SiLU(GN(x))))
+        AdaGN     (use_scale_shift_norm):  h = GN(h) (1 + scale) + shift,  [scale, shift] = linear(SiLU(emb))
+        additive:                          h = GN(h + linear(SiLU(emb)))
+        out = skip(resample(x)) + conv0(dropout(SiLU(h)))           times 1/sqrt(2) if `rescale`
+
+    The last convolution starts at zero. Shapes: x [B, in, H, W], emb [B, E] -> [B, out, H', W'].
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        embedding: int,
+        out_channels: int | None = None,
+        *,
+        dropout: float = 0.0,
+        use_scale_shift_norm: bool = False,
+        resample: str = "none",
+        rescale: bool = False,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        out_channels = out_channels or channels
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.use_checkpoint = use_checkpoint
+        self.resample = {"none": None, "up": upsample, "down": downsample}[resample]
+        self.gain = math.sqrt(0.5) if rescale else 1.0
+        self.in_layers = nn.Sequential(GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(embedding, 2 * out_channels if use_scale_shift_norm else out_channels)
+        )
+        self.out_layers = nn.Sequential(
+            GroupNorm(out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection = nn.Identity() if out_channels == channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return _maybe_checkpointed(self._forward, self.use_checkpoint, x, emb)
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        norm_in, activation, conv_in = self.in_layers
+        h = activation(norm_in(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = conv_in(h)
+        # The embedding path stays in float32 under autocast: its products are tiny and steer every channel.
+        with torch.autocast(x.device.type, enabled=False):
+            conditioning = self.emb_layers(emb.float())[:, :, None, None].to(h.dtype)
+        norm_out, *rest = self.out_layers
+        if self.use_scale_shift_norm:
+            scale, shift = conditioning.chunk(2, dim=1)
+            h = torch.addcmul(shift, norm_out(h), 1 + scale)
+        else:
+            h = norm_out(h + conditioning)
+        for layer in rest:
+            h = layer(h)
+        out = self.skip_connection(x) + h
+        return out * self.gain if self.gain != 1.0 else out
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels, with a residual connection: y = x + proj(MHA(qkv(GN(x)))).
+
+    Two layouts of the 3C rows of `qkv` exist in published files and cannot be told apart by shape:
+    "legacy" (Improved DDPM and most of ADM: heads outermost, then q, k, v) and "new" (`new_order=True`; q, k, v
+    outermost, then heads; ADM's 64x64 model). Weights are those of 1x1 Conv1d layers: [3C, C, 1], [C, C, 1].
+    """
+
+    def __init__(
+        self, channels: int, heads: int, *, new_order: bool = False, rescale: bool = False, use_checkpoint: bool = False
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.new_order = new_order
+        self.use_checkpoint = use_checkpoint
+        self.gain = math.sqrt(0.5) if rescale else 1.0
+        self.norm = GroupNorm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _maybe_checkpointed(self._forward, self.use_checkpoint, x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        b, c, height, width = x.shape
+        # [B, HW, C] is a free view of a channels-last tensor, so the 1x1 convolutions are plain products.
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
+        attended = multi_head_attention(F.linear(tokens, self.qkv.weight[:, :, 0], self.qkv.bias), self.heads, self.new_order)
+        out = F.linear(attended, self.proj_out.weight[:, :, 0], self.proj_out.bias)
+        out = x + out.reshape(b, height, width, c).permute(0, 3, 1, 2)
+        return out * self.gain if self.gain != 1.0 else out
+
+
+def multi_head_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
+    """Softmax attention of packed projections qkv [B, L, 3C] -> [B, L, C] by the framework's fused kernel.
+
+    softmax(q k^T / sqrt(C / heads)) v per head; `new_order` tells how the 3C columns are laid out (see `Attention`).
+    Training on a CPU uses plain products instead, because the fused kernel's backward pass is slower there.
+    """
+    b, length, width = qkv.shape
+    d = width // (3 * heads)
+    if new_order:
+        q, k, v = qkv.view(b, length, 3, heads, d).permute(2, 0, 3, 1, 4)
+    else:
+        q, k, v = qkv.view(b, length, heads, 3, d).permute(3, 0, 2, 1, 4)
+    if qkv.device.type == "cpu" and qkv.requires_grad:
+        weights = torch.softmax((q / math.sqrt(d)) @ k.transpose(2, 3), dim=-1, dtype=torch.float32)
+        attended = weights.to(v.dtype) @ v
+    else:
+        attended = F.scaled_dot_product_attention(q, k, v)
+    return attended.transpose(1, 2).reshape(b, length, heads * d)
+
+
+def _maybe_checkpointed(function, use_checkpoint: bool, *inputs: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    if use_checkpoint and torch.is_grad_enabled():
+        # Non-reentrant: works with frozen weights and double backward, and replays the random state, so that the
+        # recomputed dropout masks are those of the forward pass.
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=True)
+    return function(*inputs)

@@ -1,0 +1,101 @@
+"""The noisy-image classifier: the U-Net's encoder with a pooling head (ADM, section 4 and Appendix)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from undiffuse.nets.blocks import GroupNorm, multi_head_attention, zero_init
+from undiffuse.nets.trunk import Trunk, TrunkConfig
+
+POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(TrunkConfig):
+    """A classifier by its arguments (see `TrunkConfig`); `out_channels` is the number of classes.
+
+    `pool`: "attention" (the published classifiers: a CLIP-style attention pool whose position table fixes the image
+    size), "adaptive" (global mean), "spatial" and "spatial_v2" (means of every stage's output, then an MLP).
+    """
+
+    pool: str = "attention"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool not in POOLS:
+            raise ValueError(f"unknown pool {self.pool!r}; choose one of {', '.join(POOLS)}")
+
+    @property
+    def num_classes(self) -> int:
+        return self.out_channels
+
+    def build(self) -> NoisyClassifier:
+        """A freshly initialised classifier."""
+        return NoisyClassifier(self)
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling: the mean of all positions asks all positions; [B, C, H, W] -> [B, out].
+
+    Tokens are the mean and the H*W positions, plus a learned position table [C, H*W + 1]; q, k, v are laid out in
+    the "new" order in all published files.
+    """
+
+    def __init__(self, size: tuple[int, int], channels: int, heads: int, out_channels: int) -> None:
+        super().__init__()
+        self.size = size
+        self.heads = heads
+        tokens = size[0] * size[1] + 1
+        # A fresh model is always loaded or trained under a seeded generator; this is ordinary parameter initialisation.
+        self.positional_embedding = nn.Parameter(torch.empty(channels, tokens))
+        nn.init.normal_(self.positional_embedding, std=1 / math.sqrt(channels))
+        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
+        self.c_proj = nn.Conv1d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[2:]) != self.size:
+            raise ValueError(
+                f"the attention pool was built for a {self.size[0]}x{self.size[1]} feature map and got "
+                f"{x.shape[2]}x{x.shape[3]}; use images of the trained size, or a classifier with pool='adaptive'"
+            )
+        tokens = x.flatten(2).transpose(1, 2)  # [B, HW, C]
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.positional_embedding.t()[None]
+        qkv = F.linear(tokens, self.qkv_proj.weight[:, :, 0], self.qkv_proj.bias)
+        pooled = multi_head_attention(qkv, self.heads, new_order=True)[:, 0]
+        return F.linear(pooled, self.c_proj.weight[:, :, 0], self.c_proj.bias)
+
+
+class NoisyClassifier(Trunk):
+    """net(x [B, C, H, W], t [B]) -> class scores [B, K] (log-probabilities up to a constant)."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__(config, config.in_channels)
+        channels, classes = self.channels, config.out_channels
+        if config.pool == "attention":
+            size = (config.size[0] // config.downsampling, config.size[1] // config.downsampling)
+            if config.num_head_channels == -1:
+                raise ValueError("pool='attention' needs num_head_channels, the channels of a head (published: 64)")
+            pool = AttentionPool(size, channels, config.heads(channels, 1), classes)
+            self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), pool)
+        elif config.pool == "adaptive":
+            conv = zero_init(nn.Conv2d(channels, classes, 1))
+            self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), nn.AdaptiveAvgPool2d((1, 1)), conv, nn.Flatten())
+        else:
+            first = nn.Linear(sum(self.stage_channels) + channels, 2048)
+            last = nn.Linear(2048, classes)
+            middle = [nn.ReLU()] if config.pool == "spatial" else [GroupNorm(2048), nn.SiLU()]
+            self.out = nn.Sequential(first, *middle, last)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.check_input(x, t)
+        h, outputs = self.encode(x, self.embed_time(t))
+        with torch.autocast(x.device.type, enabled=False):
+            dtype = next(self.out.parameters()).dtype
+            if self.config.pool.startswith("spatial"):
+                return self.out(torch.cat([o.to(dtype).mean(dim=(2, 3)) for o in [*outputs, h]], dim=1))
+            return self.out(h.to(dtype))

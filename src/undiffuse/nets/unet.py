@@ -1,0 +1,115 @@
+"""The U-Net of DDPM (Ho 2020), Improved DDPM (2021) and ADM (2021), and its super-resolution form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from undiffuse.nets.blocks import GroupNorm, Upsample, zero_init
+from undiffuse.nets.trunk import Stage, Trunk, TrunkConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(TrunkConfig):
+    """A U-Net by its arguments (see `TrunkConfig` for the shared ones).
+
+    `num_classes`       number of classes of a conditional network, None for an unconditional one
+    `null_class`        one more row in the class table, meaning "no class" (for classifier-free guidance)
+    `super_resolution`  the input image is joined by a bilinearly enlarged low-resolution image (ADM, Appendix)
+
+    DDPM CIFAR-10: model_channels=128, channel_mult=(1,2,2,2), attention_resolutions=(2,), dropout=0.1.
+    ADM 64x64: model_channels=192, channel_mult=(1,2,3,4), num_res_blocks=3, attention_resolutions=(2,4,8),
+    num_head_channels=64, use_scale_shift_norm, resblock_updown, use_new_attention_order.
+    """
+
+    num_classes: int | None = None
+    null_class: bool = False
+    super_resolution: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, or None for an unconditional network; got {self.num_classes}")
+        if self.null_class and self.num_classes is None:
+            raise ValueError("null_class needs num_classes")
+
+    def build(self) -> UNet:
+        """A freshly initialised network; its output is exactly zero until it is trained or loaded."""
+        return UNet(self)
+
+
+class UNet(Trunk):
+    """net(x [B,C,H,W], t [B], y [B] or None, low_res [B,C,h,w] or None) -> [B, out_channels, H, W].
+
+    `t` may be any real number, `y` are class indices 0..num_classes-1 (num_classes: the null class, if there is
+    one). Height and width may differ from the trained size as long as they can be halved once a level.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config, config.in_channels * (2 if config.super_resolution else 1))
+        if config.num_classes is not None:
+            self.label_emb = nn.Embedding(config.num_classes + int(config.null_class), 4 * config.model_channels)
+        count = config.num_heads if config.num_heads_upsample == -1 else config.num_heads_upsample
+        skips, channels = list(self.stage_channels), self.channels
+        factor = config.downsampling
+        stages: list[nn.Module] = []
+        for level, mult in reversed(list(enumerate(config.channel_mult))):
+            for i in range(config.num_res_blocks + 1):
+                layers: list[nn.Module] = [
+                    config.res_block(channels + skips.pop(), int(config.model_channels * mult))
+                ]
+                channels = int(config.model_channels * mult)
+                if factor in config.attention_resolutions:
+                    layers.append(config.attention(channels, count))
+                if level and i == config.num_res_blocks:
+                    up: nn.Module = Upsample(channels, config.conv_resample)
+                    layers.append(config.res_block(channels, resample="up") if config.resblock_updown else up)
+                    factor //= 2
+                stages.append(Stage(*layers))
+        self.output_blocks = nn.ModuleList(stages)
+        self.out = nn.Sequential(
+            GroupNorm(channels), nn.SiLU(), zero_init(nn.Conv2d(channels, config.out_channels, 3, padding=1))
+        )
+
+    @property
+    def conditions(self) -> frozenset[str]:
+        """Names of the conditions the network takes besides image and time."""
+        names = {"y"} if self.config.num_classes is not None else set()
+        return frozenset(names | ({"low_res"} if self.config.super_resolution else set()))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, low_res: Tensor | None = None) -> Tensor:
+        self.check_input(x, t)
+        emb = self._embed(x, t, y)
+        if self.config.super_resolution:
+            if low_res is None:
+                raise ValueError("a super-resolution network needs low_res, the image [B, C, h, w] to enlarge")
+            enlarged = F.interpolate(low_res.to(x.dtype), size=x.shape[2:], mode="bilinear")
+            h = torch.cat([x, enlarged], dim=1)
+        elif low_res is not None:
+            raise ValueError("low_res was given to a network that is not a super-resolution network")
+        else:
+            h = x
+        h, skips = self.encode(h, emb)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), emb)
+        # The last layers run in the input's precision (float32): the prediction itself is never rounded to 16 bit.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.out(h.to(self.out[2].weight.dtype))
+
+    def _embed(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        emb = self.embed_time(t)
+        classes = self.config.num_classes
+        if classes is None:
+            if y is not None:
+                raise ValueError("class labels were given to an unconditional network")
+            return emb
+        if y is None:
+            if not self.config.null_class:
+                raise ValueError(f"this network is conditional on {classes} classes; give y, one class index an image")
+            y = torch.full((x.shape[0],), classes, device=x.device, dtype=torch.int64)
+        if y.shape != (x.shape[0],):
+            raise ValueError(f"expected one class index for each of the {x.shape[0]} images, got shape {list(y.shape)}")
+        return emb + self.label_emb(y)

@@ -1,0 +1,114 @@
+"""Randomness as an argument: noise that is a pure function of (seed, image, step, purpose).
+
+Image number i of a run gets the same numbers whatever the batch size, micro-batch, worker, rank or device. The
+generator is Philox 4x32 with 10 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), a
+bijection of a 128-bit counter under a 64-bit key: no state, so nothing has to be saved or kept in step.
+
+    key = seed,   counter = (block of four elements, step, image, purpose)
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def philox4x32(counter: Words, key: tuple[int, int], rounds: int = 10) -> Words:
+    """The Philox 4x32 bijection on int64 tensors that hold 32-bit words; broadcasts over the counter's shapes."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        # 64-bit products wrap around in int64, which keeps the low word exact; masking mends the sign of the high one.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+class Noise(Protocol):
+    """Where a sampler's noise comes from: a `NoiseSource`, or noise that was given."""
+
+    def __len__(self) -> int: ...
+
+    def normal(
+        self, shape: Sequence[int], step: int = ..., purpose: str = ..., device: torch.device | str = ...
+    ) -> Tensor: ...
+
+
+class NoiseSource:
+    """The random numbers of a set of images.
+
+    `seed`     of the run, 0 <= seed < 2^64
+    `indices`  [B] number of each image in the run, 0 <= index < 2^32
+
+    `purpose` separates streams ("x_T", "step", "train", "time", ...): any string, numbers of different purposes are
+    independent.
+    """
+
+    def __init__(self, seed: int, indices: Tensor | Sequence[int]) -> None:
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"the seed must be from 0 to 2^64 - 1, got {seed}")
+        self.seed = seed
+        self.indices = torch.as_tensor(indices, dtype=torch.int64).reshape(-1).cpu()
+        if len(self.indices) == 0 or self.indices.min() < 0 or self.indices.max() > _MASK:
+            raise ValueError("image numbers must be from 0 to 2^32 - 1, at least one")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def words(self, blocks: int, step: int, purpose: str, device: torch.device | str = "cpu") -> Words:
+        """Four tensors [B, blocks] of 32-bit words."""
+        if not 0 <= step <= _MASK:
+            raise ValueError(f"the step must be from 0 to 2^32 - 1, got {step}")
+        block = torch.arange(blocks, dtype=torch.int64, device=device)[None]
+        image = self.indices.to(device)[:, None]
+        constant = torch.zeros((1, 1), dtype=torch.int64, device=device)
+        counter = (block, constant + step, image, constant + zlib.crc32(purpose.encode()))
+        a, b, c, d = torch.broadcast_tensors(*philox4x32(counter, (self.seed & _MASK, self.seed >> 32)))
+        return a, b, c, d
+
+    def normal(
+        self,
+        shape: Sequence[int],
+        step: int = 0,
+        purpose: str = "step",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Standard normal numbers [B, *shape] by the Box-Muller transform, computed in float32 on `device`."""
+        size = math.prod(shape)
+        # MPS lacks some 64-bit integer arithmetic; its noise is made on the CPU and moved.
+        place = "cpu" if torch.device(device).type == "mps" else device
+        a, b, c, d = self.words(-(-size // 4), step, purpose, place)
+        first, second = _box_muller(a, b), _box_muller(c, d)
+        out = torch.stack([*first, *second], dim=-1).flatten(1)[:, :size]
+        return out.reshape(len(self), *shape).to(device=device, dtype=dtype)
+
+    def uniform(self, step: int = 0, purpose: str = "time") -> Tensor:
+        """Uniform numbers [B] in (0, 1), float64 on the CPU, with 52 random bits."""
+        a, b, _, _ = self.words(1, step, purpose)
+        bits = ((a[:, 0] << 20) | (b[:, 0] >> 12)).to(torch.float64)
+        return (bits + 0.5) * 2.0**-52
+
+
+def _box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    # (a + 1/2) / 2^32 keeps 24 significant bits for small a, so the tail reaches 6.7 standard deviations.
+    radius = torch.sqrt(-2 * torch.log((a.to(torch.float32) + 0.5) * 2.0**-32))
+    angle = b.to(torch.float32) * (2 * math.pi * 2.0**-32)
+    return radius * torch.cos(angle), radius * torch.sin(angle)

@@ -1,0 +1,157 @@
+"""What is regressed in training: the simple loss, the variational bound, and the hybrid of both."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from undiffuse.denoiser import ChainDenoiser, Condition
+from undiffuse.levels import Transition, diffuse, expand
+from undiffuse.prediction import Prediction
+
+LOSSES = ("simple", "hybrid", "vlb")
+DECODERS = ("exact", "tanh")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """A training objective.
+
+    `loss`       "simple": mean squared error of the network's target (DDPM eq. 14)
+                 "hybrid": simple + `vb_weight` * T * L_t, the bound's gradient reaching the variance only
+                 (Improved DDPM section 3.1)
+                 "vlb": the variational bound itself, T * L_t (DDPM eq. 5)
+    `rescale`    False leaves the factors `vb_weight` * T and T out of the bound's term, as the original's plain "MSE"
+                 and "KL" losses do; True is its RESCALED_MSE and RESCALED_KL
+    `vb_weight`  lambda of the hybrid loss
+    `decoder`    log-probability of 8-bit pixels: "exact", or the original's "tanh" approximation
+    """
+
+    loss: str = "simple"
+    rescale: bool = True
+    vb_weight: float = 0.001
+    decoder: str = "exact"
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"unknown loss {self.loss!r}; choose one of {', '.join(LOSSES)}")
+        if self.decoder not in DECODERS:
+            raise ValueError(f"unknown decoder {self.decoder!r}; choose one of {', '.join(DECODERS)}")
+
+
+class Objective:
+    """objective(x0, t, noise, cond) -> terms by name, each [B]: "loss", and "mse" and "vb" where they are part of it.
+
+    "vb" is the single term L_t of the bound in bits per dimension, before any factor. The denoised image is not
+    clipped in training, and the whole batch goes through the network once.
+    """
+
+    def __init__(self, denoiser: ChainDenoiser, config: ObjectiveConfig) -> None:
+        if config.loss == "hybrid" and not denoiser.process.learns_variance:
+            raise ValueError(
+                f"the hybrid loss trains a learned variance, but the process has variance="
+                f"{denoiser.process.variance!r}; use variance='range', or loss='simple'"
+            )
+        if config.loss == "simple" and denoiser.process.learns_variance:
+            raise ValueError(
+                f"the simple loss gives a learned variance ({denoiser.process.variance!r}) no gradient; use "
+                "loss='hybrid', or variance='posterior' or 'beta'"
+            )
+        self.denoiser = denoiser.clipping("none")
+        self.config = config
+
+    def __call__(self, x0: Tensor, t: Tensor, noise: Tensor, cond: Condition | None = None) -> dict[str, Tensor]:
+        """x0, noise [B, C, H, W] (x0 in [-1, 1]), t [B] int64 step numbers."""
+        chain = self.denoiser.chain
+        transition = chain.transition(t)
+        x_t = diffuse(x0, transition.source, noise)
+        prediction = self.denoiser(x_t, transition.source, cond)
+        config = self.config
+        if config.loss == "vlb":
+            vb = bound_term(prediction, x0, transition, config.decoder)
+            return {"loss": vb * chain.steps if config.rescale else vb, "vb": vb}
+        target = regression_target(self.denoiser.process.target, x0, x_t, noise, transition)
+        terms = {"mse": mean_flat((target - prediction.value) ** 2)}
+        terms["loss"] = terms["mse"]
+        if config.loss == "hybrid":
+            terms["vb"] = bound_term(prediction.detached(), x0, transition, config.decoder)
+            factor = config.vb_weight * chain.steps if config.rescale else 1.0
+            terms["loss"] = terms["mse"] + factor * terms["vb"]
+        return terms
+
+
+def regression_target(kind: str, x0: Tensor, x_t: Tensor, noise: Tensor, transition: Transition) -> Tensor:
+    """What a network of target `kind` should return at x_t [B, C, H, W]."""
+    if kind == "eps":
+        return noise
+    if kind == "x0":
+        return x0
+    if kind == "v":
+        return expand(transition.source.alpha, x0) * noise - expand(transition.source.sigma, x0) * x0
+    return expand(transition.coef_x0, x0) * x0 + expand(transition.coef_xt, x0) * x_t
+
+
+def bound_term(prediction: Prediction, x0: Tensor, transition: Transition, decoder: str = "exact") -> Tensor:
+    """One term of the variational bound in bits per dimension [B] (DDPM eq. 5).
+
+    KL(q(x_s | x_t, x0) || p(x_s | x_t)) for steps onto a noisy level; -log p(x0 | x_t) of 8-bit pixels for the step
+    onto the clean image.
+    """
+    x = prediction.x
+    true_mean = expand(transition.coef_x0, x) * x0 + expand(transition.coef_xt, x) * x
+    true_log_variance = transition.log_posterior_variance.to(x.dtype).to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+    mean, log_variance = prediction.mean(transition), prediction.log_variance(transition)
+    kl = mean_flat(normal_kl(true_mean, true_log_variance, mean, log_variance)) / math.log(2)
+    if not bool(transition.last.any()):
+        return kl
+    nll = -mean_flat(discretized_log_likelihood(x0, mean, 0.5 * log_variance, decoder)) / math.log(2)
+    return torch.where(transition.last.to(x.device), nll, kl)
+
+
+def mean_flat(x: Tensor) -> Tensor:
+    """Mean over all axes but the first."""
+    return x.flatten(1).mean(dim=1)
+
+
+def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
+    """KL(N1 || N2) of diagonal Gaussians, element by element, in nats."""
+    return 0.5 * (
+        log_variance2
+        - log_variance1
+        - 1
+        + torch.exp(log_variance1 - log_variance2)
+        + (mean1 - mean2) ** 2 * torch.exp(-log_variance2)
+    )
+
+
+def discretized_log_likelihood(x0: Tensor, mean: Tensor, log_std: Tensor, decoder: str = "exact") -> Tensor:
+    """log p of 8-bit pixel values x0 (in [-1, 1], bins of width 2/255) under N(mean, std^2), in nats (DDPM eq. 13).
+
+    The outer bins reach to infinity. "exact" integrates the Gaussian in the log domain, so that it neither
+    saturates nor vanishes far from the mean; "tanh" is the original's approximation of the normal distribution
+    function, with probabilities floored at 1e-12. Shapes [B, C, H, W], log_std may broadcast.
+    """
+    inverse_std = torch.exp(-log_std)
+    upper = inverse_std * (x0 - mean + 1 / 255)
+    lower = inverse_std * (x0 - mean - 1 / 255)
+    if decoder == "tanh":
+        cdf_upper, cdf_lower = _tanh_cdf(upper), _tanh_cdf(lower)
+        inner = (cdf_upper - cdf_lower).clamp(min=1e-12).log()
+        first, last = cdf_upper.clamp(min=1e-12).log(), (1 - cdf_lower).clamp(min=1e-12).log()
+    else:
+        first, last = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
+        # The tail nearer to zero probability loses no digits: mirror bins above the mean.
+        above = lower > 0
+        high = torch.where(above, -lower, upper)
+        low = torch.where(above, -upper, lower)
+        log_high = torch.special.log_ndtr(high)
+        gap = (torch.special.log_ndtr(low) - log_high).clamp(max=-1e-30)
+        inner = log_high + torch.log(-torch.expm1(gap))
+    return torch.where(x0 < -0.999, first, torch.where(x0 > 0.999, last, inner))
+
+
+def _tanh_cdf(z: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))

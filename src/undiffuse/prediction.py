@@ -1,0 +1,232 @@
+"""What a denoiser says about a noisy image, as a value from which x0, noise, v, score and the reverse step follow.
+
+Conversions at x = alpha x0 + sigma eps (variance preserving: alpha^2 + sigma^2 = 1):
+
+    x0  = (x - sigma eps) / alpha      = alpha x - sigma v
+    eps = (x - alpha x0) / sigma       = sigma x + alpha v
+    v   = alpha eps - sigma x0                                (Salimans & Ho 2022)
+    score = -eps / sigma
+
+Each is computed from what the network gave, not through a third quantity: eps from eps is the identity where
+sigma = 0 would divide by zero, and v is defined at both ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from undiffuse.levels import Level, Transition, expand
+
+KINDS = ("x0", "eps", "v", "mean")
+
+
+class ReverseVariance(Protocol):
+    """How the variance of a reverse step is found; both methods return [B, C, H, W] or something that broadcasts.
+
+    `log_variance` is the clipped one that densities need; `variance` the one by which a mean is shifted.
+    """
+
+    def log_variance(self, transition: Transition, like: Tensor) -> Tensor: ...
+    def variance(self, transition: Transition, like: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class FixedVariance:
+    """beta ("beta", FIXED_LARGE) or the posterior variance ("posterior", FIXED_SMALL) of the step (DDPM section 3.2).
+
+    The step onto the clean image uses the clipped posterior variance in both cases, for a better decoder.
+    """
+
+    kind: str
+
+    def log_variance(self, transition: Transition, like: Tensor) -> Tensor:
+        table = transition.log_posterior_variance
+        if self.kind == "beta":
+            table = torch.where(transition.last, table, transition.log_beta)
+        return _tensor(table, like)
+
+    def variance(self, transition: Transition, like: Tensor) -> Tensor:
+        if self.kind == "beta":
+            return self.log_variance(transition, like).exp()
+        return _tensor(transition.posterior_variance, like)  # 0 in the step onto the clean image
+
+
+@dataclass(frozen=True)
+class VarianceFraction:
+    """Learned by interpolation (Improved DDPM eq. 15): log Sigma = v log beta + (1 - v) log beta~, v [B, C, H, W].
+
+    v is a position between the bounds of whichever step is taken, so one prediction serves any stride. v = 1 is the
+    upper bound beta; it is not clamped.
+    """
+
+    fraction: Tensor
+
+    def log_variance(self, transition: Transition, like: Tensor) -> Tensor:
+        low, high = _tensor(transition.log_posterior_variance, like), _tensor(transition.log_beta, like)
+        return self.fraction * high + (1 - self.fraction) * low
+
+    def variance(self, transition: Transition, like: Tensor) -> Tensor:
+        return self.log_variance(transition, like).exp()
+
+
+@dataclass(frozen=True)
+class LearnedLogVariance:
+    """Learned directly: the network's log variance [B, C, H, W] of the reverse step `trained` of the full chain.
+
+    For another stride the variance is carried over through the data's own uncertainty: from
+    Sigma = beta~ + coef_x0^2 Var(x0 | x_t) of the trained step follows Var(x0 | x_t), and with it the variance of the
+    step taken (exact second moments, Bao et al. 2022). Var(x0 | x_t) is kept in [0, sigma_t^2], its range for data of
+    at most unit variance, because the trained step determines it poorly.
+    """
+
+    value: Tensor
+    trained: Transition | None
+
+    def log_variance(self, transition: Transition, like: Tensor) -> Tensor:
+        if transition.adjacent:
+            return self.value
+        if self.trained is None:
+            raise ValueError("a directly learned variance is defined at the steps of its chain only, not between them")
+        data_variance = (self.value.exp() - _tensor(self.trained.log_posterior_variance, like).exp()) / _tensor(
+            self.trained.coef_x0**2, like
+        )
+        data_variance = data_variance.clamp(min=0).minimum(_tensor(transition.source.sigma**2, like))
+        spread = _tensor(transition.coef_x0**2, like) * data_variance
+        return (_tensor(transition.log_posterior_variance, like).exp() + spread).log()
+
+    def variance(self, transition: Transition, like: Tensor) -> Tensor:
+        return self.log_variance(transition, like).exp()
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A gradient of some log-probability with respect to the noisy image: `gradient(x, level)` -> [B, C, H, W].
+
+    `at` says where the ancestral step takes it: "x_t" (as released by ADM's authors) or "mean" (their paper's
+    Algorithm 1: at the mean of the reverse step).
+    """
+
+    gradient: Callable[[Tensor, Level], Tensor]
+    at: str = "x_t"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A denoiser's answer at noisy image `x` [B, C, H, W] of noise level `level`.
+
+    `kind`, `value`  what was predicted ("x0", "eps", "v", or "mean": the mean of the trained reverse step) [B, C, H, W]
+    `variance`       of the reverse step, None if the model has no say
+    `guides`         gradients that steer sampling, kept apart so that each sampler applies them in its exact form
+    `trained`        the trained chain's own reverse step from this level (needed by "mean")
+    `direct_mean`    the mean as predicted, which clipping of x0 leaves alone (as in the original)
+    """
+
+    x: Tensor
+    level: Level
+    kind: str
+    value: Tensor
+    variance: ReverseVariance | None = None
+    guides: tuple[Guide, ...] = ()
+    trained: Transition | None = None
+    direct_mean: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown prediction {self.kind!r}; choose one of {', '.join(KINDS)}")
+        if self.kind == "mean" and self.trained is None:
+            raise ValueError("a prediction of the previous mean is defined at the steps of its chain only")
+
+    @property
+    def _alpha(self) -> Tensor | float:
+        return expand(self.level.alpha, self.x)
+
+    @property
+    def _sigma(self) -> Tensor | float:
+        return expand(self.level.sigma, self.x)
+
+    @cached_property
+    def x0(self) -> Tensor:
+        """The denoised image E[x0 | x_t] [B, C, H, W]."""
+        if self.kind == "x0":
+            return self.value
+        if self.kind == "eps":
+            level = self.level
+            return expand(1 / level.alpha, self.x) * self.x - expand(level.sigma / level.alpha, self.x) * self.value
+        if self.kind == "v":
+            return self._alpha * self.x - self._sigma * self.value
+        assert self.trained is not None  # checked when the prediction was made
+        c0, ct = self.trained.coef_x0, self.trained.coef_xt
+        return expand(1 / c0, self.x) * self.value - expand(ct / c0, self.x) * self.x
+
+    @cached_property
+    def eps(self) -> Tensor:
+        """The noise in x [B, C, H, W]."""
+        if self.kind == "eps":
+            return self.value
+        if self.kind == "v":
+            return self._sigma * self.x + self._alpha * self.value
+        return (self.x - self._alpha * self.x0) / self._sigma
+
+    @property
+    def v(self) -> Tensor:
+        """alpha eps - sigma x0 [B, C, H, W]."""
+        if self.kind == "v":
+            return self.value
+        if self.kind == "eps":
+            return (self.value - self._sigma * self.x) / self._alpha
+        return (self._alpha * self.x - self.x0) / self._sigma
+
+    @property
+    def score(self) -> Tensor:
+        """grad log p_t(x) = -eps / sigma [B, C, H, W]."""
+        return -self.eps / self._sigma
+
+    def with_x0(self, x0: Tensor) -> Prediction:
+        """The same prediction with another denoised image; noise, v, score and mean follow it."""
+        return replace(self, kind="x0", value=x0)
+
+    def detached(self) -> Prediction:
+        """The same with no gradient through what was predicted; the variance keeps its own (hybrid loss)."""
+        mean = None if self.direct_mean is None else self.direct_mean.detach()
+        return replace(self, value=self.value.detach(), direct_mean=mean)
+
+    def mean(self, transition: Transition) -> Tensor:
+        """Mean of the reverse step: coef_x0 x0 + coef_xt x (DDPM eq. 7 with the predicted x0)."""
+        if self.direct_mean is not None and transition.adjacent:
+            return self.direct_mean
+        return expand(transition.coef_x0, self.x) * self.x0 + expand(transition.coef_xt, self.x) * self.x
+
+    def log_variance(self, transition: Transition) -> Tensor:
+        """Log variance of the reverse step, clipped for densities, [B, C, H, W] or broadcastable to it."""
+        return self._variance.log_variance(transition, self.x)
+
+    def step_variance(self, transition: Transition) -> Tensor:
+        """Variance of the reverse step, by which guidance shifts its mean, [B, C, H, W] or broadcastable to it."""
+        return self._variance.variance(transition, self.x)
+
+    @property
+    def _variance(self) -> ReverseVariance:
+        return self.variance or FixedVariance("posterior")
+
+    def guided_score(self) -> Prediction:
+        """The prediction whose score is moved by the guides' gradients g (ADM, Algorithm 2): eps - sigma g.
+
+        The denoised image follows and is not clipped again, as in the original.
+        """
+        if not self.guides:
+            return self
+        if any(guide.at != "x_t" for guide in self.guides):
+            raise ValueError("guidance at the mean exists for ancestral sampling only; use at='x_t' with this sampler")
+        gradient = sum(guide.gradient(self.x, self.level) for guide in self.guides)
+        return replace(self, kind="eps", value=self.eps - self._sigma * gradient, guides=(), direct_mean=None)
+
+
+def _tensor(coefficient: Tensor, like: Tensor) -> Tensor:
+    """A float64 coefficient [B] or [1] as [B or 1, 1, ...] in like's precision and place."""
+    return coefficient.to(like.dtype).to(like.device).reshape(-1, *[1] * (like.ndim - 1))

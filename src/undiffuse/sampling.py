@@ -1,0 +1,128 @@
+"""The one sampling loop, DDIM encoding, and interpolation of latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from undiffuse.denoiser import Condition, Denoiser
+from undiffuse.levels import Chain, Level
+from undiffuse.noise import Noise
+from undiffuse.prediction import Prediction
+from undiffuse.solvers import Solver, ddim_move
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step: `index` of `total` (0 is the noisiest), the image x [B, C, H, W] after it, the prediction in it."""
+
+    index: int
+    total: int
+    x: Tensor
+    prediction: Prediction
+
+
+def sample(
+    denoiser: Denoiser,
+    chain: Chain,
+    solver: Solver,
+    noise: Noise,
+    shape: Sequence[int],
+    *,
+    cond: Condition | None = None,
+    x_T: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Step]:
+    """Go down `chain` from noise to images, yielding every step.
+
+    `chain`  the denoiser's own chain or a strided sub-chain of it
+    `noise`  numbers of the images; image i gets the same noise whatever else is in the batch
+    `shape`  (C, H, W) of an image
+    `x_T`    [B, C, H, W] to start from instead of the noise source's own
+
+    Gradients are off inside the steps and as the caller left them between the steps.
+    """
+    _check(denoiser, chain, cond)
+    x = noise.normal(shape, step=0, purpose="x_T", device=device) if x_T is None else x_T.to(device)
+    if len(noise) != len(x) or tuple(x.shape[1:]) != tuple(shape):
+        raise ValueError(f"x_T is {list(x.shape)}, but {len(noise)} images of {list(shape)} are to be sampled")
+    state = solver.init(x, chain)
+    for index in range(chain.steps):
+
+        def draw(index: int = index) -> Tensor:
+            return noise.normal(shape, step=index, purpose="step", device=device)
+
+        with torch.no_grad():
+            transition = chain.transition(chain.steps - 1 - index)
+            x, state, prediction = solver.step(lambda a, b: denoiser(a, b, cond), x, transition, state, draw)
+        yield Step(index, chain.steps, x, prediction)
+
+
+def generate(
+    denoiser: Denoiser,
+    chain: Chain,
+    solver: Solver,
+    noise: Noise,
+    shape: Sequence[int],
+    *,
+    cond: Condition | None = None,
+    x_T: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """The images [B, C, H, W] in [-1, 1] at the end of `sample` with the same arguments."""
+    for step in sample(denoiser, chain, solver, noise, shape, cond=cond, x_T=x_T, device=device):
+        last = step
+    return last.x
+
+
+def encode(
+    denoiser: Denoiser, chain: Chain, x0: Tensor, *, cond: Condition | None = None, to_noise: bool = False
+) -> Tensor:
+    """Deterministic DDIM encoding of images x0 [B, C, H, W] into latents x_T that DDIM (eta = 0) decodes again.
+
+    The image is taken to be at the chain's first level and carried up level by level; the error of going up and down
+    again is first order in 1 / steps. It ends at the chain's noisiest level, where decoding starts. `to_noise` goes
+    one step further, to pure noise, as the original code does (ADM found that leaving this step out reconstructs
+    better).
+    """
+    _check(denoiser, chain, cond)
+    x = x0
+    with torch.no_grad():
+        for k in range(chain.steps if to_noise else chain.steps - 1):
+            target = chain.level(k + 1) if k + 1 < chain.steps else Level.noise()
+            x = ddim_move(denoiser(x, chain.level(k), cond).guided_score(), target)
+    return x
+
+
+def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """Spherical interpolation of latents [B, C, H, W] (DDIM, Appendix D.5): a at weight 0, b at weight 1.
+
+    sin((1-w) th) / sin(th) a + sin(w th) / sin(th) b with th the angle between them, image by image; it keeps the
+    norm that the model expects of noise, which a straight line does not.
+    """
+    flat_a, flat_b = a.flatten(1), b.flatten(1)
+    cosine = (flat_a * flat_b).sum(1) / (flat_a.norm(dim=1) * flat_b.norm(dim=1))
+    angle = torch.acos(cosine.clamp(-1, 1)).reshape(-1, *[1] * (a.ndim - 1))
+    sine = torch.sin(angle)
+    nearly_parallel = sine < 1e-4  # the formula's limit is the straight line
+    safe = torch.where(nearly_parallel, torch.ones_like(sine), sine)
+    left = torch.where(nearly_parallel, torch.full_like(sine, 1 - weight), torch.sin((1 - weight) * angle) / safe)
+    right = torch.where(nearly_parallel, torch.full_like(sine, weight), torch.sin(weight * angle) / safe)
+    return left * a + right * b
+
+
+def _check(denoiser: Denoiser, chain: Chain, cond: Condition | None) -> None:
+    if chain.parent_steps != denoiser.chain.steps:
+        raise ValueError(
+            f"the chain strides {chain.parent_steps} steps, but the model was trained on {denoiser.chain.steps}; "
+            "take denoiser.chain.respaced(...)"
+        )
+    unused = set(cond or {}) - denoiser.conditions
+    if unused:
+        raise ValueError(
+            f"the model cannot use the condition {', '.join(sorted(unused))} (it takes "
+            f"{', '.join(sorted(denoiser.conditions)) or 'none'}); leave it out or add guidance that uses it"
+        )
