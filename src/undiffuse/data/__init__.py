@@ -1,0 +1,69 @@
+"""Pictures from disk to uint8 batches: sources, labels, preparation, order, batches, summaries.
+
+The way of an image: `open_data` finds and labels it (`Source`), `ImageDataset` prepares it and puts it in the order of
+a run, `batches` collects it; `to_model` makes it a float tensor. Everything random is a pure function of (seed,
+position).
+"""
+
+from __future__ import annotations
+
+from undiffuse.data.arrays import open_npz
+from undiffuse.data.batches import Batch, batches, pass_once
+from undiffuse.data.dataset import DataConfig, Example, ImageDataset, check_trainable
+from undiffuse.data.fashion import FASHION_CLASSES, fashion_mnist
+from undiffuse.data.images import prepare, size_pair, to_mode
+from undiffuse.data.opening import IMAGE_SUFFIXES, NAMED_SETS, open_data
+from undiffuse.data.order import epoch_of, index_at, indices_at, permutation, uniforms
+from undiffuse.data.screening import find_flaws, screen
+from undiffuse.data.sources import (
+    ArraySource,
+    BrokenImageError,
+    Excluded,
+    FolderSource,
+    Source,
+    SubsetSource,
+    ZipSource,
+)
+from undiffuse.data.split import Split, split
+from undiffuse.data.summary import DataSummary, scan
+from undiffuse.pixels import from_uint8 as to_model
+from undiffuse.pixels import to_uint8
+
+__all__ = [
+    "FASHION_CLASSES",
+    "IMAGE_SUFFIXES",
+    "NAMED_SETS",
+    "ArraySource",
+    "Batch",
+    "BrokenImageError",
+    "DataConfig",
+    "DataSummary",
+    "Example",
+    "Excluded",
+    "FolderSource",
+    "ImageDataset",
+    "Source",
+    "Split",
+    "SubsetSource",
+    "ZipSource",
+    "batches",
+    "check_trainable",
+    "epoch_of",
+    "fashion_mnist",
+    "find_flaws",
+    "index_at",
+    "indices_at",
+    "open_data",
+    "open_npz",
+    "pass_once",
+    "permutation",
+    "prepare",
+    "scan",
+    "screen",
+    "size_pair",
+    "split",
+    "to_mode",
+    "to_model",
+    "to_uint8",
+    "uniforms",
+]

@@ -1,0 +1,250 @@
+"""`ImageDataset`: image number p of a run's stream, a pure function of (source, config, p)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from undiffuse.data import order
+from undiffuse.data.images import prepare, size_pair
+from undiffuse.data.opening import open_data
+from undiffuse.data.screening import Check, OnBroken, OnTiny
+from undiffuse.data.sources import BrokenImageError, Source
+
+__all__ = ["DataConfig", "Example", "ImageDataset", "check_trainable"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which pictures, and how they are prepared.
+
+    Attributes:
+        path: folder, zip, npz or named set, as `open_data` takes it.
+        labels: "auto", "none", "folder", "prefix" or the path of a CSV/TSV/JSONL table.
+        size: pixels, one number (square) or (height, width).
+        channels: 1 grey, 3 RGB, 4 RGBA.
+        fit: "crop" (ADM's: cover and cut the centre) or "pad" (constant border, 28 -> 32).
+        flip: mirror every second image on average, at random.
+        random_crop: ADM's random crop, as for its classifier, instead of the centre.
+        background: grey 0..255 or (R, G, B) behind transparent pixels, where alpha is not kept.
+        pad_value: the border of fit="pad", 0..255.
+        on_broken: unreadable files: "refuse" or "skip".
+        on_tiny: images smaller than `size` (with fit="crop"): "upscale", "refuse" or "skip".
+        check: how closely files are looked at on opening: "auto", "none", "headers" or "full".
+        workers: decoding threads; None chooses by itself, 0 decodes where it is asked. It never changes the result.
+        seed: decides the order, flips and crops.
+    """
+
+    path: str
+    labels: str = "auto"
+    size: int | tuple[int, int] = 64
+    channels: int = 3
+    fit: Literal["crop", "pad"] = "crop"
+    flip: bool = False
+    random_crop: bool = False
+    background: int | tuple[int, int, int] = 255
+    pad_value: int = 0
+    on_broken: OnBroken = "refuse"
+    on_tiny: OnTiny = "upscale"
+    check: Check = "auto"
+    workers: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        size_pair(self.size)
+        if self.channels not in (1, 3, 4):
+            raise ValueError(f"channels={self.channels}: expected 1 (grey), 3 (RGB) or 4 (RGBA)")
+        if self.fit not in ("crop", "pad"):
+            raise ValueError(f'fit={self.fit!r}: expected "crop" or "pad"')
+        colour = (self.background,) if isinstance(self.background, int) else tuple(self.background)
+        if len(colour) not in (1, 3) or not all(0 <= value <= 255 for value in (*colour, self.pad_value)):
+            raise ValueError(
+                f"background={self.background!r}, pad_value={self.pad_value!r}: expected 0..255 (background also "
+                "as three of them)"
+            )
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers={self.workers}: expected 0 or more, or None")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed {self.seed} is out of range: expected an integer from 0 to 2**64 - 1")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of every prepared image."""
+        return (*size_pair(self.size), self.channels)
+
+    def open(self, label_names: Sequence[str] | None = None) -> Source:
+        """The source alone, checked as the config says; `label_names` is an existing class table."""
+        return open_data(
+            self.path,
+            labels=self.labels,
+            label_names=label_names,
+            on_broken=self.on_broken,
+            on_tiny=self.on_tiny,
+            min_size=self.size if self.fit == "crop" else None,
+            check=self.check,
+        )
+
+    def build(self, label_names: Sequence[str] | None = None) -> ImageDataset:
+        """The data set: `open` and prepare."""
+        return ImageDataset(self.open(label_names), self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DataConfig:
+        """The inverse of `to_dict`, also after a trip through JSON.
+
+        Raises:
+            ValueError: a field that does not exist.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown data settings {', '.join(unknown)}: expected some of {', '.join(sorted(known))}")
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One prepared picture: `image` uint8 [H, W, C], its `label` or None, its `index` in the source, its `position`."""
+
+    image: NDArray[np.uint8]
+    label: int | None
+    index: int
+    position: int
+
+
+class ImageDataset:
+    """Prepared pictures of a source, in the order of a run.
+
+    `example(p)` depends on (source, config, p) only: the permutation of the epoch, the flip and the crop are drawn by a
+    counter-based generator from (seed, p). No state is kept, so any thread, rank or resumed run may ask for any p.
+
+    With on_broken="skip", a picture that turns out broken only when it is read is replaced by the next readable one of
+    the source, again a pure function of p; `replaced` notes which and why.
+    """
+
+    def __init__(self, source: Source, config: DataConfig) -> None:
+        if len(source) == 0:
+            raise ValueError(f"{source.where} holds no images")
+        self.source, self.config = source, config
+        self.replaced: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """The class table; None without labels."""
+        return self.source.label_names
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes in the table; None without labels."""
+        return None if self.label_names is None else len(self.label_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of every image."""
+        return self.config.shape
+
+    def epoch_of(self, position: int) -> int:
+        """The epoch, from 0, that a position lies in."""
+        return order.epoch_of(position, len(self))
+
+    def example(self, position: int) -> Example:
+        """The image at a position 0, 1, 2, ... of the endless stream, augmented as configured.
+
+        Raises:
+            ValueError: a negative position.
+            BrokenImageError: its file cannot be read, and on_broken is "refuse" (or nothing readable is left).
+        """
+        config, index = self.config, order.index_at(self.config.seed, position, len(self))
+        flip = config.flip and order.uniforms(config.seed, "flip", position, 1)[0] < 0.5
+        crop = order.uniforms(config.seed, "crop", position, 3) if config.random_crop else None
+        draws = None if crop is None else (float(crop[0]), float(crop[1]), float(crop[2]))
+        tries = len(self) if config.on_broken == "skip" else 1
+        for step in range(tries):
+            candidate = (index + step) % len(self)
+            if candidate in self.replaced and step + 1 < tries:
+                continue
+            try:
+                image = self._prepared(candidate, bool(flip), draws)
+            except BrokenImageError as error:
+                if step + 1 == tries:
+                    raise
+                self.replaced[candidate] = error.reason
+                continue
+            return Example(image=image, label=self.source.label(candidate), index=candidate, position=position)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def plain(self, index: int) -> Example:
+        """Image `index` of the source without augmentation (centre crop, no flip); its position is its index.
+
+        Raises:
+            BrokenImageError: its file cannot be read.
+        """
+        return Example(
+            image=self._prepared(index, False, None), label=self.source.label(index), index=index, position=index
+        )
+
+    def _prepared(self, index: int, flip: bool, crop: tuple[float, float, float] | None) -> NDArray[np.uint8]:
+        config = self.config
+        picture = self.source.image(index)
+        try:
+            return prepare(
+                picture,
+                config.size,
+                config.channels,
+                fit=config.fit,
+                flip=flip,
+                crop=crop,
+                background=config.background,
+                pad_value=config.pad_value,
+            )
+        except (ValueError, OSError) as error:
+            raise BrokenImageError(self.source.name(index), str(error)) from error
+
+
+def check_trainable(dataset: ImageDataset, batch: int, conditional: bool) -> None:
+    """Refuse what cannot be trained on, before anything expensive starts.
+
+    Args:
+        dataset: the training images.
+        batch: images of a global batch.
+        conditional: whether the model takes class labels (or is a classifier).
+
+    Raises:
+        ValueError: fewer images than a batch; no labels, or one class only, for a conditional model.
+    """
+    source = dataset.source
+    if batch < 1:
+        raise ValueError(f"batch size {batch}: expected at least 1")
+    if len(dataset) < batch:
+        raise ValueError(
+            f"{source.where} has {len(dataset):,} usable images, fewer than one batch of {batch:,}. "
+            f"Choose a batch of at most {len(dataset):,}, or add images"
+        )
+    if not conditional:
+        return
+    if source.labels is None:
+        raise ValueError(
+            f"{source.where} has no labels, which a class-conditional model or a classifier needs. Put each class in a "
+            'sub-folder of its name, or name the labels: labels="prefix", "folder", or a CSV or JSONL table'
+        )
+    counts = {name: count for name, count in source.class_counts().items() if count}
+    if len(counts) < 2:
+        raise ValueError(
+            f"{source.where}: all {len(dataset):,} images are of one class, {next(iter(counts))!r}. A conditional "
+            "model or a classifier needs at least two; train without labels, or check where the labels come from"
+        )

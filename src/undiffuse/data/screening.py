@@ -1,0 +1,127 @@
+"""Finding broken and tiny pictures before a run starts, and refusing or leaving them out as the user chose."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+from undiffuse.data.images import size_pair
+from undiffuse.data.labels import listed
+from undiffuse.data.sources import BrokenImageError, Excluded, FileSource, Source
+
+__all__ = ["Check", "OnBroken", "OnTiny", "default_workers", "find_flaws", "screen"]
+
+Check = Literal["auto", "none", "headers", "full"]
+OnBroken = Literal["refuse", "skip"]
+OnTiny = Literal["upscale", "refuse", "skip"]
+
+_FULL_BYTES = 256 << 20
+"""Below this size of all files together every picture is decoded once on opening: that takes seconds."""
+_FULL_COUNT = 20_000
+_PIECE = 4096
+
+
+def default_workers() -> int:
+    """Decoding threads used where nothing is said: the processors this process may use, at most 8."""
+    try:
+        available = len(os.sched_getaffinity(0))
+    except AttributeError:
+        available = os.cpu_count() or 1
+    return max(1, min(8, available))
+
+
+@dataclass
+class Flaws:
+    """What `find_flaws` found: broken items with their reasons, tiny ones with their sizes, by number."""
+
+    broken: dict[int, str] = field(default_factory=dict)
+    tiny: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
+def find_flaws(source: Source, *, check: Check = "full", min_size: int | tuple[int, int] | None = None) -> Flaws:
+    """Look at every picture: is it readable, and at least `min_size` (one number or (height, width))?
+
+    `check` says how closely: "headers" finds files that are no images and reads sizes; "full" decodes all pixels and so
+    finds truncated files too; "auto" is "full" up to 256 MiB and 20,000 files, else "headers"; "none" looks at nothing.
+
+    Raises:
+        ValueError: another `check`.
+    """
+    if check not in ("auto", "none", "headers", "full"):
+        raise ValueError(f'check={check!r}: expected "auto", "none", "headers" or "full"')
+    flaws = Flaws()
+    if check == "none" or len(source) == 0:
+        return flaws
+    if source.in_memory and min_size is None:
+        return flaws
+    if check == "auto":
+        volume = sum(source.sizes) if isinstance(source, FileSource) else 0
+        check = "full" if volume <= _FULL_BYTES and len(source) <= _FULL_COUNT else "headers"
+    least = size_pair(min_size) if min_size is not None else (1, 1)
+
+    def look(i: int) -> tuple[int, str, tuple[int, int]]:
+        try:
+            width, height = source.stored_size(i)
+            if check == "full":
+                source.image(i)  # decoding it is the test
+        except BrokenImageError as error:
+            return i, error.reason, (0, 0)
+        return i, "", (width, height)
+
+    with ThreadPoolExecutor(default_workers()) as pool:
+        # A pool keeps a record for everything handed to it at once, so a large set goes in by pieces.
+        for start in range(0, len(source), _PIECE):
+            piece = range(start, min(start + _PIECE, len(source)))
+            for i, reason, (width, height) in map(look, piece) if source.in_memory else pool.map(look, piece):
+                if reason:
+                    flaws.broken[i] = reason
+                elif height < least[0] or width < least[1]:
+                    flaws.tiny[i] = (width, height)
+    return flaws
+
+
+def screen(
+    source: Source,
+    *,
+    check: Check = "auto",
+    on_broken: OnBroken = "refuse",
+    on_tiny: OnTiny = "upscale",
+    min_size: int | tuple[int, int] | None = None,
+) -> Source:
+    """The source without its broken pictures, and without its tiny ones where `on_tiny` is "skip".
+
+    Raises:
+        ValueError: there are such pictures and they are to be refused (up to ten are named, all are counted), or none
+            is left, or a choice that does not exist.
+    """
+    if on_broken not in ("refuse", "skip"):
+        raise ValueError(f'on_broken={on_broken!r}: expected "refuse" or "skip"')
+    if on_tiny not in ("upscale", "refuse", "skip"):
+        raise ValueError(f'on_tiny={on_tiny!r}: expected "upscale", "refuse" or "skip"')
+    flaws = find_flaws(source, check=check, min_size=min_size if on_tiny != "upscale" else None)
+    broken = [Excluded(name=source.name(i), reason=reason) for i, reason in flaws.broken.items()]
+    if broken and on_broken == "refuse":
+        raise ValueError(
+            f"{source.where}: {len(broken):,} of {len(source):,} images cannot be read: "
+            f"{listed(f'{item.name} ({item.reason})' for item in broken)}. Repair or remove them, "
+            'or leave them out with on_broken="skip"'
+        )
+    tiny = [Excluded(name=source.name(i), reason=f"{w}x{h} is tiny") for i, (w, h) in flaws.tiny.items()]
+    if tiny and on_tiny == "refuse":
+        height, width = size_pair(min_size or 1)
+        raise ValueError(
+            f"{source.where}: {len(tiny):,} of {len(source):,} images are smaller than {width}x{height} pixels: "
+            f"{listed(f'{source.name(i)} ({w}x{h})' for i, (w, h) in flaws.tiny.items())}. Choose a smaller size, "
+            'enlarge them with on_tiny="upscale", or leave them out with on_tiny="skip"'
+        )
+    out = {*flaws.broken, *flaws.tiny}
+    if not out:
+        return source
+    if len(out) == len(source):
+        raise ValueError(
+            f"{source.where}: none of {len(source):,} images can be used ({len(broken):,} broken, {len(tiny):,} tiny): "
+            f"{listed(f'{item.name} ({item.reason})' for item in [*broken, *tiny])}"
+        )
+    return source.subset([i for i in range(len(source)) if i not in out], [*broken, *tiny])

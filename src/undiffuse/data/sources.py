@@ -1,0 +1,356 @@
+"""Where pictures come from: folders, zips and arrays behind one small interface.
+
+A `Source` answers what is stored under number i, exactly as stored; it knows nothing of sizes, crops or seeds. The
+order is the sorted order of names, so it is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import hashlib
+import io
+import os
+import threading
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from undiffuse.data.images import Picture
+
+__all__ = [
+    "ArraySource",
+    "BrokenImageError",
+    "Excluded",
+    "FileSource",
+    "FolderSource",
+    "Source",
+    "SubsetSource",
+    "ZipSource",
+]
+
+_HASH_WHOLE = 1 << 30
+"""Arrays up to this many bytes enter a fingerprint whole; of larger ones, evenly spaced images do."""
+
+
+class BrokenImageError(ValueError):
+    """A stored picture that cannot be read; `name` says which, `reason` why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"cannot read the image {name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excluded:
+    """An item that was left out when the source was opened, and why."""
+
+    name: str
+    reason: str
+
+
+class Source(ABC):
+    """Pictures by number, with optional labels.
+
+    Attributes:
+        description: one line for people ("folder NAME: 120 images, 3 classes").
+        label_names: the class table, label k is called ``label_names[k]``; None without labels.
+        excluded: what was left out on opening because it was broken, tiny or unlabelled.
+        in_memory: True where `image` costs next to nothing, so that no workers are needed.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self,
+        where: str,
+        labels: NDArray[np.int64] | None = None,
+        label_names: Sequence[str] | None = None,
+        excluded: Sequence[Excluded] = (),
+    ) -> None:
+        if (labels is None) != (label_names is None):
+            raise ValueError("labels and label_names come together: give both or none")
+        if labels is not None and label_names is not None and labels.size:
+            if labels.min() < 0 or labels.max() >= len(label_names):
+                raise ValueError(f"labels must lie in 0..{len(label_names) - 1}, got {labels.min()}..{labels.max()}")
+        self.where = where
+        self.labels = None if labels is None else np.ascontiguousarray(labels, dtype=np.int64)
+        self.label_names = None if label_names is None else list(label_names)
+        self.excluded = list(excluded)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, i: int) -> str:
+        """The name of picture i: a path relative to the source, or ``FILE[i]``."""
+
+    @abstractmethod
+    def image(self, i: int) -> Picture:
+        """Picture i exactly as stored: a loaded PIL image, or uint8 [H, W] or [H, W, C].
+
+        Raises:
+            BrokenImageError: it cannot be decoded.
+            OSError: the system, not the file, is at fault (too many open files, no permission).
+        """
+
+    @abstractmethod
+    def _content_hash(self) -> bytes:
+        """SHA-256 of what is stored (names and sizes, or pixels), without labels."""
+
+    def label(self, i: int) -> int | None:
+        """The label of picture i, an index into `label_names`; None without labels."""
+        return None if self.labels is None else int(self.labels[i])
+
+    def stored_size(self, i: int) -> tuple[int, int]:
+        """(width, height) of picture i, from its header where it has one.
+
+        Raises:
+            BrokenImageError: there is no readable header.
+        """
+        picture = self.image(i)
+        return picture.size if isinstance(picture, Image.Image) else (picture.shape[1], picture.shape[0])
+
+    @property
+    def description(self) -> str:
+        text = f"{self.where}: {len(self):,} image{'s' if len(self) != 1 else ''}"
+        if self.label_names is not None:
+            text += f", {len(self.label_names)} class{'es' if len(self.label_names) != 1 else ''}"
+        else:
+            text += ", no labels"
+        if self.excluded:
+            text += f", {len(self.excluded)} left out"
+        return text
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) over names, sizes in bytes and labels, or over pixels and labels for arrays.
+
+        It does not depend on where the data lie: a folder, its copy and its zip have the same fingerprint.
+        """
+        sha = hashlib.sha256(self._content_hash())
+        if self.labels is not None and self.label_names is not None:
+            sha.update("\0".join(self.label_names).encode())
+            sha.update(self.labels.astype("<i8").tobytes())
+        return sha.hexdigest()
+
+    def class_counts(self) -> dict[str, int]:
+        """How many images each class has, in the order of the table; empty without labels."""
+        if self.labels is None or self.label_names is None:
+            return {}
+        counts = np.bincount(self.labels, minlength=len(self.label_names))
+        return {name: int(count) for name, count in zip(self.label_names, counts)}
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64], excluded: Sequence[Excluded] = ()) -> Source:
+        """The pictures of the given numbers, in the given order, under the same class table."""
+        return SubsetSource(self, np.asarray(indices, dtype=np.int64), excluded)
+
+
+class FileSource(Source):
+    """Encoded image files, whatever holds them."""
+
+    def __init__(
+        self,
+        where: str,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        labels: NDArray[np.int64] | None = None,
+        label_names: Sequence[str] | None = None,
+        excluded: Sequence[Excluded] = (),
+    ) -> None:
+        super().__init__(where, labels, label_names, excluded)
+        self.names, self.sizes = list(names), list(sizes)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, i: int) -> str:
+        return self.names[i]
+
+    @abstractmethod
+    def open(self, i: int) -> IO[bytes]:
+        """File i, open for reading."""
+
+    def labelled(
+        self, keep: Sequence[int], labels: NDArray[np.int64], label_names: Sequence[str], excluded: Sequence[Excluded]
+    ) -> FileSource:
+        """The files of the given numbers with the given labels [len(keep)]; `excluded` tells of the others."""
+        other = copy.copy(self)
+        FileSource.__init__(
+            other,
+            self.where,
+            [self.names[i] for i in keep],
+            [self.sizes[i] for i in keep],
+            labels,
+            label_names,
+            excluded,
+        )
+        return other
+
+    def image(self, i: int) -> Image.Image:
+        try:
+            with self.open(i) as file:
+                data = file.read()
+            image = Image.open(io.BytesIO(data))
+            image.load()
+        except Exception as error:
+            raise _blame(self.names[i], self.sizes[i], error) from error
+        return image
+
+    def stored_size(self, i: int) -> tuple[int, int]:
+        try:
+            with self.open(i) as file, Image.open(file) as image:
+                size = image.size
+                # Only these formats keep their EXIF block in the header; asking a PNG would decode all of it.
+                turned = image.format in ("JPEG", "MPO") and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        except Exception as error:
+            raise _blame(self.names[i], self.sizes[i], error) from error
+        return (size[1], size[0]) if turned else size
+
+    def _content_hash(self) -> bytes:
+        sha = hashlib.sha256()
+        for name, size in zip(self.names, self.sizes):
+            sha.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+        return sha.digest()
+
+
+def _blame(name: str, size: int, error: Exception) -> Exception:
+    """The error for a file that could not be read: what the decoder says is the file's fault, system errors are not."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        return OSError(error.errno, f"cannot read the image {name}: {error.strerror}")
+    if size == 0:
+        return BrokenImageError(name, "the file is empty")
+    if isinstance(error, FileNotFoundError):
+        return BrokenImageError(name, "the file has disappeared")
+    if isinstance(error, UnidentifiedImageError):
+        return BrokenImageError(name, "this is not an image file that can be decoded")
+    text = str(error) or type(error).__name__
+    return BrokenImageError(name, text if isinstance(error, OSError) else f"{type(error).__name__}: {text}")
+
+
+class FolderSource(FileSource):
+    """Image files under a folder; `names` are POSIX paths relative to it."""
+
+    def __init__(self, root: str | Path, names: Sequence[str], sizes: Sequence[int], **keywords: Any) -> None:
+        super().__init__(f"folder {root}", names, sizes, **keywords)
+        self.root = Path(root)
+
+    def open(self, i: int) -> IO[bytes]:
+        return open(os.path.join(self.root, self.names[i]), "rb")
+
+
+class ZipSource(FileSource):
+    """Image files in a zip; `names` are its member names.
+
+    The archive is opened when first read, once in each process: a handle shared with a forked child would share the
+    position in the file too. Threads take turns at reading bytes and decode side by side.
+    """
+
+    def __init__(self, path: str | Path, names: Sequence[str], sizes: Sequence[int], **keywords: Any) -> None:
+        super().__init__(f"zip {path}", names, sizes, **keywords)
+        self.path = Path(path)
+        self._handle: tuple[int, zipfile.ZipFile, threading.Lock] | None = None
+
+    def open(self, i: int) -> IO[bytes]:
+        handle = self._handle
+        if handle is None or handle[0] != os.getpid():
+            # Two threads may both come here first; each handle has its own lock, so either one serves.
+            handle = self._handle = (os.getpid(), zipfile.ZipFile(self.path), threading.Lock())
+        _, archive, lock = handle
+        with lock:  # the standard library counts a zip's open members without one
+            return io.BytesIO(archive.read(self.names[i]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}
+
+
+class ArraySource(Source):
+    """Pictures of one size in a uint8 array [N, H, W] or [N, H, W, C] (C = 1, 3 or 4), in memory or memory-mapped.
+
+    Raises:
+        ValueError: another dtype or shape, or as many labels as there are not images.
+    """
+
+    in_memory = True
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64] | None = None,
+        label_names: Sequence[str] | None = None,
+        *,
+        where: str = "array",
+        item_name: str = "image",
+    ) -> None:
+        super().__init__(where, labels, label_names)
+        if (
+            images.dtype != np.uint8
+            or images.ndim not in (3, 4)
+            or (images.ndim == 4 and images.shape[3] not in (1, 3, 4))
+        ):
+            hint = ""
+            if images.ndim == 4 and images.shape[1] in (1, 3, 4):
+                hint = "; it looks like [N, C, H, W]: transpose it with array.transpose(0, 2, 3, 1)"
+            raise ValueError(
+                f"{where}: expected uint8 images [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels, "
+                f"got {images.dtype} {list(images.shape)}{hint}"
+            )
+        if labels is not None and labels.shape != (len(images),):
+            raise ValueError(f"{where}: {len(images)} images but labels of shape {list(labels.shape)}")
+        self.images = images
+        self._item_name = item_name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, i: int) -> str:
+        return f"{self._item_name}[{i}]"
+
+    def image(self, i: int) -> NDArray[np.uint8]:
+        return np.asarray(self.images[i])
+
+    def _content_hash(self) -> bytes:
+        sha = hashlib.sha256(f"uint8 {list(self.images.shape)}".encode())
+        count, each = len(self.images), max(1, int(np.prod(self.images.shape[1:])))
+        step = max(1, -(-count * each // _HASH_WHOLE))
+        block = max(1, (1 << 24) // each)
+        chosen = self.images[::step]
+        for start in range(0, len(chosen), block):
+            sha.update(np.ascontiguousarray(chosen[start : start + block]).data)
+        return sha.digest()
+
+
+class SubsetSource(Source):
+    """Some pictures of another source (a validation split, a source without its broken files)."""
+
+    def __init__(self, parent: Source, indices: NDArray[np.int64], excluded: Sequence[Excluded] = ()) -> None:
+        labels = None if parent.labels is None else parent.labels[indices]
+        super().__init__(parent.where, labels, parent.label_names, [*parent.excluded, *excluded])
+        self.parent, self.indices, self.in_memory = parent, indices, parent.in_memory
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, i: int) -> str:
+        return self.parent.name(int(self.indices[i]))
+
+    def image(self, i: int) -> Picture:
+        return self.parent.image(int(self.indices[i]))
+
+    def stored_size(self, i: int) -> tuple[int, int]:
+        return self.parent.stored_size(int(self.indices[i]))
+
+    def _content_hash(self) -> bytes:
+        return hashlib.sha256(self.parent._content_hash() + self.indices.astype("<i8").tobytes()).digest()
