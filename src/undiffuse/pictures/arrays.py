@@ -1,0 +1,56 @@
+"""What this room accepts as pictures: uint8 batches [N, H, W, C] from numpy or torch, with 1, 3 or 4 channels."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["Images", "as_images", "as_picture", "from_picture", "spaced"]
+
+Images = np.ndarray | Tensor
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def as_images(images: Images) -> np.ndarray:
+    """A uint8 array [N, H, W, C] (C = 1 grey, 3 RGB, 4 RGBA) from a numpy array or a tensor on any device.
+
+    Raises ValueError when the type, the number of axes or the number of channels is another, or the batch is empty.
+    """
+    if isinstance(images, Tensor):
+        images = images.detach().cpu().numpy()
+    if not isinstance(images, np.ndarray):
+        raise ValueError(f"expected uint8 images [N, H, W, C] as a numpy array or tensor, got {type(images).__name__}.")
+    given = f"{images.dtype} of shape {list(images.shape)}"
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"expected uint8 images [N, H, W, C], got {given}: convert with undiffuse.pixels.to_uint8 first."
+        )
+    if images.ndim != 4 or images.shape[-1] not in MODES or 0 in images.shape:
+        raise ValueError(f"expected uint8 images [N, H, W, C] with C = 1 (grey), 3 (RGB) or 4 (RGBA), got {given}.")
+    return images
+
+
+def as_picture(image: Image.Image | Images) -> Image.Image:
+    """A PIL image from one uint8 image [H, W, C] (or a PIL image, returned as it is)."""
+    if isinstance(image, Image.Image):
+        return image
+    array = as_images(image[None])[0]
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array))
+
+
+def from_picture(picture: Image.Image) -> np.ndarray:
+    """The pixels of a grey, RGB or RGBA picture as uint8 [H, W, C]; other modes become RGB."""
+    if picture.mode not in MODES.values():
+        picture = picture.convert("RGB")
+    array = np.asarray(picture)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def spaced(total: int, count: int) -> list[int]:
+    """At most ``count`` indices of 0..total-1, evenly spaced, first and last among them: the steps worth showing."""
+    if total < 1 or count < 1:
+        raise ValueError(f"spaced needs at least one step and one place to show it, got total={total}, count={count}.")
+    if count == 1:
+        return [total - 1]
+    return [round(k) for k in np.linspace(0, total - 1, min(total, count))]

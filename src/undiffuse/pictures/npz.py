@@ -1,0 +1,152 @@
+"""The npz layout of the original releases, and the part files from which a long job builds it.
+
+``samples_NxHxWxC.npz`` holds ``arr_0`` uint8 [N, H, W, C] and, for conditional samples, ``arr_1`` int64 [N],
+uncompressed. A part is a small npz with the images of one batch and their indices.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from undiffuse.pictures.files import atomic_file
+
+__all__ = ["load_npz", "open_rows", "pack", "packed_files", "packed_name", "part_indices", "read_part", "write_part"]
+
+_PACKED = re.compile(r"samples_(\d+)x(\d+)x(\d+)x(\d+)\.npz")
+_BROKEN = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile)
+
+
+def packed_name(shape: Sequence[int]) -> str:
+    """``samples_NxHxWxC.npz``."""
+    return f"samples_{'x'.join(str(n) for n in shape)}.npz"
+
+
+def packed_files(folder: Path) -> list[tuple[int, Path]]:
+    """(number of images, path) of the packed files in a folder, largest last; one cut off in copying does not count."""
+    found = [(m, p) for p in folder.glob("samples_*.npz") if (m := _PACKED.fullmatch(p.name))]
+    shapes = ((tuple(int(n) for n in match.groups()), path) for match, path in found)
+    return sorted((shape[0], path) for shape, path in shapes if _holds(path, shape))
+
+
+def write_part(folder: Path, indices: np.ndarray, images: np.ndarray, labels: np.ndarray | None) -> Path:
+    """One batch as a part file, whole or absent."""
+    target = folder / f"part-{int(indices.min()):09d}-{secrets.token_hex(4)}.npz"
+    with atomic_file(target) as file:
+        arrays = {"indices": indices, "images": images} | ({} if labels is None else {"labels": labels})
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    return target
+
+
+def part_indices(path: Path) -> list[int]:
+    """The indices in a part; none when the file is damaged, so that its images are made again."""
+    try:
+        with np.load(path, allow_pickle=False) as part:
+            return [int(i) for i in part["indices"]]
+    except _BROKEN:
+        return []
+
+
+def read_part(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """(indices [B], images [B, H, W, C], labels [B] or None) of a part."""
+    try:
+        with np.load(path, allow_pickle=False) as part:
+            return part["indices"], part["images"], part["labels"] if "labels" in part.files else None
+    except _BROKEN as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the run will make its images again.") from error
+
+
+def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """(images uint8 [N, H, W, C], labels int64 [N] or None) of a file in the original's layout.
+
+    Raises ValueError when the file is damaged or is something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = list(archive.files) if hasattr(archive, "files") else []
+            images = archive["arr_0"] if "arr_0" in names else None
+            labels = archive["arr_1"] if "arr_1" in names else None
+    except FileNotFoundError:
+        raise
+    except _BROKEN as error:
+        raise ValueError(
+            f"{path} is not a readable npz file ({error}): it is damaged, or holds Python objects."
+        ) from error
+    if images is None:
+        raise ValueError(
+            f"{path} has no 'arr_0' (found: {', '.join(names) or 'nothing'}): "
+            "samples are uint8 [N, H, W, C] under that key."
+        )
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"{path}: arr_0 is {images.dtype} of shape {list(images.shape)}, expected uint8 [N, H, W, C].")
+    if labels is not None and (labels.ndim != 1 or len(labels) != len(images) or labels.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{path}: arr_1 is {labels.dtype} of shape {list(labels.shape)}, "
+            f"expected one whole number for each of {len(images)} images."
+        )
+    return images, None if labels is None else labels.astype(np.int64)
+
+
+def open_rows(path: Path, count: int) -> Iterator[np.ndarray]:
+    """The first ``count`` images of a packed file one at a time, without reading the file into memory."""
+    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # the version that ``pack`` writes
+        row = int(np.prod(shape[1:])) * dtype.itemsize
+        for _ in range(min(count, shape[0])):
+            yield np.frombuffer(_exactly(file, row), dtype).reshape(shape[1:])
+
+
+def pack(
+    folder: Path, shape: Sequence[int], rows: Iterable[np.ndarray], labels: Callable[[], np.ndarray | None]
+) -> Path:
+    """Stream ``rows`` (N images uint8 [H, W, C]) into ``samples_NxHxWxC.npz``, whole or absent.
+
+    One image is in memory at a time.
+    ``labels`` is asked after the last image, as they come later in the file.
+    """
+    target = folder / packed_name(shape)
+    with atomic_file(target, overwrite=True) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                header = {"descr": "|u1", "fortran_order": False, "shape": tuple(int(n) for n in shape)}
+                np.lib.format.write_array_header_1_0(member, header)
+                written = 0
+                for row in rows:
+                    if row.shape != tuple(shape[1:]) or row.dtype != np.uint8:
+                        raise ValueError(
+                            f"image {written} is {row.dtype} {list(row.shape)}, the others are {list(shape[1:])}."
+                        )
+                    member.write(np.ascontiguousarray(row).tobytes())
+                    written += 1
+            if written != shape[0]:
+                raise ValueError(f"{written} images for a file of {shape[0]}.")
+            classes = labels()
+            if classes is not None:
+                with archive.open("arr_1.npy", "w") as member:
+                    np.lib.format.write_array(member, np.asarray(classes, np.int64), allow_pickle=False)
+    return target
+
+
+def _holds(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether a packed file is what its name says, by its table of contents (which is its end) and its header."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            np.lib.format.read_magic(file)
+            return np.lib.format.read_array_header_1_0(file) == (shape, False, np.dtype(np.uint8))
+    except _BROKEN:
+        return False
+
+
+def _exactly(file: IO[bytes], size: int) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        raise ValueError(f"{os.fspath(getattr(file, 'name', 'npz'))} ends early: the file is damaged.")
+    return data
