@@ -6,13 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
 from undiffuse.levels import Chain, diffuse, expand
-from undiffuse.noise import Noise
+from undiffuse.noise import Noise, NoiseSource
 from undiffuse.objectives import bound_term, mean_flat, normal_kl
 
 
@@ -45,55 +44,63 @@ def bits_per_dim(
     denoiser: Denoiser,
     chain: Chain,
     x0: Tensor,
-    noise: Noise,
+    noise: NoiseSource | Noise,
     *,
     cond: Condition | None = None,
     decoder: str = "exact",
     terms: int | None = None,
-    seed: int = 0,
 ) -> Bound:
     """The bound at images x0 [B, C, H, W] in [-1, 1] (8-bit pixels), one noise draw for each level.
 
     `decoder`  "exact" or "tanh", see `discretized_log_likelihood`
-    `terms`    None evaluates all K levels, K network calls. A number estimates the sum without bias from that many:
-               level 0 always, and one level drawn at random from each of terms - 1 equal strata of the others, the
-               same for the whole batch (give each batch another `seed`).
+    `terms`    None evaluates all K levels, K network calls. A number estimates the sum without bias from that many
+               calls: level 0 always, and one level drawn uniformly from each of terms - 1 strata of the others, whose
+               widths grow geometrically as the terms of the bound shrink; for every image by itself, so that the
+               standard error over images covers the estimate.
 
     Guides of the denoiser are ignored: guidance is no change of the model.
     """
-    levels, weights = _levels(chain.steps, terms, seed)
     shape = (len(x0), chain.steps)
     vb, xstart_mse, mse = (torch.full(shape, math.nan, dtype=torch.float64) for _ in range(3))
     total = torch.zeros(len(x0), dtype=torch.float64)
-    for k, weight in zip(levels, weights, strict=True):
-        transition = chain.transition(k)
-        # The noisiest level draws step 0, as sampling does.
-        eps = noise.normal(tuple(x0.shape[1:]), step=chain.steps - 1 - k, purpose="step", device=x0.device).to(x0.dtype)
+    rows = torch.arange(len(x0))
+    for call, (levels, weight) in enumerate(_levels(chain.steps, terms, noise)):
+        transition = chain.transition(levels)
+        eps = noise.normal(tuple(x0.shape[1:]), step=call, purpose="step", device=x0.device).to(x0.dtype)
         x_t = diffuse(x0, transition.source, eps)
         with torch.no_grad():
             prediction = denoiser(x_t, transition.source, cond)
-            vb[:, k] = bound_term(prediction, x0, transition, decoder).double().cpu()
-            xstart_mse[:, k] = mean_flat((prediction.x0 - x0) ** 2).double().cpu()
-            mse[:, k] = mean_flat((prediction.eps - eps) ** 2).double().cpu()
-        total += weight * vb[:, k]
+            term = bound_term(prediction, x0, transition, decoder).double().cpu()
+            vb[rows, levels] = term
+            xstart_mse[rows, levels] = mean_flat((prediction.x0 - x0) ** 2).double().cpu()
+            mse[rows, levels] = mean_flat((prediction.eps - eps) ** 2).double().cpu()
+        total += weight * term
     prior = prior_bits(x0, chain).double().cpu()
     return Bound(total + prior, vb, prior, xstart_mse, mse, chain.indices.tolist())
 
 
-def _levels(steps: int, terms: int | None, seed: int) -> tuple[list[int], list[float]]:
+def _levels(steps: int, terms: int | None, noise: NoiseSource | Noise) -> Iterator[tuple[int | Tensor, float]]:
+    """(level or levels [B], weight) of each network call, noisiest first."""
     if terms is None or terms >= steps:
-        return list(range(steps - 1, -1, -1)), [1.0] * steps
+        yield from ((k, 1.0) for k in range(steps - 1, -1, -1))
+        return
     if terms < 2:
         raise ValueError(f"an estimate of the bound needs at least 2 terms (the decoder and one more), got {terms}")
-    random = np.random.Generator(np.random.Philox(seed))
-    edges = np.linspace(1, steps, terms).round().astype(int)
-    chosen = [(int(random.integers(low, high)), float(high - low)) for low, high in _pairs(edges)]
-    chosen = [(0, 1.0), *chosen][::-1]
-    return [k for k, _ in chosen], [w for _, w in chosen]
+    if not isinstance(noise, NoiseSource):
+        raise ValueError("an estimate from some of the terms needs a NoiseSource, to draw the levels from")
+    edges = _geometric_edges(steps, terms)
+    for stratum in range(terms - 2, -1, -1):
+        low, high = edges[stratum], edges[stratum + 1]
+        yield low + (noise.uniform(stratum, "levels") * (high - low)).long(), float(high - low)
+    yield 0, 1.0
 
 
-def _pairs(edges: np.ndarray) -> Iterator[tuple[int, int]]:
-    return ((int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True))
+def _geometric_edges(steps: int, count: int) -> list[int]:
+    """`count` distinct whole numbers from 1 to `steps`, as nearly geometric as whole numbers can be."""
+    edges = [1]
+    for i in range(1, count):  # where the curve rises by less than one, step by one: convexity keeps the end at `steps`
+        edges.append(max(edges[-1] + 1, round(steps ** (i / (count - 1)))))
+    return edges
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -13,14 +13,15 @@ class DDIM:
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - n^2) eps + n z,  n = eta (sigma_s / sigma_t) sqrt(1 - abar_t / abar_s).
 
     Equation 12 and 16 of the paper. eta = 0 is deterministic: the Euler method in sigma / alpha. eta = 1 is ancestral
-    sampling with the posterior variance. Guides move the score (ADM, Algorithm 2).
+    sampling with the posterior variance, and more is possible as long as n <= sigma_s. Guides move the score (ADM,
+    Algorithm 2).
     """
 
     name = "ddim"
 
     def __init__(self, eta: float = 0.0) -> None:
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be in [0, 1], 0 being deterministic; got {eta}")
+        if not eta >= 0:
+            raise ValueError(f"eta must be 0 (deterministic) or more, 1 being ancestral; got {eta}")
         self.eta = eta
 
     def init(self, x: Tensor, chain: Chain) -> None:
@@ -35,7 +36,12 @@ class DDIM:
             return ddim_move(prediction, target), None, prediction
         ratio = (source.alpha / target.alpha) ** 2
         noise_std = self.eta * (target.sigma / source.sigma) * (1 - ratio).sqrt()
-        direction = (target.sigma**2 - noise_std**2).clamp(min=0).sqrt()
+        direction_variance = target.sigma**2 - noise_std**2
+        if bool((direction_variance < -1e-12).any()):
+            raise ValueError(
+                f"eta = {self.eta} puts more noise into a step than its level holds; use eta <= 1, or more steps"
+            )
+        direction = direction_variance.clamp(min=0).sqrt()
         mean = expand(target.alpha, x) * prediction.x0 + expand(direction, x) * prediction.eps
         return mean + expand(noise_std, x) * draw(), None, prediction
 

@@ -1,0 +1,212 @@
+"""Command-line flags of OpenAI's guided-diffusion and improved-diffusion as our configurations.
+
+The published files hold weights only; what network and what process they belong to is told by the flags of the
+READMEs. Three families share most flags and differ in defaults and in what the image size implies:
+
+    diffusion          image_size, num_channels, ... (both releases)
+    super-resolution   large_size and small_size instead of image_size
+    classifier         image_size and flags that begin with "classifier_"
+
+Values may be of their own type or the text of a command line ("True", "64", "32,16,8"); flags left out have the
+release's default. What has no influence on the function computed (use_fp16, timestep_respacing) is accepted and left
+to the caller: precision and sub-chain are chosen when sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from undiffuse.denoiser import ProcessConfig
+from undiffuse.nets import ClassifierConfig, UNetConfig
+
+Flags = Mapping[str, Any]
+
+GUIDED = "guided-diffusion"
+IMPROVED = "improved-diffusion"
+
+CLASSES = 1000  # both releases: ImageNet's classes wherever a network is conditional
+
+# channel_mult implied by the image size. Improved diffusion knows 32, 64 and 256, guided diffusion 64 to 512.
+_MULTIPLIERS: dict[int, tuple[float, ...]] = {
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+    32: (1, 2, 2, 2),
+}
+# A super-resolution network of large_size 512 has six levels of full width, unlike the 512x512 model.
+_UPSAMPLER_MULTIPLIERS = {**_MULTIPLIERS, 512: (1, 1, 2, 2, 4, 4)}
+
+_DEFAULTS: dict[str, Any] = {
+    "num_channels": 128,
+    "num_res_blocks": 2,
+    "num_heads": 4,
+    "num_heads_upsample": -1,
+    "num_head_channels": -1,
+    "attention_resolutions": "16,8",
+    "channel_mult": "",
+    "dropout": 0.0,
+    "class_cond": False,
+    "use_checkpoint": False,
+    "use_scale_shift_norm": True,
+    "resblock_updown": False,
+    "use_new_attention_order": False,
+    "learn_sigma": False,
+    "sigma_small": False,
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+    "use_kl": False,
+    "predict_xstart": False,
+    "rescale_timesteps": False,
+    "rescale_learned_sigmas": False,
+}
+_IMPROVED_DEFAULTS = {"rescale_timesteps": True, "rescale_learned_sigmas": True}
+_CLASSIFIER_DEFAULTS: dict[str, Any] = {
+    "image_size": 64,
+    "classifier_width": 128,
+    "classifier_depth": 2,
+    "classifier_attention_resolutions": "32,16,8",
+    "classifier_use_scale_shift_norm": True,
+    "classifier_resblock_updown": True,
+    "classifier_pool": "attention",
+}
+# Flags that do not change what is computed, or only how it is trained and sampled.
+_HARMLESS = {"use_fp16", "classifier_use_fp16", "timestep_respacing", "image_size", "large_size", "small_size"}
+
+
+def unet_config(flags: Flags, family: str = GUIDED) -> UNetConfig:
+    """The U-Net of a diffusion or super-resolution model.
+
+    `family` is the release the flags belong to, "guided-diffusion ..." or "improved-diffusion ..."; it decides the
+    defaults. Flags with `large_size` make a super-resolution network. ValueError for unknown flags, for a size
+    without implied channel_mult, and for attention resolutions that do not divide the image size.
+    """
+    f = _complete(flags, _defaults(family), family)
+    upsampler = "large_size" in flags
+    size = int(flags["large_size"] if upsampler else flags.get("image_size", 64))
+    return UNetConfig(
+        image_size=size,
+        in_channels=3,
+        model_channels=int(f["num_channels"]),
+        out_channels=6 if _truth(f["learn_sigma"]) else 3,
+        num_res_blocks=int(f["num_res_blocks"]),
+        attention_resolutions=_factors(f["attention_resolutions"], size),
+        channel_mult=_multipliers(f["channel_mult"], size, _UPSAMPLER_MULTIPLIERS if upsampler else _MULTIPLIERS),
+        dropout=float(f["dropout"]),
+        num_classes=CLASSES if _truth(f["class_cond"]) else None,
+        use_checkpoint=_truth(f["use_checkpoint"]),
+        num_heads=int(f["num_heads"]),
+        num_head_channels=int(f["num_head_channels"]),
+        num_heads_upsample=int(f["num_heads_upsample"]),
+        use_scale_shift_norm=_truth(f["use_scale_shift_norm"]),
+        resblock_updown=_truth(f["resblock_updown"]),
+        use_new_attention_order=_truth(f["use_new_attention_order"]),
+        super_resolution=upsampler,
+    )
+
+
+def classifier_config(flags: Flags) -> ClassifierConfig:
+    """The noisy-image classifier of guided diffusion: 1000 classes, heads of 64 channels, legacy qkv order."""
+    f = _complete(flags, _CLASSIFIER_DEFAULTS, f"{GUIDED} classifier")
+    size = int(f["image_size"])
+    return ClassifierConfig(
+        image_size=size,
+        in_channels=3,
+        model_channels=int(f["classifier_width"]),
+        out_channels=CLASSES,
+        num_res_blocks=int(f["classifier_depth"]),
+        attention_resolutions=_factors(f["classifier_attention_resolutions"], size),
+        channel_mult=_multipliers("", size, _MULTIPLIERS),
+        num_head_channels=64,
+        use_scale_shift_norm=_truth(f["classifier_use_scale_shift_norm"]),
+        resblock_updown=_truth(f["classifier_resblock_updown"]),
+        pool=str(f["classifier_pool"]),
+    )
+
+
+def process_config(flags: Flags, family: str = GUIDED) -> ProcessConfig:
+    """The trained process of a diffusion or super-resolution model.
+
+    learn_sigma gives variances by interpolation ("range"); otherwise they are fixed, to beta (the original's
+    "fixed large") or, with sigma_small, to the posterior variance.
+    """
+    f = _complete(flags, _defaults(family), family)
+    variance = "range" if _truth(f["learn_sigma"]) else "posterior" if _truth(f["sigma_small"]) else "beta"
+    return ProcessConfig(
+        schedule=str(f["noise_schedule"]),
+        steps=int(f["diffusion_steps"]),
+        target="x0" if _truth(f["predict_xstart"]) else "eps",
+        variance=variance,
+        rescale_timesteps=_truth(f["rescale_timesteps"]),
+    )
+
+
+def loss_name(flags: Flags, family: str = GUIDED) -> str:
+    """The original's name of the training loss: RESCALED_KL with use_kl, else RESCALED_MSE or MSE.
+
+    (MSE with learned variances is the hybrid loss; "rescaled" multiplies its bound term by steps / 1000.)
+    """
+    f = _complete(flags, _defaults(family), family)
+    if _truth(f["use_kl"]):
+        return "RESCALED_KL"
+    return "RESCALED_MSE" if _truth(f["rescale_learned_sigmas"]) else "MSE"
+
+
+def _defaults(family: str) -> dict[str, Any]:
+    if family.startswith(GUIDED):
+        return _DEFAULTS
+    if family.startswith(IMPROVED):
+        return {**_DEFAULTS, **_IMPROVED_DEFAULTS}
+    raise ValueError(f"unknown family {family!r}; it begins with {GUIDED!r} or {IMPROVED!r}")
+
+
+def _complete(flags: Flags, defaults: dict[str, Any], family: str) -> dict[str, Any]:
+    unknown = sorted(set(flags) - set(defaults) - _HARMLESS)
+    if unknown:
+        raise ValueError(
+            f"flags unknown for {family}: {', '.join(unknown)}. "
+            f"Known are: {', '.join(sorted(set(defaults) | _HARMLESS))}"
+        )
+    return {**defaults, **flags}
+
+
+def _truth(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text in ("true", "t", "yes", "y", "1"):
+        return True
+    if text in ("false", "f", "no", "n", "0"):
+        return False
+    raise ValueError(f"expected True or False, got {value!r}")
+
+
+def _numbers(value: Any) -> list[float]:
+    parts = value.split(",") if isinstance(value, str) else list(value)
+    return [int(x) if x == int(x) else x for x in (float(p) for p in parts if p != "")]
+
+
+def _multipliers(given: Any, size: int, implied: Mapping[int, tuple[float, ...]]) -> tuple[float, ...]:
+    if given:
+        return tuple(_numbers(given))
+    if size not in implied:
+        sizes = ", ".join(str(s) for s in sorted(implied))
+        raise ValueError(
+            f"image size {size} implies no channel_mult (known: {sizes}); give channel_mult, such as '1,2,2'"
+        )
+    return implied[size]
+
+
+def _factors(resolutions: Any, size: int) -> tuple[int, ...]:
+    """Attention resolutions in pixels, as down-sampling factors; those above the image size are never reached."""
+    factors = []
+    for resolution in _numbers(resolutions):
+        if resolution > size:
+            continue
+        if resolution <= 0 or size % resolution:
+            raise ValueError(
+                f"attention at {resolution:g} pixels is impossible for images of {size} pixels: {size} is no multiple"
+            )
+        factors.append(size // int(resolution))
+    return tuple(factors)
