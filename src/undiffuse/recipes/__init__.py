@@ -1,0 +1,50 @@
+"""Recipes: Python functions that return frozen configurations, by name.
+
+    fashion-mnist-32, smoke     this project's own: the shipped weights and a two-minute run
+    general-*                   for pictures of your own
+    ddpm-*, improved-*, adm-*   the published models, with the papers' settings and results; not run here
+
+A recipe says everything about a run but where the pictures are. Nothing is built by looking one up.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+
+from undiffuse.recipes import adm, classifiers, ddpm, fashion_mnist, general, improved
+from undiffuse.recipes.base import Advice, Preparation, Recipe
+from undiffuse.recipes.general import for_data
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "fashion-mnist-32": fashion_mnist.fashion_mnist_32,
+    "fashion-mnist-32-classifier": fashion_mnist.fashion_mnist_32_classifier,
+    "smoke": fashion_mnist.smoke,
+    **general.RECIPES,
+    **ddpm.RECIPES,
+    **improved.RECIPES,
+    **adm.RECIPES,
+    **classifiers.RECIPES,
+}
+
+
+def names() -> list[str]:
+    """Names of all recipes: our own first, then the published ones in the order of the papers."""
+    return list(RECIPES)
+
+
+def get(name: str) -> Recipe:
+    """The recipe of this name. ValueError for an unknown name lists those near it."""
+    if name in RECIPES:
+        return RECIPES[name]()
+    wanted = name.strip().casefold()
+    words = re.findall("[a-z0-9]+", wanted)
+    near = [known for known in RECIPES if words and all(word in known for word in words)]
+    near += [known for known in difflib.get_close_matches(wanted, RECIPES, n=5, cutoff=0.5) if known not in near]
+    if near:
+        raise ValueError(f"there is no recipe {name!r}; near it are {', '.join(near[:8])}")
+    raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
+
+
+__all__ = ["RECIPES", "Advice", "Preparation", "Recipe", "for_data", "get", "names"]

@@ -1,0 +1,110 @@
+"""What a recipe is: everything a run needs except where the pictures are, and what it was measured to give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from undiffuse.denoiser import ProcessConfig
+from undiffuse.nets import ClassifierConfig, UNetConfig
+from undiffuse.objectives import ObjectiveConfig
+from undiffuse.training.config import TrainConfig
+
+NOT_RUN = "not run here"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How a recipe wants its pictures prepared; the fields are those of `undiffuse.data.DataConfig`."""
+
+    size: int | tuple[int, int]
+    channels: int = 3
+    fit: str = "crop"
+    flip: bool = False
+    random_crop: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """How its authors sample the model: solver, respacing, guidance scale, and the recipe of the paired classifier."""
+
+    solver: str = "ancestral"
+    steps: str = "250"
+    guidance: float = 0.0
+    classifier: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named set of hyper-parameters.
+
+    `data_path`  the named data set it is for, None if it is for pictures of your own
+    `published`  figures reported by the paper, by metric; beside them "source" (where they were read), "file" (the
+                 released weights this recipe describes) and "unverified" (settings the sources do not settle)
+    `measured`   what this project measured with it, or that it has not been run here
+    """
+
+    name: str
+    summary: str
+    data: Preparation
+    net: UNetConfig | ClassifierConfig
+    process: ProcessConfig
+    train: TrainConfig
+    measured: str
+    objective: ObjectiveConfig | None = None
+    published: Mapping[str, str] = field(default_factory=dict, hash=False)  # a mapping has no hash; equality sees it
+    advice: Advice = field(default_factory=Advice)
+    data_path: str | None = None
+    low_size: int | None = None
+    clean_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.objective is None) != isinstance(self.net, ClassifierConfig):
+            raise ValueError(f"recipe {self.name}: a diffusion model needs an objective and a classifier has none")
+
+    @property
+    def kind(self) -> str:
+        """ "diffusion" or "classifier"."""
+        return "classifier" if isinstance(self.net, ClassifierConfig) else "diffusion"
+
+    def with_classes(self, classes: int | None) -> Recipe:
+        """The same for another number of classes; None makes a diffusion model unconditional."""
+        if isinstance(self.net, ClassifierConfig):
+            if classes is None:
+                raise ValueError("a classifier needs labelled pictures")
+            return replace(self, net=replace(self.net, out_channels=classes))
+        null = self.net.null_class and classes is not None
+        return replace(self, net=replace(self.net, num_classes=classes, null_class=null))
+
+    def with_shape(self, size: int | tuple[int, int], channels: int) -> Recipe:
+        """The same for another image size and number of channels; the network's widths stay as they are."""
+        data = replace(self.data, size=size, channels=channels)
+        net: UNetConfig | ClassifierConfig
+        if isinstance(self.net, ClassifierConfig):
+            net = replace(self.net, image_size=size, in_channels=channels)
+        else:
+            out = self.process.out_channels(channels)
+            net = replace(self.net, image_size=size, in_channels=channels, out_channels=out)
+        return replace(self, data=data, net=net)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+
+def paper_training(*, batch: int, steps: int, lr: float, **settings: Any) -> TrainConfig:
+    """A training run as the papers state it: so many updates of `batch` images with Adam (AdamW with weight decay 0),
+    one EMA of 0.9999 without warm-up. Cadences follow the released scripts, which save every 10,000 updates.
+    """
+    every = 10_000 * batch
+    defaults: dict[str, Any] = {
+        "ema_decays": (0.9999,),
+        "ema_warmup": False,
+        "log_every": 100 * batch,
+        "preview_every": every,
+        "preview_count": 16,
+        "validate_every": every,
+        "save_every": every,
+    }
+    return TrainConfig(batch=batch, steps=steps, lr=lr, **{**defaults, **settings})

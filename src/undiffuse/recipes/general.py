@@ -1,0 +1,176 @@
+"""Recipes for pictures of your own: small networks of ADM's kind for one GPU, at 32 pixels also for a patient CPU.
+
+Nothing here was measured; they are ADM's choices (BigGAN up- and down-sampling, adaptive group norm, heads of 64
+channels, attention at 16 and 8 pixels, learned variance with the hybrid loss) at a width that one device can train,
+with the cosine schedule up to 64 pixels and the linear one above, as the papers found and chose. Short runs are what
+they are made for: warm-up, clipping, two averages with warm-up.
+
+No flips: letters and shoes know left from right. Switch them on for scenes and textures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from undiffuse.denoiser import ProcessConfig
+from undiffuse.nets import ClassifierConfig, UNetConfig
+from undiffuse.objectives import ObjectiveConfig
+from undiffuse.recipes.base import Advice, Preparation, Recipe
+from undiffuse.training.config import TrainConfig
+
+NOT_MEASURED = "not measured here"
+KINDS = ("diffusion", "classifier")
+
+_SCHEDULES = {32: "cosine", 64: "cosine", 128: "linear"}
+_MULTIPLIERS = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4)}
+_CLASSIFIER_MULTIPLIERS = {32: (1, 2, 2), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4)}  # all end at 8x8
+_BATCHES = {32: 128, 64: 64, 128: 32}
+
+
+def _model(size: int, parameters: str, lr: float, images: int) -> Recipe:
+    batch = _BATCHES[size]
+    return Recipe(
+        name=f"general-{size}",
+        summary=f"your own pictures at {size}x{size}: a small ADM, {parameters} parameters ({NOT_MEASURED})",
+        data=Preparation(size=size),
+        net=UNetConfig(
+            image_size=size,
+            model_channels=64,
+            out_channels=6,
+            channel_mult=_MULTIPLIERS[size],
+            num_res_blocks=2,
+            attention_resolutions=(size // 16, size // 8),
+            num_head_channels=64,
+            dropout=0.1,
+            use_scale_shift_norm=True,
+            resblock_updown=True,
+        ),
+        process=ProcessConfig(schedule=_SCHEDULES[size]),
+        objective=ObjectiveConfig(loss="hybrid"),
+        train=TrainConfig(
+            batch=batch,
+            images=images,
+            lr=lr,
+            warmup_images=200 * batch,
+            lr_decay="cosine",
+            grad_clip=1.0,
+            ema_decays=(0.999, 0.9999),
+            precision="bf16",
+            timesteps="stratified",
+            log_every=50 * batch,
+            preview_every=1_000 * batch,
+            validate_every=2_000 * batch,
+            save_every=None,
+            save_seconds=600.0,
+        ),
+        # No guidance until the paired classifier has been trained on the same pictures.
+        advice=Advice(solver="ddim", steps="50", classifier=f"general-{size}-classifier"),
+        measured=NOT_MEASURED,
+    )
+
+
+def _classifier(size: int, parameters: str, images: int) -> Recipe:
+    batch = _BATCHES[size]
+    return Recipe(
+        name=f"general-{size}-classifier",
+        summary=f"noisy-image classifier to guide general-{size}, {parameters} parameters ({NOT_MEASURED})",
+        data=Preparation(size=size, random_crop=True),
+        net=ClassifierConfig(
+            image_size=size,
+            model_channels=64,
+            out_channels=10,
+            channel_mult=_CLASSIFIER_MULTIPLIERS[size],
+            num_res_blocks=1,
+            attention_resolutions=(size // 16, size // 8),
+            num_head_channels=64,
+            dropout=0.1,
+            use_scale_shift_norm=True,
+            resblock_updown=True,
+            pool="attention",
+        ),
+        process=ProcessConfig(schedule=_SCHEDULES[size]),
+        train=TrainConfig(
+            batch=batch,
+            images=images,
+            lr=3e-4,
+            warmup_images=200 * batch,
+            lr_decay="linear",
+            weight_decay=0.05,
+            grad_clip=1.0,
+            ema_decays=(0.999,),
+            precision="bf16",
+            timesteps="stratified",
+            log_every=50 * batch,
+            preview_every=None,
+            validate_every=1_000 * batch,
+            save_every=None,
+            save_seconds=600.0,
+        ),
+        measured=NOT_MEASURED,
+    )
+
+
+def general_32() -> Recipe:
+    """For sizes up to 48 pixels."""
+    return _model(32, "11M", 2e-4, 4_000_000)
+
+
+def general_64() -> Recipe:
+    """For sizes above 48 and up to 96 pixels."""
+    return _model(64, "25M", 1e-4, 4_000_000)
+
+
+def general_128() -> Recipe:
+    """For sizes above 96 pixels."""
+    return _model(128, "26M", 1e-4, 3_000_000)
+
+
+def general_32_classifier() -> Recipe:
+    """Guides general-32."""
+    return _classifier(32, "2.3M", 1_000_000)
+
+
+def general_64_classifier() -> Recipe:
+    """Guides general-64."""
+    return _classifier(64, "7.1M", 1_000_000)
+
+
+def general_128_classifier() -> Recipe:
+    """Guides general-128."""
+    return _classifier(128, "7.3M", 1_000_000)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "general-32": general_32,
+    "general-64": general_64,
+    "general-128": general_128,
+    "general-32-classifier": general_32_classifier,
+    "general-64-classifier": general_64_classifier,
+    "general-128-classifier": general_128_classifier,
+}
+
+
+def for_data(
+    size: int | tuple[int, int], channels: int, classes: int | None = None, *, kind: str = "diffusion"
+) -> Recipe:
+    """The general recipe for pictures of `size` pixels (one number, or height and width) and `channels` channels.
+
+    `classes` is the number of classes, None without labels; a single class is as good as none, and gives an
+    unconditional model. The longer side chooses: up to 48 pixels general-32, up to 96 general-64, beyond that
+    general-128. `kind` "classifier" gives the paired classifier, on the same chain.
+    ValueError for a size the network cannot halve (multiples of 8 are needed up to 96 pixels, of 16 beyond), and for a
+    classifier of fewer than two classes.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is one of {', '.join(KINDS)}; got {kind!r}")
+    several = classes is not None and classes > 1
+    if kind == "classifier" and not several:
+        found = "have no labels" if classes is None else f"are of {classes}"
+        raise ValueError(
+            f"a classifier needs pictures of at least two classes, and these {found}; sort them into one folder a class"
+        )
+    longer = size if isinstance(size, int) else max(size)
+    chosen = 32 if longer <= 48 else 64 if longer <= 96 else 128
+    name = f"general-{chosen}" + ("-classifier" if kind == "classifier" else "")
+    recipe = RECIPES[name]().with_shape(size, channels)
+    return recipe.with_classes(classes) if several else recipe
