@@ -111,7 +111,7 @@ def test_example_is_a_pure_function_of_the_position(tmp_path: Path) -> None:
     one, two = dataset(folder(tmp_path), **keywords), dataset(tmp_path, **keywords)
     forward = [one.example(p) for p in range(40)]
     backward = [two.example(p) for p in reversed(range(40))][::-1]
-    for a, b in zip(forward, backward):
+    for a, b in zip(forward, backward, strict=False):
         assert np.array_equal(a.image, b.image) and (a.label, a.index, a.position) == (b.label, b.index, b.position)
     cropping = dataset(tmp_path, random_crop=True)
     crops = {p.image.tobytes() for p in map(cropping.example, range(130)) if p.index == 0}
@@ -151,7 +151,7 @@ def test_batches_do_not_depend_on_workers_ranks_or_batch_size(tmp_path: Path) ->
         assert same(reference, take(batches(data, 5, 4, workers=workers, prefetch=prefetch), 9))
     assert same(reference, take(batches(data, 5, 12, workers=2), 3))
     ranks = [take(batches(data, 5, 4, rank=r, world=2, workers=r), 9) for r in range(2)]
-    assert same(reference, [part for pair in zip(*ranks) for part in pair])
+    assert same(reference, [part for pair in zip(*ranks, strict=False) for part in pair])
 
 
 def test_resuming_at_a_position_continues_the_stream(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_pass_once_sees_everything_once_without_augmentation(tmp_path: Path) -> 
         assert all(np.array_equal(images[i].numpy(), data.plain(i).image) for i in range(13))
     ranks = [[b.positions.tolist() for b in pass_once(data, 6, rank=r, world=4)] for r in range(4)]
     assert sorted(i for rank in ranks for part in rank for i in part) == list(range(13))
-    assert [part for part in ranks[3]] == [[4, 5], [10, 11], [12]]
+    assert list(ranks[3]) == [[4, 5], [10, 11], [12]]
     assert sum(len(part) for part in pass_once(data, 5, limit=7)) == 7
 
 
@@ -228,7 +228,7 @@ def test_skipping_replaces_deterministically_and_notes_it(tmp_path: Path) -> Non
     indices = torch.cat([batch.indices for batch in reference])
     assert not set(bad) & set(indices.tolist())
     wanted = indices_at(3, np.arange(26), 13)
-    for got, want in zip(indices.tolist(), wanted.tolist()):
+    for got, want in zip(indices.tolist(), wanted.tolist(), strict=False):
         assert got == (want if want not in bad else want + 1 if want + 1 not in bad else want + 2)
     seen = [name for batch in pass_once(data, 4) for name in batch.names]
     assert len(seen) == 11 and "b/07.png" not in seen

@@ -102,9 +102,7 @@ class ChainDenoiser:
     float tensor [B]. `clip` treats the denoised image: "static" (clamp to [-1, 1]), "dynamic", "none", or a function.
     """
 
-    def __init__(
-        self, network: Any, process: ProcessConfig, clip: str | Callable[[Tensor], Tensor] = "static"
-    ) -> None:
+    def __init__(self, network: Any, process: ProcessConfig, clip: str | Callable[[Tensor], Tensor] = "static") -> None:
         if isinstance(clip, str) and clip not in CLIPS:
             raise ValueError(f"unknown clipping {clip!r}; choose one of {', '.join(CLIPS)}")
         self.network = network
@@ -122,7 +120,7 @@ class ChainDenoiser:
         return ChainDenoiser(self.network, self.process, clip)
 
     def __call__(self, x: Tensor, level: Level, cond: Condition | None = None) -> Prediction:
-        """The prediction at x [B, C, H, W] of noise level `level`; conditions the network does not take are left out."""
+        """The prediction at x [B, C, H, W] of noise level `level`; the network gets those conditions that it takes."""
         given = {name: value for name, value in (cond or {}).items() if name in self.conditions}
         output = self.network(x, self.time(level, x), **given)
         value, variance = self._split(output, x, level)

@@ -35,7 +35,7 @@ class Level:
         return 2 * (self.alpha.log() - self.sigma.log())
 
     @classmethod
-    def from_alpha_bar(cls, alpha_bar: float | Array | Tensor) -> Level:
+    def from_alpha_bar(cls, alpha_bar: float | NDArray[np.floating] | Tensor) -> Level:
         """The variance-preserving level with alpha^2 = `alpha_bar`, in [0, 1]."""
         alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64).reshape(-1)
         return cls(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
@@ -125,7 +125,9 @@ class Chain:
         self.alphas_cumprod = np.cumprod(1 - self.betas)
         before = np.append(1.0, self.alphas_cumprod[:-1])
         self.posterior_variance = self.betas * (1 - before) / (1 - self.alphas_cumprod)
-        clipped = np.append(self.posterior_variance[1] if self.steps > 1 else self.betas[0], self.posterior_variance[1:])
+        clipped = np.append(
+            self.posterior_variance[1] if self.steps > 1 else self.betas[0], self.posterior_variance[1:]
+        )
         self.posterior_log_variance_clipped = np.log(clipped)
         self.posterior_mean_coef1 = self.betas * np.sqrt(before) / (1 - self.alphas_cumprod)
         self.posterior_mean_coef2 = (1 - before) * np.sqrt(1 - self.betas) / (1 - self.alphas_cumprod)
@@ -135,7 +137,9 @@ class Chain:
 
     def __repr__(self) -> str:
         strided = "" if self.steps == self.parent_steps else f" of {self.parent_steps}"
-        return f"Chain({self.steps} steps{strided}, alpha_bar {self.alphas_cumprod[0]:.6g}..{self.alphas_cumprod[-1]:.3g})"
+        return (
+            f"Chain({self.steps} steps{strided}, alpha_bar {self.alphas_cumprod[0]:.6g}..{self.alphas_cumprod[-1]:.3g})"
+        )
 
     def respaced(self, spec: str | int | Sequence[int]) -> Chain:
         """The sub-chain of the steps `spec` keeps (see `respacing_indices`); abar is preserved at every kept step.
@@ -208,12 +212,17 @@ def linear_betas(steps: int) -> Array:
     """DDPM's schedule, 1e-4 to 0.02 for 1000 steps, scaled by 1000 / steps so that the path hardly depends on steps."""
     scale = 1000 / steps
     if scale * 0.02 > 1:
-        raise ValueError(f"the linear schedule needs at least 20 steps (its last beta would be {scale * 0.02:g}); got {steps}")
+        raise ValueError(
+            f"the linear schedule needs at least 20 steps (its last beta would be {scale * 0.02:g}); got {steps}"
+        )
     return np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
 
 
 def cosine_betas(steps: int, offset: float = 0.008, largest: float = 0.999) -> Array:
-    """Improved DDPM's schedule (eq. 17): beta_t = min(1 - f(t/T) / f((t-1)/T), 0.999), f(u) = cos^2((u+s)/(1+s) pi/2)."""
+    """Improved DDPM's schedule (eq. 17): beta_t = min(1 - f(t/T) / f((t-1)/T), 0.999).
+
+    f(u) = cos^2((u + s) / (1 + s) pi / 2) with s = `offset`.
+    """
 
     def f(u: float) -> float:
         return float(np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2)
@@ -275,14 +284,15 @@ def _explicit(steps: int, kept: list[int]) -> list[int]:
 
 
 def _ddim(steps: int, count: int) -> list[int]:
-    possible = {}
+    possible: dict[int, int] = {}
     for stride in range(1, steps):  # the original knows no "ddim1"
         possible.setdefault(len(range(0, steps, stride)), stride)
     if count not in possible:
         near = sorted(possible, key=lambda n: abs(n - count))[:8]
         raise ValueError(
             f"no whole stride through {steps} steps keeps {count}; 'ddimN' is possible for N = "
-            f"{', '.join(map(str, sorted(near)))} (nearest), or use '{min(max(count, 1), steps)}', which strides fractionally"
+            f"{', '.join(map(str, sorted(near)))} (nearest), or use "
+            f"'{min(max(count, 1), steps)}', which strides fractionally"
         )
     return list(range(0, steps, possible[count]))
 

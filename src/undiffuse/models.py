@@ -62,7 +62,9 @@ class _Model:
         if len(found) == 1:
             return found[0]
         options = ", ".join(labels[i] for i in found) if found else ", ".join(labels[:20])
-        problem = f"could mean {options}" if found else f"is none of the model's classes: {options or 'they have no names'}"
+        problem = (
+            f"could mean {options}" if found else f"is none of the model's classes: {options or 'they have no names'}"
+        )
         raise ValueError(f"class {name!r} {problem}; give a full name or a number from 0 to {classes - 1}")
 
 
@@ -100,7 +102,9 @@ def resolve(reference: str | Path) -> Path:
         return newest
     if str(reference) in SHIPPED:
         return Path(str(resources.files("undiffuse") / "assets" / f"{reference}.safetensors"))
-    raise ValueError(f"there is no file or folder {reference}, and no shipped model of that name ({', '.join(SHIPPED)})")
+    raise ValueError(
+        f"there is no file or folder {reference}, and no shipped model of that name ({', '.join(SHIPPED)})"
+    )
 
 
 def load_model(
@@ -156,7 +160,7 @@ def load_classifier(
 
 
 def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> None:
-    """Write the weights alone, with everything needed to use them: the slim form of a checkpoint, to keep or to share."""
+    """Write the weights alone, with everything needed to use them: the slim form of a checkpoint, to share."""
     state = {f"net.{name}": tensor.contiguous() for name, tensor in model.net.state_dict().items()}
     kept = ("objective", "train", "data", "progress", "seed", "recipe")
     manifest = {name: model.manifest[name] for name in kept if name in model.manifest}

@@ -17,7 +17,7 @@ from undiffuse.solvers import Solver, ddim_move
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step: `index` of `total` (0 is the noisiest), the image x [B, C, H, W] after it, the prediction in it."""
+    """A finished step: `index` of `total` (0 is the noisiest), the image x [B, C, H, W] after it, its prediction."""
 
     index: int
     total: int

@@ -170,7 +170,7 @@ def match_table(
             f"{where} matches none of the {len(names):,} images: it lists {listed(table, 2)}; the images are "
             f"{listed(names, 2)}. Paths must be relative to the data folder"
         )
-    missing = [name for name, label in zip(names, found) if label is None]
+    missing = [name for name, label in zip(names, found, strict=True) if label is None]
     if missing:
         complain(f"{where} has no label for {len(missing):,} of {len(names):,} images: {listed(missing)}")
     absent = [name for name in table if name not in used]

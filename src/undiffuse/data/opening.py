@@ -219,7 +219,7 @@ def _wrapping_folder(names: Sequence[str], entries: dict[str, str]) -> str:
 
 def _require(values: Sequence[str | None], names: Sequence[str], what: str, where: str, complain: Complain) -> None:
     """Every image must have a label: none at all is always an error, a few missing are reported to `complain`."""
-    missing = [name for name, value in zip(names, values) if value is None]
+    missing = [name for name, value in zip(names, values, strict=True) if value is None]
     if len(missing) == len(names):
         raise ValueError(f"{where}: no image has {what}. The names are {listed(names, 3)}")
     if missing:

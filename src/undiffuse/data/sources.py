@@ -151,7 +151,7 @@ class Source(ABC):
         if self.labels is None or self.label_names is None:
             return {}
         counts = np.bincount(self.labels, minlength=len(self.label_names))
-        return {name: int(count) for name, count in zip(self.label_names, counts)}
+        return {name: int(count) for name, count in zip(self.label_names, counts, strict=True)}
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64], excluded: Sequence[Excluded] = ()) -> Source:
         """The pictures of the given numbers, in the given order, under the same class table."""
@@ -221,7 +221,7 @@ class FileSource(Source):
 
     def _content_hash(self) -> bytes:
         sha = hashlib.sha256()
-        for name, size in zip(self.names, self.sizes):
+        for name, size in zip(self.names, self.sizes, strict=True):
             sha.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
         return sha.digest()
 

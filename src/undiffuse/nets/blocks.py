@@ -7,11 +7,14 @@ Parameter names and shapes equal those of the released OpenAI models, so that th
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def norm_groups(channels: int) -> int:
@@ -49,7 +52,7 @@ def time_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tenso
     return F.pad(embedding, (0, 1)) if width % 2 else embedding
 
 
-def zero_init(module: nn.Module) -> nn.Module:
+def zero_init(module: AnyModule) -> AnyModule:
     """Set all parameters of `module` to zero and return it (last layer of every residual branch)."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -180,10 +183,14 @@ class Attention(nn.Module):
         b, c, height, width = x.shape
         # [B, HW, C] is a free view of a channels-last tensor, so the 1x1 convolutions are plain products.
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
-        attended = multi_head_attention(F.linear(tokens, self.qkv.weight[:, :, 0], self.qkv.bias), self.heads, self.new_order)
-        out = F.linear(attended, self.proj_out.weight[:, :, 0], self.proj_out.bias)
-        out = x + out.reshape(b, height, width, c).permute(0, 3, 1, 2)
+        attended = multi_head_attention(pointwise(self.qkv, tokens), self.heads, self.new_order)
+        out = x + pointwise(self.proj_out, attended).reshape(b, height, width, c).permute(0, 3, 1, 2)
         return out * self.gain if self.gain != 1.0 else out
+
+
+def pointwise(conv: nn.Conv1d, tokens: Tensor) -> Tensor:
+    """A 1x1 Conv1d applied to tokens [B, L, C] as a linear layer."""
+    return F.linear(tokens, conv.weight[:, :, 0], conv.bias)
 
 
 def multi_head_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:

@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from undiffuse.nets.blocks import GroupNorm, multi_head_attention, zero_init
+from undiffuse.nets.blocks import GroupNorm, multi_head_attention, pointwise, zero_init
 from undiffuse.nets.trunk import Trunk, TrunkConfig
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
@@ -65,9 +64,8 @@ class AttentionPool(nn.Module):
             )
         tokens = x.flatten(2).transpose(1, 2)  # [B, HW, C]
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.positional_embedding.t()[None]
-        qkv = F.linear(tokens, self.qkv_proj.weight[:, :, 0], self.qkv_proj.bias)
-        pooled = multi_head_attention(qkv, self.heads, new_order=True)[:, 0]
-        return F.linear(pooled, self.c_proj.weight[:, :, 0], self.c_proj.bias)
+        attended = multi_head_attention(pointwise(self.qkv_proj, tokens), self.heads, new_order=True)
+        return pointwise(self.c_proj, attended[:, :1])[:, 0]
 
 
 class NoisyClassifier(Trunk):

@@ -32,7 +32,9 @@ class UNetConfig(TrunkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, or None for an unconditional network; got {self.num_classes}")
+            raise ValueError(
+                f"num_classes must be at least 1, or None for an unconditional network; got {self.num_classes}"
+            )
         if self.null_class and self.num_classes is None:
             raise ValueError("null_class needs num_classes")
 
@@ -58,9 +60,7 @@ class UNet(Trunk):
         stages: list[nn.Module] = []
         for level, mult in reversed(list(enumerate(config.channel_mult))):
             for i in range(config.num_res_blocks + 1):
-                layers: list[nn.Module] = [
-                    config.res_block(channels + skips.pop(), int(config.model_channels * mult))
-                ]
+                layers: list[nn.Module] = [config.res_block(channels + skips.pop(), int(config.model_channels * mult))]
                 channels = int(config.model_channels * mult)
                 if factor in config.attention_resolutions:
                     layers.append(config.attention(channels, count))
@@ -97,7 +97,7 @@ class UNet(Trunk):
             h = stage(torch.cat([h, skips.pop()], dim=1), emb)
         # The last layers run in the input's precision (float32): the prediction itself is never rounded to 16 bit.
         with torch.autocast(x.device.type, enabled=False):
-            return self.out(h.to(self.out[2].weight.dtype))
+            return self.out(h.to(next(self.out.parameters()).dtype))
 
     def _embed(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         emb = self.embed_time(t)

@@ -115,8 +115,16 @@ def smoke() -> Recipe:
             recipe.net, model_channels=32, channel_mult=(1, 1, 2), num_res_blocks=1, attention_resolutions=(4,)
         ),
         train=replace(
-            recipe.train, batch=32, images=12_000, warmup_images=1_000, preview_every=6_000, validate_every=None,
-            log_every=1_600, save_seconds=60.0, ema_decays=(0.99,), preview_steps=10,
+            recipe.train,
+            batch=32,
+            images=12_000,
+            warmup_images=1_000,
+            preview_every=6_000,
+            validate_every=None,
+            log_every=1_600,
+            save_seconds=60.0,
+            ema_decays=(0.99,),
+            preview_steps=10,
         ),
         measured="not measured yet",
     )
