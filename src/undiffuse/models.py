@@ -162,8 +162,11 @@ def load_classifier(
 def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> None:
     """Write the weights alone, with everything needed to use them: the slim form of a checkpoint, to share."""
     state = {f"net.{name}": tensor.contiguous() for name, tensor in model.net.state_dict().items()}
-    kept = ("objective", "train", "data", "progress", "seed", "recipe")
+    kept = ("objective", "train", "progress", "seed", "recipe")
     manifest = {name: model.manifest[name] for name in kept if name in model.manifest}
+    # Of the data what identifies it, not where it lay on somebody's disk.
+    data = model.manifest.get("data") or {}
+    manifest["data"] = {name: data[name] for name in ("fingerprint", "count", "size", "channels") if name in data}
     kind = "diffusion" if isinstance(model, DiffusionModel) else "classifier"
     labels = list(model.labels) if model.labels is not None else None
     about = {"kind": kind, "net": asdict(model.net.config), "process": asdict(model.process), "labels": labels}

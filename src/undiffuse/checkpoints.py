@@ -1,0 +1,248 @@
+"""One self-describing file per checkpoint: safetensors, with a JSON manifest in its header.
+
+Tensors:   "net.<parameter>", "ema.<decay>.<parameter>", "optimizer.<parameter>.<state>", "sampler.<array>"
+Metadata:  the key "undiffuse" holds the manifest, a JSON object:
+
+    format    1                                 kind      "diffusion" or "classifier"
+    net       the network's config              process   the diffusion process's config
+    train     the training's config             data      fingerprint, source, size, count of the data
+    labels    names of the classes              ema       names of the averages, ["0.999", "0.9999"]
+    progress  {"images": ..., "steps": ...}     version   of this package
+    sha256    hash of the net's weights         hashes    the same for every group of tensors
+
+A file that carries only "net." tensors (shipped weights) is the same format. No file here is ever unpickled.
+
+Files are written beside their final name, forced to the disk and renamed, so that a name always stands for a whole
+file; every group of tensors is hashed, so that a damaged file is noticed. A run's files are called by the images seen:
+`checkpoints/0000123456.safetensors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = 1
+METADATA_KEY = "undiffuse"
+FOLDER = "checkpoints"
+_NAME = re.compile(r"^(\d{10,})\.safetensors$")
+
+
+class CheckpointError(ValueError):
+    """The file is not a checkpoint, is damaged, or does not contain what was asked for."""
+
+
+def write(path: Path | str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes one checkpoint so that `path` is, at every moment, either the old file or the whole new one.
+
+    "format", "sha256" and "hashes" are added to the manifest; the manifest as written is returned.
+    """
+    path = Path(path)
+    ready = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    if not any(name.startswith("net.") for name in ready):
+        raise CheckpointError("a checkpoint needs the network's weights: no tensor's name begins with 'net.'")
+    full = {**manifest, "format": FORMAT, "hashes": _hashes(ready, manifest.get("ema", []))}
+    full["sha256"] = full["hashes"]["net"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(ready, temporary, metadata={METADATA_KEY: json.dumps(full, allow_nan=True)})
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return full
+
+
+def read_manifest(path: Path | str) -> dict[str, Any]:
+    """The manifest alone: reads the header of the file, not its tensors. CheckpointError if it has none."""
+    with _open(path) as file:
+        return _manifest(path, file)
+
+
+def read(path: Path | str, group: str | None = None, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors on the CPU by their full names, and the manifest.
+
+    group: only one group, "net", "ema.0.9999", "optimizer" or "sampler"; None for all. verify: compare with the hashes
+    in the manifest. CheckpointError if the file is truncated, damaged or lacks the group.
+    """
+    with _open(path) as file:
+        manifest = _manifest(path, file)
+        emas = manifest.get("ema", [])
+        names = [name for name in file.keys() if group is None or _group(name, emas) == group]  # noqa: SIM118
+        if not names:
+            there = sorted({_group(name, emas) for name in file.keys()})  # noqa: SIM118
+            raise CheckpointError(f"{path} holds no {group!r} tensors; it holds: {', '.join(there)}")
+        try:
+            tensors = {name: file.get_tensor(name) for name in names}
+        except (safetensors.SafetensorError, RuntimeError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); it may be truncated") from error
+    if verify:
+        expected = manifest.get("hashes", {"net": manifest.get("sha256")})
+        for name, value in _hashes(tensors, emas).items():
+            if expected.get(name) not in (None, value):
+                raise CheckpointError(
+                    f"{path} is damaged: the hash of its {name!r} tensors is {value[:12]}..., "
+                    f"the manifest says {expected[name][:12]}..."
+                )
+    return tensors, manifest
+
+
+def load_weights(path: Path | str, which: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A network's weights by parameter name, and the manifest.
+
+    which: "net" (the trained weights as they are) or the name of an average, "0.9999"; None takes the slowest average
+    there is (the usual choice for sampling), otherwise the trained weights.
+    """
+    averages = read_manifest(path).get("ema", [])
+    if which is None:
+        which = max(averages, key=float) if averages else "net"
+    if which != "net" and which not in averages:
+        raise CheckpointError(f"{path} has no weights {which!r}; it has: {', '.join(['net', *averages])}")
+    group = "net" if which == "net" else f"ema.{which}"
+    tensors, manifest = read(path, group)
+    return {name[len(group) + 1 :]: tensor for name, tensor in tensors.items()}, manifest
+
+
+def checkpoint_path(run_dir: Path | str, images: int) -> Path:
+    """Where the checkpoint of a run after `images` images lies."""
+    return Path(run_dir) / FOLDER / f"{images:010d}.safetensors"
+
+
+def checkpoints(run_dir: Path | str) -> list[Path]:
+    """The checkpoints of a run, oldest first (found by name; not opened)."""
+    folder = Path(run_dir) / FOLDER
+    found = [(int(m.group(1)), p) for p in folder.glob("*.safetensors") if (m := _NAME.match(p.name))]
+    return [path for _, path in sorted(found)]
+
+
+def images_of(path: Path | str) -> int:
+    """The number of images seen, from the file's name."""
+    match = _NAME.match(Path(path).name)
+    if match is None:
+        raise CheckpointError(f"{path} is not named like a checkpoint of a run (0000123456.safetensors)")
+    return int(match.group(1))
+
+
+def latest(run_dir: Path | str) -> Path | None:
+    """The newest checkpoint of a run, or None."""
+    return (checkpoints(run_dir) or [None])[-1]  # type: ignore[list-item]
+
+
+def newest_sound(run_dir: Path | str) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str]] | None:
+    """The newest checkpoint that can be read and whose hashes agree: (path, tensors, manifest, problems).
+
+    `problems` says of every newer file why it was passed over. None if there are no checkpoints; CheckpointError if
+    there are some, but none is sound.
+    """
+    problems: list[str] = []
+    for path in reversed(checkpoints(run_dir)):
+        try:
+            tensors, manifest = read(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
+            return path, tensors, manifest, problems
+    if problems:
+        raise CheckpointError(
+            f"no checkpoint of {run_dir} can be read:\n  "
+            + "\n  ".join(problems)
+            + "\nmove them away to start from the beginning"
+        )
+    return None
+
+
+def prune(run_dir: Path | str, keep: int, milestones: int | None = None, batch: int = 1) -> list[Path]:
+    """Deletes all but the last `keep` checkpoints and the milestones; returns what was deleted.
+
+    A milestone is the first checkpoint at or after a multiple of `milestones` images: runs advance by `batch` images,
+    so that is the one with images % milestones < batch.
+    """
+    gone = []
+    for path in checkpoints(run_dir)[: -max(keep, 1)]:
+        if milestones is None or images_of(path) % milestones >= batch:
+            path.unlink(missing_ok=True)
+            gone.append(path)
+    return gone
+
+
+def remove_leftovers(run_dir: Path | str) -> None:
+    """Deletes half-written files of a process that was killed while writing."""
+    for path in (Path(run_dir) / FOLDER).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over (name, dtype, shape, bytes) of tensors in order of name: a model's identity, whatever the file."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().to("cpu").contiguous()
+        digest.update(f"{name}|{str(tensor.dtype).removeprefix('torch.')}|{list(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _group(name: str, emas: Iterable[str]) -> str:
+    for ema in emas:
+        if name.startswith(f"ema.{ema}."):
+            return f"ema.{ema}"
+    return name.split(".", 1)[0]
+
+
+def _hashes(tensors: Mapping[str, Tensor], emas: Iterable[str]) -> dict[str, str]:
+    groups: dict[str, dict[str, Tensor]] = {}
+    emas = list(emas)
+    for name, tensor in tensors.items():
+        group = _group(name, emas)
+        groups.setdefault(group, {})[name[len(group) + 1 :]] = tensor
+    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
+        return dict(zip(groups, pool.map(weights_hash, groups.values()), strict=True))
+
+
+def _open(path: Path | str) -> Any:
+    if not Path(path).is_file():
+        raise CheckpointError(f"there is no file {path}")
+    try:
+        return safetensors.safe_open(str(path), framework="pt")
+    except (safetensors.SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated") from error
+
+
+def _manifest(path: Path | str, file: Any) -> dict[str, Any]:
+    text = (file.metadata() or {}).get(METADATA_KEY)
+    if text is None:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not a checkpoint of undiffuse: its header has no {METADATA_KEY!r}"
+        )
+    try:
+        manifest = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: the manifest is not JSON ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        given = manifest.get("format") if isinstance(manifest, dict) else None
+        raise CheckpointError(f"{path} has format {given!r}; this version reads format {FORMAT}")
+    return manifest
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename durable. Windows cannot open folders; there the file system's own journal must do."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,168 @@
+"""Several processes training one model: the only place that imports `torch.distributed`.
+
+A process started by `torchrun` finds RANK, WORLD_SIZE and LOCAL_RANK in its environment; without them (or with one
+process) every operation here does nothing. What travels between processes is tensors and JSON text, never pickled
+objects. All operations are collective: every rank must call them in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BUCKET_BYTES = 64 * 2**20  # large enough for the link's full speed, small beside the gradients of a large network
+TIMEOUT = timedelta(hours=2)  # rank 0 draws previews and writes checkpoints while the others wait
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process's place among `world` processes, and what they can do together (nothing at all when alone)."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files and reports."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sums `tensor` over all ranks, in place; every rank gets the same bits."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank if it is true on one."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum_(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+    def sum_bucketed_(self, tensors: Sequence[Tensor]) -> None:
+        """Sums many tensors (gradients) over all ranks, in place, as few large messages."""
+        if self.world == 1:
+            return
+        bucket: list[Tensor] = []
+        size = 0
+        for i, tensor in enumerate(tensors):
+            bucket.append(tensor)
+            size += tensor.numel() * tensor.element_size()
+            last = i + 1 == len(tensors)
+            if last or size >= BUCKET_BYTES or tensors[i + 1].dtype != tensor.dtype:
+                flat = self.sum_(torch.cat([g.reshape(-1) for g in bucket]))
+                for g, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                    g.copy_(part.view(g.shape))
+                bucket, size = [], 0
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Concatenates tensors [n_r, ...] of all ranks along the first axis, in order of rank; n_r may differ."""
+        if self.world == 1:
+            return tensor
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
+        dist.all_gather(lengths, torch.tensor([tensor.shape[0]], dtype=torch.int64, device=self.device))
+        counts = [int(n.item()) for n in lengths]
+        # all_gather wants equal shapes: pad to the longest, cut afterwards
+        padded = torch.zeros((max(counts), *tensor.shape[1:]), dtype=tensor.dtype, device=self.device)
+        padded[: tensor.shape[0]] = tensor
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).to(tensor.device)
+
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
+        """Gives every rank the tensors of rank 0, in place."""
+        if self.world == 1:
+            return
+        for tensor in tensors:
+            sent = tensor.detach().to(self.device).contiguous()
+            dist.broadcast(sent, src=0)
+            with torch.no_grad():
+                tensor.copy_(sent)
+
+    def broadcast_json(self, value: Any) -> Any:
+        """Gives every rank the JSON value of rank 0 (what the other ranks pass is ignored)."""
+        if self.world == 1:
+            return value
+        data = json.dumps(value).encode() if self.is_main else b""
+        length = torch.tensor([len(data)], dtype=torch.int64, device=self.device)
+        dist.broadcast(length, src=0)
+        content = torch.zeros(int(length.item()), dtype=torch.uint8, device=self.device)
+        if self.is_main:
+            content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        dist.broadcast(content, src=0)
+        return json.loads(bytes(content.cpu().numpy()).decode())
+
+    def barrier(self) -> None:
+        """Returns when every rank has arrived."""
+        if self.world > 1:
+            dist.all_reduce(torch.zeros(1, device=self.device))
+
+
+def resolve_device(name: str | None, local_rank: int = 0) -> torch.device:
+    """The device to run on: `name`, or the best there is (CUDA, then MPS, then CPU). With several GPUs each process
+    takes its own.
+
+    Raises ValueError naming what is available when the device asked for is not there.
+    """
+    if name in (None, "auto"):
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(str(name))
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {name!r} was asked for, but this PyTorch sees no CUDA device; use --device cpu")
+        index = device.index if device.index is not None else local_rank
+        if index >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {local_rank} of this machine wants CUDA device {index}, but only "
+                f"{torch.cuda.device_count()} are visible: start no more processes than there are devices (torchrun "
+                "--nproc-per-node), or see CUDA_VISIBLE_DEVICES"
+            )
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device 'mps' was asked for, but this PyTorch cannot use it; use --device cpu")
+    return device
+
+
+@contextmanager
+def session(device: str | None = None) -> Iterator[Ranks]:
+    """Joins the other processes that `torchrun` started (if any) and leaves them at the end.
+
+    gloo on the CPU, NCCL on CUDA. A process group that exists already is used and left alone.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", str(rank)))
+    if dist.is_available() and dist.is_initialized():
+        world, rank = dist.get_world_size(), dist.get_rank()
+        where = resolve_device(device, local_rank)
+        yield Ranks(rank=rank, world=world, local_rank=local_rank, device=where)
+        return
+    if world == 1:
+        yield Ranks(device=resolve_device(device))
+        return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE={world} says there are several processes, but {', '.join(missing)} is not set; "
+            "start them with torchrun"
+        )
+    where = resolve_device(device, local_rank)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    elif where.type == "mps":
+        raise ValueError("several processes can train on CPU or CUDA, not on MPS; use --device cpu or one process")
+    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield Ranks(rank=rank, world=world, local_rank=local_rank, device=where)
+    finally:
+        dist.destroy_process_group()

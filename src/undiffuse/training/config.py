@@ -1,0 +1,150 @@
+"""What a training run is told: `TrainConfig`, and the learning rate as a pure function of the images seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+LR_DECAYS = ("none", "linear", "cosine")
+
+# What may differ when a run is continued, because it changes nothing (or only the pace) of what is being trained.
+_OUTPUTS = ["log_every", "preview_every", "preview_count", "preview_steps", "validate_every", "validate_images"]
+_SAVING = ["save_every", "save_seconds", "keep", "milestones"]
+FREE_TO_CHANGE = frozenset(["images", "steps", "device", "workers", "compile", "max_bad_updates", *_OUTPUTS, *_SAVING])
+# What may differ too, but changes the numbers from there on: said in a note.
+CHANGE_WITH_NOTE = frozenset(["lr", "warmup_images", "lr_decay", "grad_clip", "microbatch", "precision"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run. All lengths and cadences are counted in images, so they mean the same at every batch size.
+
+    Length         `images` or `steps` (exactly one): the run ends there, at the next whole batch.
+    Batch          `batch` images an update, over all processes; `microbatch` images at once in one process (None: as
+                   many as fit).
+    Learning rate  `lr`, reached linearly over `warmup_images`, then `lr_decay`: "none", or "linear" or "cosine" to 0
+                   at the end.
+    Optimiser      AdamW with `weight_decay`, `betas`, `eps`; `grad_clip` bounds the gradient's norm (None: off; the
+                   norm is logged anyway).
+    Averages       `ema_decays` and `ema_warmup`, see `undiffuse.ema`.
+    Precision      "fp32", "bf16" (autocast) or "fp16" (autocast with a dynamic loss scale); weights stay float32.
+    Times          `timesteps`: "uniform", "antithetic", "stratified" or "loss-second-moment".
+    Cadence        `log_every`, `preview_every`, `validate_every`, `save_every` in images, None: never (a run always
+                   saves at its end); `save_seconds` saves by the clock as well. The last `keep` checkpoints stay, and
+                   one every `milestones` images.
+    Bad updates    an update with a non-finite loss or gradient is skipped; more than `max_bad_updates` in a row stop
+                   the run.
+    """
+
+    batch: int = 128
+    images: int | None = None
+    steps: int | None = None
+    microbatch: int | None = None
+    lr: float = 1e-4
+    warmup_images: int = 0
+    lr_decay: str = "none"
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    grad_clip: float | None = None
+    ema_decays: tuple[float, ...] = (0.999, 0.9999)
+    ema_warmup: bool = True
+    precision: str = "fp32"
+    compile: bool = False
+    seed: int = 0
+    timesteps: str = "uniform"
+    log_every: int | None = 10_000
+    preview_every: int | None = 200_000
+    preview_count: int = 20
+    preview_steps: int = 25
+    validate_every: int | None = 200_000
+    validate_images: int = 1_000
+    save_every: int | None = 200_000
+    save_seconds: float | None = None
+    keep: int = 2
+    milestones: int | None = None
+    max_bad_updates: int = 20
+    workers: int | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.images is None) == (self.steps is None):
+            raise ValueError(
+                "say when the training ends: give either images or steps (exactly one); "
+                f"got images={self.images}, steps={self.steps}"
+            )
+        at_least_one = ["batch", "images", "steps", "microbatch", "keep", "milestones", "log_every", "preview_every"]
+        at_least_one += ["preview_count", "preview_steps", "validate_every", "validate_images", "save_every"]
+        for name in at_least_one:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("warmup_images", "max_bad_updates", "workers", "weight_decay", "seed"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.grad_clip is not None and not self.grad_clip > 0:
+            raise ValueError(f"grad_clip must be positive, or None for no clipping; got {self.grad_clip}")
+        if self.lr_decay not in LR_DECAYS:
+            raise ValueError(f"lr_decay is one of {', '.join(LR_DECAYS)}; got {self.lr_decay!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}")
+        # JSON knows no tuples; a config read back from a checkpoint equals the one written
+        object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "ema_decays", tuple(self.ema_decays))
+
+    @property
+    def total_images(self) -> int:
+        """Images after which the run ends: the first whole batch at or past what was asked for."""
+        steps = self.steps if self.steps is not None else -(-(self.images or 0) // self.batch)
+        return steps * self.batch
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def learning_rate(config: TrainConfig, images: int) -> float:
+    """Learning rate of the update that follows `images` images.
+
+    lr * ramp * decay, ramp = min(1, (images + batch) / warmup_images), p = images / total_images,
+    decay = 1 ("none"), 1 - p ("linear", ADM's classifiers), (1 + cos(pi p)) / 2 ("cosine").
+    """
+    ramp = min(1.0, (images + config.batch) / config.warmup_images) if config.warmup_images else 1.0
+    p = min(1.0, images / config.total_images)
+    decay = {"none": 1.0, "linear": 1.0 - p, "cosine": 0.5 * (1.0 + math.cos(math.pi * p))}[config.lr_decay]
+    return config.lr * ramp * decay
+
+
+def due(every: int | None, before: int, after: int) -> bool:
+    """True if a multiple of `every` images was reached between `before` (excluded) and `after` (included)."""
+    return every is not None and after // every > before // every
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What distinguishes two resolved run configs ({"train": {...}, "net": {...}, ...}): (forbidden changes, changes
+    worth a note).
+    """
+    forbidden: list[str] = []
+    notes: list[str] = []
+    for section in sorted(set(old) | set(new)):
+        a, b = old.get(section), new.get(section)
+        if a == b:
+            continue
+        if not (isinstance(a, dict) and isinstance(b, dict)):
+            forbidden.append(f"{section}: {_short(a)} -> {_short(b)}")
+            continue
+        for key in sorted(set(a) | set(b)):
+            if a.get(key) == b.get(key) or (section == "train" and key in FREE_TO_CHANGE):
+                continue
+            line = f"{section}.{key}: {_short(a.get(key))} -> {_short(b.get(key))}"
+            (notes if section == "train" and key in CHANGE_WITH_NOTE else forbidden).append(line)
+    return forbidden, notes
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -1,0 +1,176 @@
+"""The training loop, one page long: see `_loop`. Everything it calls is in the other files of this room.
+
+A run is a pure function of its settings: image number n of the stream, its timestep, noise and dropout are functions
+of (seed, n), so a run that was stopped, killed or moved to another number of processes goes on as if nothing had
+happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from undiffuse import distributed
+from undiffuse.data import ImageDataset, batches
+from undiffuse.training.config import TrainConfig, due, learning_rate
+from undiffuse.training.diagnosis import brief
+from undiffuse.training.optim import gradient_norm
+from undiffuse.training.records import Listener
+from undiffuse.training.run import Run
+from undiffuse.training.signals import StopSignals
+from undiffuse.training.step import accumulate_within_memory
+from undiffuse.training.tally import QUARTILES, binned_sums
+from undiffuse.training.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended: how far it is, its newest checkpoint, why it stopped ("complete", "SIGTERM" or "SIGINT").
+
+    Only the main process knows the checkpoint, since only it writes files.
+    """
+
+    images: int
+    steps: int
+    checkpoint: Path | None
+    stopped_by: str
+
+    @property
+    def complete(self) -> bool:
+        """True if the run reached the length it was asked for."""
+        return self.stopped_by == "complete"
+
+
+class NonFiniteError(RuntimeError):
+    """Too many updates in a row had a loss or gradient that was not finite; the last good checkpoint is intact.
+
+    `diagnosis` says where: see `undiffuse.training.diagnosis`.
+    """
+
+    def __init__(self, message: str, diagnosis: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.diagnosis = diagnosis
+
+
+def train(
+    task: Task,
+    dataset: ImageDataset,
+    config: TrainConfig,
+    run_dir: Path | str,
+    listeners: Sequence[Listener] = (),
+    validation: ImageDataset | None = None,
+) -> Outcome:
+    """Trains `task` on `dataset`, alone or (started by torchrun) with other processes; the same call again resumes.
+
+    dataset     what is trained on
+    run_dir     gets config.json, metrics.jsonl, loss_curve.png, previews/ and checkpoints/
+    listeners   called with every `Record`, in the main process
+    validation  never trained on; its terms are reported by noise level
+
+    SIGTERM and Ctrl-C finish the step, save and return. ValueError if the folder holds a run with other settings,
+    NonFiniteError if the training diverges, MemoryError if not even one image fits.
+    """
+    with (
+        distributed.session(config.device) as ranks,
+        StopSignals() as signals,
+        Run(task, dataset, config, Path(run_dir), ranks, listeners, validation) as run,
+    ):
+        stopped_by = _loop(run, signals)
+        state = run.state
+        return Outcome(images=state.images, steps=state.steps, checkpoint=run.checkpoint, stopped_by=stopped_by)
+
+
+def _loop(run: Run, signals: StopSignals) -> str:
+    task, state, config, ranks = run.task, run.state, run.config, run.ranks
+    stream = batches(run.dataset, state.images, config.batch, ranks.rank, ranks.world, config.workers)
+    parameters = list(task.net.parameters())
+    stop = save = False
+    clock = time.monotonic()
+
+    while state.images < config.total_images and not stop:
+        # The next images; their noise levels. (Their noise is drawn by the task, from the same positions.)
+        batch = next(stream)
+        inputs = run.inputs(batch)
+
+        # The objective's terms; weighted mean, backward.
+        state.optimizer.zero_grad(set_to_none=True)
+        terms, microbatch = accumulate_within_memory(
+            task, run.forward, inputs, config, ranks, state.images, state.microbatch, state.scale.value
+        )
+        run.note_microbatch(microbatch)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        ranks.sum_bucketed_(gradients)
+        state.scale.unscale_(gradients)
+
+        # A finite check that counts and never hides.
+        norm = gradient_norm(gradients)
+        sums = binned_sums(terms, inputs.t, inputs.weights, run.chain_steps, QUARTILES)
+        not_finite = float((~torch.isfinite(terms["loss"])).sum())
+        bad_losses, stop, sums = _agree(ranks, not_finite, signals.received is not None, sums)
+        good = bad_losses == 0 and norm < float("inf")
+
+        # Optimiser; EMA; what the timestep sampler learns.
+        lr = learning_rate(config, state.images)
+        if good:
+            if config.grad_clip is not None and norm > config.grad_clip:
+                torch._foreach_mul_(gradients, config.grad_clip / norm)
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr
+            state.optimizer.step()
+            state.ema.update(state.updates)
+            run.inform_sampler(inputs, terms["loss"])
+            state.tally.add(sorted(terms), sums, norm)
+            state.updates += 1
+            state.bad_in_a_row = 0
+            problem = None
+        else:
+            problem = run.count_bad_update(inputs, terms, batch, overflow=bad_losses == 0)
+        state.scale.update(overflow=not good)
+
+        # The counters, in images; one record to whoever listens; then, when due, previews and a checkpoint.
+        before = state.images
+        state.images += config.batch
+        state.steps += 1
+        now = time.monotonic()
+        state.seconds, clock = state.seconds + now - clock, now
+        if problem is not None:
+            run.tell("skipped", **brief(problem))
+            if state.bad_in_a_row > config.max_bad_updates:
+                raise NonFiniteError(run.diagnosis_text(problem), problem)
+        done = state.images >= config.total_images
+        if due(config.log_every, before, state.images) or done:
+            run.tell_progress(lr)
+        if due(config.preview_every, before, state.images) or done:
+            run.preview()
+        if due(config.validate_every, before, state.images) or done:
+            run.validate()
+        save = save or due(config.save_every, before, state.images) or due(config.milestones, before, state.images)
+        save = save or run.save_by_clock()
+        if (
+            (save and state.bad_in_a_row == 0) or done or stop
+        ):  # a run in trouble must not push out its good checkpoints
+            run.save()
+            save = False
+        clock = time.monotonic()  # looking at the run is not training: speed and time left are those of the steps
+
+    if state.images >= config.total_images:
+        run.tell("end", text=f"complete after {state.images:,} images")
+        return "complete"
+    stopped_by = ranks.broadcast_json(signals.received) or "SIGTERM"  # the signal may have reached another process only
+    run.tell("end", text=f"stopped by {stopped_by} after {state.images:,} images")
+    return str(stopped_by)
+
+
+def _agree(ranks: distributed.Ranks, bad: float, stop: bool, sums: Tensor) -> tuple[float, bool, Tensor]:
+    """One small message a step: the number of bad losses, whether anyone was asked to stop, the sums of the terms."""
+    if ranks.world == 1:
+        return bad, stop, sums
+    message = torch.cat([torch.tensor([bad, float(stop)], dtype=torch.float64), sums.reshape(-1)]).to(ranks.device)
+    message = ranks.sum_(message).cpu()
+    return float(message[0]), bool(message[1] > 0), message[2:].reshape(sums.shape)

@@ -1,0 +1,147 @@
+"""A run's folder: who may write there, whether the run goes on or begins, what is kept.
+
+config.json       the resolved settings          metrics.jsonl     one record a line
+loss_curve.png    drawn anew at every save       previews/         grids from raw and averaged weights
+checkpoints/      0000123456.safetensors, by images seen
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from torch import Tensor
+
+from undiffuse import checkpoints
+from undiffuse.training.config import TrainConfig, differences
+
+# Of a manifest, what says which run this is; the rest (progress, version, hashes) is how far it is.
+IDENTITY = ("kind", "net", "process", "objective", "labels", "train", "data")
+
+
+class RunFolder:
+    """The folder of one run, used by the main process only. Open it as a context: it is locked meanwhile."""
+
+    def __init__(self, path: Path | str, config: TrainConfig) -> None:
+        self.path = Path(path)
+        self.config = config
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"{self.path} is not a folder, so no run can be kept in it; name another") from error
+        self._lock = _lock(self.path / ".lock")
+        checkpoints.remove_leftovers(self.path)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()  # which also unlocks
+
+    @property
+    def metrics(self) -> Path:
+        """The JSONL file of all records."""
+        return self.path / "metrics.jsonl"
+
+    def resume(self, identity: Mapping[str, Any]) -> Resume | None:
+        """The newest sound checkpoint, if the folder holds a run of the same settings; None if it holds none.
+
+        Damaged newer files are renamed to *.damaged, so that they are neither mistaken for checkpoints nor lost.
+        ValueError listing the differences if the run in the folder was begun with other settings.
+        """
+        found = checkpoints.newest_sound(self.path)
+        if found is None:
+            return None
+        path, tensors, manifest, problems = found
+        before = {name: manifest.get(name) for name in IDENTITY}
+        forbidden, notes = differences(_comparable(before), _comparable(identity))
+        if forbidden:
+            raise ValueError(
+                f"{self.path} holds a run that was begun with other settings, so it cannot be continued:\n  "
+                + "\n  ".join(forbidden)
+                + "\n(there -> asked for) Use the settings of that run, or another folder."
+            )
+        for newer in checkpoints.checkpoints(self.path):
+            if checkpoints.images_of(newer) > checkpoints.images_of(path):
+                newer.replace(newer.with_name(newer.name + ".damaged"))
+        return Resume(path=path, tensors=tensors, manifest=manifest, problems=problems, notes=notes)
+
+    def write_config(self, identity: Mapping[str, Any]) -> None:
+        """config.json: all settings of the run, as resolved."""
+        temporary = self.path / f".config.json.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path / "config.json")
+
+    def save(self, images: int, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Path:
+        """Writes a checkpoint and, only once it is durable, deletes what is no longer kept."""
+        path = checkpoints.checkpoint_path(self.path, images)
+        try:
+            checkpoints.write(path, tensors, manifest)
+        except OSError as error:
+            older = checkpoints.latest(self.path)
+            raise OSError(
+                f"the checkpoint {path} could not be written ({error}); "
+                + (f"the run can be resumed from {older}" if older else "there is no older one")
+            ) from error
+        checkpoints.prune(self.path, self.config.keep, self.config.milestones, self.config.batch)
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Where a run goes on: the checkpoint, what was wrong with newer ones, which changed settings deserve a note."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    manifest: dict[str, Any]
+    problems: list[str]
+    notes: list[str]
+
+
+def json_plain(value: Any) -> Any:
+    """What JSON makes of a value (tuples become lists), to compare settings in memory with settings in a file."""
+    return json.loads(json.dumps(value))
+
+
+def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
+    plain = json_plain(dict(identity))
+    # A data set may be moved or decoded by more threads; its contents and their preparation may not change.
+    data = plain.get("data") or {}
+    prepared = {k: v for k, v in (data.get("config") or {}).items() if k not in ("path", "workers", "check")}
+    plain["data"] = {"fingerprint": data.get("fingerprint"), **prepared}
+    return plain
+
+
+def _lock(path: Path) -> IO[str] | None:
+    """Holds the folder against a second run until the file is closed (the system closes it when a process is
+    killed).
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open on purpose
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise ValueError(
+            f"{path.parent} is in use: {owner} is training there; wait for it, stop it, or use another folder"
+        ) from error
+    except OSError:
+        return file  # a file system without locks
+    file.seek(0)
+    file.truncate()
+    file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    file.flush()
+    return file

@@ -1,0 +1,137 @@
+"""What a run tells: immutable records, the JSONL file they are appended to, and one line of progress.
+
+Kinds: "start" (also after a resume), "train" (means over the images since the last one), "validation", "preview",
+"save", "note" (something the user should know: a damaged checkpoint, a smaller micro-batch), "skipped" (a non-finite
+update), "end".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One event of a run: its kind, how far the run was, and its values (JSON-ready)."""
+
+    kind: str
+    images: int
+    steps: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
+
+    def to_json(self) -> str:
+        """One line of JSON; NaN and infinities become strings, which every JSON reader accepts."""
+        return json.dumps(
+            {"kind": self.kind, "images": self.images, "steps": self.steps, **_plain(dict(self.values))},
+            allow_nan=False,
+        )
+
+
+Listener = Callable[[Record], None]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+class JsonlSink:
+    """A listener that appends every record to a file.
+
+    resume_at: number of images of the checkpoint the run goes on from; records past it (and a line cut short by a
+    kill) are removed first, because they will be written again. None: the file starts empty.
+    """
+
+    def __init__(self, path: Path, resume_at: int | None = None) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [] if resume_at is None else [r for r in read_records(path) if r["images"] <= resume_at]
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        os.replace(temporary, path)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - stays open for the whole run, see close
+
+    def __call__(self, record: Record) -> None:
+        self._file.write(record.to_json() + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Forces what was written to the disk: called before a checkpoint claims that these records exist."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records in a JSONL file, in order; a broken line (the machine stopped while it was written) is passed
+    over.
+    """
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(record, dict) and isinstance(record.get("images"), int):
+                yield record
+
+
+def format_progress(record: Record) -> str:
+    """One line for people: images and percentage, loss, bits, accuracy, gradient norm, images per second, time left."""
+    v = record.values
+    if record.kind == "train":
+        parts = [
+            f"{100 * record.images / v['total_images']:5.1f}%",
+            f"{record.images:,} images",
+            f"loss {v['loss']:.4f}",
+        ]
+        if "bits" in v:
+            parts.append(f"bits {v['bits']:.3f}")
+        if "top1" in v:
+            parts.append(f"accuracy {100 * v['top1']:.1f}%")
+        parts += [f"grad {v['grad_norm']:.3g}", f"lr {v['lr']:.2g}", f"{v['images_per_second']:.1f} images/s"]
+        parts.append(f"{format_duration(v['seconds_left'])} left")
+        if v.get("skipped"):
+            parts.append(f"{v['skipped']} skipped")
+        return "  ".join(parts)
+    if record.kind == "validation":
+        numbers = [f"{k} {x:.4g}" for k, x in v.items() if isinstance(x, float) and "_t" not in k and "_q" not in k]
+        return f"validation after {record.images:,} images: " + "  ".join(numbers)
+    if record.kind == "skipped":
+        where = f", {v['counts']['positions']} images not finite" if v["positions"] else ", gradient not finite"
+        return f"skipped: the update of images {v['first']} to {v['last']}{where} ({v['bad_in_a_row']} in a row)"
+    return f"{record.kind}: {v.get('text', '')}".rstrip(": ")
+
+
+def format_duration(seconds: float) -> str:
+    """75 -> "1m15s", 8000 -> "2h13m"."""
+    if not math.isfinite(seconds):
+        return "?"
+    s = round(seconds)
+    if s < 60:
+        return f"{s}s"
+    if s < 3600:
+        return f"{s // 60}m{s % 60:02d}s"
+    if s < 86400:
+        return f"{s // 3600}h{s % 3600 // 60:02d}m"
+    return f"{s // 86400}d{s % 86400 // 3600:02d}h"

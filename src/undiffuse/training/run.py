@@ -1,0 +1,297 @@
+"""A run in progress: the parts the loop uses, tied together. The loop itself is in `engine`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import undiffuse
+from undiffuse.data import Batch, ImageDataset, check_trainable
+from undiffuse.distributed import Ranks
+from undiffuse.noise import NoiseSource
+from undiffuse.pixels import from_uint8
+from undiffuse.training.config import TrainConfig
+from undiffuse.training.diagnosis import describe, find_broken_parts
+from undiffuse.training.folder import RunFolder, json_plain
+from undiffuse.training.outputs import save_accuracy_curve, save_loss_curve, save_previews
+from undiffuse.training.records import JsonlSink, Listener, Record
+from undiffuse.training.state import TrainState
+from undiffuse.training.step import Forward
+from undiffuse.training.tasks import MAX_POSITION, Inputs, Task
+from undiffuse.training.validation import validate
+
+
+class Run:
+    """One run: task, data, state and folder. A context: inside it the folder is locked and the metrics file is open."""
+
+    def __init__(
+        self,
+        task: Task,
+        dataset: ImageDataset,
+        config: TrainConfig,
+        run_dir: Path,
+        ranks: Ranks,
+        listeners: Sequence[Listener] = (),
+        validation: ImageDataset | None = None,
+    ) -> None:
+        _check(task, dataset, config, ranks)
+        self.task, self.dataset, self.validation_data = task, dataset, validation
+        self.config, self.ranks = config, ranks
+        self.device = ranks.device
+        task.net.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        task.net.train()
+        self.chain_steps = task.process.steps
+        self.state = TrainState(task.net, config, self.chain_steps)
+        self._share = config.batch // ranks.world
+        self.state.microbatch = min(self.state.microbatch, self._share)
+        self.forward = Forward(task.net, config.precision, self.device, config.compile)
+        # Pictures and validation: fp16 runs look at themselves in float32, which cannot overflow.
+        self.forward_evaluation = Forward(task.net, "bf16" if config.precision == "bf16" else "fp32", self.device)
+        self.checkpoint: Path | None = None
+        self._folder = RunFolder(run_dir, config)
+        self._listeners = list(listeners)
+        self._sink: JsonlSink | None = None
+        self._saved_at = time.monotonic()
+        self._told: tuple[int, float] = (0, 0.0)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Run:
+        identity = self.identity()
+        resumed = None
+        problem = ""
+        if self.ranks.is_main:
+            try:
+                self._stack.enter_context(self._folder)
+                resumed = self._folder.resume(identity)
+                if resumed is not None:
+                    self.state.load(resumed.tensors, resumed.manifest["progress"], self.config)
+                    self.checkpoint = resumed.path
+            except ValueError as error:
+                problem = str(error)
+                self._stack.close()
+        problem = self.ranks.broadcast_json(problem)  # so that every process ends with the reason, and none waits
+        if problem:
+            raise ValueError(problem)
+        self.state.share(self.ranks)
+        self.state.microbatch = min(self.state.microbatch, self._share)
+        if self.ranks.is_main:
+            self._folder.write_config(identity)
+            self._sink = JsonlSink(self._folder.metrics, self.state.images if resumed else None)
+            self._stack.callback(self._sink.close)
+            for text in resumed.problems if resumed else []:
+                self.tell("note", text=f"{text}; going on from the checkpoint before it")
+            for text in resumed.notes if resumed else []:
+                self.tell("note", text=f"changed setting {text}")
+        self._told = (self.state.images, self.state.seconds)
+        what = f"resumed from {self.checkpoint}" if self.checkpoint else f"new run in {self._folder.path}"
+        parameters = sum(p.numel() for p in self.task.net.parameters())
+        self.tell(
+            "start",
+            text=f"{what}: {self.state.images:,} of {self.config.total_images:,} images, batch {self.config.batch}, "
+            f"{parameters:,} parameters, {self.ranks.world} x {self.device}, {self.config.precision}",
+            world=self.ranks.world,
+            device=str(self.device),
+        )
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def identity(self) -> dict[str, Any]:
+        """All settings, as in config.json and in every manifest."""
+        return json_plain({**self.task.manifest(), "train": self.config.to_dict(), "data": data_card(self.dataset)})
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything a checkpoint says beside its tensors."""
+        return {
+            **self.identity(),
+            "ema": list(self.state.ema.names),
+            "progress": self.state.counters(),
+            "seed": self.config.seed,
+            # No generator carries state from step to step, so this is all of it: see `undiffuse.noise`, `randomness`.
+            "random": {
+                "seed": self.config.seed,
+                "images": self.state.images,
+                "rule": "functions of (seed, position in the stream)",
+            },
+            "version": getattr(undiffuse, "__version__", "unknown"),
+        }
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """This process's share of a batch, with its images' timesteps.
+
+        Timesteps are drawn for the whole global batch in every process (some samplers couple them; it costs nothing).
+        """
+        start = self.state.images
+        everyone = torch.arange(start, start + self.config.batch)
+        t, weights = self.state.sampler.sample(NoiseSource(self.config.seed, everyone).uniform(0, "time").numpy())
+        positions = torch.as_tensor(batch.positions, dtype=torch.int64)
+        mine = (positions - start).numpy()
+        labels = None if batch.labels is None else torch.as_tensor(batch.labels, dtype=torch.int64).to(self.device)
+        inputs = Inputs(
+            x0=from_uint8(batch.images, self.device).contiguous(memory_format=torch.channels_last),
+            labels=labels,
+            t=torch.from_numpy(t[mine]),
+            weights=torch.from_numpy(weights[mine]).float().to(self.device),
+            positions=positions,
+            seed=self.config.seed,
+        )
+        return self.task.arrange(inputs)
+
+    def inform_sampler(self, inputs: Inputs, losses: Tensor) -> None:
+        """Gives the timestep sampler the losses of the whole global batch, in the same order in every process."""
+        if self.config.timesteps != "loss-second-moment":
+            return
+        mine = torch.stack([inputs.positions.double(), inputs.t.double(), losses.detach().cpu().double()], dim=1)
+        everyone = self.ranks.gather(mine.to(self.ranks.device) if self.ranks.world > 1 else mine).cpu()
+        everyone = everyone[torch.argsort(everyone[:, 0])]
+        self.state.sampler.update(everyone[:, 1].numpy().astype(np.int64), everyone[:, 2].numpy())
+
+    def count_bad_update(
+        self, inputs: Inputs, terms: dict[str, Tensor], batch: Batch, overflow: bool
+    ) -> dict[str, Any] | None:
+        """Counts an update that was not finite: its diagnosis, or None for an fp16 overflow.
+
+        That is no error: a smaller loss scale mends it.
+        """
+        state = self.state
+        if overflow and state.scale.can_shrink():
+            state.overflows += 1
+            return None
+        state.skipped += 1
+        state.bad_in_a_row += 1
+        return find_broken_parts(
+            self.task.net, terms, inputs, batch.indices, self.dataset.source, self.ranks, state.bad_in_a_row
+        )
+
+    def diagnosis_text(self, problem: dict[str, Any]) -> str:
+        """The message of the error that ends a diverging run."""
+        return describe(problem, self.config, self.checkpoint)
+
+    def note_microbatch(self, microbatch: int) -> None:
+        """Keeps (and says) that memory only sufficed for a smaller micro-batch."""
+        if microbatch != self.state.microbatch:
+            if microbatch < self.state.microbatch:
+                self.tell(
+                    "note", text=f"memory did not suffice: micro-batch {microbatch} instead of {self.state.microbatch}"
+                )
+            self.state.microbatch = microbatch
+
+    def tell(self, kind: str, **values: Any) -> None:
+        """One record to the metrics file and to all listeners (main process only)."""
+        if not self.ranks.is_main:
+            return
+        record = Record(kind=kind, images=self.state.images, steps=self.state.steps, values=values)
+        for listener in ([self._sink] if self._sink else []) + self._listeners:
+            listener(record)
+
+    def tell_progress(self, lr: float) -> None:
+        """The "train" record: means since the last one, learning rate, speed, time left. Starts a new tally."""
+        state = self.state
+        images, seconds = state.images - self._told[0], state.seconds - self._told[1]
+        self._told = (state.images, state.seconds)
+        speed = images / seconds if seconds > 0 else float("nan")
+        summary = state.tally.summary()
+        if "vb" in summary:
+            summary["bits"] = summary["vb"] * self.chain_steps  # the bound is a sum of T terms; "vb" is the mean term
+        state.tally = type(state.tally)()
+        scale = {"loss_scale": state.scale.value, "overflows": state.overflows} if state.scale.enabled else {}
+        left = max(0, self.config.total_images - state.images)
+        self.tell(
+            "train",
+            **summary,
+            lr=lr,
+            skipped=state.skipped,
+            microbatch=state.microbatch,
+            **scale,
+            total_images=self.config.total_images,
+            images_per_second=speed,
+            seconds=state.seconds,
+            seconds_left=left / speed if speed > 0 else float("nan"),
+        )
+
+    def preview(self) -> None:
+        """Grids from the trained and the averaged weights, and the loss curve."""
+        if self.ranks.is_main:
+            state = self.state
+            paths = save_previews(
+                self.task, state.ema, self.forward_evaluation, self.config, state.images, self._folder.path, self.device
+            )
+            save_loss_curve(self._folder.metrics, self._folder.path / "loss_curve.png")
+            if paths:
+                self.tell("preview", text=f"{len(paths)} grids, {paths[-1]}", files=[p.name for p in paths])
+        self.ranks.barrier()
+
+    def validate(self) -> None:
+        """Terms on the validation data by noise level, and for a classifier the picture of its accuracy."""
+        if self.validation_data is None:
+            return
+        result = validate(
+            self.task,
+            self.state.ema,
+            self.forward_evaluation,
+            self.validation_data,
+            self.config,
+            self.chain_steps,
+            self.ranks,
+        )
+        self.tell("validation", **result)
+        if self.ranks.is_main and self.task.kind == "classifier" and self.task.labels_count is not None:
+            path = self._folder.path / "accuracy_by_noise.png"
+            save_accuracy_curve(result["by_tenth"], self.chain_steps, self.task.labels_count, path)
+
+    def save_by_clock(self) -> bool:
+        """True if `save_seconds` have passed since the last checkpoint, as the main process's clock has it."""
+        if self.config.save_seconds is None:
+            return False
+        return self.ranks.any(self.ranks.is_main and time.monotonic() - self._saved_at >= self.config.save_seconds)
+
+    def save(self) -> None:
+        """One checkpoint, by the main process, once all processes are found to agree."""
+        self.state.check_agreement(self.ranks)
+        if self.ranks.is_main:
+            if self._sink is not None:
+                self._sink.sync()
+            self.checkpoint = self._folder.save(self.state.images, self.state.tensors(), self.manifest())
+            save_loss_curve(self._folder.metrics, self._folder.path / "loss_curve.png")
+            self.tell("save", text=str(self.checkpoint))
+        self._saved_at = time.monotonic()
+        self.ranks.barrier()
+
+
+def data_card(dataset: ImageDataset) -> dict[str, Any]:
+    """What a manifest says of the data: fingerprint, where from, how many, [height, width, channels], how prepared."""
+    return {
+        "fingerprint": dataset.source.fingerprint,
+        "source": dataset.source.where,
+        "count": len(dataset),
+        "size": list(dataset.shape),
+        "config": dataset.config.to_dict(),
+    }
+
+
+def _check(task: Task, dataset: ImageDataset, config: TrainConfig, ranks: Ranks) -> None:
+    """Mistakes that are better found before the first step."""
+    check_trainable(dataset, config.batch, conditional=task.labels_count is not None)
+    if config.batch % ranks.world:
+        raise ValueError(
+            f"a batch of {config.batch} cannot be shared evenly by {ranks.world} processes: "
+            f"choose a multiple of {ranks.world}"
+        )
+    if config.total_images > MAX_POSITION:
+        raise ValueError(f"a run can see at most {MAX_POSITION:,} images, asked for {config.total_images:,}")
+    net: Any = task.net
+    expected = (*net.config.size, net.config.in_channels)
+    if expected != dataset.shape:
+        raise ValueError(
+            f"the network is for images of (height, width, channels) = {expected}, the data's are {dataset.shape}"
+        )
+    if task.labels_count is not None and dataset.num_classes != task.labels_count:
+        raise ValueError(f"the network has {task.labels_count} classes, the data {dataset.num_classes}")

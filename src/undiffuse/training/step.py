@@ -1,0 +1,116 @@
+"""One update's gradient: micro-batches, precision, memory that does not suffice, and numbers that are not finite."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from undiffuse.distributed import Ranks
+from undiffuse.training.config import TrainConfig
+from undiffuse.training.randomness import derived_seed, seeded
+from undiffuse.training.tasks import Inputs, Task
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_OUT_OF_MEMORY = (
+    "out of memory",  # CUDA, MPS, accelerators
+    "can't allocate memory",  # the CPU allocator
+    "not enough memory",  # the CPU allocator on Windows
+    "alloc_failed",  # cuBLAS, cuDNN
+)
+
+
+class Forward:
+    """The network as it is called in training: compiled if asked for, under autocast in 16-bit runs, float32 in and
+    out.
+    """
+
+    def __init__(self, net: nn.Module, precision: str, device: torch.device, compiled: bool = False) -> None:
+        self.net = net
+        self.conditions: frozenset[str] = getattr(net, "conditions", frozenset())
+        self._call: Any = torch.compile(net) if compiled else net
+        self._device = device.type
+        self._dtype = AUTOCAST.get(precision)
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None):
+            out = self._call(x, t, **cond)
+        return out.float()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for the errors by which torch says that memory did not suffice."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
+
+
+def accumulate(
+    task: Task,
+    forward: Forward,
+    inputs: Inputs,
+    config: TrainConfig,
+    ranks: Ranks,
+    images: int,
+    microbatch: int,
+    loss_scale: float,
+) -> dict[str, Tensor]:
+    """Adds the gradient of  sum_i weight_i loss_i / batch  over this process's share, one micro-batch after the other.
+
+    Dividing by the global batch, not by the micro-batch, makes the result the gradient of the mean whatever the sizes
+    of the parts. Returns the terms [b] of every image, detached.
+    """
+    parts = []
+    for number, piece in enumerate(inputs.split(microbatch)):
+        # Dropout is the only thing in a network that draws: its masks become a function of (seed, images, rank,
+        # micro-batch).
+        with seeded(derived_seed(config.seed, images, ranks.rank, number), inputs.x0.device):
+            terms = task.terms(forward, piece)
+            loss = (terms["loss"] * piece.weights).sum() / config.batch
+            (loss * loss_scale).backward()
+        parts.append({name: value.detach() for name, value in terms.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def accumulate_within_memory(
+    task: Task,
+    forward: Forward,
+    inputs: Inputs,
+    config: TrainConfig,
+    ranks: Ranks,
+    images: int,
+    microbatch: int,
+    loss_scale: float,
+) -> tuple[dict[str, Tensor], int]:
+    """`accumulate`, with half the micro-batch as often as memory demands: (terms, the micro-batch that fitted).
+
+    All processes agree on every attempt before gradients are exchanged, so that none waits for one that ran out of
+    memory. Raises MemoryError when even single images do not fit.
+    """
+    while True:
+        terms, problem = None, ""
+        try:
+            terms = accumulate(task, forward, inputs, config, ranks, images, microbatch, loss_scale)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Here the exception is gone, and with it the graph that its traceback kept alive.
+        if not ranks.any(terms is None):
+            assert terms is not None
+            return terms, microbatch
+        del terms
+        task.net.zero_grad(set_to_none=True)
+        gc.collect()
+        if inputs.x0.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if microbatch == 1:
+            raise MemoryError(
+                f"not even one image of shape {list(inputs.x0.shape[1:])} at a time fits into memory "
+                f"({problem or 'on another process'}): "
+                "use a smaller network, activation checkpointing (use_checkpoint), or 16-bit precision"
+            )
+        microbatch = -(-microbatch // 2)

@@ -1,0 +1,271 @@
+"""What is trained: a diffusion model, or a classifier of noisy images. The engine knows a task only by the protocol
+`Task`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from undiffuse.denoiser import ChainDenoiser, ProcessConfig, TimeAdapter
+from undiffuse.levels import Level, diffuse
+from undiffuse.nets import NoisyClassifier, UNet
+from undiffuse.noise import NoiseSource
+from undiffuse.objectives import Objective, ObjectiveConfig
+
+Forward = Callable[..., Tensor]
+MAX_POSITION = 2**32  # image numbers a noise source tells apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """One process's share of a batch, ready for a network.
+
+    x0 [b, C, H, W] in [-1, 1]; labels [b] int64 or None; t [b] int64 on the CPU, the steps of the chain; weights [b],
+    importance weights of the timesteps; positions [b] int64 on the CPU, each image's number in the run's stream, which
+    together with `seed` determines all noise of this image.
+    """
+
+    x0: Tensor
+    labels: Tensor | None
+    t: Tensor
+    weights: Tensor
+    positions: Tensor
+    seed: int
+    clean: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def split(self, size: int) -> Iterator[Inputs]:
+        """Micro-batches of at most `size` images, in order."""
+        for i in range(0, len(self), size):
+            part = slice(i, i + size)
+            labels = None if self.labels is None else self.labels[part]
+            clean = None if self.clean is None else self.clean[part]
+            yield replace(
+                self,
+                x0=self.x0[part],
+                labels=labels,
+                t=self.t[part],
+                weights=self.weights[part],
+                positions=self.positions[part],
+                clean=clean,
+            )
+
+    def normal(self, purpose: str = "train") -> Tensor:
+        """Standard normal noise of x0's shape, a function of (seed, position) alone."""
+        source = NoiseSource(self.seed, self.positions)
+        return source.normal(self.x0.shape[1:], 0, purpose, device=self.x0.device, dtype=self.x0.dtype)
+
+    def chosen(self, probability: float, purpose: str) -> Tensor:
+        """[b] bool on the CPU: True with `probability`, a function of (seed, position) alone."""
+        return NoiseSource(self.seed, self.positions).uniform(0, purpose) < probability
+
+
+class Task(Protocol):
+    """What the engine needs to know of a thing to train."""
+
+    kind: str
+    process: ProcessConfig
+    labels: tuple[str, ...] | None
+    labels_count: int | None
+
+    @property
+    def net(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    def arrange(self, inputs: Inputs) -> Inputs:
+        """The task's last word on a training batch (dropped labels, clean images); validation data is not arranged."""
+        ...
+
+    def terms(self, forward: Forward, inputs: Inputs) -> dict[str, Tensor]:
+        """Per-image terms [b] at the given timesteps, computed through `forward` (the network in the run's precision).
+        "loss" is minimised, the others are reported."""
+        ...
+
+    def manifest(self) -> dict[str, Any]:
+        """What a checkpoint must say for this thing to be built again: kind, net, process, ..."""
+        ...
+
+    def preview(self, forward: Forward, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
+        """Pictures to look at, [n, C, H, W] in [-1, 1], always of the same noise; None if there is nothing to see."""
+        ...
+
+    def preview_labels(self, count: int) -> list[str] | None:
+        """Names of the preview's pictures, None without classes."""
+        ...
+
+
+class DiffusionTask:
+    """Trains a U-Net by a diffusion objective.
+
+    net             the U-Net; conditional if its config has classes
+    process         chain and parametrisation; objective: which loss
+    labels          names of the classes, in the order of their indices
+    label_dropout   share of the images trained without their label (needs null_class), for classifier-free guidance
+    low_size        for a super-resolution net: (height, width) of the small image, made by area averaging
+    """
+
+    kind = "diffusion"
+
+    def __init__(
+        self,
+        net: UNet,
+        process: ProcessConfig,
+        objective: ObjectiveConfig,
+        *,
+        labels: Sequence[str] | None = None,
+        label_dropout: float = 0.0,
+        low_size: tuple[int, int] | None = None,
+    ) -> None:
+        config = net.config
+        if config.out_channels != process.out_channels(config.in_channels):
+            raise ValueError(
+                f"the network has {config.out_channels} output channels; variance={process.variance!r} on "
+                f"{config.in_channels}-channel images needs {process.out_channels(config.in_channels)}"
+            )
+        if labels is not None and config.num_classes is not None and len(labels) != config.num_classes:
+            raise ValueError(f"the network has {config.num_classes} classes, but {len(labels)} names were given")
+        if label_dropout and not config.null_class:
+            raise ValueError(
+                "label_dropout needs a network with null_class=True, which is told when the label is missing"
+            )
+        if config.super_resolution != (low_size is not None):
+            raise ValueError("give low_size for a super-resolution network, and only for one")
+        self.net, self.process, self.objective = net, process, objective
+        self.labels = tuple(labels) if labels is not None else None
+        self.labels_count = config.num_classes
+        self.label_dropout, self.low_size = label_dropout, low_size
+        self._objective = Objective(ChainDenoiser(net, process), objective)
+
+    def arrange(self, inputs: Inputs) -> Inputs:
+        if not self.label_dropout or inputs.labels is None:
+            return inputs
+        dropped = inputs.chosen(self.label_dropout, "label").to(inputs.labels.device)
+        return replace(inputs, labels=torch.where(dropped, self.net.config.num_classes or 0, inputs.labels))
+
+    def terms(self, forward: Forward, inputs: Inputs) -> dict[str, Tensor]:
+        cond = {}
+        if "y" in self.net.conditions:
+            if inputs.labels is None:
+                raise ValueError("the network is conditional on classes, but the data has no labels")
+            cond["y"] = inputs.labels
+        if self.low_size is not None:
+            cond["low_res"] = F.interpolate(inputs.x0, size=self.low_size, mode="area")
+        if self._objective.denoiser.network is not forward:  # the chain's tables are made once, not at every step
+            self._objective = Objective(ChainDenoiser(forward, self.process), self.objective)
+        return self._objective(inputs.x0, inputs.t, inputs.normal(), cond)
+
+    def manifest(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "net": asdict(self.net.config),
+            "process": asdict(self.process),
+            "objective": {
+                **asdict(self.objective),
+                "label_dropout": self.label_dropout,
+                "low_size": list(self.low_size) if self.low_size else None,
+            },
+            "labels": list(self.labels) if self.labels is not None else None,
+        }
+
+    def preview(self, forward: Forward, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
+        from undiffuse.sampling import generate
+        from undiffuse.solvers import DDIM
+
+        if self.low_size is not None:
+            return None  # an upsampler needs images to enlarge; its validation loss is reported instead
+        config = self.net.config
+        shape = (config.in_channels, *config.size)
+        chain = self.process.chain()
+        chain = chain.respaced(f"ddim{steps}") if steps < chain.steps else chain
+        cond = None
+        if config.num_classes is not None:
+            cond = {"y": torch.arange(count, device=device) % config.num_classes}
+        denoiser = ChainDenoiser(forward, self.process)
+        return generate(denoiser, chain, DDIM(), NoiseSource(seed, range(count)), shape, cond=cond, device=device)
+
+    def preview_labels(self, count: int) -> list[str] | None:
+        classes = self.net.config.num_classes
+        if classes is None:
+            return None
+        names = self.labels or [str(i) for i in range(classes)]
+        return [names[i % classes] for i in range(count)]
+
+
+class ClassifierTask:
+    """Trains a classifier of noisy images by cross-entropy (ADM section 4; Appendix H).
+
+    noise            False trains on clean images only (t = 0)
+    clean_fraction   share of the images that stay clean, t = 0, when noise is True
+    Reported: "loss", "top1", and "top5" if there are more than five classes.
+    """
+
+    kind = "classifier"
+
+    def __init__(
+        self,
+        net: NoisyClassifier,
+        process: ProcessConfig,
+        *,
+        labels: Sequence[str] | None = None,
+        noise: bool = True,
+        clean_fraction: float = 0.0,
+    ) -> None:
+        if labels is not None and len(labels) != net.config.num_classes:
+            raise ValueError(
+                f"the classifier has {net.config.num_classes} outputs, but {len(labels)} names of classes were given"
+            )
+        if not 0.0 <= clean_fraction <= 1.0:
+            raise ValueError(f"clean_fraction must be from 0 to 1, got {clean_fraction}")
+        self.net, self.process = net, process
+        self.labels = tuple(labels) if labels is not None else None
+        self.labels_count: int | None = net.config.num_classes
+        self.noise, self.clean_fraction = noise, clean_fraction
+        self.chain = process.chain()
+        self._time = TimeAdapter(self.chain, process.rescale_timesteps)
+
+    def arrange(self, inputs: Inputs) -> Inputs:
+        if self.noise and not self.clean_fraction:
+            return inputs
+        clean = inputs.chosen(self.clean_fraction, "clean") if self.noise else torch.ones(len(inputs), dtype=torch.bool)
+        # A clean image is told the least noisy step, as the original's noised=False does.
+        return replace(inputs, t=torch.where(clean, 0, inputs.t), clean=clean)
+
+    def terms(self, forward: Forward, inputs: Inputs) -> dict[str, Tensor]:
+        if inputs.labels is None:
+            raise ValueError("a classifier needs labels, and the data has none")
+        x0, level = inputs.x0, self.chain.level(inputs.t)
+        shown = level
+        if inputs.clean is not None:
+            shown = Level(torch.where(inputs.clean, 1.0, level.alpha), torch.where(inputs.clean, 0.0, level.sigma))
+        x = diffuse(x0, shown, inputs.normal())
+        logits = forward(x, self._time(level, x0)).float()
+        loss = F.cross_entropy(logits, inputs.labels, reduction="none")
+        ranked = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == inputs.labels[:, None]
+        terms = {"loss": loss, "top1": ranked[:, 0].float()}
+        if logits.shape[1] > 5:
+            terms["top5"] = ranked.any(dim=1).float()
+        return terms
+
+    def manifest(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "net": asdict(self.net.config),
+            "process": asdict(self.process),
+            "objective": {"loss": "cross-entropy", "noise": self.noise, "clean_fraction": self.clean_fraction},
+            "labels": list(self.labels) if self.labels is not None else None,
+        }
+
+    def preview(self, forward: Forward, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
+        return None
+
+    def preview_labels(self, count: int) -> list[str] | None:
+        return None

@@ -1,0 +1,244 @@
+"""A run that was interrupted, however, equals the one that was not."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training_runs import (
+    Processes,
+    Recorder,
+    assert_same_run,
+    run,
+    tiny_data,
+    tiny_task,
+    told,
+    train_tiny,
+)
+from undiffuse import checkpoints
+from undiffuse.training import read_records
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+needs_forkserver = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked from a server")
+
+
+@pytest.fixture
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Interrupt(Exception):
+    """Stands for a crash in the middle of a run."""
+
+
+def interrupted(folder: Path, at_step: int, **changes: Any) -> None:
+    """A run that dies in the middle of an update, after `at_step` of them."""
+    task = tiny_task()
+    original = task.terms
+    calls = iter(range(10**6))
+
+    def terms(*arguments: Any) -> Any:
+        if next(calls) == at_step:
+            raise Interrupt
+        return original(*arguments)
+
+    task.terms = terms  # type: ignore
+    with pytest.raises(Interrupt):
+        run(folder, task, **changes)
+
+
+@pytest.mark.parametrize("timesteps", ["stratified", "loss-second-moment"])
+def test_resumed_run_is_bit_identical(tmp_path: Path, timesteps: str) -> None:
+    run(tmp_path / "whole", timesteps=timesteps)
+    interrupted(tmp_path / "parts", 4, timesteps=timesteps)
+    interrupted(tmp_path / "parts", 2, timesteps=timesteps)  # from checkpoint 12, dies at 20
+    assert [checkpoints.images_of(p) for p in checkpoints.checkpoints(tmp_path / "parts")] == [12]
+    outcome = run(tmp_path / "parts", tiny_task(seed=5), timesteps=timesteps)  # fresh weights do not matter
+    assert outcome.complete
+    assert outcome.images == 32
+    assert outcome.steps == 8
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_loss_second_moment_history_is_saved(tmp_path: Path) -> None:
+    run(tmp_path, timesteps="loss-second-moment")
+    tensors, _ = checkpoints.read(checkpoints.latest(tmp_path), "sampler")  # type: ignore[arg-type]
+    assert int(tensors["sampler.counts"].sum()) == 32
+    filled = tensors["sampler.losses"][tensors["sampler.counts"] > 0]
+    assert bool((filled[:, 0] > 0).all())
+
+
+def test_a_longer_run_continues_a_finished_one(tmp_path: Path) -> None:
+    run(tmp_path / "whole", images=32)
+    run(tmp_path / "parts", images=16)
+    again = Recorder()
+    assert run(tmp_path / "parts", images=16, listeners=[again]).images == 16
+    assert not again.of("train"), "a finished run has nothing left to do"
+    run(tmp_path / "parts", steps=8)
+    assert told(tmp_path / "whole")[-1] == told(tmp_path / "parts")[-1]
+
+
+def test_metrics_are_not_doubled(tmp_path: Path) -> None:
+    interrupted(tmp_path, 6)  # checkpoint at 12; records at 8, 16 and 24 were written
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"kind": "train", "images": 24, "lo')  # cut short by a kill
+    run(tmp_path)
+    images = [r["images"] for r in read_records(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
+    assert images == [8, 16, 24, 32]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_damaged_newest_checkpoint_falls_back(tmp_path: Path, damage: str) -> None:
+    run(tmp_path / "whole")
+    run(tmp_path / "parts")
+    newest = checkpoints.latest(tmp_path / "parts")
+    assert newest is not None
+    data = bytearray(newest.read_bytes())
+    if damage == "truncated":
+        data = data[: len(data) // 2]
+    else:
+        data[-10] ^= 0xFF
+    newest.write_bytes(data)
+    recorder = Recorder()
+    run(tmp_path / "parts", listeners=[recorder])
+    notes = [r.values["text"] for r in recorder.of("note")]
+    assert any(newest.name in text and "checkpoint before it" in text for text in notes)
+    assert recorder.of("start")[0].images == 24
+    assert newest.with_name(newest.name + ".damaged").exists()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_all_checkpoints_damaged_is_an_error(tmp_path: Path) -> None:
+    run(tmp_path, images=16)
+    for path in checkpoints.checkpoints(tmp_path):
+        path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="no checkpoint of"):
+        run(tmp_path)
+
+
+def test_incompatible_settings_are_refused_with_the_differences(tmp_path: Path) -> None:
+    run(tmp_path, images=16)
+    before = (tmp_path / "checkpoints" / "0000000016.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"train.batch: 4 -> 8(.|\n)*train.seed: 0 -> 3"):
+        run(tmp_path, batch=8, seed=3)
+    with pytest.raises(ValueError, match=r"process.steps: 20 -> 30"):
+        run(tmp_path, tiny_task(steps=30))
+    with pytest.raises(ValueError, match=r"net.dropout: 0.1 -> 0.0"):
+        run(tmp_path, tiny_task(dropout=0.0))
+    with pytest.raises(ValueError, match=r"data.fingerprint"):
+        run(tmp_path, data=tiny_data(25))
+    with pytest.raises(ValueError, match=r"data.flip: True -> False"):
+        run(tmp_path, data=tiny_data(flip=False))
+    assert (tmp_path / "checkpoints" / "0000000016.safetensors").read_bytes() == before
+
+
+def test_a_new_learning_rate_is_honoured_and_noted(tmp_path: Path) -> None:
+    run(tmp_path, images=16)
+    recorder = Recorder()
+    run(tmp_path, lr=5e-3, precision="bf16", listeners=[recorder])
+    assert recorder.of("train")[-1].values["lr"] == 5e-3
+    notes = " ".join(r.values["text"] for r in recorder.of("note"))
+    assert "train.lr: 0.01 -> 0.005" in notes
+    assert "train.precision: 'fp32' -> 'bf16'" in notes
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    def second_run(record: Any) -> None:
+        if record.kind == "train":
+            with pytest.raises(ValueError, match=f"process {os.getpid()}.* is training there"):
+                run(tmp_path)
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        run(tmp_path, listeners=[second_run])
+    assert run(tmp_path, images=8).complete, "the folder is free again after the crash"
+
+
+def kill_at_random_moments(folder: Path, world: int, kills: int, changes: dict[str, Any]) -> int:
+    """Runs until done, killing all processes at random moments on the way; how often they were really killed."""
+    killed = 0
+    while True:
+        processes = Processes(train_tiny, str(folder), changes, world=world)
+        if killed == kills:
+            assert processes.join() == [0] * world
+            return killed
+        metrics = folder / "metrics.jsonl"
+        deadline = time.monotonic() + 30
+        began = metrics.read_bytes() if metrics.exists() else b""
+        while processes.alive and time.monotonic() < deadline:
+            if (metrics.read_bytes() if metrics.exists() else b"") != began:
+                break
+            time.sleep(0.002)
+        time.sleep(random.uniform(0.0, 0.15))  # anywhere: in a step, while a record or a checkpoint is written
+        killed += processes.alive
+        processes.kill()
+        if not killed:
+            return 0
+
+
+@needs_forkserver
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_processes_resume_bit_identically(tmp_path: Path, world: int) -> None:
+    changes = {"images": 64, "save_every": 12, "log_every": 8, "timesteps": "loss-second-moment"}
+    assert Processes(train_tiny, str(tmp_path / "whole"), changes, world=world).join() == [0] * world
+    killed = kill_at_random_moments(tmp_path / "parts", world, 2 if world == 1 else 1, changes)
+    assert killed, "the run was over before it could be killed"
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    leftovers = list((tmp_path / "parts" / "checkpoints").glob(".*"))
+    assert not leftovers, "half-written files of killed processes are removed"
+
+
+@needs_forkserver
+@pytest.mark.parametrize(("number", "world"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_signal_saves_and_leaves(tmp_path: Path, number: signal.Signals, world: int) -> None:
+    changes = {"images": 4 * 5000, "log_every": 4, "save_every": None}
+    processes = Processes(train_tiny, str(tmp_path), changes, world=world)
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("train") > 2):
+        time.sleep(0.01)
+    os.kill(processes.pids[-1], number)  # one process is told, all stop at the same step
+    assert processes.join() == [0] * world
+    last = list(read_records(metrics))[-1]
+    assert last["kind"] == "end"
+    assert last["text"].startswith(f"stopped by {'SIGTERM' if world == 2 else number.name}")
+    newest = checkpoints.latest(tmp_path)
+    assert newest is not None
+    assert checkpoints.images_of(newest) == last["images"]
+    assert 0 < last["images"] < 4 * 5000
+
+
+@needs_forkserver
+def test_second_signal_leaves_at_once(tmp_path: Path) -> None:
+    processes = Processes(ignore_the_first_signal, str(tmp_path / "ready"))
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    child = processes.pids[0]
+    os.kill(child, signal.SIGTERM)
+    time.sleep(0.7)
+    assert processes.alive
+    os.kill(child, signal.SIGTERM)
+    assert processes.join(10) == [128 + signal.SIGTERM]
+
+
+def ignore_the_first_signal(ready: str) -> None:
+    """A step that never ends."""
+    from undiffuse.training.signals import StopSignals
+
+    with StopSignals():
+        Path(ready).touch()
+        while True:
+            time.sleep(0.05)
