@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {"levels", "noise", "nets", "ema", "pixels", "downloads", "distributed", "checkpoints", "timesteps"}
 MATHEMATICS = {"levels", "noise", "prediction", "denoiser"}
 CORE = MATHEMATICS | {"solvers", "guidance", "objectives", "likelihood"}
-BELOW_TRAINING = GROUND | CORE | {"data", "pictures", "models", "sampling", "adapters"}
+BELOW_TRAINING = GROUND | CORE | {"data", "pictures", "models", "sampling", "adapters", "metrics"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in GROUND},
     "data": {"pixels", "downloads"},
@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling": CORE,
     "adapters": MATHEMATICS | {"nets", "checkpoints"},
     "models": CORE | {"checkpoints", "nets"},
+    "metrics": {"pixels", "downloads", "models"},
     "training": BELOW_TRAINING,
     "recipes": BELOW_TRAINING | {"training"},
 }
@@ -43,7 +44,7 @@ TOP = {"cli", "__main__", "__init__"}  # may look at everything
 EVERYWHERE = {"torch", "numpy"}
 OUTSIDE = {
     "PIL": {"data", "pictures", "pixels", "training", "cli"},
-    "safetensors": {"checkpoints", "models", "adapters"},
+    "safetensors": {"checkpoints", "models", "adapters", "cli"},
 }
 ONLY_NUMPY = {"timesteps"}
 

@@ -216,3 +216,10 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     checkpoints.remove_leftovers(tmp_path)
     assert not stray.exists()
     assert len(checkpoints.checkpoints(tmp_path)) == 1
+
+
+def test_a_checkpoint_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    """safetensors itself makes files of mode 600, which a wheel or a shared folder would carry on."""
+    (tmp_path / "ordinary").touch()
+    checkpoints.write(tmp_path / "a.safetensors", {"net.w": torch.zeros(1)}, {})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "ordinary").stat().st_mode

@@ -57,8 +57,11 @@ def write(path: Path | str, tensors: Mapping[str, Tensor], manifest: Mapping[str
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors makes files that only their owner can read; follow the umask
         save_file(ready, temporary, metadata={METADATA_KEY: json.dumps(full, allow_nan=True)})
         with open(temporary, "rb+") as file:
+            os.chmod(temporary, mode)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

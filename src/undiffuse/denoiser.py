@@ -108,6 +108,11 @@ class ChainDenoiser:
         self.network = network
         self.process = process
         self.chain = process.chain()
+        if process.target == "eps" and self.chain.alphas_cumprod[-1] == 0:
+            raise ValueError(
+                "this chain ends in pure noise (its last beta is 1), where predicted noise says nothing about the "
+                "image; predict 'v', 'x0' or 'mean', or use a chain with more steps"
+            )
         self.time = TimeAdapter(self.chain, process.rescale_timesteps)
         self.clip = CLIPS[clip] if isinstance(clip, str) else clip
 
@@ -125,7 +130,7 @@ class ChainDenoiser:
         output = self.network(x, self.time(level, x), **given)
         value, variance = self._split(output, x, level)
         trained = self._trained_step(level) if self.process.target == "mean" else None
-        prediction = Prediction(x, level, self.process.target, value, variance, trained=trained)
+        prediction = Prediction(x, level, self.process.target, value, variance, trained=trained, clip=self.clip)
         if self.process.target == "mean":
             prediction = replace(prediction, direct_mean=value)
         return prediction if self.clip is None else prediction.with_x0(self.clip(prediction.x0))

@@ -116,7 +116,12 @@ def resolve_device(name: str | None, local_rank: int = 0) -> torch.device:
     """
     if name in (None, "auto"):
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(str(name))
+    try:
+        device = torch.device(str(name))
+    except RuntimeError as error:
+        raise ValueError(
+            f"there is no kind of device called {name!r}; expected auto, cpu, cuda, cuda:1, mps"
+        ) from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {name!r} was asked for, but this PyTorch sees no CUDA device; use --device cpu")

@@ -92,9 +92,9 @@ class Transition:
     target_index: Tensor
 
     @property
-    def adjacent(self) -> bool:
-        """Whether this is a step of the trained chain itself, not a stride over several."""
-        return bool((self.target_index == self.source_index - 1).all())
+    def adjacent(self) -> Tensor:
+        """[B] bool: whether this is a step of the trained chain itself, not a stride over several."""
+        return self.target_index == self.source_index - 1
 
 
 class Chain:
@@ -110,19 +110,31 @@ class Chain:
     """
 
     def __init__(
-        self, betas: Sequence[float] | Array, indices: Sequence[int] | None = None, parent_steps: int | None = None
+        self,
+        betas: Sequence[float] | Array,
+        indices: Sequence[int] | None = None,
+        parent_steps: int | None = None,
+        alphas_cumprod: Array | None = None,
     ) -> None:
+        """`alphas_cumprod` may be given where it is known better than as a product of the betas."""
         self.betas = np.asarray(betas, dtype=np.float64)
         if self.betas.ndim != 1 or len(self.betas) == 0:
             raise ValueError(f"a chain needs a list of at least one beta, got an array of shape {self.betas.shape}")
-        if not ((self.betas > 0) & (self.betas <= 1)).all():
-            bad = int(np.flatnonzero(~((self.betas > 0) & (self.betas <= 1)))[0])
-            raise ValueError(f"every beta must be in (0, 1]; beta number {bad} is {self.betas[bad]:g}")
+        wrong = ~((self.betas > 0) & (self.betas <= 1))
+        wrong[:-1] |= self.betas[:-1] == 1  # nothing of the image would be left for the later steps
+        if wrong.any():
+            bad = int(np.flatnonzero(wrong)[0])
+            raise ValueError(
+                f"every beta must be above 0 and below 1 (the last may be 1); beta number {bad} is {self.betas[bad]:g}"
+            )
         self.steps = len(self.betas)
         self.indices = np.arange(self.steps) if indices is None else np.asarray(indices, dtype=np.int64)
         self.parent_steps = self.steps if parent_steps is None else parent_steps
 
-        self.alphas_cumprod = np.cumprod(1 - self.betas)
+        given = np.cumprod(1 - self.betas) if alphas_cumprod is None else alphas_cumprod
+        self.alphas_cumprod: Array = np.asarray(given, dtype=np.float64)
+        if self.alphas_cumprod[0] == 1:
+            raise ValueError(f"the first beta, {self.betas[0]:g}, is too small to change anything in float64")
         before = np.append(1.0, self.alphas_cumprod[:-1])
         self.posterior_variance = self.betas * (1 - before) / (1 - self.alphas_cumprod)
         clipped = np.append(
@@ -151,17 +163,15 @@ class Chain:
         kept = respacing_indices(self.steps, spec)
         abar = self.alphas_cumprod[kept]
         betas = 1 - abar / np.append(1.0, abar[:-1])
-        return Chain(betas, indices=kept, parent_steps=self.steps)
+        return Chain(betas, indices=kept, parent_steps=self.steps, alphas_cumprod=abar)
 
     def level(self, k: Index) -> Level:
         """The level of step `k`: an int (shared by the batch) or a LongTensor [B]."""
-        return Level.from_alpha_bar(self.alphas_cumprod[_positions(k)])
+        return Level.from_alpha_bar(self.alphas_cumprod[self._checked(k)])
 
     def transition(self, k: Index) -> Transition:
         """The reverse step from level k to level k - 1 (the clean image for k = 0); int or LongTensor [B]."""
-        at = _positions(k)
-        if (at < 0).any() or (at >= self.steps).any():
-            raise ValueError(f"step {at.tolist()} is not in a chain of {self.steps} steps (0..{self.steps - 1})")
+        at = self._checked(k)
         before = np.append(1.0, self.alphas_cumprod)[at]
         targets = np.append(-1, self.indices)[at]
 
@@ -192,6 +202,12 @@ class Chain:
         nearest = np.round(index)
         return torch.from_numpy(np.where(np.abs(index - nearest) < 1e-6, nearest, index))
 
+    def _checked(self, k: Index) -> NDArray[np.int64]:
+        at = np.atleast_1d(k.cpu().numpy() if isinstance(k, Tensor) else np.asarray(k, dtype=np.int64))
+        if (at < 0).any() or (at >= self.steps).any():
+            raise ValueError(f"step {at.tolist()} is not in a chain of {self.steps} steps (0..{self.steps - 1})")
+        return at
+
     @cached_property
     def _log_betas(self) -> Array:
         return np.log(self.betas)
@@ -202,10 +218,6 @@ class Chain:
 
 
 _FAR = 200.0  # beyond any log-SNR a float64 chain can hold, so that pure noise and clean images interpolate finitely
-
-
-def _positions(k: Index) -> NDArray[np.int64]:
-    return np.atleast_1d(k.cpu().numpy() if isinstance(k, Tensor) else np.asarray(k, dtype=np.int64))
 
 
 def linear_betas(steps: int) -> Array:
@@ -275,6 +287,18 @@ def respacing_indices(steps: int, spec: str | int | Sequence[int]) -> list[int]:
             f"cannot read the respacing {spec!r}; give a number of steps ('250'), sections ('90,60,60,20,20'), "
             "'ddim25', or steps ('at:0,10,999')"
         ) from None
+
+
+def ddim_spec(steps: int, count: int) -> str:
+    """The specification of about `count` steps that suits DDIM: the original's "ddimN" where there is one.
+
+    That grid stops short of the noisiest step, which on a cosine chain is hardly usable with guidance; where no whole
+    stride keeps `count` steps, the fractional grid.
+    """
+    if count >= steps:
+        return ""
+    kept = {len(range(0, steps, stride)) for stride in range(1, steps)}
+    return f"ddim{count}" if count in kept else str(count)
 
 
 def _explicit(steps: int, kept: list[int]) -> list[int]:

@@ -70,12 +70,12 @@ def bits_per_dim(
         x_t = diffuse(x0, transition.source, eps)
         with torch.no_grad():
             prediction = denoiser(x_t, transition.source, cond)
-            term = bound_term(prediction, x0, transition, decoder).double().cpu()
+            term = bound_term(prediction, x0, transition, decoder).cpu().double()
             vb[rows, levels] = term
-            xstart_mse[rows, levels] = mean_flat((prediction.x0 - x0) ** 2).double().cpu()
-            mse[rows, levels] = mean_flat((prediction.eps - eps) ** 2).double().cpu()
+            xstart_mse[rows, levels] = mean_flat((prediction.x0 - x0) ** 2).cpu().double()
+            mse[rows, levels] = mean_flat((prediction.eps - eps) ** 2).cpu().double()
         total += weight * term
-    prior = prior_bits(x0, chain).double().cpu()
+    prior = prior_bits(x0, chain).cpu().double()
     return Bound(total + prior, vb, prior, xstart_mse, mse, chain.indices.tolist())
 
 

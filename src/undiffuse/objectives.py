@@ -105,10 +105,13 @@ def bound_term(prediction: Prediction, x0: Tensor, transition: Transition, decod
     true_log_variance = transition.log_posterior_variance.to(x.dtype).to(x.device).reshape(-1, *[1] * (x.ndim - 1))
     mean, log_variance = prediction.mean(transition), prediction.log_variance(transition)
     kl = mean_flat(normal_kl(true_mean, true_log_variance, mean, log_variance)) / math.log(2)
-    if not bool(transition.last.any()):
+    last = transition.last.expand(len(x)).to(x.device)
+    if not bool(last.any()):
         return kl
-    nll = -mean_flat(discretized_log_likelihood(x0, mean, 0.5 * log_variance, decoder)) / math.log(2)
-    return torch.where(transition.last.to(x.device), nll, kl)
+    # Only the rows concerned: elsewhere the decoder's gradient may overflow, and 0 * inf would poison the batch.
+    std = (0.5 * log_variance).expand_as(mean)
+    nll = -mean_flat(discretized_log_likelihood(x0[last], mean[last], std[last], decoder)) / math.log(2)
+    return kl.masked_scatter(last, nll)
 
 
 def mean_flat(x: Tensor) -> Tensor:
@@ -142,15 +145,29 @@ def discretized_log_likelihood(x0: Tensor, mean: Tensor, log_std: Tensor, decode
         inner = (cdf_upper - cdf_lower).clamp(min=1e-12).log()
         first, last = cdf_upper.clamp(min=1e-12).log(), (1 - cdf_lower).clamp(min=1e-12).log()
     else:
-        first, last = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
+        first, last = log_normal_cdf(upper), log_normal_cdf(-lower)
         # The tail nearer to zero probability loses no digits: mirror bins above the mean.
         above = lower > 0
         high = torch.where(above, -lower, upper)
         low = torch.where(above, -upper, lower)
-        log_high = torch.special.log_ndtr(high)
-        gap = (torch.special.log_ndtr(low) - log_high).clamp(max=-1e-30)
+        log_high = log_normal_cdf(high)
+        gap = (log_normal_cdf(low) - log_high).clamp(max=-1e-30)
         inner = log_high + torch.log(-torch.expm1(gap))
     return torch.where(x0 < -0.999, first, torch.where(x0 > 0.999, last, inner))
+
+
+def log_normal_cdf(z: Tensor) -> Tensor:
+    """log Phi(z) with value and gradient accurate in both tails.
+
+        z < -1: log(erfcx(-z / sqrt 2) / 2) - z^2 / 2,    otherwise log1p(-erfc(z / sqrt 2) / 2)
+
+    (torch.special.log_ndtr has the value right, but its gradient goes wrong far out in float32.)
+    """
+    left = z < -1
+    tail = torch.where(left, z, -1.0)  # neither branch sees the other's numbers, so neither spoils its gradient
+    middle = torch.where(left, 0.0, z)
+    below = torch.log(0.5 * torch.special.erfcx(tail * -math.sqrt(0.5))) - 0.5 * tail**2
+    return torch.where(left, below, torch.log1p(-0.5 * torch.erfc(middle * math.sqrt(0.5))))
 
 
 def _tanh_cdf(z: Tensor) -> Tensor:

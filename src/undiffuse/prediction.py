@@ -89,7 +89,7 @@ class LearnedLogVariance:
     trained: Transition | None
 
     def log_variance(self, transition: Transition, like: Tensor) -> Tensor:
-        if transition.adjacent:
+        if bool(transition.adjacent.all()):
             return self.value
         if self.trained is None:
             raise ValueError("a directly learned variance is defined at the steps of its chain only, not between them")
@@ -98,7 +98,8 @@ class LearnedLogVariance:
         )
         data_variance = data_variance.clamp(min=0).minimum(_tensor(transition.source.sigma**2, like))
         spread = _tensor(transition.coef_x0**2, like) * data_variance
-        return (_tensor(transition.log_posterior_variance, like).exp() + spread).log()
+        strided = (_tensor(transition.log_posterior_variance, like).exp() + spread).log()
+        return torch.where(_rows(transition.adjacent, like), self.value, strided)
 
     def variance(self, transition: Transition, like: Tensor) -> Tensor:
         return self.log_variance(transition, like).exp()
@@ -125,6 +126,8 @@ class Prediction:
     `guides`         gradients that steer sampling, kept apart so that each sampler applies them in its exact form
     `trained`        the trained chain's own reverse step from this level (needed by "mean")
     `direct_mean`    the mean as predicted, which clipping of x0 leaves alone (as in the original)
+    `noise`          the noise [B, C, H, W] where it is known beside `value` (guidance moves both)
+    `clip`           how the denoiser clips x0, None if it does not
     """
 
     x: Tensor
@@ -135,6 +138,8 @@ class Prediction:
     guides: tuple[Guide, ...] = ()
     trained: Transition | None = None
     direct_mean: Tensor | None = None
+    noise: Tensor | None = None
+    clip: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -167,6 +172,8 @@ class Prediction:
     @cached_property
     def eps(self) -> Tensor:
         """The noise in x [B, C, H, W]."""
+        if self.noise is not None:
+            return self.noise
         if self.kind == "eps":
             return self.value
         if self.kind == "v":
@@ -189,7 +196,7 @@ class Prediction:
 
     def with_x0(self, x0: Tensor) -> Prediction:
         """The same prediction with another denoised image; noise, v, score and mean follow it."""
-        return replace(self, kind="x0", value=x0)
+        return replace(self, kind="x0", value=x0, noise=None)
 
     def detached(self) -> Prediction:
         """The same with no gradient through what was predicted; the variance keeps its own (hybrid loss)."""
@@ -198,9 +205,10 @@ class Prediction:
 
     def mean(self, transition: Transition) -> Tensor:
         """Mean of the reverse step: coef_x0 x0 + coef_xt x (DDPM eq. 7 with the predicted x0)."""
-        if self.direct_mean is not None and transition.adjacent:
-            return self.direct_mean
-        return expand(transition.coef_x0, self.x) * self.x0 + expand(transition.coef_xt, self.x) * self.x
+        mean = expand(transition.coef_x0, self.x) * self.x0 + expand(transition.coef_xt, self.x) * self.x
+        if self.direct_mean is None:
+            return mean
+        return torch.where(_rows(transition.adjacent, self.x), self.direct_mean, mean)
 
     def log_variance(self, transition: Transition) -> Tensor:
         """Log variance of the reverse step, clipped for densities, [B, C, H, W] or broadcastable to it."""
@@ -214,19 +222,34 @@ class Prediction:
     def _variance(self) -> ReverseVariance:
         return self.variance or FixedVariance("posterior")
 
-    def guided_score(self) -> Prediction:
-        """The prediction whose score is moved by the guides' gradients g (ADM, Algorithm 2): eps - sigma g.
+    def guided_score(self, reclip: bool = False) -> Prediction:
+        """The prediction whose score is moved by the guides' gradients g (ADM, Algorithm 2).
 
-        The denoised image follows and is not clipped again, as in the original.
+            eps <- eps - sigma g,    x0 <- x0 + (sigma^2 / alpha) g
+
+        The moved x0 is not clipped again, as in the original; near pure noise, where the factor of g grows without
+        bound, that can throw the image far off. `reclip` clips it as the denoiser does and lets the noise follow.
         """
         if not self.guides:
             return self
         if any(guide.at != "x_t" for guide in self.guides):
             raise ValueError("guidance at the mean exists for ancestral sampling only; use at='x_t' with this sampler")
         gradient = sum(guide.gradient(self.x, self.level) for guide in self.guides)
-        return replace(self, kind="eps", value=self.eps - self._sigma * gradient, guides=(), direct_mean=None)
+        alpha, sigma = self.level.alpha, self.level.sigma
+        # At pure noise x says nothing of x0, and neither does a gradient with respect to x.
+        factor = torch.where(alpha > 0, sigma**2 / alpha.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+        x0 = self.x0 + expand(factor, self.x) * gradient
+        unguided = replace(self, guides=(), direct_mean=None)
+        if reclip and self.clip is not None:
+            return unguided.with_x0(self.clip(x0))
+        return replace(unguided, kind="x0", value=x0, noise=self.eps - self._sigma * gradient)
 
 
 def _tensor(coefficient: Tensor, like: Tensor) -> Tensor:
     """A float64 coefficient [B] or [1] as [B or 1, 1, ...] in like's precision and place."""
     return coefficient.to(like.dtype).to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _rows(chosen: Tensor, like: Tensor) -> Tensor:
+    """A flag a sample [B] or [1] as [B or 1, 1, ...] in like's place."""
+    return chosen.to(like.device).reshape(-1, *[1] * (like.ndim - 1))

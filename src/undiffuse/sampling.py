@@ -101,10 +101,14 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """Spherical interpolation of latents [B, C, H, W] (DDIM, Appendix D.5): a at weight 0, b at weight 1.
 
     sin((1-w) th) / sin(th) a + sin(w th) / sin(th) b with th the angle between them, image by image; it keeps the
-    norm that the model expects of noise, which a straight line does not.
+    norm that the model expects of noise, which a straight line does not. ValueError for latents that are zero or
+    opposite to each other, between which there is no such way.
     """
     flat_a, flat_b = a.flatten(1), b.flatten(1)
-    cosine = (flat_a * flat_b).sum(1) / (flat_a.norm(dim=1) * flat_b.norm(dim=1))
+    norms = flat_a.norm(dim=1) * flat_b.norm(dim=1)
+    cosine = (flat_a * flat_b).sum(1) / norms
+    if not bool((norms > 0).all()) or bool((cosine < -1 + 1e-7).any()):
+        raise ValueError("these latents are zero or opposite to each other: there is no shortest arc between them")
     angle = torch.acos(cosine.clamp(-1, 1)).reshape(-1, *[1] * (a.ndim - 1))
     sine = torch.sin(angle)
     nearly_parallel = sine < 1e-4  # the formula's limit is the straight line

@@ -33,13 +33,16 @@ class LevelClassifier:
         return self.network(x, self.time(level, x))
 
     def log_prob(self, x: Tensor, level: Level, y: Tensor) -> Tensor:
-        """log p(y | x) [B] in float32 for class indices y [B]."""
+        """log p(y | x) [B] in float32 for class indices y [B]; ValueError unless there is one an image."""
+        if y.shape != (x.shape[0],):
+            raise ValueError(f"expected one class index for each of the {x.shape[0]} images, got shape {list(y.shape)}")
+        y = y.to(x.device)
         return torch.log_softmax(self(x, level).float(), dim=-1).gather(1, y[:, None])[:, 0]
 
     def gradient(self, x: Tensor, level: Level, y: Tensor) -> Tensor:
         """grad_x log p(y | x) [B, C, H, W]. No layer mixes the images of a batch, so one backward pass serves all."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
             return torch.autograd.grad(self.log_prob(x, level, y).sum(), x)[0]
 
 

@@ -41,7 +41,7 @@ def fashion_mnist_32() -> Recipe:
         objective=ObjectiveConfig(loss="hybrid"),
         train=TrainConfig(
             batch=64,
-            images=400_000,
+            images=250_000,
             lr=1e-3,
             warmup_images=20_000,
             lr_decay="cosine",
@@ -84,7 +84,7 @@ def fashion_mnist_32_classifier() -> Recipe:
         process=_PROCESS,
         train=TrainConfig(
             batch=128,
-            images=300_000,
+            images=150_000,
             lr=1e-3,
             warmup_images=10_000,
             lr_decay="cosine",

@@ -14,15 +14,17 @@ class DDIM:
 
     Equation 12 and 16 of the paper. eta = 0 is deterministic: the Euler method in sigma / alpha. eta = 1 is ancestral
     sampling with the posterior variance, and more is possible as long as n <= sigma_s. Guides move the score (ADM,
-    Algorithm 2).
+    Algorithm 2); the original does not clip x0 again after that, `reclip` does. Use it on grids that visit the last
+    step of a cosine chain, where guidance without it can throw the image far off.
     """
 
     name = "ddim"
 
-    def __init__(self, eta: float = 0.0) -> None:
+    def __init__(self, eta: float = 0.0, reclip: bool = False) -> None:
         if not eta >= 0:
             raise ValueError(f"eta must be 0 (deterministic) or more, 1 being ancestral; got {eta}")
         self.eta = eta
+        self.reclip = reclip
 
     def init(self, x: Tensor, chain: Chain) -> None:
         return None
@@ -30,7 +32,7 @@ class DDIM:
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: None, draw: Draw
     ) -> tuple[Tensor, None, Prediction]:
-        prediction = denoise(x, transition.source).guided_score()
+        prediction = denoise(x, transition.source).guided_score(self.reclip)
         source, target = transition.source, transition.target
         if self.eta == 0:
             return ddim_move(prediction, target), None, prediction

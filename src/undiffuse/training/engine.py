@@ -133,7 +133,7 @@ def _loop(run: Run, signals: StopSignals) -> str:
             problem = run.count_bad_update(inputs, terms, batch, overflow=bad_losses == 0)
         state.scale.update(overflow=not good)
 
-        # The counters, in images; one record to whoever listens; then, when due, previews and a checkpoint.
+        # The counters, in images; one record to whoever listens; then, when due, a checkpoint and pictures.
         before = state.images
         state.images += config.batch
         state.steps += 1
@@ -146,17 +146,16 @@ def _loop(run: Run, signals: StopSignals) -> str:
         done = state.images >= config.total_images
         if due(config.log_every, before, state.images) or done:
             run.tell_progress(lr)
+        save = save or due(config.save_every, before, state.images) or due(config.milestones, before, state.images)
+        save = save or run.save_by_clock()
+        # A run in trouble must not push out its good checkpoints.
+        if (save and state.bad_in_a_row == 0) or done or stop:
+            run.save()
+            save = False
         if due(config.preview_every, before, state.images) or done:
             run.preview()
         if due(config.validate_every, before, state.images) or done:
             run.validate()
-        save = save or due(config.save_every, before, state.images) or due(config.milestones, before, state.images)
-        save = save or run.save_by_clock()
-        if (
-            (save and state.bad_in_a_row == 0) or done or stop
-        ):  # a run in trouble must not push out its good checkpoints
-            run.save()
-            save = False
         clock = time.monotonic()  # looking at the run is not training: speed and time left are those of the steps
 
     if state.images >= config.total_images:

@@ -221,9 +221,19 @@ class Run:
         """Grids from the trained and the averaged weights, and the loss curve."""
         if self.ranks.is_main:
             state = self.state
-            paths = save_previews(
-                self.task, state.ema, self.forward_evaluation, self.config, state.images, self._folder.path, self.device
-            )
+            paths = []
+            try:
+                paths = save_previews(
+                    self.task,
+                    state.ema,
+                    self.forward_evaluation,
+                    self.config,
+                    state.images,
+                    self._folder.path,
+                    self.device,
+                )
+            except ValueError as error:  # a picture that cannot be drawn is no reason to end a training
+                self.tell("note", text=f"no preview: {error}")
             save_loss_curve(self._folder.metrics, self._folder.path / "loss_curve.png")
             if paths:
                 self.tell("preview", text=f"{len(paths)} grids, {paths[-1]}", files=[p.name for p in paths])

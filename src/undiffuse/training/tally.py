@@ -21,7 +21,7 @@ def binned_sums(terms: Mapping[str, Tensor], t: Tensor, weights: Tensor, steps: 
     """
     where = (t * bins // steps).clamp(max=bins - 1)
     member = torch.nn.functional.one_hot(where, bins).to(torch.float64)
-    columns = torch.cat([weights.to("cpu", torch.float64)[:, None], member], dim=1)
+    columns = torch.cat([weights.cpu().double()[:, None], member], dim=1)
     values = torch.stack([terms[name].float() for name in sorted(terms)]).to("cpu").to(torch.float64)
     counts = torch.cat([torch.tensor([float(len(t))], dtype=torch.float64), member.sum(dim=0)])
     # 0 * nan must not spoil the bins the image is not in

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig, TimeAdapter
-from undiffuse.levels import Level, diffuse
+from undiffuse.levels import Level, ddim_spec, diffuse
 from undiffuse.nets import NoisyClassifier, UNet
 from undiffuse.noise import NoiseSource
 from undiffuse.objectives import Objective, ObjectiveConfig
@@ -185,7 +185,7 @@ class DiffusionTask:
         config = self.net.config
         shape = (config.in_channels, *config.size)
         chain = self.process.chain()
-        chain = chain.respaced(f"ddim{steps}") if steps < chain.steps else chain
+        chain = chain.respaced(ddim_spec(chain.steps, steps))
         cond = None
         if config.num_classes is not None:
             cond = {"y": torch.arange(count, device=device) % config.num_classes}

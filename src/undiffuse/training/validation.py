@@ -41,7 +41,9 @@ def validate(
     names: list[str] = []
     size = max(ranks.world, min(config.batch, config.microbatch or 64 * ranks.world))
     with evaluating(task.net), ema.applied(which) if ema.names else nullcontext():
-        for batch in pass_once(held_out, size, rank=ranks.rank, world=ranks.world, workers=config.workers):
+        # Fewer images than processes: every process sees them all, which leaves the means as they are.
+        rank, world = (ranks.rank, ranks.world) if count >= ranks.world else (0, 1)
+        for batch in pass_once(held_out, size, rank=rank, world=world, workers=config.workers):
             device = ranks.device
             t = (batch.positions.double() * 0.6180339887498949 % 1.0 * chain_steps).long().clamp(max=chain_steps - 1)
             inputs = Inputs(
@@ -57,11 +59,10 @@ def validate(
             for bins in (QUARTILES, TENTHS):
                 sums = binned_sums(terms, t, inputs.weights, chain_steps, bins)
                 totals[bins] = totals[bins] + sums if bins in totals else sums
-    # A process whose share was empty still takes part; it learns the names from the main process, which always has a
-    # share.
+    # A process whose share was empty still takes part; it learns the names from the main process, which has a share.
     names = ranks.broadcast_json(names)
     out: dict[str, Any] = {}
     for bins, key in ((QUARTILES, "by_quartile"), (TENTHS, "by_tenth")):
         sums = totals.get(bins, torch.zeros(1 + len(names), 1 + bins, dtype=torch.float64))
-        out |= means(ranks.sum_(sums.to(ranks.device)).cpu(), names, key)
+        out |= means(ranks.sum_(sums.to(ranks.device)).cpu() if ranks.world > 1 else sums, names, key)
     return {**out, "validation_images": count, "weights": which}

@@ -1,0 +1,52 @@
+"""Metrics of generated images: from features to numbers with errors and provenance.
+
+An extractor (`undiffuse.metrics.extractors`) turns uint8 images into features; accumulators take features in batches
+(`update`), from other processes (`merge`), and give an `Estimate` (`compute`). Functions do the same for features that
+are there as a whole.
+"""
+
+from undiffuse.metrics.accuracy import ClassAccuracy
+from undiffuse.metrics.estimate import Card, Estimate, MetricError, check_same_protocol
+from undiffuse.metrics.frechet import (
+    FrechetDistance,
+    frechet_bias,
+    frechet_distance,
+    frechet_infinity,
+    frechet_influence,
+    frechet_two_halves,
+)
+from undiffuse.metrics.inception_score import InceptionScore
+from undiffuse.metrics.kernels import KernelDistance, cmmd, kid, kid_subsets
+from undiffuse.metrics.memorisation import memorisation
+from undiffuse.metrics.moments import FeatureStore, Moments, Statistics
+from undiffuse.metrics.neighbours import kth_neighbour, nearest
+from undiffuse.metrics.precision_recall import PrecisionRecall, manifold_metrics
+from undiffuse.metrics.vendi import VendiScore
+
+__all__ = [
+    "Card",
+    "ClassAccuracy",
+    "Estimate",
+    "FeatureStore",
+    "FrechetDistance",
+    "InceptionScore",
+    "KernelDistance",
+    "MetricError",
+    "Moments",
+    "PrecisionRecall",
+    "Statistics",
+    "VendiScore",
+    "check_same_protocol",
+    "cmmd",
+    "frechet_bias",
+    "frechet_distance",
+    "frechet_infinity",
+    "frechet_influence",
+    "frechet_two_halves",
+    "kid",
+    "kid_subsets",
+    "kth_neighbour",
+    "manifold_metrics",
+    "memorisation",
+    "nearest",
+]

@@ -1,0 +1,143 @@
+"""What an extractor is: uint8 images in, features out, with a card that says how they were made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from undiffuse.metrics.checks import as_features, as_images
+from undiffuse.metrics.estimate import Card, MetricError
+
+__all__ = ["Extracted", "Extractor", "FunctionExtractor", "exact_arithmetic", "in_batches", "tensors_hash"]
+
+Images = Tensor | np.ndarray
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What one pass over images yields: `features` [B, D], and where the extractor has them `spatial` [B, S] (for
+    sFID) and class scores `logits` [B, K] (for the Inception Score and the accuracy)."""
+
+    features: Tensor
+    spatial: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Extractor(Protocol):
+    """Images uint8 [B, H, W, C] -> `Extracted`. `spatial_card` is None where there are no spatial features."""
+
+    @property
+    def card(self) -> Card: ...
+
+    @property
+    def spatial_card(self) -> Card | None: ...
+
+    def __call__(self, images: Images) -> Extracted: ...
+
+
+class FunctionExtractor:
+    """Any function as an extractor.
+
+    `function`   uint8 images [B, H, W, C] (a tensor) -> features [B, D]; it resizes and normalises as it likes
+    `card`       what it does, in words: the distances will carry it, and only equal cards can be compared
+    `channels`   C it needs
+    `grey`       "repeat" to show it one-channel images as RGB
+    """
+
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], card: Card, *, channels: int = 3, grey: str = "refuse"
+    ) -> None:
+        if card.distance in ("FID", "sFID"):
+            raise MetricError(
+                f"{card.distance} is the name of a distance between features of the 2015 Inception network; "
+                f"call this one FD-{card.extractor}"
+            )
+        self.function = function
+        self.card = card
+        self.spatial_card: Card | None = None
+        self.channels = channels
+        self.grey = grey
+
+    @torch.inference_mode()
+    def __call__(self, images: Images) -> Extracted:
+        ready = as_images(images, self.channels, self.grey)
+        features = as_features(self.function(ready), self.card.dimension)
+        if len(features) != len(ready):
+            raise MetricError(f"the extractor gave {len(features)} features for {len(ready)} images")
+        return Extracted(features)
+
+
+def in_batches(extractor: Extractor, images: Images, batch: int = 64) -> Iterator[Extracted]:
+    """`extractor` over images [N, H, W, C], `batch` at a time, in order."""
+    if batch < 1:
+        raise MetricError(f"the batch must be at least 1, got {batch}")
+    for start in range(0, len(images), batch):
+        yield extractor(images[start : start + batch])
+
+
+@contextmanager
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Plain float32 inside: no autocast, no TF32 (which GPUs use for convolutions unless told otherwise)."""
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+
+def tensors_hash(state: Mapping[str, Any]) -> str:
+    """sha256 of tensors with their names, types and shapes, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_exactly(net: torch.nn.Module, state: Mapping[str, Any], what: str) -> None:
+    """Load weights whose names and shapes must be those of `net`; counters of batch norms may be there or not."""
+    counter = "num_batches_tracked"
+    given = {name: tensor for name, tensor in state.items() if not name.endswith(counter)}
+    own = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith(counter)}
+    problems = [f"{name} is missing" for name in own if name not in given]
+    problems += [f"{name} is unknown" for name in given if name not in own]
+    for name in own.keys() & given.keys():
+        tensor = given[name]
+        if not isinstance(tensor, Tensor) or tensor.shape != own[name].shape:
+            shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            problems.append(f"{name} has shape {shape} instead of {list(own[name].shape)}")
+        elif not bool(torch.isfinite(tensor).all()):
+            problems.append(f"{name} contains NaN or infinity")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise MetricError(f"these are not the weights of {what}: {'; '.join(sorted(problems)[:5])}{more}")
+    net.load_state_dict(given, strict=False)
+
+
+def read_weights(path: Any, what: str) -> Mapping[str, Any]:
+    """The flat state dict of a PyTorch file. Nothing in the file is executed; MetricError if it is anything else."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise MetricError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # torch raises errors of many kinds for damaged and for dangerous files
+        raise MetricError(
+            f"{path} is not a plain file of tensors ({type(error).__name__}); get the weights of {what} again"
+        ) from error
+    if not isinstance(state, Mapping):
+        raise MetricError(f"{path} holds a {type(state).__name__} instead of the weights of {what}")
+    return state

@@ -1,0 +1,205 @@
+"""Mean and covariance of features in one pass, in float64, mergeable across batches, processes and restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from undiffuse.metrics.checks import as_features
+from undiffuse.metrics.estimate import Card, MetricError, check_same_protocol
+
+__all__ = ["FeatureStore", "Moments", "Statistics"]
+
+ROWS = 2048  # features turned to float64 at once
+BLOCK = 256  # columns of the scatter matrix computed at once, of which only those right of the diagonal
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A Gaussian summary of features: mean [D], covariance [D, D] (divisor n - 1), float64 on the CPU.
+
+    `n` is None where the number of images is not known (OpenAI's reference batches do not tell it). Made by
+    `Moments.statistics` or from the arrays of a file; MetricError for wrong shapes, NaN, or a matrix that is no
+    covariance.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    n: int | None = None
+    card: Card | None = None
+
+    def __post_init__(self) -> None:
+        mean = torch.as_tensor(self.mean).detach().to(device="cpu", dtype=torch.float64)
+        covariance = torch.as_tensor(self.covariance).detach().to(device="cpu", dtype=torch.float64)
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or len(mean) == 0:
+            raise MetricError(
+                f"a mean [D] and a covariance [D, D] were expected, got {list(mean.shape)} and {list(covariance.shape)}"
+            )
+        if self.card is not None and self.card.dimension != len(mean):
+            raise MetricError(f"{self.card.layer} has {self.card.dimension} features, these statistics {len(mean)}")
+        if self.n is not None and self.n < 2:
+            raise MetricError(f"statistics of {self.n} images have no covariance; at least 2 are needed")
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+            raise MetricError("the statistics contain NaN or infinity: the file or the features behind it are broken")
+        scale = float(covariance.diagonal().abs().max())
+        if float((covariance - covariance.T).abs().max()) > 1e-4 * scale or float(covariance.diagonal().min()) < 0:
+            raise MetricError(
+                "this matrix is not a covariance: it must be symmetric with a diagonal that is not negative"
+            )
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "covariance", (covariance + covariance.T) / 2)
+
+    @property
+    def dimension(self) -> int:
+        return len(self.mean)
+
+    @property
+    def rank_bound(self) -> int:
+        """The most the covariance's rank can be, from the number of images."""
+        return self.dimension if self.n is None else min(self.n - 1, self.dimension)
+
+    @cached_property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues [r], rising, and eigenvectors [D, r] of the covariance's range, r <= `rank_bound`.
+
+        Eigenvalues that rounding made negative or zero are left out.
+        """
+        values, vectors = torch.linalg.eigh(self.covariance)
+        kept = values > 0
+        kept[: self.dimension - self.rank_bound] = False
+        return values[kept], vectors[:, kept]
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """B [D, r] with B B^T = the covariance. Kept, so that a reference is factored once for many comparisons."""
+        values, vectors = self.spectrum
+        return vectors * values.sqrt()
+
+
+class Moments:
+    """Streaming mean and scatter of features [B, D]; memory of one D x D float64 matrix, however many images.
+
+    Batches are centred before they are multiplied and merged by the update of Chan, Golub & LeVeque (1979), so that a
+    large common offset cancels nothing. The result does not depend on batches, their order or how they were shared
+    among processes, up to the rounding of float64.
+    """
+
+    def __init__(self, dimension: int | None = None, card: Card | None = None) -> None:
+        """`dimension` is that of the first features if not given; `card` says how they are made."""
+        if card is not None and dimension is None:
+            dimension = card.dimension
+        self.card = card
+        self.n = 0
+        self.mean = torch.zeros(dimension or 0, dtype=torch.float64)
+        self.scatter = torch.zeros(dimension or 0, dimension or 0, dtype=torch.float64)
+        self._open = dimension is None
+
+    def update(self, features: Tensor | np.ndarray) -> Moments:
+        """Take in features [B, D], on any device (all of one call on the same). MetricError for NaN or another D."""
+        features = as_features(features, None if self._open else len(self.mean), self.n)
+        for part in features.split(ROWS):
+            # One more row than features, for the shift between means: no second copy is made to append it.
+            rows = part.new_empty((len(part) + 1, part.shape[1]), dtype=torch.float64)
+            rows[:-1] = part
+            mean = rows[:-1].mean(dim=0)
+            rows[:-1] -= mean
+            self._take(len(part), mean, rows)
+        return self
+
+    def merge(self, other: Moments) -> Moments:
+        """Take in what another accumulator has seen."""
+        check_same_protocol(other.card, self.card)
+        if other.n:
+            if not self._open and len(other.mean) != len(self.mean):
+                raise MetricError(f"moments of dimension {len(self.mean)} and {len(other.mean)} cannot be merged")
+            rows = torch.empty_like(other.mean)[None]
+            self._take(other.n, other.mean, rows)
+            self.scatter += other.scatter.to(self.scatter.device)
+        return self
+
+    def _take(self, n: int, mean: Tensor, rows: Tensor) -> None:
+        """Merge n images with this mean; the last of `rows` is free, those before are centred features."""
+        if n == 0:
+            return
+        if self._open:
+            self._open = False
+            self.mean = torch.zeros_like(mean)
+            self.scatter = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
+        elif self.mean.device != mean.device:
+            self.mean, self.scatter = self.mean.to(mean.device), self.scatter.to(mean.device)
+        total = self.n + n
+        delta = mean - self.mean
+        # The scatter of two sets exceeds the sum of theirs by n m / (n + m) (mean_b - mean_a)(mean_b - mean_a)^T.
+        rows[-1] = delta * (self.n / total * n) ** 0.5
+        _add_gram(self.scatter, rows)
+        self.mean = self.mean + delta * (n / total)
+        self.n = total
+
+    def statistics(self) -> Statistics:
+        """Mean and covariance so far; MetricError with fewer than two images."""
+        if self.n < 2:
+            raise MetricError(f"a covariance needs at least 2 images, got {self.n}")
+        upper = self.scatter.triu()
+        return Statistics(self.mean, (upper + upper.triu(1).T) / (self.n - 1), self.n, self.card)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything, as tensors: to save, or to send to another process."""
+        n = torch.tensor(self.n, dtype=torch.int64)
+        return {"n": n, "mean": self.mean.cpu().clone(), "scatter": self.scatter.cpu().clone()}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], card: Card | None = None) -> Moments:
+        """Back from `state_dict`."""
+        moments = cls(len(state["mean"]), card)
+        moments.n = int(state["n"])
+        moments.mean, moments.scatter = state["mean"].clone(), state["scatter"].clone()
+        return moments
+
+
+def _add_gram(scatter: Tensor, rows: Tensor) -> None:
+    """Adds rows^T rows to `scatter`, whose blocks below the diagonal are left alone."""
+    for start in range(0, rows.shape[1], BLOCK):
+        stop = start + BLOCK
+        scatter[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
+
+
+class FeatureStore:
+    """Features kept as they come, float32 on the CPU, for the metrics that need them one by one."""
+
+    def __init__(self, dimension: int | None = None, card: Card | None = None) -> None:
+        self.card = card
+        self.dimension = card.dimension if card is not None and dimension is None else dimension
+        self._parts: list[Tensor] = []
+        self.n = 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def update(self, features: Tensor | np.ndarray) -> FeatureStore:
+        """Take in features [B, D]. MetricError for NaN or another dimension."""
+        features = as_features(features, self.dimension, self.n)
+        self.dimension = features.shape[1]
+        # A copy: the caller may use the memory of the batch again.
+        self._parts.append(features.to(device="cpu", dtype=torch.float32, copy=True))
+        self.n += len(features)
+        return self
+
+    def merge(self, other: FeatureStore) -> FeatureStore:
+        """Take in another store's features, after one's own."""
+        check_same_protocol(other.card, self.card)
+        for part in other._parts:
+            self.update(part)
+        return self
+
+    def features(self) -> Tensor:
+        """All of them [N, D], in the order they came; MetricError if there are none."""
+        if not self.n:
+            raise MetricError("there are no features yet: update() was never called with an image")
+        if len(self._parts) > 1:
+            self._parts = [torch.cat(self._parts)]
+        return self._parts[0]
