@@ -1,0 +1,70 @@
+"""The command line: `undiffuse COMMAND ...`.
+
+`parser` says which commands and options there are; it and its helpers import nothing heavy, so that help answers at
+once. Every command is the function `run(args) -> exit status` of the module of its name, imported when it is called.
+
+To add one: its options in `parser`, its body in a module of its own with a function `run`.
+
+Exit status: 0 done; 1 the work failed (training diverged, an image could not be repeated); 2 a mistake in what was
+asked for, told in one message without a traceback (UNDIFFUSE_DEBUG=1 shows it); 130 interrupted by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from undiffuse.cli.console import fail
+from undiffuse.cli.parser import COMMANDS, build_parser
+
+__all__ = ["COMMANDS", "main"]
+
+INTERRUPTED = 130
+MISTAKE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line given in `argv` (default: the process's own); returns the exit status."""
+    parser = build_parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # help was shown, or a mistake was told
+        return int(stop.code or 0)
+    if args.command is None:
+        parser.print_help()
+        return 0
+    try:
+        body = importlib.import_module(f"undiffuse.cli.{args.module}")
+        status = int(body.run(args))
+        sys.stdout.flush()  # here, where a closed pipe can still be handled
+        return status
+    except KeyboardInterrupt:
+        fail("interrupted: what was written stays, and the same command goes on from it", prefix="")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader (head, a pager) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        known = _status(error)
+        if known is None or os.environ.get("UNDIFFUSE_DEBUG", "0") not in ("", "0"):
+            raise
+        fail(_message(error))
+        return known
+
+
+def _status(error: Exception) -> int | None:
+    """The exit status of an error that a user can understand and mend; None for a fault of this program."""
+    if isinstance(error, (ValueError, OSError, MemoryError)):
+        return MISTAKE
+    known = {"NonFiniteError": 1, "OutOfMemoryError": MISTAKE}
+    return known.get(type(error).__name__)
+
+
+def _message(error: Exception) -> str:
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory; give a smaller --batch, or --precision bf16 ({str(error).splitlines()[0]})"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.strerror}: {error.filename}"
+    return str(error) or type(error).__name__

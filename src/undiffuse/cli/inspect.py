@@ -1,0 +1,183 @@
+"""`undiffuse inspect`: what something is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from undiffuse.cli.console import fields, say, shorten, table
+from undiffuse.cli.inspect_data import describe_data
+from undiffuse.cli.inspect_model import describe_model, describe_run
+from undiffuse.cli.latents import KEY
+from undiffuse.cli.writing import quoted
+from undiffuse.data import NAMED_SETS
+from undiffuse.models import SHIPPED, resolve
+from undiffuse.pictures import read_record
+from undiffuse.pictures.names import parse_name
+
+PICTURES = (".png", ".gif", ".apng")
+_PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    say(describe(args))
+    return 0
+
+
+def describe(args: argparse.Namespace) -> str:
+    """The answer. FileNotFoundError if there is nothing, ValueError if it is damaged or of no known kind."""
+    what = args.what
+    if what is None:
+        return environment()
+    path = Path(what).expanduser()
+    if str(what).partition(":")[0] in NAMED_SETS and not path.exists():
+        return describe_data(args)
+    if what in SHIPPED and not path.exists():
+        return describe_model(resolve(what), str(what), as_json=args.json)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no file or folder {what}; known by name are the data {', '.join(NAMED_SETS)} and the models "
+            f"{', '.join(SHIPPED)}"
+        )
+    if path.is_dir():
+        return _folder(args, path)
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        return _safetensors(args, path)
+    if suffix in PICTURES:
+        return _picture(args, path)
+    if suffix == ".npz":
+        return _npz(args, path)
+    if suffix in _PICKLED:
+        raise ValueError(
+            f"{path} looks like a pickled PyTorch file, which can run code when it is opened; undiffuse opens "
+            "safetensors only"
+        )
+    return describe_data(args)
+
+
+def environment() -> str:
+    """Versions, devices and what ships with the package."""
+    import platform
+
+    import PIL
+    import safetensors
+    import torch
+
+    import undiffuse
+
+    devices = []
+    for k in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(k)
+        devices.append(f"cuda:{k} {about.name}, {about.total_memory / 2**30:.0f} GiB")
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    devices.append(f"cpu, {torch.get_num_threads()} threads")
+    there = {True: "there", False: "missing from this installation"}
+    shipped = [f"{name} ({there[resolve(name).is_file()]})" for name in SHIPPED]
+    rows: list[tuple[str, object]] = [
+        ("undiffuse", f"{undiffuse.__version__}, in {Path(undiffuse.__file__).parent}"),
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("torch", torch.__version__),
+        ("others", f"numpy {np.__version__}, pillow {PIL.__version__}, safetensors {safetensors.__version__}"),
+        ("devices", "\n".join(devices)),
+        ("shipped", "\n".join(shipped)),
+    ]
+    return fields(rows, indent=0)
+
+
+def _folder(args: argparse.Namespace, path: Path) -> str:
+    if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file():
+        return describe_run(path, as_json=args.json)
+    if (path / "run.json").is_file():
+        settings = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        if args.json:
+            return json.dumps(settings, indent=2)
+        pictures = sum(parse_name(file.name) is not None for file in path.iterdir())
+        packed = [file.name for file in path.glob("samples_*.npz")]
+        there = [f"{pictures:,} PNG files"] * bool(pictures) + packed
+        return f"samples: {', '.join(there) or 'none yet'}\n{_record(settings)}"
+    return describe_data(args)
+
+
+def _safetensors(args: argparse.Namespace, path: Path) -> str:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be truncated") from error
+    if "undiffuse" in header:
+        return describe_model(path, str(path), as_json=args.json)
+    if KEY in header:
+        about = json.loads(header[KEY])
+        if args.json:
+            return json.dumps(about, indent=2)
+        count, *shape = shapes["latents"]
+        return (
+            f"latents of {count:,} images, {'x'.join(map(str, shape))}, by `undiffuse encode`\n"
+            f"{_record({**about['record'], **about['notes']})}\nBack to images:\n  undiffuse decode {quoted(str(path))}"
+        )
+    numbers = sum(int(np.prod(shape)) for shape in shapes.values())
+    first = [[name, "x".join(map(str, shape)) or "scalar"] for name, shape in list(shapes.items())[:8]]
+    more = f"\n  ... and {len(shapes) - 8:,} more" if len(shapes) > 8 else ""
+    return (
+        f"a safetensors file of something else: {len(shapes):,} tensors, {numbers:,} numbers; its header has no "
+        f"undiffuse manifest\n{table(first, indent=2)}{more}"
+    )
+
+
+def _picture(args: argparse.Namespace, path: Path) -> str:
+    try:
+        with Image.open(path) as picture:
+            frames = getattr(picture, "n_frames", 1)
+            what = f"{picture.format} picture, {picture.width}x{picture.height} {picture.mode}"
+    except OSError as error:
+        raise ValueError(f"{path} is not a readable picture: {error}") from error
+    what += f", {frames} frames" if frames > 1 else ""
+    try:
+        record = read_record(path)
+    except ValueError:
+        return f"{what}\nIt carries no record of undiffuse: it was not written here, or was saved again elsewhere."
+    if args.json:
+        return json.dumps(record, indent=2)
+    text = f"{what}, by undiffuse\n{_record(record)}"
+    if record.get("command") == "sample" and "index" in record:
+        text += f"\nThe same image again:\n  undiffuse sample --from-record {quoted(str(path))}"
+    return text
+
+
+def _record(record: Mapping[str, Any]) -> str:
+    """A record as lines; hashes are shortened, long lists cut."""
+
+    def shown(value: Any) -> str:
+        text = ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+        hexadecimal = len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+        return text[:16] + "..." if hexadecimal else shorten(text, 200)
+
+    return fields([(name, shown(value)) for name, value in record.items()])
+
+
+def _npz(args: argparse.Namespace, path: Path) -> str:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: (archive[name].dtype, archive[name].shape) for name in archive.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not a readable npz file ({error})") from error
+    kind, shape = arrays.get("arr_0", (None, ()))
+    if kind == np.uint8 and len(shape) == 4:
+        return describe_data(args)
+    listed = [[name, str(dtype), "x".join(map(str, shape)) or "scalar"] for name, (dtype, shape) in arrays.items()]
+    text = f"an npz file without images for training (arr_0 uint8 [N,H,W,C]); it holds\n{table(listed, indent=2)}"
+    if {"mu", "sigma"} <= set(arrays):
+        text += "\nmu and sigma: statistics of features, as the evaluation of Dhariwal & Nichol stores them."
+    return text

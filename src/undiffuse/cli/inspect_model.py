@@ -1,0 +1,126 @@
+"""What `undiffuse inspect` tells of models, checkpoints and run folders: from headers alone, no weights are read."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+from undiffuse import checkpoints
+from undiffuse.cli.console import duration, fields
+from undiffuse.cli.writing import quoted
+from undiffuse.data.labels import listed
+from undiffuse.nets import ClassifierConfig, UNetConfig
+from undiffuse.training import read_records
+
+MODES = {1: "grey", 3: "RGB", 4: "RGBA"}
+
+
+def describe_model(path: Path, name: str, as_json: bool = False) -> str:
+    """A model or checkpoint file. CheckpointError (a ValueError) if it is damaged or of another format."""
+    manifest = checkpoints.read_manifest(path)
+    if as_json:
+        return json.dumps(manifest, indent=2)
+    classifier = manifest.get("kind") == "classifier"
+    net: Any = ClassifierConfig(**manifest["net"]) if classifier else UNetConfig(**manifest["net"])
+    height, width = net.size
+    what = "classifier of noisy images" if classifier else "diffusion model"
+    what += ", super-resolution" if getattr(net, "super_resolution", False) else ""
+    what += f", {width}x{height} {MODES.get(net.in_channels, f'{net.in_channels} channels')}"
+    progress, data = manifest.get("progress") or {}, manifest.get("data") or {}
+    weights = ["net", *manifest.get("ema", [])] if manifest.get("ema") else [manifest.get("weights", "net")]
+    rows: list[tuple[str, object]] = [
+        ("network", f"{count_parameters(path) / 1e6:.2f} million parameters, width {net.model_channels} x "
+                    f"{'/'.join(f'{m:g}' for m in net.channel_mult)}, {net.num_res_blocks} blocks a level"),
+        ("classes", _classes(manifest.get("labels"), net.num_classes)),
+        ("process", _process(manifest["process"])),
+        ("objective", _objective(manifest.get("objective"))),
+        ("trained", _trained(progress, manifest.get("train") or {})),
+        ("data", f"{data['source']}, {data['count']:,} images" if "source" in data else None),
+        ("weights", ", ".join(weights) + (" (the last is used unless --weights names another)" if weights[1:] else "")),
+        ("recipe", manifest.get("recipe")),
+        ("version", manifest.get("version")),
+        ("sha256", manifest.get("sha256")),
+        ("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB)"),
+    ]  # fmt: skip
+    return f"{what}\n{fields(rows)}\n{_next(manifest, name)}"
+
+
+def describe_run(folder: Path, as_json: bool = False) -> str:
+    """A run's folder: its newest checkpoint, how far it is, and its last numbers."""
+    newest = checkpoints.latest(folder)
+    if newest is None:
+        return f"a run that has saved no checkpoint yet, in {folder}"
+    text = describe_model(newest, folder.as_posix(), as_json)
+    if as_json:
+        return text
+    last: dict[str, dict[str, Any]] = {}
+    for record in read_records(folder / "metrics.jsonl"):
+        last[str(record.get("kind"))] = record
+    rows: list[tuple[str, object]] = []
+    if "train" in last:
+        now = last["train"]
+        share = 100 * now["images"] / now["total_images"]
+        numbers = "  ".join(f"{k} {now[k]:.4g}" for k in ("loss", "mse", "bits", "top1") if _finite(now.get(k)))
+        rows.append(("training", f"{now['images']:,} of {now['total_images']:,} images ({share:.1f}%)  {numbers}"))
+    if "validation" in last:
+        now = last["validation"]
+        numbers = "  ".join(f"{k} {now[k]:.4g}" for k in ("loss", "mse", "top1", "top5") if _finite(now.get(k)))
+        rows.append(("validation", f"after {now['images']:,} images: {numbers}"))
+    rows.append(("checkpoints", ", ".join(f"{checkpoints.images_of(p):,}" for p in checkpoints.checkpoints(folder))))
+    first, _, rest = text.partition("\n")
+    return f"run in {folder}: {first}\n{fields(rows)}\n{rest}"
+
+
+def count_parameters(path: Path) -> int:
+    """Numbers in the network's weights, from the header of the file."""
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("net.")]  # noqa: SIM118
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+
+
+def _classes(labels: list[str] | None, count: int | None) -> str:
+    if count is None:
+        return "none (unconditional)"
+    return f"{count}: {listed(labels, 12)}" if labels else f"{count}, without names"
+
+
+def _process(process: dict[str, Any]) -> str:
+    schedule = "given" if process.get("betas") else process["schedule"]
+    scaled = ", times rescaled to 1000" if process.get("rescale_timesteps") else ""
+    return f"{process['steps']} {schedule} steps, predicts {process['target']}, variance {process['variance']}{scaled}"
+
+
+def _objective(objective: dict[str, Any] | None) -> str | None:
+    if not objective:
+        return None
+    text = str(objective.get("loss"))
+    if objective.get("noise") is False:
+        text += ", clean images only"
+    if objective.get("clean_fraction"):
+        text += f", {100 * objective['clean_fraction']:g}% clean images"
+    return text
+
+
+def _trained(progress: dict[str, Any], train: dict[str, Any]) -> str | None:
+    if "images" not in progress:
+        return None
+    time = f" in {duration(progress['seconds'])}" if progress.get("seconds") else ""
+    batch = f", batch {train['batch']}, lr {train['lr']:g}, {train['precision']}" if "batch" in train else ""
+    skipped = f", {progress['skipped']} updates skipped" if progress.get("skipped") else ""
+    return f"{progress['images']:,} images{time}{batch}{skipped}"
+
+
+def _next(manifest: dict[str, Any], name: str) -> str:
+    name = quoted(name)
+    if manifest.get("kind") == "classifier":
+        return f"Guide with it:\n  undiffuse sample --model MODEL --classifier {name} --guidance 1"
+    low = " --low-res FOLDER" if manifest["net"].get("super_resolution") else ""
+    return f"Sample from it:\n  undiffuse sample --model {name}{low}"
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

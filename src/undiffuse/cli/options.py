@@ -1,0 +1,149 @@
+"""Options that several commands share, so that they mean and are called the same everywhere. Light."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+import textwrap
+from typing import Any, NoReturn
+
+from undiffuse.cli import values
+
+SHIPPED = "fashion-mnist-32"
+SHIPPED_CLASSIFIER = "fashion-mnist-32-classifier"
+LABELS = "auto (default), none, folder, prefix, or a CSV, TSV or JSONL table"
+STEPS = '"250", sections "90,60,60,20,20", "ddim25", or "at:0,10,999"'
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with 100 columns, whole option names only, and errors of one line that suggest the right word."""
+
+    def __init__(self, **keywords: Any) -> None:
+        keywords.setdefault("formatter_class", Formatter)
+        super().__init__(allow_abbrev=False, **keywords)
+
+    def error(self, message: str) -> NoReturn:
+        if "invalid choice" in message:
+            word = message.split("'")[1]
+            known = [str(name) for action in self._actions for name in (action.choices or ())]
+            what = "command" if "COMMAND" in message else "choice"
+            message = f"there is no {what} {word!r}; expected {', '.join(known)}{_nearest([word], known)}"
+        elif message.startswith("unrecognized"):
+            words = [word for word in message.split()[2:] if word.startswith("-")]
+            message += _nearest(words, list(self._option_string_actions))
+        print(f"undiffuse: error: {message}\n(see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Unknown options are told by the command they were given to, which knows what was probably meant."""
+        found, extra = super().parse_known_args(args, namespace)
+        if extra:
+            self.error(f"unrecognized arguments: {' '.join(extra)}")
+        return found, extra
+
+
+def _nearest(words: list[str], known: list[str]) -> str:
+    near = [match for word in words for match in difflib.get_close_matches(word.split("=")[0], known, 1)]
+    return f". Did you mean {near[0]}?" if near else ""
+
+
+class Formatter(argparse.HelpFormatter):
+    """Help texts in 100 columns: paragraphs are filled, indented lines stay as they are, words stay whole."""
+
+    def __init__(self, prog: str, **keywords: Any) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(p if p.startswith(" ") or "\n " in p else textwrap.fill(p, width) for p in paragraphs)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
+def pick(group: Any, name: str, choices: tuple[str, ...], help: str, default: str | None = None) -> None:
+    """An option with a few words as values, shown in the help as "one|another"."""
+    group.add_argument(name, type=values.choice(*choices), metavar="|".join(choices), help=help, default=default)
+
+
+def device_option(group: Any, default: str = "auto", help: str = "cpu, cuda, mps, or auto (default): the best") -> None:
+    """--device."""
+    group.add_argument("--device", default=default, metavar="DEV", help=help)
+
+
+def device_options(parser: argparse.ArgumentParser) -> None:
+    """--device, --precision."""
+    group = parser.add_argument_group("where and how it runs")
+    device_option(group)
+    pick(group, "--precision", ("fp32", "bf16"), "of the network (default fp32)", "fp32")
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    """--model, --weights."""
+    group = parser.add_argument_group("model")
+    what = f"model file, run folder, or the shipped {SHIPPED} (default)"
+    group.add_argument("--model", default=SHIPPED, metavar="M", help=what)
+    which = "net (as trained) or an average such as 0.999 (default: the slowest)"
+    group.add_argument("--weights", metavar="W", help=which)
+
+
+def guidance_options(parser: argparse.ArgumentParser) -> None:
+    """--classifier, --guidance, --guidance-at."""
+    group = parser.add_argument_group("classifier guidance")
+    what = "noisy-image classifier: file or run folder (the shipped model has its own)"
+    group.add_argument("--classifier", metavar="C", help=what)
+    strength = "its strength (default: 1 with --classifier, else 0, none)"
+    group.add_argument("--guidance", type=values.scale, metavar="SCALE", help=strength)
+    at = "where its gradient is taken: x_t (as released, default) or the mean (the paper; ancestral only)"
+    pick(group, "--guidance-at", ("x_t", "mean"), at, "x_t")
+
+
+def sampler_options(parser: argparse.ArgumentParser, solver: bool = True) -> None:
+    """--solver, --steps, --eta, --clip; without `solver` those of deterministic DDIM."""
+    group = parser.add_argument_group("sampler" if solver else "sampler (DDIM)")
+    if solver:
+        default = "ancestral for a model that learns its variance, else ddim"
+        pick(group, "--solver", ("ancestral", "ddim"), f"the method (default: {default})")
+    default = "100 with ancestral, ddim50 with ddim" if solver else "ddim50"
+    group.add_argument("--steps", metavar="SPEC", help=f"{STEPS} (default: {default})")
+    if solver:
+        help = "noise of ddim, from 0 (default, none) to 1"
+        group.add_argument("--eta", type=values.fraction, default=0.0, metavar="E", help=help)
+    clip_option(group)
+
+
+def clip_option(group: Any) -> None:
+    """--clip."""
+    clip = "the denoised image is clamped (static, default), thresholded by quantile (dynamic), or left (none)"
+    pick(group, "--clip", ("static", "dynamic", "none"), clip, "static")
+
+
+def data_options(group: Any, labels: bool = True, fit: str = "as in training") -> None:
+    """How images are read: --labels, --fit, --on-broken."""
+    if labels:
+        group.add_argument("--labels", default="auto", metavar="HOW", help=LABELS)
+    pick(group, "--fit", ("crop", "pad"), f"cover and cut the centre, or pad (default: {fit})")
+    pick(group, "--on-broken", ("refuse", "skip"), "what to do with unreadable images (default refuse)", "refuse")
+
+
+def seed_option(group: Any, what: str = "of all noise") -> None:
+    """--seed."""
+    group.add_argument("--seed", type=values.seed, default=0, metavar="N", help=f"{what} (default 0)")
+
+
+def output_options(group: Any, out: str, default: str | None = None) -> None:
+    """--batch, --out, --overwrite."""
+    group.add_argument("--batch", type=values.positive, metavar="N", help="images at once (default: by itself)")
+    group.add_argument("--out", default=default, metavar="PATH", help=out)
+    group.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
+
+
+def format_option(group: Any) -> None:
+    """--format."""
+    pick(group, "--format", ("png", "npz", "both"), "of the images (default png)", "png")
+
+
+def class_option(group: Any, text: str) -> None:
+    """--class, repeatable or a list."""
+    group.add_argument("--class", dest="classes", action="append", metavar="NAME|NUMBER", help=text)

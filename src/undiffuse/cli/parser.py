@@ -1,0 +1,286 @@
+"""All commands and their options. Light: importing this costs argparse and nothing else (see `undiffuse.cli`)."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import undiffuse
+from undiffuse.cli import options, values
+
+COMMANDS = {
+    "quickstart": "sample the shipped model, guided and not: a minute, offline, on a CPU",
+    "train": "train a diffusion model on your images",
+    "train-classifier": "train a noisy-image classifier, for guidance",
+    "sample": "images from a model",
+    "encode": "images to latents, by DDIM inversion",
+    "decode": "latents back to images",
+    "interpolate": "the way between two images or two seeds, through the latents",
+    "nll": "likelihood of images, in bits per dimension",
+    "inspect": "what a file, a run, a picture or your data is",
+    "recipes": "the recipes, with published and measured results",
+}
+
+_DATA = """
+
+DATA is a folder of images, a .zip of one, an .npz (arr_0 uint8 [N,H,W,C], arr_1 labels), or a known name
+(fashion-mnist, fashion-mnist:test). Labels come from sub-folders, file-name prefixes or a table."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; `args.module` is the module whose `run(args)` does the work."""
+    about = "Train, guide, sample and evaluate pixel-space diffusion models: DDPM, DDIM, Improved DDPM, ADM."
+    listed = "commands:\n" + "\n".join(f"  {name:18}{text}" for name, text in COMMANDS.items())
+    epilog = "`undiffuse COMMAND --help` tells a command's options. New here? Type `undiffuse quickstart`."
+    parser = options.Parser(
+        prog="undiffuse", usage="undiffuse COMMAND [options]", description=f"{about}\n\n{listed}", epilog=epilog
+    )
+    parser.add_argument("--version", action="version", version=f"undiffuse {undiffuse.__version__}")
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", parser_class=options.Parser, prog="undiffuse", help=argparse.SUPPRESS
+    )
+    for define in (_quickstart, _train, _train_classifier, _sample, _encode, _decode, _interpolate, _nll, _inspect,
+                   _recipes):  # fmt: skip
+        define(commands)
+    return parser
+
+
+def _add(commands: Any, name: str, takes: str, about: str, module: str | None = None) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, description=about, usage=f"undiffuse {name} {takes}[options]"
+    )
+    parser.set_defaults(module=module or name)
+    return parser
+
+
+def _quickstart(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "quickstart",
+        "",
+        """\
+Samples all ten classes of Fashion-MNIST from the model shipped with this package, without and with classifier guidance
+(the same noise for both), and writes one labelled page with both grids and the denoising path. Offline, on the CPU
+unless another --device is named.""",
+    )
+    parser.add_argument("--out", default="quickstart", metavar="DIR", help="folder (default quickstart)")
+    parser.add_argument("--guidance", type=values.scale, default=2.0, metavar="SCALE", help="its strength (default 2)")
+    parser.add_argument("--per-class", type=values.positive, default=4, metavar="N", help="images a class (default 4)")
+    options.pick(parser, "--solver", ("ancestral", "ddim"), "the method (default ancestral)", "ancestral")
+    steps = "default 50; with ddim give a grid that begins later, such as ddim50"
+    parser.add_argument("--steps", default="50", metavar="SPEC", help=f"{options.STEPS} ({steps})")
+    options.seed_option(parser)
+    options.device_option(parser, "cpu", "cpu (default), cuda, mps or auto")
+
+
+def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
+    """Options of both kinds of training; returns the groups "what is trained" and "data"."""
+    parser.add_argument("data", metavar="DATA", help="images to train on")
+    what = parser.add_argument_group("what is trained")
+    what.add_argument("--recipe", metavar="NAME", help="see `undiffuse recipes` (default: chosen by the data)")
+    size = "image size (default: the recipe's, or by the data)"
+    what.add_argument("--size", type=values.size, metavar="S|HxW", help=size)
+    channels = "1 grey, 3 RGB, 4 RGBA (default: as --size)"
+    what.add_argument("--channels", type=int, choices=(1, 3, 4), metavar="1|3|4", help=channels)
+    what.add_argument(
+        "--set", dest="sets", type=values.assignment, action="append", default=[], metavar="FIELD=VALUE",
+        help="any field of the recipe: net.dropout=0.1, process.schedule=linear, train.weight_decay=0.01",
+    )  # fmt: skip
+    data = parser.add_argument_group("data")
+    options.data_options(data, fit="the recipe's")
+    data.add_argument(
+        "--flip", action=argparse.BooleanOptionalAction, help="mirror half of the images at random, or not"
+    )
+    data.add_argument("--workers", type=values.natural, metavar="N", help="decoding threads (default: by itself)")
+    length = parser.add_argument_group("length and optimisation (defaults: the recipe's)")
+    ends = length.add_mutually_exclusive_group()
+    ends.add_argument("--images", type=values.positive, metavar="N", help="end after N images, such as 400k")
+    ends.add_argument("--steps", type=values.positive, metavar="N", help="end after N updates")
+    length.add_argument("--batch", type=values.positive, metavar="N", help="images an update, over all processes")
+    length.add_argument("--microbatch", type=values.positive, metavar="N", help="images at once (default: what fits)")
+    length.add_argument("--lr", type=values.rate, metavar="RATE", help="learning rate")
+    length.add_argument("--ema", type=values.decays, metavar="D[,D]", help="decays of the averages, or none")
+    how = ("uniform", "antithetic", "stratified", "loss-second-moment")
+    length.add_argument(
+        "--timesteps", type=values.choice(*how), metavar="HOW", help=f"how noise levels are drawn: {', '.join(how)}"
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", metavar="DIR", help="run folder (default runs/NAME)")
+    options.seed_option(run, "of weights, order and noise")
+    options.device_option(run)
+    options.pick(run, "--precision", ("fp32", "bf16", "fp16"), "of the network (default: the recipe's)")
+    run.add_argument("--compile", action="store_true", default=None, help="torch.compile the network")
+    return what, data
+
+
+def _train(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "train",
+        "DATA ",
+        f"""\
+Trains a diffusion model; with labels it is class-conditional. Writes checkpoints, previews, a loss curve and at the end
+model.safetensors into the run folder. The same command again goes on where it was stopped; started by torchrun, it
+trains on several devices.{_DATA}""",
+    )
+    what, data = _training(parser)
+    what.add_argument("--unconditional", action="store_true", help="leave the labels out")
+    validation = "held-out images: other data, or a part of these such as 0.05"
+    data.add_argument("--validation", metavar="DATA|PART", help=validation)
+
+
+def _train_classifier(commands: Any) -> None:
+    parser = _add(commands, "train-classifier", "DATA ", f"""\
+Trains a classifier of noisy images, which guides sampling (`undiffuse sample --classifier`), and prints its accuracy by
+noise level. The same command again goes on where it was stopped; started by torchrun, it trains on several
+devices.{_DATA}""", module="train")  # fmt: skip
+    what, data = _training(parser)
+    partner = "the diffusion model it shall guide, whose size, noise levels and classes are taken"
+    what.add_argument("--for", dest="partner", metavar="MODEL", help=partner)
+    noise = what.add_mutually_exclusive_group()
+    noise.add_argument("--clean", action="store_true", help="train on clean images only (no use for guidance)")
+    noise.add_argument("--clean-fraction", type=values.fraction, metavar="P", help="share of clean images")
+    validation = "held-out images: other data, a part of these (default 0.05), or none"
+    data.add_argument("--validation", default="0.05", metavar="DATA|PART", help=validation)
+
+
+def _sample(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "sample",
+        "",
+        """\
+Samples images, written as they come; the same command again makes only what is missing. Image number i depends on the
+seed and i, not on --batch or --count. Every PNG carries the record to make it again (--from-record).""",
+    )
+    options.model_options(parser)
+    options.guidance_options(parser)
+    options.sampler_options(parser)
+    run = parser.add_argument_group("run and output")
+    options.seed_option(run)
+    run.add_argument("--count", type=values.positive, metavar="N", help="images of the whole run (default 20)")
+    options.class_option(run, 'classes, repeatable or a comma list, which the images cycle through (default "all")')
+    options.output_options(run, "folder (default samples; with --from-record the PNG to write)")
+    options.format_option(run)
+    options.pick(run, "--animation", ("gif", "apng"), "also the denoising path of the grid's images")
+    run.add_argument("--low-res", metavar="DATA", help="images to enlarge, for a super-resolution model")
+    low_size = "their size, where the model does not know it"
+    run.add_argument("--low-size", type=values.size, metavar="S|HxW", help=low_size)
+    run.add_argument("--from-record", metavar="PNG", help="make the image of a PNG again, and compare")
+    options.device_options(parser)
+
+
+def _encode(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "encode",
+        "IMAGES ... ",
+        """\
+Encodes images into the noise that DDIM turns back into them, and stores it with all settings for `undiffuse decode`.
+IMAGES is a folder, .zip, .npz, fashion-mnist[:test], or image files.""",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="data, or image files")
+    options.model_options(parser)
+    options.sampler_options(parser, solver=False)
+    run = parser.add_argument_group("run and output")
+    options.class_option(run, "class of all images (default: the data's labels)")
+    run.add_argument("--count", type=values.amount, metavar="N|all", help="N images, evenly spaced (default all)")
+    options.output_options(run, "the latents' file (default latents.safetensors)", "latents.safetensors")
+    run.add_argument("--check", action="store_true", help="also decode, and print the error of reconstruction")
+    options.data_options(parser.add_argument_group("data"))
+    options.device_options(parser)
+
+
+def _decode(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "decode",
+        "LATENTS ",
+        """\
+Decodes what `undiffuse encode` wrote, with the settings stored in it.""",
+    )
+    parser.add_argument("latents", metavar="LATENTS", help="file of `undiffuse encode`")
+    run = parser.add_argument_group("run and output")
+    run.add_argument("--model", metavar="M", help="where the model is now (default: where it was)")
+    options.class_option(run, "decode under another class: one for all images, or as many as there are")
+    options.output_options(run, "folder (default decoded)", "decoded")
+    options.format_option(run)
+    options.device_option(run)
+
+
+def _interpolate(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "interpolate",
+        "A B | --seeds A,B ",
+        """\
+Walks from one image to another along the sphere of latents (slerp) and decodes every point with DDIM. Two images are
+encoded first; with --seeds the two ends are samples. Writes a grid and an animation.""",
+    )
+    parser.add_argument("images", nargs="*", metavar="A B", help="two image files")
+    parser.add_argument("--seeds", type=values.seed_pair, metavar="A,B", help="two seeds instead of images")
+    options.model_options(parser)
+    options.sampler_options(parser, solver=False)
+    run = parser.add_argument_group("run and output")
+    options.class_option(run, 'classes, a row each; "all" is the default with --seeds')
+    run.add_argument("--frames", type=values.positive, default=9, metavar="N", help="points on the way (default 9)")
+    options.output_options(run, "folder (default interpolation)", "interpolation")
+    options.data_options(parser.add_argument_group("data"), labels=False)
+    options.device_options(parser)
+
+
+def _nll(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "nll",
+        "DATA ",
+        f"""\
+Measures the variational bound of a model on images, in bits per dimension and term by term. Prints the total with its
+standard error, writes bits.json and bits.png. The same command again goes on where it was stopped.{_DATA}""",
+    )
+    parser.add_argument("data", metavar="DATA", help="images that the model was not trained on")
+    options.model_options(parser)
+    group = parser.add_argument_group("measurement")
+    count = "images, evenly spaced over DATA (default 256)"
+    group.add_argument("--count", type=values.amount, default=256, metavar="N|all", help=count)
+    terms = "noise levels evaluated for each image: K give an unbiased estimate (default 50), all the bound itself"
+    group.add_argument("--terms", type=values.amount, default=50, metavar="K|all", help=terms)
+    sub_chain = f"the bound of a sub-chain: {options.STEPS} (default: all steps)"
+    group.add_argument("--steps", metavar="SPEC", help=sub_chain)
+    decoder = "probability of 8-bit pixels: exact (default), or the original's approximation"
+    options.pick(group, "--decoder", ("exact", "tanh"), decoder, "exact")
+    options.clip_option(group)
+    run = parser.add_argument_group("run and output")
+    options.class_option(run, "class of all images (default: the data's labels)")
+    options.seed_option(run)
+    options.output_options(run, "folder (default nll)", "nll")
+    options.data_options(parser.add_argument_group("data"))
+    options.device_options(parser)
+
+
+def _inspect(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "inspect",
+        "[WHAT] ",
+        """\
+Tells what something is: a model, checkpoint or run folder; a PNG or GIF written here (its record); latents; samples;
+images to train on (sizes, classes, broken files, the command to type). Without WHAT: versions and devices.""",
+    )
+    parser.add_argument("what", nargs="?", metavar="WHAT", help="file, folder, or a known name")
+    parser.add_argument("--labels", default="auto", metavar="HOW", help=f"of data: {options.LABELS}")
+    count = "images of data that are looked at (default 2000)"
+    parser.add_argument("--count", type=values.amount, default=2000, metavar="N|all", help=count)
+    parser.add_argument("--json", action="store_true", help="a model's manifest or a picture's record as JSON")
+
+
+def _recipes(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "recipes",
+        "[NAME] ",
+        """\
+Lists the recipes, or with a NAME everything that one says. Use it by `undiffuse train DATA --recipe NAME`.""",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a recipe")
+    parser.add_argument("--json", action="store_true", help="its settings as JSON")

@@ -1,0 +1,230 @@
+"""What `undiffuse train` is going to do: data, recipe and settings put together, before anything expensive starts."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from undiffuse import recipes
+from undiffuse.cli import settings
+from undiffuse.data import NAMED_SETS, DataConfig, DataSummary, ImageDataset, Source, open_data, scan, split
+from undiffuse.data.images import size_pair
+from undiffuse.models import DiffusionModel, load_diffusion
+from undiffuse.recipes import Recipe
+
+LOOKED_AT = 64  # images from which size and channels are guessed
+LARGEST = 64  # size chosen by itself
+GREY_MODES = {"1", "L", "LA", "I;16", "I", "I;16B"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, ready to start. `why` says where the recipe came from."""
+
+    recipe: Recipe
+    why: str
+    dataset: ImageDataset
+    validation: ImageDataset | None
+    out: Path
+    partner: DiffusionModel | None = None
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Names of the classes the network is told (or tells), None without."""
+        return self.dataset.label_names
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Look at the data, choose or look up the recipe, apply all options. ValueError says what does not fit."""
+    kind = "classifier" if args.command == "train-classifier" else "diffusion"
+    partner = load_diffusion(args.partner) if kind == "classifier" and args.partner else None
+    label_names = partner.labels if partner is not None else None
+    how = "none" if kind == "diffusion" and args.unconditional else args.labels
+    look = _Look(args, how)
+    recipe, why = _choose(args, kind, look, partner)
+    size, channels = _shape(args, recipe, look, partner)
+    classes = look.classes if label_names is None else len(label_names)
+    chosen = recipe is None
+    if recipe is None:
+        # Any square of about this size finds the recipe; the size itself is checked with the final network.
+        recipe = recipes.for_data(-(-max(size_pair(size)) // 16) * 16, channels, classes, kind=kind)
+        why = "chosen by the data"
+    elif kind == "classifier" and classes is None:
+        raise ValueError(
+            f"{look.source.where} has no labels, which a classifier needs: put each class in a sub-folder of its name, "
+            "or give --labels prefix or a table"
+        )
+    recipe = replace(recipe.with_classes(classes), data=replace(recipe.data, size=size, channels=channels))
+    if partner is not None:
+        recipe = replace(recipe, process=partner.process)
+
+    data = _data_config(args, how, recipe, look, partner)
+    parts = {name: getattr(recipe, name) for name in ("net", "process", "objective", "train")}
+    shape = {"net": {"image_size": size, "in_channels": channels}}
+    sections = settings.apply({**parts, "data": data}, [*_options(args), *args.sets], shape)
+    data = sections.pop("data")
+    source = data.open(label_names)
+    train, validation = _hold_out(args, source, data)
+    if chosen and args.batch is None and len(train) < sections["train"].batch:
+        # A small folder is no mistake where nobody asked for a batch size.
+        sections["train"] = replace(sections["train"], batch=2 ** (len(train).bit_length() - 1))
+    sections["train"] = _paced(args, sections["train"])
+    recipe = _consistent(replace(recipe, **sections))
+    out = Path(args.out) if args.out else Path("runs") / _name(args, recipe)
+    return Plan(recipe, why, ImageDataset(train, data), validation, out, partner)
+
+
+class _Look:
+    """A first look at the data: labels, and where needed sizes and channels of a few images."""
+
+    def __init__(self, args: argparse.Namespace, how: str) -> None:
+        self.args = args
+        self.source: Source = open_data(args.data, labels=how, on_broken=args.on_broken, check="none")
+        names = self.source.label_names
+        self.classes = None if names is None else len(names)
+        self._summary: DataSummary | None = None
+
+    @property
+    def summary(self) -> DataSummary:
+        """What a few images are."""
+        if self._summary is None:
+            self._summary = scan(self.source, DataConfig(path=self.args.data, size=8), limit=LOOKED_AT)
+        return self._summary
+
+    @property
+    def short_side(self) -> int:
+        """Median of the shorter sides."""
+        sides = [min(size) for size, count in self.summary.sizes.items() for _ in range(count)]
+        return int(statistics.median(sides)) if sides else LARGEST
+
+    @property
+    def size(self) -> int:
+        """The size to train at where nobody says."""
+        if self.short_side >= LARGEST:
+            return LARGEST
+        return 32 if self.short_side >= 24 else max(8, round(self.short_side / 8) * 8)
+
+    @property
+    def channels(self) -> int:
+        """1 if all images are stored grey, else 3."""
+        return 1 if self.summary.modes and set(self.summary.modes) <= GREY_MODES else 3
+
+    def fits_padded(self, size: int | tuple[int, int]) -> bool:
+        """Whether all images are of one size, a little smaller than `size`: then a border is better than enlarging."""
+        sizes = self.summary.sizes
+        height, width = size_pair(size)
+        return len(sizes) == 1 and all(0.8 * width <= w <= width and 0.8 * height <= h <= height for w, h in sizes)
+
+
+def _choose(
+    args: argparse.Namespace, kind: str, look: _Look, partner: DiffusionModel | None
+) -> tuple[Recipe | None, str]:
+    """The recipe that was named, or the data's own; None: a general one, once the size is known."""
+    if args.recipe is not None:
+        recipe = recipes.get(args.recipe)
+        if recipe.kind != kind:
+            other = "train-classifier" if recipe.kind == "classifier" else "train"
+            raise ValueError(f"the recipe {recipe.name} is for a {recipe.kind}: use `undiffuse {other}`")
+        return recipe, "as asked"
+    known = str(args.data).partition(":")[0]
+    if known in NAMED_SETS and args.size is None and args.channels is None and partner is None:
+        for name in recipes.names():
+            recipe = recipes.get(name)
+            if recipe.data_path == known and recipe.kind == kind:
+                return recipe, f"made for {known}"
+    return None, ""
+
+
+def _shape(
+    args: argparse.Namespace, recipe: Recipe | None, look: _Look, partner: DiffusionModel | None
+) -> tuple[int | tuple[int, int], int]:
+    """(size, channels): as asked, as the partner's, as the recipe's, or by the data."""
+    if partner is not None:
+        channels, height, width = partner.image_shape
+        return height if height == width else (height, width), channels
+    own = recipe is not None and (recipe.data_path is None or recipe.data_path == str(args.data).partition(":")[0])
+    size = args.size or (recipe.data.size if recipe is not None else look.size)
+    channels = args.channels or (recipe.data.channels if recipe is not None and own else look.channels)
+    return size, channels
+
+
+def _data_config(
+    args: argparse.Namespace, how: str, recipe: Recipe, look: _Look, partner: DiffusionModel | None
+) -> DataConfig:
+    prepared: dict[str, Any] = dataclasses.asdict(recipe.data)
+    trained = ((partner.manifest.get("data") or {}).get("config") or {}) if partner is not None else {}
+    fit = args.fit or trained.get("fit") or ("pad" if look.fits_padded(recipe.data.size) else recipe.data.fit)
+    flip = recipe.data.flip if args.flip is None else args.flip
+    return DataConfig(
+        path=str(args.data),
+        labels=how,
+        on_broken=args.on_broken,
+        workers=args.workers,
+        seed=args.seed,
+        **{**prepared, "fit": fit, "flip": flip},
+    )
+
+
+def _options(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """The options that are short names of fields, as --set would have them."""
+    fields = {
+        "train.images": args.images,
+        "train.steps": args.steps,
+        "train.batch": args.batch,
+        "train.microbatch": args.microbatch,
+        "train.lr": args.lr,
+        "train.timesteps": args.timesteps,
+        "train.precision": args.precision,
+        "train.compile": args.compile,
+        "train.workers": args.workers,
+        "train.ema_decays": None if args.ema is None else ",".join(repr(d) for d in args.ema),
+    }
+    return [(path, str(value)) for path, value in fields.items() if value is not None]
+
+
+def _paced(args: argparse.Namespace, train: Any) -> Any:
+    """Device and seed as asked; records often enough for a progress line that moves; a warm-up that fits the length."""
+    device = None if args.device == "auto" else args.device
+    every, warmup = train.log_every, train.warmup_images
+    asked = {path for path, _ in args.sets}
+    if every is not None and "train.log_every" not in asked:
+        every = min(every, 20 * train.batch)
+    if "train.warmup_images" not in asked and (args.images or args.steps):
+        warmup = min(warmup, train.total_images // 10)  # a run made short would else be over before it is warm
+    return replace(train, seed=args.seed, device=device, log_every=every, warmup_images=warmup)
+
+
+def _consistent(recipe: Recipe) -> Recipe:
+    """The network's output follows the process's variance, which --set may have changed."""
+    if recipe.kind == "classifier":
+        return recipe
+    out = recipe.process.out_channels(recipe.net.in_channels)
+    return replace(recipe, net=replace(recipe.net, out_channels=out))
+
+
+def _hold_out(args: argparse.Namespace, source: Source, data: DataConfig) -> tuple[Source, ImageDataset | None]:
+    """The images to train on and those to validate with, by --validation."""
+    text = args.validation
+    if text is None or str(text).lower() == "none":
+        return source, None
+    plain = replace(data, flip=False, random_crop=False)
+    try:
+        part = float(text)
+    except ValueError:
+        return source, replace(plain, path=str(text)).build(source.label_names)
+    halves = split(source, part, seed=args.seed)
+    return halves.train, ImageDataset(halves.validation, plain)
+
+
+def _name(args: argparse.Namespace, recipe: Recipe) -> str:
+    """The run's name: the recipe's for data known by name, else that of the data."""
+    known = str(args.data).partition(":")[0]
+    if args.recipe is None and recipe.data_path == known:
+        return recipe.name
+    path = Path(args.data).expanduser().resolve()
+    stem = f"{known}-{recipe.name}" if known in NAMED_SETS else path.name if path.is_dir() else path.stem
+    return stem + ("-classifier" if recipe.kind == "classifier" and not stem.endswith("-classifier") else "")

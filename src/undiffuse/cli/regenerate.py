@@ -1,0 +1,66 @@
+"""`undiffuse sample --from-record FILE.png`: make the image of a PNG again, and compare."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from undiffuse.cli.console import Progress, say
+from undiffuse.cli.low_res import LowRes
+from undiffuse.cli.options import SHIPPED
+from undiffuse.cli.sample import Job
+from undiffuse.cli.sampler import Sampler, Settings
+from undiffuse.pictures import read_record, save_png
+from undiffuse.pictures.arrays import from_picture
+
+
+def regenerate(args: argparse.Namespace) -> int:
+    """Make the image, write it, and tell how it compares: 0 if every pixel agrees to rounding, else 1."""
+    original = Path(args.from_record)
+    record = read_record(original)
+    if record.get("command") != "sample" or "index" not in record:
+        raise ValueError(
+            f"{original} is no single sample: its record is of `undiffuse {record.get('command', '?')}`. Give one of "
+            f"the images; `undiffuse inspect {original}` shows the record"
+        )
+    model = args.model if args.model != SHIPPED else None
+    sampler = Sampler.load(Settings.of_record(record, model, args.classifier), args.device)
+    sampler.check_identity(record)
+    if args.low_res is None:
+        args.low_res = record.get("low_res_data")
+    told = [int(record["class"])] if "class" in record else None
+    args.classes = told if record.get("classes") is not None else None  # None: the class was that of the small image
+    low = LowRes.of_args(args, sampler.model)
+    if low is not None and low.fingerprint != record.get("low_res"):
+        raise ValueError(f"the images in {args.low_res} are not those the record was made with: give --low-res")
+    index = int(record["index"])
+    with Progress("sampling", 1, "image") as progress:
+        image = Job(sampler, int(record["seed"]), told, low).make([index], progress)[0].numpy()
+    target = Path(args.out or f"again-{original.name}")
+    save_png(target, image, {**record, **sampler.notes}, overwrite=args.overwrite)
+    with Image.open(original) as picture:
+        before = from_picture(picture)
+    say(f"  image {index} of seed {record['seed']}, {sampler.text()}")
+    say(f"  written to {target}")
+    if before.shape != image.shape:
+        sizes = [f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (image, before)]
+        say(f"  it differs: {sizes[0]} pixels, the original has {sizes[1]}")
+        return 1
+    difference = np.abs(before.astype(int) - image.astype(int))
+    if not difference.any():
+        say("  identical to the original, pixel for pixel")
+        return 0
+    share = 100 * float((difference > 0).mean())
+    say(f"  {share:.2g}% of the values differ, by {int(difference.max())} of 255 at most")
+    if difference.max() <= ROUNDING:
+        say("  (rounding: another batch size, device or version of torch adds up in another order)")
+        return 0
+    say("  that is more than rounding: was the record's torch "
+        f"{record.get('torch', '?')} on {record.get('device', '?')} very different from this one?")  # fmt: skip
+    return 1
+
+
+ROUNDING = 3

@@ -1,0 +1,303 @@
+"""A model with its sampler, put together from options or from the record in a picture.
+
+The record of a sampler is a flat dictionary of everything that decides what an image looks like, except seed, index
+and class; `Settings.of_record` is its inverse, so that a picture can be made again from what it carries.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import undiffuse
+from undiffuse.cli.console import Progress, fail
+from undiffuse.cli.options import SHIPPED, SHIPPED_CLASSIFIER
+from undiffuse.denoiser import ChainDenoiser, Denoiser, ProcessConfig
+from undiffuse.distributed import resolve_device
+from undiffuse.guidance import ClassifierGuidance, LevelClassifier
+from undiffuse.levels import Chain
+from undiffuse.models import ClassifierModel, DiffusionModel, check_pair, load_classifier, load_diffusion, resolve
+from undiffuse.noise import NoiseSource
+from undiffuse.sampling import Step, sample
+from undiffuse.solvers import DDIM, Ancestral, Solver
+from undiffuse.training.step import Forward
+
+DEFAULT_STEPS = {"ddim": 50, "ancestral": 100}
+STRONG = 20.0  # guidance times its factor in the first step, beyond which images saturate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a user chose: the files, and how to sample. None leaves the solver and its steps to `resolved`."""
+
+    model: str = SHIPPED
+    weights: str | None = None
+    classifier: str | None = None
+    guidance: float = 0.0
+    guidance_at: str = "x_t"
+    solver: str | None = None
+    steps: str | None = None
+    eta: float = 0.0
+    clip: str = "static"
+    precision: str = "fp32"
+
+    def resolved(self, process: ProcessConfig) -> Settings:
+        """With solver and steps named. ValueError for settings that do not go together.
+
+        A learned variance is what lets ancestral sampling do with few steps (Improved DDPM, section 4); a model with a
+        fixed one is better served by DDIM.
+        """
+        solver = self.solver
+        if solver is None:
+            wants_ddim = self.eta > 0 or not (process.learns_variance or self.guidance_at == "mean")
+            solver = "ddim" if wants_ddim else "ancestral"
+        if solver not in DEFAULT_STEPS:
+            raise ValueError(f"unknown solver {solver!r}; choose one of {', '.join(DEFAULT_STEPS)}")
+        if self.eta and solver != "ddim":
+            raise ValueError("--eta is the noise of ddim, and ancestral sampling has its own: leave it out")
+        if self.guidance and self.guidance_at == "mean" and solver == "ddim":
+            raise ValueError("--guidance-at mean exists for ancestral sampling only; give --solver ancestral")
+        steps = _default_steps(solver, process.steps) if self.steps is None else self.steps
+        return replace(self, solver=solver, steps=steps)
+
+    @classmethod
+    def of_args(cls, args: argparse.Namespace) -> Settings:
+        """From parsed options; a command may lack some of them, and one without --solver means DDIM."""
+        given = {name: getattr(args, name) for name in cls.__dataclass_fields__ if hasattr(args, name)}
+        given.setdefault("solver", "ddim")
+        if given.get("guidance") is None:
+            given["guidance"] = 1.0 if given.get("classifier") else 0.0
+        if given["guidance"] and not given.get("classifier"):
+            if given["model"] != SHIPPED:
+                raise ValueError(
+                    f"--guidance {given['guidance']:g} needs a classifier of noisy images: give --classifier (train "
+                    f"one by `undiffuse train-classifier DATA --for {given['model']}`)"
+                )
+            given["classifier"] = SHIPPED_CLASSIFIER
+        return cls(**given)
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any], model: str | None = None, classifier: str | None = None) -> Settings:
+        """From the record of a picture; `model`, `classifier` are where the files are now.
+
+        ValueError if the record says too little.
+        """
+        names = ("weights", "guidance", "guidance_at", "solver", "steps", "eta", "clip", "precision")
+        absent = [name for name in (*names, "model", "model_file", "classifier") if name not in record]
+        if absent:
+            raise ValueError(f"the record does not say how to make an image: it lacks {', '.join(absent)}")
+        guide = (classifier or record.get("classifier_file")) if record["classifier"] else None
+        kept = {name: record[name] for name in names}
+        return cls(model=model or record["model_file"], classifier=guide, **kept)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A loaded model, ready to sample. `record` decides the images, `notes` are good to know."""
+
+    settings: Settings
+    model: DiffusionModel
+    classifier: ClassifierModel | None
+    device: torch.device
+    chain: Chain
+    solver: Solver
+    denoiser: Denoiser
+    record: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, settings: Settings, device: str = "auto") -> Sampler:
+        """Load the files and check that all belongs together (ValueError otherwise)."""
+        where = resolve_device(device)
+        model = load_diffusion(settings.model, weights=settings.weights, device=where)
+        settings = settings.resolved(model.process)
+        assert settings.steps is not None  # `resolved` names them
+        denoiser: Denoiser = network_denoiser(model, settings.clip, settings.precision, where)
+        chain = denoiser.chain.respaced(settings.steps)
+        classifier = None
+        if settings.guidance and settings.classifier:
+            classifier = load_classifier(settings.classifier, device=where)
+            check_pair(model, classifier)
+            _check_chains(model, classifier)
+            network = Forward(classifier.net, settings.precision, where)
+            guide = LevelClassifier(network, classifier.process)
+            denoiser = ClassifierGuidance(denoiser, guide, settings.guidance, settings.guidance_at)
+            if settings.solver == "ddim" and _first_push(chain) * abs(settings.guidance) > STRONG:
+                fail(
+                    f"DDIM's first step on this grid multiplies the guidance by {_first_push(chain):.0f}, which "
+                    "spoils the images: leave --steps out, or give a grid that begins later, such as ddim50",
+                    prefix="note: ",
+                )
+        record = {
+            "model": model.digest,
+            "weights": model.weights,
+            "classifier": classifier.digest if classifier else None,
+            "guidance": settings.guidance,
+            "guidance_at": settings.guidance_at,
+            "solver": settings.solver,
+            "steps": settings.steps,
+            "eta": settings.eta,
+            "clip": settings.clip,
+            "precision": settings.precision,
+        }
+        notes = {"model_file": _reference(settings.model), "version": undiffuse.__version__, "torch": torch.__version__}
+        if classifier:
+            notes["classifier_file"] = _reference(settings.classifier or "")
+        solver: Solver = DDIM(settings.eta) if settings.solver == "ddim" else Ancestral()
+        notes["device"] = where.type
+        return cls(settings, model, classifier, where, chain, solver, denoiser, record, notes)
+
+    def check_identity(self, record: Mapping[str, Any]) -> None:
+        """ValueError unless the loaded weights are those of a record."""
+        ours = (("model", self.settings.model), ("classifier", self.settings.classifier))
+        for name, file in ours:
+            if record.get(name) != self.record[name]:
+                raise ValueError(
+                    f"the {name} {file} is not the one of the record: its weights are {_short(self.record[name])}, "
+                    f"the record's {_short(record.get(name))}. Give --{name} the file it was made with"
+                )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        return self.model.image_shape
+
+    def batch_size(self, wanted: int | None) -> int:
+        """Images at once: what was asked for, or what suits the device and the image size."""
+        if wanted is not None:
+            return wanted
+        pixels = self.shape[1] * self.shape[2]
+        room = 2**14 if self.device.type == "cpu" else 2**18
+        return max(1, min(64, room // pixels))
+
+    def steps_of(
+        self,
+        noise: NoiseSource,
+        classes: Sequence[int] | Tensor | None = None,
+        low_res: Tensor | None = None,
+        x_T: Tensor | None = None,
+        on_step: Callable[[Step], None] | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """The images [B, C, H, W] on the device; `on_step` hears of every step on the way, `progress` of images."""
+        cond = self.condition(classes, low_res)
+        last: Step | None = None
+        for last in self._iterate(noise, cond, x_T):
+            if on_step is not None:
+                on_step(last)
+            if progress is not None:
+                progress.advance(len(noise) / last.total)
+        assert last is not None  # a chain has at least one step
+        return last.x
+
+    def condition(self, classes: Sequence[int] | Tensor | None, low_res: Tensor | None = None) -> dict[str, Tensor]:
+        """What the denoiser is told beside image and level, on the device."""
+        cond = {}
+        if classes is not None:
+            cond["y"] = torch.as_tensor(classes, dtype=torch.int64).to(self.device)
+        if low_res is not None:
+            cond["low_res"] = low_res.to(self.device)
+        return cond
+
+    def _iterate(self, noise: NoiseSource, cond: dict[str, Tensor], x_T: Tensor | None) -> Iterator[Step]:
+        return sample(self.denoiser, self.chain, self.solver, noise, self.shape, cond=cond, x_T=x_T, device=self.device)
+
+    def text(self) -> str:
+        """The settings in a few words, for captions."""
+        s = self.settings
+        parts = [f"{s.solver}, {self.chain.steps} of {self.chain.parent_steps} steps"]
+        parts += [f"eta {s.eta:g}"] if s.eta else []
+        at = " at the mean" if s.guidance_at == "mean" else ""
+        parts += [f"guidance {s.guidance:g}{at}"] if s.guidance else []
+        parts += [f"clip {s.clip}"] if s.clip != "static" else []
+        parts += [s.precision] if s.precision != "fp32" else []
+        return ", ".join(parts)
+
+
+def network_denoiser(model: DiffusionModel, clip: str, precision: str, device: torch.device) -> ChainDenoiser:
+    """The model's denoiser, its network called in the given precision ("fp32", "bf16")."""
+    return ChainDenoiser(Forward(model.net, precision, device), model.process, clip)
+
+
+def choose_classes(model: DiffusionModel, given: Sequence[str] | None, default: str | None = "all") -> list[int] | None:
+    """Class indices from --class options: names, numbers, comma lists, "all".
+
+    None for an unconditional model, and where nothing was given and there is no default. A name that itself contains a
+    comma may be given whole. ValueError for what is no class.
+    """
+    classes = model.num_classes
+    if classes is None:
+        if given:
+            raise ValueError("the model has no classes: leave --class out")
+        return None
+    if given is None and default is None:
+        return None
+    chosen: list[int] = []
+    labels = [label.casefold() for label in model.labels or ()]
+    for text in given or [str(default)]:
+        for part in [text] if text.strip().casefold() in labels else text.split(","):
+            chosen += range(classes) if part.strip().lower() == "all" else [model.class_index(part)]
+    return chosen
+
+
+def classes_to_guide(sampler: Sampler, given: Sequence[str] | None) -> list[int] | None:
+    """As `choose_classes`, and for an unconditional model that is guided the classifier's classes."""
+    if sampler.model.num_classes is None and sampler.classifier is not None:
+        classifier = sampler.classifier
+        if given is None:
+            return list(range(classifier.num_classes or 0))
+        return [classifier.class_index(part) for text in given for part in text.split(",")]
+    return choose_classes(sampler.model, given)
+
+
+def class_names(sampler: Sampler) -> list[str] | None:
+    """Names of the classes of the model, or of the classifier that guides it; None without classes."""
+    source = sampler.model if sampler.model.num_classes is not None else sampler.classifier
+    if source is None or source.num_classes is None:
+        return None
+    return [source.label_name(k) for k in range(source.num_classes)]
+
+
+def _default_steps(solver: str, steps: int) -> str:
+    """The method's default, at most the whole chain; for DDIM the original's grid where there is one.
+
+    That grid ends before the noisiest step. It matters for guidance: see `_first_push`.
+    """
+    count = min(DEFAULT_STEPS[solver], steps)
+    return f"ddim{count}" if solver == "ddim" and 1 < count < steps and steps % count == 0 else str(count)
+
+
+def _first_push(chain: Chain) -> float:
+    """By how much DDIM's first step multiplies the gradient of guidance: alpha_s sigma_t^2 / alpha_t - sigma_s sigma_t.
+
+    Guidance moves eps by -sigma g and x0 by sigma^2 / alpha g. On a cosine chain the noisiest level has alpha = 5e-5,
+    so that a stride from there multiplies g by hundreds, and with it what the classifier makes of pure noise.
+    """
+    step = chain.transition(chain.steps - 1)
+    source, target = step.source, step.target
+    return float(target.alpha * source.sigma**2 / source.alpha - target.sigma * source.sigma)
+
+
+def _check_chains(model: DiffusionModel, classifier: ClassifierModel) -> None:
+    """A classifier is asked at the model's noise levels, so it must have been trained on the same kind of process."""
+    ours, theirs = model.process.chain().alphas_cumprod, classifier.process.chain().alphas_cumprod
+    if theirs[-1] > 4 * ours[-1] + 1e-4:
+        raise ValueError(
+            f"this classifier does not fit the model: its noisiest images keep alpha_bar = {theirs[-1]:.2g}, the "
+            f"model's {ours[-1]:.2g}. Train one by `undiffuse train-classifier DATA --for MODEL`"
+        )
+
+
+def _reference(reference: str) -> str:
+    """How a record names a file: a run folder by the checkpoint it meant at the time."""
+    path = resolve(reference)
+    return str(reference) if reference in (SHIPPED, SHIPPED_CLASSIFIER) else path.as_posix()
+
+
+def _short(digest: object) -> str:
+    return f"{str(digest)[:12]}..." if digest else "none"

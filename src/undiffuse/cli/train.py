@@ -1,0 +1,200 @@
+"""`undiffuse train` and `undiffuse train-classifier`: plan, summary, progress, and a slim model file at the end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from undiffuse import checkpoints
+from undiffuse.cli.console import Live, fail, fields, is_main, say, table
+from undiffuse.cli.planning import Plan, make_plan
+from undiffuse.cli.writing import quoted
+from undiffuse.data.labels import listed
+from undiffuse.distributed import resolve_device
+from undiffuse.models import load_model, save_model
+from undiffuse.training import (
+    ClassifierTask,
+    DiffusionTask,
+    Outcome,
+    Record,
+    Task,
+    format_progress,
+    read_records,
+    seeded,
+    train,
+)
+
+MODEL = "model.safetensors"
+STOPPED = {"SIGINT": 130, "SIGTERM": 143}
+MODES = {1: "grey", 3: "RGB", 4: "RGBA"}
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    plan = make_plan(args)
+    task = build_task(args, plan)
+    say(summary(args, plan, task))
+    reporter = Reporter()
+    try:
+        outcome = train(task, plan.dataset, plan.recipe.train, plan.out, [reporter], plan.validation)
+    finally:
+        reporter.live.clear()
+    if not is_main():
+        return 0 if outcome.complete else STOPPED.get(outcome.stopped_by, 1)
+    if plan.dataset.replaced:
+        say(f"{len(plan.dataset.replaced):,} images could not be read and were replaced by their neighbours: "
+            + listed(plan.dataset.source.name(i) for i in plan.dataset.replaced))  # fmt: skip
+    if not outcome.complete:
+        fail(
+            f"stopped by {outcome.stopped_by} after {outcome.images:,} images; all is saved in {plan.out}, and the "
+            "same command goes on from there",
+            prefix="",
+        )
+        return STOPPED.get(outcome.stopped_by, 1)
+    say(finish(args, plan, outcome))
+    return 0
+
+
+def build_task(args: argparse.Namespace, plan: Plan) -> Task:
+    """The network with fresh weights, and what it is trained for.
+
+    Initialisation is torch's own, which draws from the global generator: `seeded` sets that from the run's seed and
+    puts it back, so that the weights are a function of the seed and nothing else notices.
+    """
+    recipe = plan.recipe
+    with seeded(recipe.train.seed):
+        net: Any = recipe.net.build()
+    if recipe.kind == "classifier":
+        clean = recipe.clean_fraction if args.clean_fraction is None else args.clean_fraction
+        return ClassifierTask(net, recipe.process, labels=plan.labels, noise=not args.clean, clean_fraction=clean)
+    low = None
+    if recipe.low_size is not None:
+        height, width = recipe.net.size
+        low = (recipe.low_size * height // min(height, width), recipe.low_size * width // min(height, width))
+    assert recipe.objective is not None  # Recipe checks that a diffusion model has one
+    return DiffusionTask(net, recipe.process, recipe.objective, labels=plan.labels, low_size=low)
+
+
+def summary(args: argparse.Namespace, plan: Plan, task: Task) -> str:
+    """What is going to happen, in a few lines."""
+    recipe, config, dataset = plan.recipe, plan.recipe.train, plan.dataset
+    device = resolve_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    net: Any = task.net
+    parameters = sum(p.numel() for p in net.parameters())
+    height, width, channels = dataset.shape
+    prepared = [f"{width}x{height} {MODES[channels]}", "padded" if dataset.config.fit == "pad" else "cropped"]
+    prepared += ["randomly cropped"] if dataset.config.random_crop else []
+    prepared += ["mirrored at random"] if dataset.config.flip else ["not mirrored (--flip)"]
+    held = f"{len(plan.validation):,} others to validate" if plan.validation is not None else "none held out"
+    counts = {name: n for name, n in dataset.source.class_counts().items() if n}
+    named = listed((f"{name} ({n:,})" for name, n in counts.items()), 6)
+    classes = f"{len(counts)} classes: {named}" if counts else "no labels"
+    if recipe.kind == "classifier":
+        noisy = "clean images only" if args.clean else f"noisy images, {recipe.process.steps} levels"
+        what = f"classifier of {noisy}"
+    else:
+        told = f"told one of {task.labels_count} classes" if task.labels_count is not None else "unconditional"
+        what = f"diffusion model, {told}"
+    process = recipe.process
+    loss = f", {recipe.objective.loss} loss" if recipe.objective is not None else ""
+    newest = checkpoints.latest(plan.out)
+    state = f"goes on after {checkpoints.images_of(newest):,} images" if newest else "new"
+    total = config.total_images
+    rows: list[tuple[str, object]] = [
+        ("data", f"{dataset.source.where}\n{len(dataset):,} images, {held}\n{classes}\n{', '.join(prepared)}"),
+        ("left out", f"{len(dataset.source.excluded):,} images" if dataset.source.excluded else None),
+        ("recipe", f"{recipe.name} ({plan.why})"),
+        ("network", f"{what}, {parameters / 1e6:.2f} million parameters"),
+        ("process", f"{process.steps} {process.schedule if process.betas is None else 'given'} steps, "
+                    + (f"predicts {process.target}, variance {process.variance}{loss}" if loss else "for guidance")),
+        ("training", f"{total:,} images in batches of {config.batch} ({total // config.batch:,} updates, "
+                     f"{_epochs(total / len(dataset))} epochs)\nlearning rate {config.lr:g}, {config.precision}, "
+                     f"{f'{world} x ' if world > 1 else ''}{device.type}, seed {config.seed}"),
+        ("run", f"{plan.out} ({state})"),
+    ]  # fmt: skip
+    text = f"undiffuse {args.command}\n{fields(rows)}"
+    if device.type == "cpu" and newest is None and parameters * height * width * total > 2e16:
+        text += (
+            "\n  On a CPU this takes days. For a first look: --recipe smoke, or a smaller --size, or fewer --images."
+        )
+    return text + "\n"
+
+
+def finish(args: argparse.Namespace, plan: Plan, outcome: Outcome) -> str:
+    """Write the slim model; what there is now and what to type next."""
+    model = load_model(plan.out)
+    model = replace(model, manifest={**model.manifest, "recipe": plan.recipe.name})
+    path = plan.out / MODEL
+    save_model(path, model)
+    rows: list[tuple[str, object]] = [
+        ("model", f"{path} ({_megabytes(path)}, weights {model.weights})"),
+        ("checkpoint", f"{outcome.checkpoint} (to continue: a larger --images)"),
+        ("loss curve", plan.out / "loss_curve.png"),
+    ]
+    parts = [f"\nComplete: {outcome.images:,} images, {outcome.steps:,} updates.", fields(rows)]
+    name = quoted(path.as_posix())
+    if plan.recipe.kind == "classifier":
+        accuracy = accuracy_table(plan.out, plan.recipe.process.steps)
+        parts += [accuracy] if accuracy else []
+        partner = quoted(args.partner) if args.partner else "MODEL"
+        parts.append(f"Guide with it:\n  undiffuse sample --model {partner} --classifier {name} --guidance 1")
+        return "\n".join(parts)
+    if (plan.out / "previews").is_dir():
+        parts[1] += f"\n  previews    {plan.out / 'previews'}"
+    low = " --low-res FOLDER" if plan.recipe.low_size is not None else ""
+    parts.append(f"Sample from it:\n  undiffuse sample --model {name}{low} --out samples-{quoted(plan.out.name)}")
+    return "\n".join(parts)
+
+
+def accuracy_table(run_dir: Path, steps: int) -> str | None:
+    """Accuracy on the validation images by noise level, from the run's last validation; None if there was none."""
+    last = None
+    for record in read_records(run_dir / "metrics.jsonl"):
+        if record.get("kind") == "validation":
+            last = record
+    if last is None or "by_tenth" not in last:
+        return None
+    best = last["by_tenth"]
+    tenths = len(best["top1"])
+    rows = []
+    for k in range(tenths):
+        line: list[Any] = [f"{k * steps // tenths}..{(k + 1) * steps // tenths - 1}"]
+        for key in ("top1", "top5"):
+            if key in best:
+                line.append("-" if best[key][k] is None else f"{100 * best[key][k]:.1f}%")
+        rows.append(line)
+    rows.append(["all", *[f"{100 * last[key]:.1f}%" for key in ("top1", "top5") if key in last]])
+    head = ["noise level", "right", "in best five"][: len(rows[0])]
+    title = f"Accuracy on {last['validation_images']:,} held-out images by noise level (0 is clean):"
+    return f"\n{title}\n{table(rows, head, right=(1, 2), indent=2)}\n"
+
+
+class Reporter:
+    """Shows a run's records: one live line of progress on a terminal, now and then a plain line elsewhere."""
+
+    def __init__(self) -> None:
+        self.live = Live()
+
+    def __call__(self, record: Record) -> None:
+        """A listener of `train`."""
+        if record.kind == "train":
+            last = record.images >= record.values["total_images"]
+            self.live.show(format_progress(record), important=last and not self.live.terminal)
+            return
+        self.live.clear()
+        if record.kind not in ("start", "end"):  # the summary has told the one, `finish` tells the other
+            say(format_progress(record))
+        elif self.live.terminal and record.kind == "start":
+            self.live.show("the first updates ...", important=True)
+
+
+def _epochs(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
+
+
+def _megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"

@@ -1,0 +1,115 @@
+"""Values of options: the types argparse calls. Light: nothing is imported but the standard library."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1; thousands may be grouped: 200_000, 200k, 2M."""
+    return _whole(text, 1, "a whole number of at least 1, such as 20 or 200k")
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    return _whole(text, 0, "a whole number of at least 0")
+
+
+def seed(text: str) -> int:
+    """A seed, 0 <= seed < 2^64."""
+    number = _whole(text, 0, "a whole number from 0 to 2^64 - 1")
+    if number >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r} is too large: a seed is from 0 to 2^64 - 1")
+    return number
+
+
+def amount(text: str) -> int | None:
+    """A whole number of at least 1, or "all" (None)."""
+    return None if text.strip().lower() == "all" else _whole(text, 1, 'a whole number of at least 1, or "all"')
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    number = _number(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is out of range: a number from 0 to 1 is expected")
+    return number
+
+
+def rate(text: str) -> float:
+    """A number above 0."""
+    number = _number(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: a number above 0 is expected")
+    return number
+
+
+def scale(text: str) -> float:
+    """Any finite number."""
+    number = _number(text)
+    if not abs(number) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: a finite number is expected")
+    return number
+
+
+def size(text: str) -> int | tuple[int, int]:
+    """An image size: "64" (square) or "48x64" (height x width)."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a size like 64, or 48x64 (height x width)")
+    sides = [int(part) for part in parts]
+    return sides[0] if len(sides) == 1 or sides[0] == sides[1] else (sides[0], sides[1])
+
+
+def decays(text: str) -> tuple[float, ...]:
+    """EMA decays: "0.999,0.9999", or "none"."""
+    if text.strip().lower() == "none":
+        return ()
+    numbers = tuple(_number(part) for part in text.split(","))
+    if not all(0 <= number < 1 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r}: EMA decays are from 0 to below 1, such as 0.999,0.9999")
+    return numbers
+
+
+def seed_pair(text: str) -> tuple[int, int]:
+    """Two seeds: "1,2"."""
+    parts = text.split(",")
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected two seeds, such as 1,2")
+    return seed(parts[0]), seed(parts[1])
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """path.to.field=value."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected FIELD=VALUE, such as train.lr=2e-4 or net.dropout=0.1")
+    return path.strip(), value.strip()
+
+
+def choice(*options: str) -> Callable[[str], str]:
+    """One of some words, whatever the case."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in options:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(options)}")
+        return text.lower()
+
+    return parse
+
+
+def _whole(text: str, least: int, expected: str) -> int:
+    plain = text.strip().replace("_", "")
+    factor = {"k": 1_000, "m": 1_000_000}.get(plain[-1:].lower(), 1)
+    digits = plain[:-1] if factor > 1 else plain
+    if not (digits.isascii() and digits.isdigit()) or int(digits) * factor < least:
+        raise argparse.ArgumentTypeError(f"{text!r}: {expected} is expected")
+    return int(digits) * factor
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None

@@ -1,0 +1,160 @@
+"""`undiffuse inspect` and `undiffuse recipes` tell what things are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from cli_runs import call, write_classifier, write_images, write_model
+from training_runs import run
+from undiffuse import __version__, recipes
+from undiffuse.checkpoints import read_manifest
+from undiffuse.models import load_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "model.safetensors")
+
+
+def test_without_an_argument_the_installation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("inspect") == 0
+    told = capsys.readouterr().out
+    assert f"undiffuse  {__version__}" in told
+    assert torch.__version__ in told
+    assert "cpu, " in told
+    assert "fashion-mnist-32-classifier (" in told
+
+
+def test_a_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("inspect", model) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("diffusion model, 8x8 grey\n")
+    assert "3: left, right, top" in told
+    assert "20 cosine steps, predicts eps, variance range" in told
+    assert str(read_manifest(model)["sha256"]) in told
+    parameters = sum(p.numel() for p in load_model(model).net.parameters())
+    assert f"{parameters / 1e6:.2f} million parameters" in told
+    assert f"undiffuse sample --model {model}" in told
+    assert call("inspect", model, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == read_manifest(model)
+
+
+def test_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("inspect", write_classifier(tmp_path / "c.safetensors")) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("classifier of noisy images, 8x8 grey\n")
+    assert "undiffuse sample --model MODEL --classifier" in told
+
+
+def test_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path / "run")
+    assert call("inspect", tmp_path / "run") == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"run in {tmp_path / 'run'}: diffusion model, 8x8 grey\n")
+    assert "32 of 32 images (100.0%)  loss" in told
+    assert "checkpoints  12, 24, 32" in told
+    assert "net, 0.9, 0.99 (the last is used" in told
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young" / "metrics.jsonl").write_text("")
+    assert call("inspect", tmp_path / "young") == 0
+    assert "no checkpoint yet" in capsys.readouterr().out
+
+
+def test_samples_latents_and_pictures(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--model", model, "--steps", 2)
+    assert call("sample", *words, "--count", 3, "--out", tmp_path / "s", "--animation", "gif") == 0
+    images = write_images(tmp_path / "images", each=1)
+    assert call("encode", images, *words, "--out", tmp_path / "l.safetensors") == 0
+    capsys.readouterr()
+    picture = next((tmp_path / "s").glob("*_seed*.png"))
+    for what, told in (
+        (tmp_path / "s", "samples: 3 PNG files"),
+        (picture, f"undiffuse sample --from-record {picture}"),
+        (tmp_path / "s" / "path.gif", "GIF picture"),
+        (tmp_path / "l.safetensors", "latents of 3 images, 1x8x8"),
+    ):
+        assert call("inspect", what) == 0
+        out = capsys.readouterr().out
+        assert told in out
+        assert "steps        2" in out
+    assert call("inspect", picture, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["index"] == 0
+
+
+def test_data_and_the_command_to_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "my photos", each=2, size=(20, 10))
+    (images / "top" / "bad.png").write_bytes(b"no picture")
+    assert call("inspect", images) == 0
+    told = capsys.readouterr().out
+    assert "20x10 (6)" in told
+    assert "grey (6)" in told
+    assert "3: left (2), right (2), top (3)" in told
+    assert "1: top/bad.png" in told
+    assert f'undiffuse train "{images}" --on-broken skip' in told
+    assert "train-classifier" in told
+    assert call("inspect", images, "--count", 1) == 0
+    assert "looked at 1, evenly spaced" in capsys.readouterr().out
+
+
+def test_files_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"weight": torch.zeros(2, 3)}, tmp_path / "other.safetensors")
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(4), sigma=np.zeros((4, 4)))
+    np.savez(tmp_path / "samples.npz", arr_0=np.zeros((3, 8, 8, 3), np.uint8), arr_1=np.arange(3))
+    Image.new("RGB", (5, 4)).save(tmp_path / "bare.png")
+    for name, told in (
+        ("other.safetensors", "1 tensors, 6 numbers"),
+        ("stats.npz", "statistics of features"),
+        ("samples.npz", "8x8 (3)"),
+        ("bare.png", "PNG picture, 5x4 RGB\nIt carries no record"),
+    ):
+        assert call("inspect", tmp_path / name) == 0
+        assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("missing", None, "there is no file or folder"),
+        ("cut.safetensors", b"\x10\x00", "is not a readable safetensors file"),
+        ("cut.npz", b"PK", "is not a readable npz file"),
+        ("cut.png", b"\x89PNG", "is not a readable picture"),
+        ("model.pt", b"PK", "which can run code when it is opened"),
+        ("text.txt", b"hello", "Expected a folder of images, a .zip of them, or an .npz"),
+    ],
+)
+def test_damaged_and_unknown(
+    name: str, content: bytes | None, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert call("inspect", tmp_path / name) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_recipes_are_listed_with_their_results(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("recipes") == 0
+    told = capsys.readouterr().out
+    lines = told.splitlines()
+    assert [line.split()[0] for line in lines[2 : 2 + len(recipes.names())]] == recipes.names()
+    assert max(map(len, lines)) <= 100
+    assert any("adm-imagenet-64 " in line and "295.9M" in line and "FID 2.07" in line for line in lines)
+
+
+def test_one_recipe_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("recipes", "fashion-mnist-32") == 0
+    told = capsys.readouterr().out
+    recipe = recipes.get("fashion-mnist-32")
+    assert recipe.summary.split(";")[0] in told
+    assert "(--set net.FIELD=VALUE)" in told
+    assert "undiffuse train fashion-mnist --recipe fashion-mnist-32" in told
+    assert call("recipes", "fashion-mnist-32", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["net"]["model_channels"] == 32
+    assert call("recipes", "imagenet") == 2
+    assert "near it are" in capsys.readouterr().err
