@@ -63,11 +63,15 @@ def test_the_model_compresses_its_kind_of_image_and_not_noise() -> None:
     model = load_diffusion(SHIPPED[0])
     denoiser = model.denoiser()
     y = torch.arange(6)
-    x = generate(denoiser, denoiser.chain.respaced("10"), DDIM(), NoiseSource(1, range(6)), model.image_shape, cond={"y": y})
+    x = generate(
+        denoiser, denoiser.chain.respaced("10"), DDIM(), NoiseSource(1, range(6)), model.image_shape, cond={"y": y}
+    )
     clothes = (((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5) - 1
     static = torch.randint(0, 256, clothes.shape, generator=torch.Generator().manual_seed(0)) / 127.5 - 1
     bits = [
-        mean_and_error(bits_per_dim(denoiser, denoiser.chain, images, NoiseSource(2, range(6)), cond={"y": y}, terms=12).total)[0]
+        mean_and_error(
+            bits_per_dim(denoiser, denoiser.chain, images, NoiseSource(2, range(6)), cond={"y": y}, terms=12).total
+        )[0]
         for images in (clothes, static)
     ]
     assert bits[0] < 6

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cli_runs import call, one_thread, pixels, write_classifier, write_images, write_model, write_upsampler
 from undiffuse.checkpoints import read_manifest
-from undiffuse.cli.sampler import Settings, _first_push
+from undiffuse.cli.sampler import Settings
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.pictures import read_record, read_samples
 
@@ -244,11 +244,11 @@ def test_the_solver_follows_from_the_model(model: Path, tmp_path: Path) -> None:
     assert solver("fixed", "--model", up, "--low-res", small) == ("ddim", "20")
 
 
-def test_ddim_begins_where_guidance_is_not_multiplied() -> None:
+def test_ddim_takes_the_original_grid_and_clips_again_after_guidance() -> None:
     process = ProcessConfig(schedule="cosine", steps=1000)
-    assert Settings(solver="ddim").resolved(process).steps == "ddim50"
-    assert _first_push(process.chain().respaced("ddim50")) < 2
-    assert _first_push(process.chain().respaced("50")) > 500
+    chosen = Settings(solver="ddim").resolved(process)
+    assert chosen.steps == "ddim50"
+    assert chosen.reclip
 
 
 def test_overwrite_removes_samples_only(model: Path, tmp_path: Path) -> None:

@@ -128,7 +128,9 @@ def test_class_tables_sort_by_value_only_if_all_are_integers() -> None:
         ("t.csv", "a.png,one\nb.png,two\nc.PNG,one\n"),
         (
             "t.jsonl",
-            "".join(json.dumps({"file": n, "label": v}) + "\n" for n, v in zip(CLASSED, ["two", "one", "one"], strict=False)),
+            "".join(  # noqa: E501
+                json.dumps({"file": n, "label": v}) + "\n" for n, v in zip(CLASSED, ["two", "one", "one"], strict=False)
+            ),
         ),
     ],
 )

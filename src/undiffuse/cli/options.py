@@ -108,8 +108,10 @@ def sampler_options(parser: argparse.ArgumentParser, solver: bool = True) -> Non
     default = "100 with ancestral, ddim50 with ddim" if solver else "ddim50"
     group.add_argument("--steps", metavar="SPEC", help=f"{STEPS} (default: {default})")
     if solver:
-        help = "noise of ddim, from 0 (default, none) to 1"
-        group.add_argument("--eta", type=values.fraction, default=0.0, metavar="E", help=help)
+        help = "noise of ddim, from 0 (default, none) to 1 (as much as ancestral) and beyond"
+        group.add_argument("--eta", type=values.non_negative, default=0.0, metavar="E", help=help)
+        help = "ddim with guidance: do not clip again after the guidance, as in the original"
+        group.add_argument("--no-reclip", dest="reclip", action="store_false", help=help)
     clip_option(group)
 
 

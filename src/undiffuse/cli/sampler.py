@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 import undiffuse
-from undiffuse.cli.console import Progress, fail
+from undiffuse.cli.console import Progress
 from undiffuse.cli.options import SHIPPED, SHIPPED_CLASSIFIER
 from undiffuse.denoiser import ChainDenoiser, Denoiser, ProcessConfig
 from undiffuse.distributed import resolve_device
 from undiffuse.guidance import ClassifierGuidance, LevelClassifier
-from undiffuse.levels import Chain
+from undiffuse.levels import Chain, ddim_spec
 from undiffuse.models import ClassifierModel, DiffusionModel, check_pair, load_classifier, load_diffusion, resolve
 from undiffuse.noise import NoiseSource
 from undiffuse.sampling import Step, sample
@@ -28,7 +28,6 @@ from undiffuse.solvers import DDIM, Ancestral, Solver
 from undiffuse.training.step import Forward
 
 DEFAULT_STEPS = {"ddim": 50, "ancestral": 100}
-STRONG = 20.0  # guidance times its factor in the first step, beyond which images saturate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,7 @@ class Settings:
     steps: str | None = None
     eta: float = 0.0
     clip: str = "static"
+    reclip: bool = True
     precision: str = "fp32"
 
     def resolved(self, process: ProcessConfig) -> Settings:
@@ -87,7 +87,7 @@ class Settings:
 
         ValueError if the record says too little.
         """
-        names = ("weights", "guidance", "guidance_at", "solver", "steps", "eta", "clip", "precision")
+        names = ("weights", "guidance", "guidance_at", "solver", "steps", "eta", "clip", "reclip", "precision")
         absent = [name for name in (*names, "model", "model_file", "classifier") if name not in record]
         if absent:
             raise ValueError(f"the record does not say how to make an image: it lacks {', '.join(absent)}")
@@ -127,12 +127,6 @@ class Sampler:
             network = Forward(classifier.net, settings.precision, where)
             guide = LevelClassifier(network, classifier.process)
             denoiser = ClassifierGuidance(denoiser, guide, settings.guidance, settings.guidance_at)
-            if settings.solver == "ddim" and _first_push(chain) * abs(settings.guidance) > STRONG:
-                fail(
-                    f"DDIM's first step on this grid multiplies the guidance by {_first_push(chain):.0f}, which "
-                    "spoils the images: leave --steps out, or give a grid that begins later, such as ddim50",
-                    prefix="note: ",
-                )
         record = {
             "model": model.digest,
             "weights": model.weights,
@@ -143,12 +137,13 @@ class Sampler:
             "steps": settings.steps,
             "eta": settings.eta,
             "clip": settings.clip,
+            "reclip": settings.reclip,
             "precision": settings.precision,
         }
         notes = {"model_file": _reference(settings.model), "version": undiffuse.__version__, "torch": torch.__version__}
         if classifier:
             notes["classifier_file"] = _reference(settings.classifier or "")
-        solver: Solver = DDIM(settings.eta) if settings.solver == "ddim" else Ancestral()
+        solver: Solver = DDIM(settings.eta, settings.reclip) if settings.solver == "ddim" else Ancestral()
         notes["device"] = where.type
         return cls(settings, model, classifier, where, chain, solver, denoiser, record, notes)
 
@@ -264,23 +259,9 @@ def class_names(sampler: Sampler) -> list[str] | None:
 
 
 def _default_steps(solver: str, steps: int) -> str:
-    """The method's default, at most the whole chain; for DDIM the original's grid where there is one.
-
-    That grid ends before the noisiest step. It matters for guidance: see `_first_push`.
-    """
+    """The method's default, at most the whole chain; for DDIM the original's grid where there is one."""
     count = min(DEFAULT_STEPS[solver], steps)
-    return f"ddim{count}" if solver == "ddim" and 1 < count < steps and steps % count == 0 else str(count)
-
-
-def _first_push(chain: Chain) -> float:
-    """By how much DDIM's first step multiplies the gradient of guidance: alpha_s sigma_t^2 / alpha_t - sigma_s sigma_t.
-
-    Guidance moves eps by -sigma g and x0 by sigma^2 / alpha g. On a cosine chain the noisiest level has alpha = 5e-5,
-    so that a stride from there multiplies g by hundreds, and with it what the classifier makes of pure noise.
-    """
-    step = chain.transition(chain.steps - 1)
-    source, target = step.source, step.target
-    return float(target.alpha * source.sigma**2 / source.alpha - target.sigma * source.sigma)
+    return (ddim_spec(steps, count) if solver == "ddim" else "") or str(count)
 
 
 def _check_chains(model: DiffusionModel, classifier: ClassifierModel) -> None:

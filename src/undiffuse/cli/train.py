@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     say(summary(args, plan, task))
     reporter = Reporter()
     try:
-        outcome = train(task, plan.dataset, plan.recipe.train, plan.out, [reporter], plan.validation)
+        outcome = train(task, plan.dataset, plan.recipe.train, plan.out, [reporter], plan.validation, plan.recipe.name)
     finally:
         reporter.live.clear()
     if not is_main():
@@ -127,7 +126,6 @@ def summary(args: argparse.Namespace, plan: Plan, task: Task) -> str:
 def finish(args: argparse.Namespace, plan: Plan, outcome: Outcome) -> str:
     """Write the slim model; what there is now and what to type next."""
     model = load_model(plan.out)
-    model = replace(model, manifest={**model.manifest, "recipe": plan.recipe.name})
     path = plan.out / MODEL
     save_model(path, model)
     rows: list[tuple[str, object]] = [

@@ -29,6 +29,14 @@ def amount(text: str) -> int | None:
     return None if text.strip().lower() == "all" else _whole(text, 1, 'a whole number of at least 1, or "all"')
 
 
+def non_negative(text: str) -> float:
+    """A finite number, 0 or more."""
+    number = _number(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 on")
+    return number
+
+
 def fraction(text: str) -> float:
     """A number from 0 to 1."""
     number = _number(text)

@@ -82,7 +82,7 @@ class Source(ABC):
     ) -> None:
         if (labels is None) != (label_names is None):
             raise ValueError("labels and label_names come together: give both or none")
-        if labels is not None and label_names is not None and labels.size:
+        if labels is not None and label_names is not None and labels.size:  # noqa: SIM102
             if labels.min() < 0 or labels.max() >= len(label_names):
                 raise ValueError(f"labels must lie in 0..{len(label_names) - 1}, got {labels.min()}..{labels.max()}")
         self.where = where

@@ -113,25 +113,27 @@ def pack(
     ``labels`` is asked after the last image, as they come later in the file.
     """
     target = folder / packed_name(shape)
-    with atomic_file(target, overwrite=True) as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                header = {"descr": "|u1", "fortran_order": False, "shape": tuple(int(n) for n in shape)}
-                np.lib.format.write_array_header_1_0(member, header)
-                written = 0
-                for row in rows:
-                    if row.shape != tuple(shape[1:]) or row.dtype != np.uint8:
-                        raise ValueError(
-                            f"image {written} is {row.dtype} {list(row.shape)}, the others are {list(shape[1:])}."
-                        )
-                    member.write(np.ascontiguousarray(row).tobytes())
-                    written += 1
-            if written != shape[0]:
-                raise ValueError(f"{written} images for a file of {shape[0]}.")
-            classes = labels()
-            if classes is not None:
-                with archive.open("arr_1.npy", "w") as member:
-                    np.lib.format.write_array(member, np.asarray(classes, np.int64), allow_pickle=False)
+    with (
+        atomic_file(target, overwrite=True) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+    ):
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(int(n) for n in shape)}
+            np.lib.format.write_array_header_1_0(member, header)
+            written = 0
+            for row in rows:
+                if row.shape != tuple(shape[1:]) or row.dtype != np.uint8:
+                    raise ValueError(
+                        f"image {written} is {row.dtype} {list(row.shape)}, the others are {list(shape[1:])}."
+                    )
+                member.write(np.ascontiguousarray(row).tobytes())
+                written += 1
+        if written != shape[0]:
+            raise ValueError(f"{written} images for a file of {shape[0]}.")
+        classes = labels()
+        if classes is not None:
+            with archive.open("arr_1.npy", "w") as member:
+                np.lib.format.write_array(member, np.asarray(classes, np.int64), allow_pickle=False)
     return target
 
 

@@ -55,7 +55,7 @@ def fashion_mnist_32() -> Recipe:
             save_every=None,
             save_seconds=300.0,
         ),
-        advice=Advice(solver="ddim", steps="50", guidance=1.0, classifier="fashion-mnist-32-classifier"),
+        advice=Advice(solver="ancestral", steps="100", guidance=2.0, classifier="fashion-mnist-32-classifier"),
         measured="not measured yet",
     )
 

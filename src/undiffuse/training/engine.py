@@ -65,6 +65,7 @@ def train(
     run_dir: Path | str,
     listeners: Sequence[Listener] = (),
     validation: ImageDataset | None = None,
+    recipe: str | None = None,
 ) -> Outcome:
     """Trains `task` on `dataset`, alone or (started by torchrun) with other processes; the same call again resumes.
 

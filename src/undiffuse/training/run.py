@@ -40,8 +40,10 @@ class Run:
         ranks: Ranks,
         listeners: Sequence[Listener] = (),
         validation: ImageDataset | None = None,
+        recipe: str | None = None,
     ) -> None:
         _check(task, dataset, config, ranks)
+        self.recipe = recipe
         self.task, self.dataset, self.validation_data = task, dataset, validation
         self.config, self.ranks = config, ranks
         self.device = ranks.device
@@ -114,6 +116,7 @@ class Run:
             **self.identity(),
             "ema": list(self.state.ema.names),
             "progress": self.state.counters(),
+            "recipe": self.recipe,
             "seed": self.config.seed,
             # No generator carries state from step to step, so this is all of it: see `undiffuse.noise`, `randomness`.
             "random": {
