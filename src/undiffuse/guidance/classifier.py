@@ -42,8 +42,8 @@ class LevelClassifier:
     def gradient(self, x: Tensor, level: Level, y: Tensor) -> Tensor:
         """grad_x log p(y | x) [B, C, H, W]. No layer mixes the images of a batch, so one backward pass serves all."""
         with torch.inference_mode(False), torch.enable_grad():
-            x = x.detach().clone().requires_grad_()
-            return torch.autograd.grad(self.log_prob(x, level, y).sum(), x)[0]
+            x = x.detach().clone().requires_grad_()  # clones, because a caller's inference tensors cannot be used here
+            return torch.autograd.grad(self.log_prob(x, level, y.clone()).sum(), x)[0]
 
 
 class ClassifierGuidance:

@@ -13,9 +13,9 @@ class DDIM:
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - n^2) eps + n z,  n = eta (sigma_s / sigma_t) sqrt(1 - abar_t / abar_s).
 
     Equation 12 and 16 of the paper. eta = 0 is deterministic: the Euler method in sigma / alpha. eta = 1 is ancestral
-    sampling with the posterior variance, and more is possible as long as n <= sigma_s. Guides move the score (ADM,
-    Algorithm 2); the original does not clip x0 again after that, `reclip` does. Use it on grids that visit the last
-    step of a cosine chain, where guidance without it can throw the image far off.
+    sampling with the posterior variance; beyond that n is at most sigma_s. Guides move the score (ADM, Algorithm 2);
+    the original does not clip x0 again after that, `reclip` does. Use it on grids that visit the last step of a cosine
+    chain, where guidance without it can throw the image far off.
     """
 
     name = "ddim"
@@ -37,13 +37,8 @@ class DDIM:
         if self.eta == 0:
             return ddim_move(prediction, target), None, prediction
         ratio = (source.alpha / target.alpha) ** 2
-        noise_std = self.eta * (target.sigma / source.sigma) * (1 - ratio).sqrt()
-        direction_variance = target.sigma**2 - noise_std**2
-        if bool((direction_variance < -1e-12).any()):
-            raise ValueError(
-                f"eta = {self.eta} puts more noise into a step than its level holds; use eta <= 1, or more steps"
-            )
-        direction = direction_variance.clamp(min=0).sqrt()
+        noise_std = (self.eta * (target.sigma / source.sigma) * (1 - ratio).sqrt()).minimum(target.sigma)
+        direction = (target.sigma**2 - noise_std**2).sqrt()
         mean = expand(target.alpha, x) * prediction.x0 + expand(direction, x) * prediction.eps
         return mean + expand(noise_std, x) * draw(), None, prediction
 
