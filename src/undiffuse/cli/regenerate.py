@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from undiffuse.cli.console import Progress, say
+from undiffuse.cli.job import Job
 from undiffuse.cli.low_res import LowRes
 from undiffuse.cli.options import SHIPPED
-from undiffuse.cli.sample import Job
 from undiffuse.cli.sampler import Sampler, Settings
 from undiffuse.pictures import read_record, save_png
 from undiffuse.pictures.arrays import from_picture
