@@ -1,4 +1,4 @@
-"""How the images of a run are made: class, noise and low-resolution image of number i; the denoising path on the way."""
+"""How image number i of a run is made: its class, noise and low-resolution image; and the denoising path on the way."""
 
 from __future__ import annotations
 
