@@ -13,7 +13,7 @@ from undiffuse.models import SHIPPED, check_pair, load_classifier, load_diffusio
 from undiffuse.noise import NoiseSource
 from undiffuse.recipes import get
 from undiffuse.sampling import generate
-from undiffuse.solvers import DDIM
+from undiffuse.solvers import Ancestral
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
@@ -43,16 +43,16 @@ def test_they_are_what_the_recipes_make() -> None:
 
 
 def test_the_model_draws_the_classes_it_is_asked_for_and_guidance_sharpens() -> None:
-    """Twenty images in ten steps: most are taken for their class, more with guidance, and surer."""
+    """Twenty images in 25 steps: most are taken for their class, more with guidance, and surer."""
     model, classifier = load_diffusion(SHIPPED[0]), load_classifier(SHIPPED[1])
     check_pair(model, classifier)
     judge = classifier.level_classifier()
     y = torch.arange(20) % 10
-    chain = model.denoiser().chain.respaced("10")
+    chain = model.denoiser().chain.respaced("25")
     log_prob = {}
     for scale in (0.0, 4.0):
         guided = ClassifierGuidance(model.denoiser(), judge, scale=scale)
-        x = generate(guided, chain, DDIM(), NoiseSource(0, range(20)), model.image_shape, cond={"y": y})
+        x = generate(guided, chain, Ancestral(), NoiseSource(0, range(20)), model.image_shape, cond={"y": y})
         with torch.no_grad():
             log_prob[scale] = judge.log_prob(x, chain.level(0), y)
     assert (log_prob[0.0] > -2.3).float().mean() > 0.6  # better than chance, exp(-2.3) = 1/10
@@ -64,7 +64,7 @@ def test_the_model_compresses_its_kind_of_image_and_not_noise() -> None:
     denoiser = model.denoiser()
     y = torch.arange(6)
     x = generate(
-        denoiser, denoiser.chain.respaced("10"), DDIM(), NoiseSource(1, range(6)), model.image_shape, cond={"y": y}
+        denoiser, denoiser.chain.respaced("25"), Ancestral(), NoiseSource(1, range(6)), model.image_shape, cond={"y": y}
     )
     clothes = (((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5) - 1
     static = torch.randint(0, 256, clothes.shape, generator=torch.Generator().manual_seed(0)) / 127.5 - 1

@@ -223,3 +223,15 @@ def test_a_checkpoint_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> No
     (tmp_path / "ordinary").touch()
     checkpoints.write(tmp_path / "a.safetensors", {"net.w": torch.zeros(1)}, {})
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_a_slim_file_knows_its_weights_by_the_name_they_had(tmp_path: Path) -> None:
+    """What was exported from the average 0.9 is asked for as 0.9 again (records and latents name it so)."""
+    path = tmp_path / "slim.safetensors"
+    checkpoints.write(path, {"net.w": torch.ones(1)}, {"ema": [], "weights": "0.9"})
+    for which in (None, "0.9"):
+        tensors, manifest = checkpoints.load_weights(path, which)
+        assert torch.equal(tensors["w"], torch.ones(1))
+    assert checkpoints.weight_names(manifest) == ["0.9"]
+    with pytest.raises(CheckpointError, match="it has: 0.9$"):
+        checkpoints.load_weights(path, "net")

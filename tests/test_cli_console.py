@@ -34,6 +34,15 @@ def test_table_aligns_and_cuts() -> None:
     assert table([]) == ""
 
 
+def test_table_wraps_text_at_the_end_of_a_row() -> None:
+    words = [f"word{k}" for k in range(30)]
+    lines = table([["a", " ".join(words)], ["b", "short"]], ("name", "note")).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert " ".join(" ".join(lines[2:-1]).split()) == "a " + " ".join(words)
+    assert all(line.startswith("      word") for line in lines[3:-1])
+    assert lines[-1] == "b     short"
+
+
 def test_fields_align_wrap_and_leave_out() -> None:
     text = fields([("a", "one\ntwo"), ("nothing", None), ("longer", "w " * 80)])
     lines = text.splitlines()
@@ -65,6 +74,17 @@ def test_a_terminal_gets_one_line_that_is_written_over() -> None:
     assert " 25%" in written
     assert written.endswith("\r")  # gone at the end
     assert max(len(part) for part in written.split("\r")) < 80
+
+
+def test_a_narrow_terminal_drops_whole_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns, shown in ((80, "one two  three  four"), (15, "one two  three"), (14, "one two"), (7, "one...")):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        out = Terminal()
+        Live(out).show(["one two", "three", "", "four"])
+        assert out.getvalue() == "\r" + shown
+    everywhere = io.StringIO()
+    Live(everywhere).show(["one two", "three", "four"])
+    assert everywhere.getvalue() == "one two  three  four\n"
 
 
 def test_elsewhere_a_plain_line_now_and_then() -> None:

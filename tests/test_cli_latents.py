@@ -180,3 +180,24 @@ def test_interpolate_images(model: Path, images: Path, tmp_path: Path) -> None:
     # The way begins at the first image, as nearly as encoding and decoding give it back.
     error = [np.sqrt(((first[:8, :8] - pixels(file)) ** 2).mean()) for file in (a, b)]
     assert error[0] < error[1]
+
+
+def test_pictures_of_undiffuse_bring_their_class(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--model", model, *FAST)
+    assert call("sample", *words, "--count", 3, "--class", "top,left,top", "--out", tmp_path / "s") == 0
+    samples = {read_record(file)["index"]: file for file in (tmp_path / "s").glob("*_seed*.png")}
+    file = tmp_path / "l.safetensors"
+    assert call("encode", samples[0], samples[1], *words, "--out", file) == 0
+    labels = latents.read(file).labels
+    assert labels is not None
+    assert labels.tolist() == [2, 0]
+    assert call("interpolate", samples[0], samples[2], *words, "--frames", 2, "--out", tmp_path / "one") == 0
+    assert read_record(tmp_path / "one" / "interpolation.png")["classes"] == [2]
+    assert call("interpolate", samples[0], samples[1], *words, "--frames", 2, "--out", tmp_path / "two") == 0
+    assert read_record(tmp_path / "two" / "interpolation.png")["classes"] == [2, 0]
+    capsys.readouterr()
+    ordinary = images / "top" / "0.png"
+    assert call("interpolate", samples[0], ordinary, *words, "--out", tmp_path / "none") == 2
+    assert "give --class" in capsys.readouterr().err

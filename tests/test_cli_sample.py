@@ -63,14 +63,14 @@ def test_the_same_command_makes_only_what_is_missing(
     gone.unlink()
     capsys.readouterr()
     assert call(*words) == 0
-    assert "1 images made (5 were there already)" in capsys.readouterr().out
+    assert "1 image made (5 were there already)" in capsys.readouterr().out
     for name, (when, image) in before.items():
         assert (tmp_path / name).stat().st_mtime_ns == when or name == gone.name
         assert np.abs(pixels(tmp_path / name) - image).max() <= 1
     assert call(*words) == 0
     assert "all images were there already" in capsys.readouterr().out
     assert call(*words, "--seed", 1) == 2  # another run does not mix with this one
-    assert "holds samples of a run with other settings (seed: 0 there, 1 now)" in capsys.readouterr().err
+    assert "holds samples of a run with other settings:\n  seed: 0 there, 1 now\n" in capsys.readouterr().err
     assert call(*words, "--seed", 1, "--overwrite") == 0
     assert {read_record(file)["seed"] for file in tmp_path.glob("*_seed*.png")} == {1}
 

@@ -51,6 +51,7 @@ def test_values_are_read_as_their_fields_type(sections: dict[str, Any], path: st
     ("path", "text", "told"),
     [
         ("net.droput", "1", "did you mean net.dropout? Its fields are attention_resolutions, "),
+        ("net.xyzzy", "1", "net has no field 'xyzzy'. Its fields are attention_resolutions, "),
         ("lr", "1", "expected one of net.FIELD, process.FIELD, objective.FIELD, train.FIELD, data.FIELD"),
         ("train.lr", "fast", "expected a number"),
         ("train.batch", "1.5", "expected a whole number"),

@@ -18,6 +18,8 @@ from training_runs import CLASSES, assert_same_run
 from undiffuse import checkpoints
 from undiffuse.cli.parser import build_parser
 from undiffuse.cli.planning import Plan, make_plan
+from undiffuse.cli.train import build_task, summary
+from undiffuse.cli.writing import quoted
 from undiffuse.models import load_classifier, load_diffusion
 from undiffuse.nets import UNetConfig
 
@@ -52,7 +54,7 @@ def test_train_writes_a_model_to_sample_from(images: Path, capsys: pytest.Captur
     assert "general-32 (chosen by the data)" in told.out
     assert "16 images in batches of 4 (4 updates" in told.out
     assert "undiffuse sample --model runs/photos/model.safetensors" in told.out
-    assert "100.0%  16 images  loss" in told.err
+    assert "100.0%  16 images  mse" in told.err
     run = Path("runs/photos")
     for name in ("config.json", "metrics.jsonl", "loss_curve.png", "model.safetensors"):
         assert (run / name).is_file()
@@ -67,7 +69,7 @@ def test_train_writes_a_model_to_sample_from(images: Path, capsys: pytest.Captur
 
 
 def test_the_same_command_resumes(
-    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from undiffuse.training import DiffusionTask
 
@@ -84,16 +86,29 @@ def test_the_same_command_resumes(
     with monkeypatch.context() as patch:
         patch.setattr(DiffusionTask, "terms", interrupted)
         assert call(*words, "--out", "parts") == 130
-    told = capsys.readouterr()
+    told = capfd.readouterr()
+    assert told.err.count("press Ctrl-C again to quit without saving\n") == 1
     assert "stopped by SIGINT after 12 images; all is saved in parts" in told.err
     assert not Path("parts/model.safetensors").exists()
     assert call(*words, "--out", "parts") == 0
-    assert "goes on after 12 images" in capsys.readouterr().out
+    assert "goes on after 12 images" in capfd.readouterr().out
     assert_same_run(Path("whole"), Path("parts"))
     assert load_diffusion("whole/model.safetensors").digest == load_diffusion("parts/model.safetensors").digest
-    assert call(*words, "--out", "parts") == 0  # complete already: says so again
+    capfd.readouterr()
+    nothing = (
+        "parts is already trained for 16 images; nothing to do (a larger --images goes on, --out starts another)\n"
+    )
+    for length in (16, 8):  # a shorter run has another warm-up, with which nothing is trained
+        assert call(*words, "--out", "parts", "--images", length) == 0
+        assert capfd.readouterr() == (nothing, "")
+    Path("parts/model.safetensors").unlink()
+    assert call(*words, "--out", "parts") == 0
+    assert Path("parts/model.safetensors").is_file()
+    capfd.readouterr()
     assert call(*words, "--out", "parts", "--seed", 4) == 2
-    assert "train.seed: 3 -> 4" in capsys.readouterr().err
+    told = capfd.readouterr()
+    assert "train.seed: 3 -> 4" in told.err
+    assert told.out == ""
 
 
 def test_weights_are_a_function_of_the_seed(images: Path) -> None:
@@ -113,6 +128,7 @@ def test_train_classifier_reports_accuracy_by_noise(images: Path, capsys: pytest
     assert "18 images, 6 others to validate" in told
     assert "Accuracy on 6 held-out images by noise level" in told
     assert "18..19" in told
+    assert "About 1 a line: too few to compare lines" in told
     assert "--classifier runs/photos-classifier/model.safetensors" in told
     classifier = load_classifier("runs/photos-classifier/model.safetensors")
     assert classifier.process == load_diffusion("runs/photos").process
@@ -139,6 +155,15 @@ def test_size_channels_and_batch_follow_from_the_data(tmp_path: Path) -> None:
             shape = (size[1], size[0], *([3] if mode == "RGB" else []))
             Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
     big, small, tiny = (plan_of("train", tmp_path / name) for name in ("big", "small", "tiny"))
+    words = ["train", str(tmp_path / "big"), "--device", "cpu"]
+    args = build_parser().parse_args(words)
+    told = summary(args, big, build_task(args, big))
+    assert "in batches of 4, not 64, as there are only 5 (" in told
+    assert f"\n    undiffuse train {quoted(words[1])} --recipe smoke --out runs/big-smoke\n" in told
+    asked = build_parser().parse_args([*words, "--batch", "4", "--images", "8"])
+    told = summary(asked, make_plan(asked), build_task(asked, make_plan(asked)))
+    assert "in batches of 4 (2 updates" in told
+    assert "smoke" not in told
     assert (big.dataset.shape, big.recipe.name, big.recipe.train.batch) == ((64, 64, 3), "general-64", 4)
     assert (small.dataset.shape, small.recipe.name, small.recipe.train.batch) == ((32, 32, 1), "general-32", 64)
     assert small.dataset.config.fit == "pad"  # 28 -> 32 needs no enlarging
@@ -188,7 +213,7 @@ def test_validation_data(images: Path, tmp_path: Path) -> None:
     [
         (["train", "nowhere"], "there is no folder or file nowhere"),
         (["train", "empty"], "empty holds no images"),
-        (["train", "photos", "--recipe", "smok"], "there is no recipe 'smok'; near it are smoke"),
+        (["train", "photos", "--recipe", "smok"], "there is no recipe 'smok'; did you mean smoke"),
         (["train", "photos", "--recipe", "fashion-mnist-32-classifier"], "use `undiffuse train-classifier`"),
         (["train", "photos", "--batch", "100"], "24 usable images, fewer than one batch of 100"),
         (["train", "photos", "--size", "20"], "images of 20x20 do not fit a network of 4 levels"),
@@ -209,8 +234,9 @@ def test_mistakes_are_told_before_anything_is_written(
     Image.new("L", (8, 8)).save(tmp_path / "broken" / "good.png")
     (tmp_path / "broken" / "bad.png").write_bytes(b"no picture")
     assert call(*words, "--device", "cpu") == 2
-    error = capsys.readouterr().err
+    out, error = capsys.readouterr()
     assert told in error
+    assert "--batch" not in words or out == ""  # no plan of what cannot be
     assert "Traceback" not in error
     assert not (tmp_path / "runs").exists()
 

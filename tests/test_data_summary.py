@@ -79,12 +79,13 @@ def test_scan_counts_everything(tmp_path: Path) -> None:
     assert found.class_counts == {"x": 2, "y": 3}
     assert [item.name for item in found.broken] == ["y/bad.png", "y/float.tif"]
     assert found.tiny == ("y/c.png",)
+    assert found.alpha == 0
     assert found.mean == -1.0 and found.sigma_data == 0.0
     assert found.fingerprint == source.fingerprint
     text = found.text()
     for piece in (
         "5 images, 2 classes",
-        "20x30 (2)",
+        "height x width: 30x20 (2)",
         "RGB (2)",
         "x (2)",
         "broken: 2",
@@ -117,3 +118,13 @@ def test_scan_with_a_limit_looks_evenly() -> None:
     assert "10 of 100" in found.text()
     with pytest.raises(ValueError, match="at least one"):
         scan(ArraySource(images), DataConfig(path="x", size=4), limit=0)
+
+
+def test_scan_counts_transparency(tmp_path: Path) -> None:
+    for name, mode in (("a", "RGBA"), ("b", "LA"), ("c", "RGB"), ("d", "L")):
+        Image.new(mode, (4, 4)).save(tmp_path / f"{name}.png")
+    palette = Image.new("P", (4, 4))
+    palette.save(tmp_path / "e.png", transparency=0)
+    palette.save(tmp_path / "f.png")
+    assert scan(open_data(tmp_path), DataConfig(path="x", size=4)).alpha == 3
+    assert scan(ArraySource(np.zeros((2, 4, 4, 4), np.uint8)), DataConfig(path="x", size=4)).alpha == 2

@@ -170,7 +170,7 @@ def test_another_run_is_refused_and_the_difference_named(tmp_path: Path, format:
         SampleWriter(tmp_path, format, run=other)  # type: ignore[arg-type]
     message = str(error.value)
     assert "steps: 50 there, 100 now" in message and "solver.eta: 0.0 there, 0.5 now" in message
-    assert "guidance: 'not set' there, 4.0 now" in message and "model: 'abc' there, 'not set' now" in message
+    assert "\n  guidance: not set there, 4.0 now\n" in message and "  model: abc there, not set now\n" in message
     assert "solver.name" not in message and "seed" not in message and "choose another folder" in message
     assert sorted(f.name for f in tmp_path.rglob("*")) == before
     SampleWriter(tmp_path, format, run=RUN, notes={"version": "0.2"})  # type: ignore[arg-type]
@@ -439,3 +439,9 @@ def test_packing_holds_one_batch_in_memory(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 35e6
+
+
+def test_hashes_of_other_runs_are_shortened(tmp_path: Path) -> None:
+    SampleWriter(tmp_path, run={**RUN, "model": "a" * 64})
+    with pytest.raises(ValueError, match=r"model: a{12}\.\.\. there, b{12}\.\.\. now"):
+        SampleWriter(tmp_path, run={**RUN, "model": "b" * 64})

@@ -25,6 +25,8 @@ from training_runs import (
 )
 from undiffuse import checkpoints
 from undiffuse.training import read_records
+from undiffuse.training import signals as signals_module
+from undiffuse.training.signals import StopSignals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 needs_forkserver = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked from a server")
@@ -85,6 +87,10 @@ def test_a_longer_run_continues_a_finished_one(tmp_path: Path) -> None:
     again = Recorder()
     assert run(tmp_path / "parts", images=16, listeners=[again]).images == 16
     assert not again.of("train"), "a finished run has nothing left to do"
+    config = (tmp_path / "parts" / "config.json").read_bytes()
+    run(tmp_path / "parts", images=8, warmup_images=1, listeners=[again])
+    assert not again.of("note"), "settings that nothing is trained with are not worth a word"
+    assert (tmp_path / "parts" / "config.json").read_bytes() == config
     run(tmp_path / "parts", steps=8)
     assert told(tmp_path / "whole")[-1] == told(tmp_path / "parts")[-1]
 
@@ -220,6 +226,16 @@ def test_signal_saves_and_leaves(tmp_path: Path, number: signal.Signals, world: 
     assert 0 < last["images"] < 4 * 5000
 
 
+@pytest.mark.parametrize("announce", [True, False])
+def test_the_first_signal_is_answered_at_once(announce: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    with StopSignals(announce=announce) as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # launchers may send it twice
+        told = capfd.readouterr().err
+        assert signals.received == "SIGTERM"
+    assert told == ("" if not announce else signals_module.STOPPING.decode())
+
+
 @needs_forkserver
 def test_second_signal_leaves_at_once(tmp_path: Path) -> None:
     processes = Processes(ignore_the_first_signal, str(tmp_path / "ready"))
@@ -236,8 +252,6 @@ def test_second_signal_leaves_at_once(tmp_path: Path) -> None:
 
 def ignore_the_first_signal(ready: str) -> None:
     """A step that never ends."""
-    from undiffuse.training.signals import StopSignals
-
     with StopSignals():
         Path(ready).touch()
         while True:

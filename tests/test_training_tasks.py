@@ -19,7 +19,7 @@ from undiffuse.distributed import Ranks
 from undiffuse.nets import UNetConfig
 from undiffuse.noise import NoiseSource
 from undiffuse.objectives import ObjectiveConfig
-from undiffuse.training import DiffusionTask, Inputs, seeded, train
+from undiffuse.training import DiffusionTask, Inputs, outputs, seeded, train
 from undiffuse.training.run import Run
 from undiffuse.training.step import Forward
 
@@ -45,6 +45,28 @@ def test_the_folder_holds_what_is_promised(tmp_path: Path) -> None:
     assert len(manifest["data"]["fingerprint"]) == 64
     assert manifest["random"]["images"] == 32
     assert manifest["version"]
+
+
+def test_the_curve_shows_what_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict[str, Any]] = []
+    monkeypatch.setattr(outputs, "draw_curve", lambda series, **_: drawn.append(series) or Image.new("L", (1, 1)))
+    calm = [(1, 0.5, 9.0), (2, 0.25, 4.0)]
+    for name, rows in (("calm", calm), ("jump", [*calm, (3, 0.125, 4000.0)])):
+        path = tmp_path / name
+        lines: list[dict[str, Any]] = [
+            {"kind": "train", "images": n, "mse": mse, "loss": mse + bits, "bits": bits} for n, mse, bits in rows
+        ]
+        lines.append({"kind": "validation", "images": 2, "mse": 0.375, "loss": 7.0})
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert outputs.save_loss_curve(path, tmp_path / "curve.png")
+    assert drawn[0]["mean squared error"] == [(1.0, 0.5), (2.0, 0.25)]
+    assert drawn[0]["bits per dimension"] == [(1.0, 9.0), (2.0, 4.0)]
+    assert list(drawn[1]) == ["mean squared error", "validation mean squared error"]
+    assert drawn[1]["validation mean squared error"] == [(2.0, 0.375)]
+    (tmp_path / "plain").write_text(json.dumps({"kind": "train", "images": 1, "loss": 2.0}))
+    assert outputs.save_loss_curve(tmp_path / "plain", tmp_path / "curve.png")
+    assert drawn[2] == {"loss": [(1.0, 2.0)]}
+    assert not outputs.save_loss_curve(tmp_path / "none", tmp_path / "curve.png")
 
 
 def test_manifest_builds_the_same_network(tmp_path: Path) -> None:

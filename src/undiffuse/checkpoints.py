@@ -39,6 +39,17 @@ FOLDER = "checkpoints"
 _NAME = re.compile(r"^(\d{10,})\.safetensors$")
 
 
+_TYPES: dict[str, tuple[Any, str]] = {
+    "kind": (str, "a word"),
+    "net": (dict, "the network's config"),
+    "process": (dict, "the diffusion process's config"),
+    "hashes": (dict, "hashes by group of tensors"),
+    "ema": (list, "a list of decays"),
+    "labels": ((list, type(None)), "a list of names, or null"),
+    "weights": (str, "the name of the weights"),
+}
+
+
 class CheckpointError(ValueError):
     """The file is not a checkpoint, is damaged, or does not contain what was asked for."""
 
@@ -64,6 +75,8 @@ def write(path: Path | str, tensors: Mapping[str, Tensor], manifest: Mapping[str
             os.chmod(temporary, mode)
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except safetensors.SafetensorError as error:  # its own kind of error for a full disk
+        raise OSError(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
@@ -104,18 +117,30 @@ def read(path: Path | str, group: str | None = None, verify: bool = True) -> tup
     return tensors, manifest
 
 
+def weight_names(manifest: Mapping[str, Any]) -> list[str]:
+    """The weights a file holds: "net" and its averages; of a slim file only those it was made from."""
+    averages = list(manifest.get("ema", []))
+    return ["net", *averages] if averages else [manifest.get("weights", "net")]
+
+
+def default_weights(manifest: Mapping[str, Any]) -> str:
+    """The usual choice for sampling: the slowest average there is, otherwise the only weights."""
+    averages = manifest.get("ema", [])
+    return max(averages, key=float) if averages else weight_names(manifest)[0]
+
+
 def load_weights(path: Path | str, which: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A network's weights by parameter name, and the manifest.
 
-    which: "net" (the trained weights as they are) or the name of an average, "0.9999"; None takes the slowest average
-    there is (the usual choice for sampling), otherwise the trained weights.
+    which: one of `weight_names`, "net" (the trained weights as they are) or the name of an average, "0.9999"; None
+    takes `default_weights`.
     """
-    averages = read_manifest(path).get("ema", [])
-    if which is None:
-        which = max(averages, key=float) if averages else "net"
-    if which != "net" and which not in averages:
-        raise CheckpointError(f"{path} has no weights {which!r}; it has: {', '.join(['net', *averages])}")
-    group = "net" if which == "net" else f"ema.{which}"
+    manifest = read_manifest(path)
+    names = weight_names(manifest)
+    which = default_weights(manifest) if which is None else which
+    if which not in names:
+        raise CheckpointError(f"{path} has no weights {which!r}; it has: {', '.join(names)}")
+    group = f"ema.{which}" if which in manifest.get("ema", []) else "net"
     tensors, manifest = read(path, group)
     return {name[len(group) + 1 :]: tensor for name, tensor in tensors.items()}, manifest
 
@@ -232,11 +257,18 @@ def _manifest(path: Path | str, file: Any) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path}: the manifest is not JSON ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         given = manifest.get("format") if isinstance(manifest, dict) else None
         raise CheckpointError(f"{path} has format {given!r}; this version reads format {FORMAT}")
+    for key, (kind, expected) in _TYPES.items():
+        if key in manifest and not isinstance(manifest[key], kind):
+            raise CheckpointError(f"{path}: {key} in the manifest is {_short(manifest[key])}; expected {expected}")
+    if not all(isinstance(name, str) and _is_number(name) for name in manifest.get("ema", [])):
+        raise CheckpointError(f"{path}: ema in the manifest is {_short(manifest['ema'])}; expected decays like '0.999'")
+    if not all(isinstance(name, str) for name in manifest.get("labels") or []):
+        raise CheckpointError(f"{path}: labels in the manifest are {_short(manifest['labels'])}; expected names")
     return manifest
 
 
@@ -249,3 +281,16 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

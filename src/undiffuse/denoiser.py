@@ -12,6 +12,7 @@ from torch import Tensor
 from undiffuse.levels import Chain, Level, named_chain
 from undiffuse.prediction import KINDS, FixedVariance, LearnedLogVariance, Prediction, ReverseVariance, VarianceFraction
 
+MOST_STEPS = 1_000_000
 VARIANCES = ("range", "direct", "beta", "posterior")
 Condition = Mapping[str, Tensor]
 
@@ -49,6 +50,8 @@ class ProcessConfig:
         if self.betas is not None:
             object.__setattr__(self, "betas", tuple(self.betas))
             object.__setattr__(self, "steps", len(self.betas))
+        if not isinstance(self.steps, int) or not 1 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"a process has from 1 to {MOST_STEPS:,} steps; got {self.steps!r}")
         if self.target not in KINDS:
             raise ValueError(f"unknown prediction target {self.target!r}; choose one of {', '.join(KINDS)}")
         if self.variance not in VARIANCES:

@@ -56,6 +56,8 @@ class _Model:
                 raise ValueError(f"class {text} does not exist; the model has classes 0 to {classes - 1}")
             return int(text)
         labels = self.labels or ()
+        if not text:
+            raise ValueError("the name of a class is missing")
         wanted = text.casefold()
         exact = [i for i, label in enumerate(labels) if label.casefold() == wanted]
         found = exact or [i for i, label in enumerate(labels) if wanted in label.casefold()]
@@ -118,25 +120,42 @@ def load_model(
     """
     path = resolve(reference)
     state, manifest = checkpoints.load_weights(path, weights)
-    averages = manifest.get("ema", [])
-    which = weights or (max(averages, key=float) if averages else manifest.get("weights", "net"))
+    which = weights or checkpoints.default_weights(manifest)
     kind = manifest.get("kind")
-    config: UNetConfig | ClassifierConfig
-    if kind == "diffusion":
-        config = UNetConfig(**manifest["net"])
-    elif kind == "classifier":
-        config = ClassifierConfig(**manifest["net"])
-    else:
+    if kind not in ("diffusion", "classifier"):
         raise checkpoints.CheckpointError(f"{path} holds a {kind!r}; expected a diffusion model or a classifier")
-    with torch.device("meta"):
-        net = config.build()
-    net.load_state_dict(state, assign=True)
-    net = net.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
-    labels = tuple(manifest["labels"]) if manifest.get("labels") else None
-    process = ProcessConfig(**manifest["process"])
+    try:
+        config: UNetConfig | ClassifierConfig
+        config = UNetConfig(**manifest["net"]) if kind == "diffusion" else ClassifierConfig(**manifest["net"])
+        process = ProcessConfig(**manifest["process"])
+        labels = tuple(manifest["labels"]) if manifest.get("labels") else None
+        net = _build(config, state)
+        process.chain()
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+        raise checkpoints.CheckpointError(f"{path} does not describe a model that can be built: {reason}") from error
+    if labels is not None and net.config.num_classes not in (None, len(labels)):
+        raise checkpoints.CheckpointError(f"{path} names {len(labels)} classes for {net.config.num_classes}")
+    net = net.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
     if isinstance(net, NoisyClassifier):
         return ClassifierModel(net, process, labels, manifest, which)
     return DiffusionModel(net, process, labels, manifest, which)
+
+
+def _build(config: UNetConfig | ClassifierConfig, state: Mapping[str, torch.Tensor]) -> Any:
+    """The network of `config` with the weights `state`, in float32; ValueError unless they fit exactly."""
+    with torch.device("meta"):
+        net = config.build()
+    expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if odd:
+        first = f"{odd[0]} is {found.get(odd[0], 'missing')} there, {expected.get(odd[0], 'unknown')} in the network"
+        raise ValueError(f"{len(odd)} of its tensors are not those of its network; {first}")
+    if not all(value.is_floating_point() for value in state.values()):
+        raise ValueError("its weights are not floating-point numbers")
+    net.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    return net
 
 
 def load_diffusion(
@@ -177,12 +196,15 @@ def check_pair(model: DiffusionModel, classifier: ClassifierModel) -> None:
     """ValueError if the classifier cannot guide the model: other image shape, other noise levels, or other classes."""
     problems = []
     if model.image_shape[0] != classifier.image_shape[0]:
-        problems.append(f"images of {model.image_shape[0]} channels against {classifier.image_shape[0]}")
-    if model.image_shape != classifier.image_shape and classifier.net.config.pool == "attention":
-        problems.append(f"images of shape {model.image_shape} against {classifier.image_shape}")
+        ours = model.image_shape[0]
+        channels = f"{ours} channel{'s' if ours != 1 else ''}"
+        problems.append(f"images of {channels} against {classifier.image_shape[0]}")
+    elif model.image_shape != classifier.image_shape and classifier.net.config.pool == "attention":
+        shapes = ["x".join(map(str, shape[1:])) for shape in (model.image_shape, classifier.image_shape)]
+        problems.append(f"images of {shapes[0]} (height x width) against {shapes[1]}, and its attention pool is fixed")
     if model.labels is not None and classifier.labels is not None and model.labels != classifier.labels:
         problems.append(f"classes {', '.join(model.labels)} against {', '.join(classifier.labels)}")
-    if model.num_classes is not None and model.num_classes != classifier.num_classes:
+    elif model.num_classes is not None and model.num_classes != classifier.num_classes:
         problems.append(f"{model.num_classes} classes against {classifier.num_classes}")
     if problems:
         raise ValueError(f"this classifier does not fit the model: {'; '.join(problems)}")

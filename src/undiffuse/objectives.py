@@ -38,6 +38,8 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"unknown loss {self.loss!r}; choose one of {', '.join(LOSSES)}")
+        if not 0 <= self.vb_weight < math.inf:
+            raise ValueError(f"vb_weight must be 0 or more, got {self.vb_weight}")
         if self.decoder not in DECODERS:
             raise ValueError(f"unknown decoder {self.decoder!r}; choose one of {', '.join(DECODERS)}")
 

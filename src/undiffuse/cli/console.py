@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 WIDTH = 100
+NARROWEST = 20  # columns below which wrapped text is no help
 PLAIN_EVERY = 15.0  # seconds between two progress lines where nobody watches
 
 
@@ -39,7 +40,7 @@ def table(
 ) -> str:
     """Rows as aligned columns, two spaces apart; `right` are the numbers of right-aligned columns.
 
-    The last column is cut where the line would be longer than 100 columns.
+    Text in the last column is wrapped where the line would be longer than 100 columns; what cannot be wrapped is cut.
     """
     cells = [[str(cell) for cell in row] for row in rows]
     lines = [list(head), *cells] if head else cells
@@ -47,9 +48,14 @@ def table(
         return ""
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     out = []
+    last = len(widths) - 1
+    start = indent + sum(widths[:last]) + 2 * last
     for line in lines:
+        wrapped = [line[last]] if last in right else _wrap(line[last], max(WIDTH - start, NARROWEST))
+        line = [*line[:last], wrapped[0]]
         parts = [cell.rjust(widths[k]) if k in right else cell.ljust(widths[k]) for k, cell in enumerate(line)]
         out.append(shorten((" " * indent + "  ".join(parts)).rstrip(), WIDTH))
+        out += [shorten(" " * start + rest, WIDTH) for rest in wrapped[1:]]
     if head:
         out.insert(1, " " * indent + "  ".join("-" * w for w in widths)[: WIDTH - indent])
     return "\n".join(out)
@@ -107,15 +113,22 @@ class Live:
         self._shown = ""
         self._last = -math.inf
 
-    def show(self, text: str, important: bool = False) -> None:
-        """The line as it is now. `important` lines are shown also where nobody watches."""
+    def show(self, text: str | Sequence[str], important: bool = False) -> None:
+        """The line as it is now. `important` lines are shown also where nobody watches.
+
+        Of a line given in parts, a terminal shows as many of the first as fit, each one whole.
+        """
         now = time.monotonic()
+        parts = [text] if isinstance(text, str) else [part for part in text if part]
+        width = shutil.get_terminal_size((WIDTH, 24)).columns - 1
+        while self.terminal and len(parts) > 1 and len("  ".join(parts)) > width:
+            parts.pop()
+        text = "  ".join(parts)
         if not is_main() or text == self._shown:
             return
         if self.terminal:
             if now - self._last < 0.08 and not important:
                 return
-            width = shutil.get_terminal_size((WIDTH, 24)).columns - 1
             self.stream.write("\r" + shorten(text, width).ljust(min(len(self._shown), width)))
         elif important or now - self._last >= PLAIN_EVERY:
             self.stream.write(text + "\n")
@@ -165,4 +178,5 @@ class Progress(Live):
         bar = "#" * int(24 * share)
         rate = f"{speed:.1f} {self.unit}/s" if speed >= 1 else f"{1 / speed:.1f} s each" if speed > 0 else ""
         done = f"{int(self.done + 1e-6):,}/{int(self.total):,} {self.unit}"
-        self.show(f"{self.what} [{bar:<24}] {100 * share:3.0f}%  {done}  {rate}  {duration(left)} left")
+        line = f"{self.what} [{bar:<24}] {100 * share:3.0f}%"
+        self.show([line, done, rate, f"{duration(left)} left"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from undiffuse.cli import latents, writing
@@ -19,14 +20,19 @@ def run(args: argparse.Namespace) -> int:
     begin = time.monotonic()
     stored = latents.read(args.latents)
     record = {**stored.about["record"], **stored.about["notes"]}
-    sampler = Sampler.load(Settings.of_record(record, args.model), args.device)
-    sampler.check_identity(record)
+    where = f"the record in {args.latents}"
+    sampler = Sampler.load(Settings.of_record(record, args.model, where=where), args.device)
+    sampler.check_identity(record, where)
+    if stored.latents.shape[1:] != sampler.shape:
+        sizes = ["x".join(map(str, shape)) for shape in (stored.latents.shape[1:], sampler.shape)]
+        raise ValueError(f"{args.latents} holds latents of {sizes[0]}, but the model makes images of {sizes[1]}")
     labels = None if stored.labels is None else stored.labels.tolist()
     given = choose_classes(sampler.model, args.classes, default=None)
     if given is not None:
         if len(given) not in (1, len(stored)):
             raise ValueError(f"--class takes one class, or one for each of the {len(stored)} images; got {len(given)}")
         labels = given * len(stored) if len(given) == 1 else given
+    _check_labels(labels, sampler.model.num_classes, args.latents)
     folder = Path(args.out)
     # No noise is drawn on the way; the seed is part of file names only.
     run_record = {**sampler.record, "command": "decode", "seed": 0, "latents": stored.digest, "told": given}
@@ -53,3 +59,16 @@ def run(args: argparse.Namespace) -> int:
     say(f"{said} in {duration(time.monotonic() - begin)}: {sampler.text()}")
     say(f"  images  {result}\n  grid    {folder / 'grid.png'}")
     return 0
+
+
+def _check_labels(labels: Sequence[int] | None, classes: int | None, file: str) -> None:
+    """ValueError unless the images have labels if and only if the model is told classes, and such as it has."""
+    if classes is None:
+        if labels is not None:
+            raise ValueError(f"{file} has labels, but the model has no classes")
+    elif labels is None:
+        raise ValueError(f"{file} has no labels, and the model is told a class: give --class")
+    elif min(labels) < 0 or max(labels) >= classes:
+        raise ValueError(
+            f"{file} has labels {min(labels)} to {max(labels)}, but the model has classes 0 to {classes - 1}"
+        )

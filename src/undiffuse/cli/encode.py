@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             writer.write(indices[0], encode(sampler.denoiser, sampler.chain, x0, cond=cond))
             progress.advance(len(indices))
     stored = writer.finish(len(dataset), labels)
-    said = f"{len(todo):,} images encoded" if todo else "all images were encoded already"
+    said = f"{len(todo):,} image{'s' if len(todo) != 1 else ''} encoded" if todo else "all images were encoded already"
     say(f"{said} in {duration(time.monotonic() - begin)}: {sampler.text()}")
     say(f"  latents  {args.out} ({len(stored):,} x {'x'.join(map(str, sampler.shape))})")
     if dataset.source.excluded:

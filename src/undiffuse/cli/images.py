@@ -12,6 +12,7 @@ from torch import Tensor
 
 from undiffuse.data import IMAGE_SUFFIXES, DataConfig, FolderSource, ImageDataset, Source, screen
 from undiffuse.models import DiffusionModel
+from undiffuse.pictures import read_record
 from undiffuse.pixels import from_uint8
 
 
@@ -70,7 +71,10 @@ def model_images(dataset: ImageDataset, indices: Sequence[int], device: torch.de
 def labels_of(
     dataset: ImageDataset, model: DiffusionModel, classes: Sequence[int] | None, what: str = "--class"
 ) -> list[int] | None:
-    """The class of every image [N]: the one that was given, or the data's labels; None for an unconditional model."""
+    """The class of every image [N]: the one that was given, the data's labels, or what the records of PNG files say.
+
+    None for an unconditional model. ValueError if nothing tells the classes.
+    """
     if model.num_classes is None:
         return None
     if classes is not None:
@@ -79,8 +83,33 @@ def labels_of(
         return [classes[0]] * len(dataset)
     source: Source = dataset.source
     if source.labels is None:
+        recorded = recorded_classes([source.name(i) for i in range(len(source))], model)
+        if recorded is not None:
+            return recorded
         raise ValueError(f"the model is told a class, but there are no labels in {source.where}: give {what}")
     return [int(k) for k in source.labels]
+
+
+def recorded_classes(paths: Sequence[str], model: DiffusionModel) -> list[int] | None:
+    """The classes [N] that pictures of undiffuse carry in their records, as the model numbers them; None without.
+
+    Names count where there are any; a bare number means something only to the model that the picture was made by.
+    """
+    found = []
+    for path in paths:
+        try:
+            record = read_record(path)
+        except (OSError, SyntaxError, ValueError):
+            return None
+        name, number = record.get("class_name"), record.get("class")
+        if model.labels is not None and name is not None:
+            number = model.labels.index(name) if name in model.labels else None
+        elif record.get("model") != model.digest:
+            number = None
+        if not isinstance(number, int) or not 0 <= number < (model.num_classes or 0):
+            return None
+        found.append(number)
+    return found
 
 
 def _background(value: object) -> int | tuple[int, int, int]:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from undiffuse import checkpoints
 from undiffuse.cli.console import fields, say, shorten, table
 from undiffuse.cli.inspect_data import describe_data
 from undiffuse.cli.inspect_model import describe_model, describe_run
 from undiffuse.cli.latents import KEY
 from undiffuse.cli.writing import quoted
-from undiffuse.data import NAMED_SETS
+from undiffuse.data import IMAGE_SUFFIXES, NAMED_SETS
+from undiffuse.data.labels import listed
 from undiffuse.models import SHIPPED, resolve
 from undiffuse.pictures import read_record
 from undiffuse.pictures.names import parse_name
 
-PICTURES = (".png", ".gif", ".apng")
+PICTURES = (*IMAGE_SUFFIXES, ".apng")
+RUN, BITS, BITS_PARTIAL = "run.json", "bits.json", "bits.partial.jsonl"
+MOST_RUNS = 40
 _PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
@@ -53,6 +58,8 @@ def describe(args: argparse.Namespace) -> str:
         return _safetensors(args, path)
     if suffix in PICTURES:
         return _picture(args, path)
+    if path.name in (RUN, BITS):
+        return _output_file(args, path)
     if suffix == ".npz":
         return _npz(args, path)
     if suffix in _PICKLED:
@@ -94,17 +101,114 @@ def environment() -> str:
 
 
 def _folder(args: argparse.Namespace, path: Path) -> str:
-    if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file():
+    if _kind(path) == "run":
         return describe_run(path, as_json=args.json)
-    if (path / "run.json").is_file():
-        settings = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    if (path / RUN).is_file():
+        settings = _json(path / RUN)
         if args.json:
             return json.dumps(settings, indent=2)
         pictures = sum(parse_name(file.name) is not None for file in path.iterdir())
         packed = [file.name for file in path.glob("samples_*.npz")]
         there = [f"{pictures:,} PNG files"] * bool(pictures) + packed
         return f"samples: {', '.join(there) or 'none yet'}\n{_record(settings)}"
-    return describe_data(args)
+    if (path / BITS).is_file():
+        return _output_file(args, path / BITS)
+    if (path / BITS_PARTIAL).is_file():
+        return f"a measurement of `undiffuse nll` that is not finished, in {path}; the same command goes on with it"
+    recorded = _recorded(path)
+    if recorded:
+        if args.json:
+            return json.dumps(recorded, indent=2)
+        commands = listed(sorted({str(record.get("command", "?")) for record in recorded.values()}))
+        return (
+            f"pictures written by `undiffuse {commands}`, not images to train on: {listed(recorded, 6)}\n"
+            f"{_record(next(iter(recorded.values())))}"
+        )
+    outputs = _folders_of_ours(path)
+    return _outputs(args, path, outputs) if outputs else describe_data(args)
+
+
+def _folders_of_ours(path: Path) -> list[tuple[Path, str]]:
+    """The sub-folders with what wrote them; empty where any is not ours, or where pictures lie beside them."""
+    out = []
+    for entry in path.iterdir():  # stops at the first stranger: there may be very many
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            kind = _kind(entry)
+            if not kind:
+                return []
+            out.append((entry, kind))
+        elif entry.suffix.lower() in PICTURES:
+            return []
+    return sorted(out)
+
+
+def _kind(folder: Path) -> str:
+    """Which command wrote a folder: "run", "samples", "likelihood", "pictures"; "" if it is none of ours."""
+    if (folder / checkpoints.FOLDER).is_dir() or (folder / "metrics.jsonl").is_file():
+        return "run"
+    if (folder / RUN).is_file():
+        return "samples"
+    if (folder / BITS).is_file() or (folder / BITS_PARTIAL).is_file():
+        return "likelihood"
+    return "pictures" if _recorded(folder) else ""
+
+
+def _recorded(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of the pictures in a folder, by name; empty unless all of them (the first hundred) carry one."""
+    pictures = (file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+    found = {}
+    for file in islice(pictures, 100):
+        try:
+            found[file.name] = read_record(file)
+        except (OSError, SyntaxError, ValueError):
+            return {}
+    return dict(sorted(found.items()))
+
+
+def _outputs(args: argparse.Namespace, path: Path, outputs: list[tuple[Path, str]]) -> str:
+    """A folder of folders that undiffuse wrote: a line each."""
+    if args.json:
+        return json.dumps({entry.name: kind for entry, kind in outputs}, indent=2)
+    rows = []
+    for entry, kind in outputs[:MOST_RUNS]:
+        newest = checkpoints.latest(entry) if kind == "run" else None
+        state = "" if kind != "run" else "no checkpoint yet"
+        state = f"{checkpoints.images_of(newest):,} images" if newest is not None else state
+        rows.append([entry.name, kind, state])
+    more = f"\n  ... and {len(outputs) - MOST_RUNS:,} more" if len(outputs) > MOST_RUNS else ""
+    number = f"{len(outputs):,} folder{'s' if len(outputs) != 1 else ''}"
+    return (
+        f"{number} written by undiffuse, in {path}\n{table(rows, indent=2)}{more}\n"
+        f"Look at one:\n  undiffuse inspect {quoted(str(outputs[0][0]))}"
+    )
+
+
+def _output_file(args: argparse.Namespace, path: Path) -> str:
+    """run.json of samples, bits.json of a likelihood."""
+    content = _json(path)
+    if args.json:
+        return json.dumps(content, indent=2)
+    if path.name == RUN:
+        where = quoted(str(path.parent))
+        return f"the settings of samples, by `undiffuse {content.get('command', 'sample')}`\n{_record(content)}\n" + (
+            f"The samples:\n  undiffuse inspect {where}"
+        )
+    settings = content.get("settings")
+    numbers = {name: value for name, value in content.items() if name not in ("settings", "per_step")}
+    about = _record(settings) if isinstance(settings, dict) else ""
+    return f"a likelihood, by `undiffuse nll`\n{_record(numbers)}\nmeasured with\n{about}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a file of undiffuse: it holds no settings")
+    return content
 
 
 def _safetensors(args: argparse.Namespace, path: Path) -> str:
@@ -140,14 +244,20 @@ def _picture(args: argparse.Namespace, path: Path) -> str:
     try:
         with Image.open(path) as picture:
             frames = getattr(picture, "n_frames", 1)
-            what = f"{picture.format} picture, {picture.width}x{picture.height} {picture.mode}"
-    except OSError as error:
+            about = {"format": picture.format, "height": picture.height, "width": picture.width, "mode": picture.mode}
+            what = f"{picture.format} picture, {picture.height}x{picture.width} {picture.mode} (height x width)"
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable picture: {error}") from error
     what += f", {frames} frames" if frames > 1 else ""
     try:
         record = read_record(path)
-    except ValueError:
-        return f"{what}\nIt carries no record of undiffuse: it was not written here, or was saved again elsewhere."
+    except (OSError, SyntaxError, ValueError):
+        if args.json:
+            return json.dumps({**about, "record": None}, indent=2)
+        return (
+            f"{what}\nIt carries no record of undiffuse: an ordinary picture, or one that was saved again elsewhere.\n"
+            f"To train on pictures, give their folder:\n  undiffuse inspect {quoted(str(path.parent))}"
+        )
     if args.json:
         return json.dumps(record, indent=2)
     text = f"{what}, by undiffuse\n{_record(record)}"

@@ -4,36 +4,45 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from typing import Any
 
 from undiffuse.cli.console import fields
+from undiffuse.cli.planning import Look
 from undiffuse.cli.writing import quoted
-from undiffuse.data import DataConfig, DataSummary, open_data, scan
+from undiffuse.data import DataConfig, DataSummary, scan
+from undiffuse.data.images import size_pair
 from undiffuse.data.labels import listed
 
 FEW = 1000  # images below which a model is likely to learn them by heart
-LOOKED_SIZE = 64
 
 
 def describe_data(args: argparse.Namespace) -> str:
-    """Sizes, formats, classes, broken files, and the command to train on them."""
-    source = open_data(args.what, labels=args.labels, on_broken="skip", check="none")
+    """Sizes, formats, classes, broken and tiny files, and the command to train on them."""
+    look = Look(args.what, args.labels, "skip")
+    source = look.source
     limit = None if args.count is None else min(args.count, len(source))
-    # Any size will do for the look; pixels are not enlarged before they are measured only if it is small.
-    summary = scan(source, DataConfig(path=str(args.what), size=LOOKED_SIZE, fit="pad"), limit=limit)
+    # Prepared as a training would, to tell which images are smaller than that.
+    size = look.whole_size or look.size
+    fit: Any = "pad" if look.fits_padded(size) else "crop"
+    summary = scan(source, DataConfig(path=str(args.what), size=size, fit=fit), limit=limit)
+    height, width = size_pair(size)
     rows: list[tuple[str, object]] = [
         ("images", f"{summary.count:,}" + (
             f" (looked at {summary.scanned:,}, evenly spaced; --count all for every one)"
             if summary.scanned < summary.count else "")),
-        ("sizes", listed((f"{w}x{h} ({n:,})" for (w, h), n in summary.sizes.items()), 6)),
+        ("sizes", "height x width: " + listed((f"{h}x{w} ({n:,})" for (w, h), n in summary.sizes.items()), 6)
+                  if summary.sizes else "none can be read"),
         ("formats", listed((f"{_mode(mode)} ({n:,})" for mode, n in summary.modes.items()), 6)),
         ("classes", _classes(summary)),
         ("broken", f"{len(summary.broken):,}: " + listed((f"{b.name} ({b.reason})" for b in summary.broken), 5)
                    if summary.broken else "none"),
+        ("tiny", f"{len(summary.tiny):,} smaller than {height}x{width}, which they would be trained at: "
+                 + listed(summary.tiny, 5) if summary.tiny else "none"),
         ("left out", f"{len(summary.excluded):,}: " + listed((f"{e.name} ({e.reason})" for e in summary.excluded), 5)
                      if summary.excluded else None),
         ("fingerprint", summary.fingerprint),
     ]  # fmt: skip
-    return f"images: {source.where}\n{fields(rows)}\n{_advice(args, summary)}"
+    return f"images: {source.where}\n{fields(rows)}\n{_advice(args, look, summary)}"
 
 
 def _classes(summary: DataSummary) -> str:
@@ -44,20 +53,32 @@ def _classes(summary: DataSummary) -> str:
     return f"{len(counts)}: {named}"
 
 
-def _advice(args: argparse.Namespace, summary: DataSummary) -> str:
+def _advice(args: argparse.Namespace, look: Look, summary: DataSummary) -> str:
     counts = summary.class_counts
     notes = []
     if summary.broken:
         notes.append("Broken images stop a training unless they are removed or left out by --on-broken skip.")
+    if summary.tiny:
+        notes.append("Tiny images are enlarged, and blurred so, unless --on-tiny skip or refuse is given.")
+    if summary.alpha:
+        every = " in all of them" if summary.alpha == sum(summary.sizes.values()) else f" in {summary.alpha:,} of them"
+        notes.append(f"There is transparency{every}: it is laid over white unless --channels 4 keeps it (alpha).")
+    whole = look.whole_size
+    if whole is not None:
+        notes.append("The images are not square: without --size a square is cut out of their middle.")
+    elif any(max(pair) > 1.1 * min(pair) for pair in summary.sizes):
+        notes.append("Not all images are square: a square is cut out of their middle (--fit pad keeps all of it).")
     present = [n for n in counts.values() if n]
     if present and max(present) > 20 * min(present):
         notes.append("The classes are of very different size; the small ones will be learned poorly.")
     if summary.count < FEW:
-        notes.append(f"{summary.count:,} images are few: a model will mostly repeat them.")
+        few = "1 image is" if summary.count == 1 else f"{summary.count:,} images are"
+        notes.append(f"{few} few: a model will mostly repeat what it saw.")
     if summary.sizes and statistics.median(min(size) for size in summary.sizes) < 16:
         notes.append("The images are tiny.")
     options = f" --labels {quoted(args.labels)}" if args.labels != "auto" else ""
     options += " --on-broken skip" if summary.broken else ""
+    options += f" --size {whole[0]}x{whole[1]}" if whole is not None else ""
     options += " --unconditional" if len(counts) == 1 else ""
     lines = [f"  {note}" for note in notes]
     lines += ["Train on them:", f"  undiffuse train {quoted(str(args.what))}{options}"]

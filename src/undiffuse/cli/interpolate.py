@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.cli.console import Progress, duration, say
-from undiffuse.cli.images import model_images, open_images
+from undiffuse.cli.images import model_images, open_images, recorded_classes
 from undiffuse.cli.sampler import Sampler, Settings, choose_classes
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import draw_grid, save_animation, save_png
@@ -33,8 +33,15 @@ def run(args: argparse.Namespace) -> int:
             raise FileExistsError(f"{folder / name} exists already: name another --out, or replace it with --overwrite")
     sampler = Sampler.load(Settings.of_args(args), args.device)
     if args.classes is None and args.images and sampler.model.num_classes is not None:
-        raise ValueError("the model is told a class: give --class, the class of the images (several make several rows)")
-    classes = choose_classes(sampler.model, args.classes)
+        recorded = recorded_classes(args.images, sampler.model)
+        if recorded is None:
+            raise ValueError(
+                "the model is told a class: give --class, the class of the images (several make several rows); only "
+                "samples of undiffuse, whose records name a class of this model, do without"
+            )
+        classes: list[int] | None = list(dict.fromkeys(recorded))  # images of two classes make a row of each
+    else:
+        classes = choose_classes(sampler.model, args.classes)
     rows: list[int | None] = list(classes) if classes is not None else [None]
     size = sampler.batch_size(args.batch)
     weights = [k / (args.frames - 1) for k in range(args.frames)]

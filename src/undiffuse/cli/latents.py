@@ -22,6 +22,7 @@ from torch import Tensor
 
 from undiffuse.checkpoints import weights_hash
 from undiffuse.pictures.files import atomic_file
+from undiffuse.pictures.png import parse_json
 
 KEY = "undiffuse.latents"
 _PART = re.compile(r"(\d{9})-(\d{9})\.safetensors")
@@ -56,18 +57,50 @@ def read_about(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
     if text is None:
         raise ValueError(f"{path} holds no latents of `undiffuse encode`; `undiffuse inspect {path}` tells what it is")
-    about: dict[str, Any] = json.loads(text)
-    return about
+    return _checked_about(parse_json(text, f"the header of {path}"), f"the header of {path}")
 
 
 def read(path: str | Path) -> Latents:
-    """A whole file. ValueError if it is something else or damaged."""
+    """A whole file. ValueError, which names it, if it is something else or damaged."""
     about = read_about(path)
+    tensors = _tensors(path)
+    latents, labels = tensors["latents"], tensors.get("labels")
+    if labels is not None:
+        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+        if not whole or labels.shape != latents.shape[:1]:
+            raise ValueError(
+                f"{path}: labels must be one whole number for each of the {len(latents)} images, got {labels.dtype} "
+                f"{list(labels.shape)}"
+            )
+        labels = labels.long()
+    return Latents(latents, labels, about)
+
+
+def _tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file; "latents" is float32 [N, C, H, W], N >= 1. ValueError otherwise."""
     try:
         tensors = load_file(str(path))
-    except (safetensors.SafetensorError, OSError) as error:
+    except Exception as error:  # SafetensorError, OSError; for types that this torch lacks also others
         raise ValueError(f"{path} is damaged ({error})") from error
-    return Latents(tensors["latents"], tensors.get("labels"), about)
+    latents = tensors.get("latents")
+    if latents is None:
+        raise ValueError(f"{path} lacks the tensor latents; it has {', '.join(sorted(tensors)) or 'none'}")
+    if not latents.is_floating_point() or latents.ndim != 4 or 0 in latents.shape:
+        raise ValueError(
+            f"{path}: latents must be floating-point numbers [N, C, H, W] of at least one image, got {latents.dtype} "
+            f"{list(latents.shape)}"
+        )
+    return {**tensors, "latents": latents.float()}
+
+
+def _checked_about(about: Any, where: str) -> dict[str, Any]:
+    """`about`, if it is a dictionary with the dictionaries "record" and "notes"."""
+    if not isinstance(about, dict):
+        raise ValueError(f"{where} should hold a JSON object, and is a {type(about).__name__}")
+    for name in ("record", "notes"):
+        if not isinstance(about.get(name), dict):
+            raise ValueError(f"{where} does not say how the latents were made: {name!r} is missing or no JSON object")
+    return about
 
 
 class LatentsWriter:
@@ -100,7 +133,7 @@ class LatentsWriter:
         """The images of 0..count-1 that are not encoded yet."""
         if self.done:
             return []
-        there = {i for start, end, _ in self._found() for i in range(start, end)}
+        there = {i for start, end, _ in self._found() for i in range(start, min(end, count))}
         return [i for i in range(count) if i not in there]
 
     def write(self, start: int, latents: Tensor) -> None:
@@ -119,12 +152,17 @@ class LatentsWriter:
         if self.done:
             return read(self.path)
         rows: list[Tensor | None] = [None] * count
-        for start, _, file in self._found():
-            for k, row in enumerate(load_file(str(file))["latents"]):
-                rows[start + k] = row
-        latents = torch.stack([row for row in rows if row is not None])
-        if len(latents) != count:
-            raise ValueError(f"{count - len(latents)} of {count} images are not encoded yet")
+        shapes = set()
+        for start, end, file in self._found():
+            part = _tensors(file)["latents"]
+            shapes.add(part.shape[1:])
+            if end > count or len(part) != end - start or len(shapes) > 1:
+                raise ValueError(f"{file} does not fit the job: delete it, and its images will be encoded again")
+            rows[start:end] = part.unbind()
+        there = [row for row in rows if row is not None]
+        if len(there) != count or not there:
+            raise ValueError(f"{count - len(there)} of {count} images are not encoded yet")
+        latents = torch.stack(there)
         tensors = {"latents": latents}
         if labels is not None:
             tensors["labels"] = torch.tensor(labels, dtype=torch.int64)
@@ -141,7 +179,7 @@ class LatentsWriter:
 
     def _begun(self) -> dict[str, Any] | None:
         about = self.parts / "about.json"
-        return json.loads(about.read_text()) if about.is_file() else None
+        return _checked_about(parse_json(about.read_bytes(), str(about)), str(about)) if about.is_file() else None
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 import textwrap
 from typing import Any, NoReturn
@@ -25,15 +26,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if "invalid choice" in message:
-            word = message.split("'")[1]
-            known = [str(name) for action in self._actions for name in (action.choices or ())]
-            what = "command" if "COMMAND" in message else "choice"
-            message = f"there is no {what} {word!r}; expected {', '.join(known)}{_nearest([word], known)}"
+            message = self._unknown_choice(message)
         elif message.startswith("unrecognized"):
             words = [word for word in message.split()[2:] if word.startswith("-")]
             message += _nearest(words, list(self._option_string_actions))
         print(f"undiffuse: error: {message}\n(see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
+
+    def _unknown_choice(self, message: str) -> str:
+        """What argparse says of a wrong choice, which versions of Python word and quote differently, in our words."""
+        found = re.match(r"argument (.+?): invalid choice: (.+?)(?: \(choose from .*)?$", message, re.DOTALL)
+        name, word = found.groups() if found else ("", "")
+        word = word[1:-1] if word[:1] in ("'", '"') and word[:1] == word[-1:] else word
+        mine = [a for a in self._actions if name in ("/".join(a.option_strings), a.metavar, a.dest) and a.choices]
+        known = [str(choice) for action in mine for choice in action.choices or ()]
+        what, where = ("command", "") if name == "COMMAND" else ("choice", f"argument {name}: ")
+        return f"{where}there is no {what} {word!r}; expected {', '.join(known)}{_nearest([word], known)}"
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Unknown options are told by the command they were given to, which knows what was probably meant."""
@@ -121,12 +129,15 @@ def clip_option(group: Any) -> None:
     pick(group, "--clip", ("static", "dynamic", "none"), clip, "static")
 
 
-def data_options(group: Any, labels: bool = True, fit: str = "as in training") -> None:
-    """How images are read: --labels, --fit, --on-broken."""
+def data_options(group: Any, labels: bool = True, fit: str = "as in training", tiny: bool = False) -> None:
+    """How images are read: --labels, --fit, --on-broken, and with `tiny` --on-tiny."""
     if labels:
         group.add_argument("--labels", default="auto", metavar="HOW", help=LABELS)
     pick(group, "--fit", ("crop", "pad"), f"cover and cut the centre, or pad (default: {fit})")
     pick(group, "--on-broken", ("refuse", "skip"), "what to do with unreadable images (default refuse)", "refuse")
+    if tiny:
+        how = "what to do with images smaller than --size (default upscale)"
+        pick(group, "--on-tiny", ("upscale", "refuse", "skip"), how, "upscale")
 
 
 def seed_option(group: Any, what: str = "of all noise") -> None:

@@ -87,7 +87,7 @@ def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
         help="any field of the recipe: net.dropout=0.1, process.schedule=linear, train.weight_decay=0.01",
     )  # fmt: skip
     data = parser.add_argument_group("data")
-    options.data_options(data, fit="the recipe's")
+    options.data_options(data, fit="the recipe's", tiny=True)
     data.add_argument(
         "--flip", action=argparse.BooleanOptionalAction, help="mirror half of the images at random, or not"
     )
@@ -183,7 +183,7 @@ IMAGES is a folder, .zip, .npz, fashion-mnist[:test], or image files.""",
     options.model_options(parser)
     options.sampler_options(parser, solver=False)
     run = parser.add_argument_group("run and output")
-    options.class_option(run, "class of all images (default: the data's labels)")
+    options.class_option(run, "class of all images (default: the data's labels, or the pictures' records)")
     run.add_argument("--count", type=values.amount, metavar="N|all", help="N images, evenly spaced (default all)")
     options.output_options(run, "the latents' file (default latents.safetensors)", "latents.safetensors")
     run.add_argument("--check", action="store_true", help="also decode, and print the error of reconstruction")
@@ -222,7 +222,7 @@ encoded first; with --seeds the two ends are samples. Writes a grid and an anima
     options.model_options(parser)
     options.sampler_options(parser, solver=False)
     run = parser.add_argument_group("run and output")
-    options.class_option(run, 'classes, a row each; "all" is the default with --seeds')
+    options.class_option(run, 'classes, a row each (default: "all" with --seeds, else the pictures\' records)')
     run.add_argument("--frames", type=values.positive, default=9, metavar="N", help="points on the way (default 9)")
     options.output_options(run, "folder (default interpolation)", "interpolation")
     options.data_options(parser.add_argument_group("data"), labels=False)
@@ -265,7 +265,7 @@ def _inspect(commands: Any) -> None:
         "[WHAT] ",
         """\
 Tells what something is: a model, checkpoint or run folder; a PNG or GIF written here (its record); latents; samples;
-images to train on (sizes, classes, broken files, the command to type). Without WHAT: versions and devices.""",
+images to train on (sizes, classes, broken and tiny files, the command to type). Without WHAT: versions and devices.""",
     )
     parser.add_argument("what", nargs="?", metavar="WHAT", help="file, folder, or a known name")
     parser.add_argument("--labels", default="auto", metavar="HOW", help=f"of data: {options.LABELS}")

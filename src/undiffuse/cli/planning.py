@@ -6,17 +6,25 @@ import argparse
 import dataclasses
 import statistics
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from undiffuse import recipes
 from undiffuse.cli import settings
 from undiffuse.data import NAMED_SETS, DataConfig, DataSummary, ImageDataset, Source, open_data, scan, split
 from undiffuse.data.images import size_pair
+from undiffuse.data.labels import listed
+from undiffuse.data.screening import OnBroken, find_flaws
+from undiffuse.data.sources import Excluded
 from undiffuse.models import DiffusionModel, load_diffusion
 from undiffuse.recipes import Recipe
 
+MEASURED = 20_000  # images whose size is looked up to tell which will be enlarged
 LOOKED_AT = 64  # images from which size and channels are guessed
+LARGEST_HALVED_BY_8 = 96  # longest side of the recipes for small images, see `recipes.for_data`
 LARGEST = 64  # size chosen by itself
 GREY_MODES = {"1", "L", "LA", "I;16", "I", "I;16B"}
 
@@ -37,6 +45,37 @@ class Plan:
         """Names of the classes the network is told (or tells), None without."""
         return self.dataset.label_names
 
+    @cached_property
+    def remarks(self) -> list[str]:
+        """What a user should know of single images: which are left out and why, and which are enlarged."""
+        source, data = self.dataset.source, self.dataset.config
+        out = []
+        for what, items in (("", source.excluded), ("of the held-out data ", self._others_excluded())):
+            if items:
+                named = listed(f"{item.name} ({item.reason})" for item in items)
+                out.append(f"{what}left out {len(items):,} {_images(len(items))}: {named}")
+        if data.fit == "crop" and data.on_tiny == "upscale" and data.check != "none":
+            chosen = np.unique(np.linspace(0, len(source) - 1, min(len(source), MEASURED)).astype(np.int64))
+            looked = source.subset(chosen)
+            tiny = find_flaws(looked, check="headers", min_size=data.size).tiny
+            if tiny:
+                height, width = size_pair(data.size)
+                of = f" of {len(looked):,} looked at" if len(looked) < len(source) else ""
+                verb = "is" if len(tiny) == 1 else "are"
+                named = listed(f"{looked.name(i)} ({h}x{w})" for i, (w, h) in tiny.items())
+                out.append(
+                    f"{len(tiny):,} {_images(len(tiny))}{of} {verb} smaller than {height}x{width} (height x width) and "
+                    f"enlarged: {named}. --on-tiny skip leaves them out, --on-tiny refuse stops here"
+                )
+        return out
+
+    def _others_excluded(self) -> list[Excluded]:
+        """What is left out of validation data of its own; a part of the same data tells the same again."""
+        if self.validation is None:
+            return []
+        told = set(self.dataset.source.excluded)
+        return [item for item in self.validation.source.excluded if item not in told]
+
 
 def make_plan(args: argparse.Namespace) -> Plan:
     """Look at the data, choose or look up the recipe, apply all options. ValueError says what does not fit."""
@@ -44,20 +83,21 @@ def make_plan(args: argparse.Namespace) -> Plan:
     partner = load_diffusion(args.partner) if kind == "classifier" and args.partner else None
     label_names = partner.labels if partner is not None else None
     how = "none" if kind == "diffusion" and args.unconditional else args.labels
-    look = _Look(args, how)
+    look = Look(args.data, how, args.on_broken)
     recipe, why = _choose(args, kind, look, partner)
     size, channels = _shape(args, recipe, look, partner)
     classes = look.classes if label_names is None else len(label_names)
     chosen = recipe is None
+    if kind == "classifier" and classes is None:
+        raise ValueError(
+            f"{look.source.where} has no labels, and a classifier needs pictures of at least two classes: put each "
+            "class in a sub-folder of its name, or say where the labels are: --labels prefix (cat_0012.png), or "
+            "--labels FILE.csv (a line an image: path,class)"
+        )
     if recipe is None:
         # Any square of about this size finds the recipe; the size itself is checked with the final network.
         recipe = recipes.for_data(-(-max(size_pair(size)) // 16) * 16, channels, classes, kind=kind)
         why = "chosen by the data"
-    elif kind == "classifier" and classes is None:
-        raise ValueError(
-            f"{look.source.where} has no labels, which a classifier needs: put each class in a sub-folder of its name, "
-            "or give --labels prefix or a table"
-        )
     recipe = replace(recipe.with_classes(classes), data=replace(recipe.data, size=size, channels=channels))
     if partner is not None:
         recipe = replace(recipe, process=partner.process)
@@ -78,12 +118,12 @@ def make_plan(args: argparse.Namespace) -> Plan:
     return Plan(recipe, why, ImageDataset(train, data), validation, out, partner)
 
 
-class _Look:
+class Look:
     """A first look at the data: labels, and where needed sizes and channels of a few images."""
 
-    def __init__(self, args: argparse.Namespace, how: str) -> None:
-        self.args = args
-        self.source: Source = open_data(args.data, labels=how, on_broken=args.on_broken, check="none")
+    def __init__(self, path: str, labels: str, on_broken: OnBroken) -> None:
+        self.path = path
+        self.source: Source = open_data(path, labels=labels, on_broken=on_broken, check="none")
         names = self.source.label_names
         self.classes = None if names is None else len(names)
         self._summary: DataSummary | None = None
@@ -92,7 +132,7 @@ class _Look:
     def summary(self) -> DataSummary:
         """What a few images are."""
         if self._summary is None:
-            self._summary = scan(self.source, DataConfig(path=self.args.data, size=8), limit=LOOKED_AT)
+            self._summary = scan(self.source, DataConfig(path=self.path, size=8), limit=LOOKED_AT)
         return self._summary
 
     @property
@@ -109,6 +149,20 @@ class _Look:
         return 32 if self.short_side >= 24 else max(8, round(self.short_side / 8) * 8)
 
     @property
+    def whole_size(self) -> tuple[int, int] | None:
+        """(height, width) to train at that keeps images whole which are all of one shape but not square; else None."""
+        if len(self.summary.sizes) != 1:
+            return None
+        width, height = next(iter(self.summary.sizes))
+        short, ratio = self.size, max(width, height) / min(width, height)
+        multiple = 8 if short * ratio <= LARGEST_HALVED_BY_8 else 16  # what the general recipes' networks can halve
+        longer = max(1, round(short * ratio / multiple)) * multiple
+        short = max(1, round(short / multiple)) * multiple
+        if longer <= short:
+            return None
+        return (short, longer) if width > height else (longer, short)
+
+    @property
     def channels(self) -> int:
         """1 if all images are stored grey, else 3."""
         return 1 if self.summary.modes and set(self.summary.modes) <= GREY_MODES else 3
@@ -121,7 +175,7 @@ class _Look:
 
 
 def _choose(
-    args: argparse.Namespace, kind: str, look: _Look, partner: DiffusionModel | None
+    args: argparse.Namespace, kind: str, look: Look, partner: DiffusionModel | None
 ) -> tuple[Recipe | None, str]:
     """The recipe that was named, or the data's own; None: a general one, once the size is known."""
     if args.recipe is not None:
@@ -140,7 +194,7 @@ def _choose(
 
 
 def _shape(
-    args: argparse.Namespace, recipe: Recipe | None, look: _Look, partner: DiffusionModel | None
+    args: argparse.Namespace, recipe: Recipe | None, look: Look, partner: DiffusionModel | None
 ) -> tuple[int | tuple[int, int], int]:
     """(size, channels): as asked, as the partner's, as the recipe's, or by the data."""
     if partner is not None:
@@ -153,7 +207,7 @@ def _shape(
 
 
 def _data_config(
-    args: argparse.Namespace, how: str, recipe: Recipe, look: _Look, partner: DiffusionModel | None
+    args: argparse.Namespace, how: str, recipe: Recipe, look: Look, partner: DiffusionModel | None
 ) -> DataConfig:
     prepared: dict[str, Any] = dataclasses.asdict(recipe.data)
     trained = ((partner.manifest.get("data") or {}).get("config") or {}) if partner is not None else {}
@@ -163,6 +217,7 @@ def _data_config(
         path=str(args.data),
         labels=how,
         on_broken=args.on_broken,
+        on_tiny=args.on_tiny,
         workers=args.workers,
         seed=args.seed,
         **{**prepared, "fit": fit, "flip": flip},
@@ -228,3 +283,7 @@ def _name(args: argparse.Namespace, recipe: Recipe) -> str:
     path = Path(args.data).expanduser().resolve()
     stem = f"{known}-{recipe.name}" if known in NAMED_SETS else path.name if path.is_dir() else path.stem
     return stem + ("-classifier" if recipe.kind == "classifier" and not stem.endswith("-classifier") else "")
+
+
+def _images(count: int) -> str:
+    return "image" if count == 1 else "images"

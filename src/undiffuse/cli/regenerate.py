@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from undiffuse.cli.console import Progress, say
 from undiffuse.cli.job import Job
 from undiffuse.cli.low_res import LowRes
 from undiffuse.cli.options import SHIPPED
-from undiffuse.cli.sampler import Sampler, Settings
+from undiffuse.cli.sampler import Sampler, Settings, class_names, is_text, shown
 from undiffuse.pictures import read_record, save_png
 from undiffuse.pictures.arrays import from_picture
+from undiffuse.pictures.png import open_picture
 
 
 def regenerate(args: argparse.Namespace) -> int:
@@ -27,23 +29,27 @@ def regenerate(args: argparse.Namespace) -> int:
             f"the images; `undiffuse inspect {original}` shows the record"
         )
     model = args.model if args.model != SHIPPED else None
-    sampler = Sampler.load(Settings.of_record(record, model, args.classifier), args.device)
-    sampler.check_identity(record)
+    where = f"the record in {original}"
+    settings = Settings.of_record(record, model, args.classifier, where)
+    index, seed = _whole(record, "index", 2**32, where), _whole(record, "seed", 2**64, where)
+    if record.get("low_res_data") is not None and not is_text(record["low_res_data"]):
+        raise ValueError(f"{where} has low_res_data = {shown(record['low_res_data'])}; expected text")
+    sampler = Sampler.load(settings, args.device)
+    sampler.check_identity(record, where)
     if args.low_res is None:
         args.low_res = record.get("low_res_data")
-    told = [int(record["class"])] if "class" in record else None
+    told = _told(record, sampler, where)
     args.classes = told if record.get("classes") is not None else None  # None: the class was that of the small image
     low = LowRes.of_args(args, sampler.model)
     if low is not None and low.fingerprint != record.get("low_res"):
         raise ValueError(f"the images in {args.low_res} are not those the record was made with: give --low-res")
-    index = int(record["index"])
     with Progress("sampling", 1, "image") as progress:
-        image = Job(sampler, int(record["seed"]), told, low).make([index], progress)[0].numpy()
+        image = Job(sampler, seed, told, low).make([index], progress)[0].numpy()
     target = Path(args.out or f"again-{original.name}")
     save_png(target, image, {**record, **sampler.notes}, overwrite=args.overwrite)
-    with Image.open(original) as picture:
+    with open_picture(original) as picture:
         before = from_picture(picture)
-    say(f"  image {index} of seed {record['seed']}, {sampler.text()}")
+    say(f"  image {index} of seed {seed}, {sampler.text()}")
     say(f"  written to {target}")
     if before.shape != image.shape:
         sizes = [f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (image, before)]
@@ -64,3 +70,23 @@ def regenerate(args: argparse.Namespace) -> int:
 
 
 ROUNDING = 3
+
+
+def _told(record: Mapping[str, Any], sampler: Sampler, where: str) -> list[int] | None:
+    """The class of the image, None without classes. ValueError if the model has no such class, or needs one."""
+    names = class_names(sampler)
+    if "class" not in record:
+        if names is not None:
+            raise ValueError(f"{where} lacks class, which the model is told")
+        return None
+    if names is None:
+        raise ValueError(f"{where} has class = {shown(record['class'])}, but the model has no classes")
+    return [_whole(record, "class", len(names), where)]
+
+
+def _whole(record: Mapping[str, Any], name: str, end: int, where: str) -> int:
+    """A whole number of the record, 0 <= number < end."""
+    value = record.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < end:
+        raise ValueError(f"{where} has {name} = {shown(value)}; expected a whole number from 0 to {end - 1}")
+    return value

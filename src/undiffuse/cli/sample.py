@@ -66,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
         scale = max(1, 96 // max(sampler.shape[1:]))
         save_animation(path, frames.pictures(), columns=columns, scale=scale, record=record, overwrite=True)
 
-    made = f"{len(missing):,} images made" if missing else "all images were there already"
+    made = (
+        f"{len(missing):,} image{'s' if len(missing) != 1 else ''} made" if missing else "all images were there already"
+    )
     kept = f" ({count - len(missing):,} were there already)" if missing and len(missing) < count else ""
     say(f"{made}{kept} in {duration(time.monotonic() - begin)} on {sampler.device.type}: {sampler.text()}")
     say(f"  images  {result}")

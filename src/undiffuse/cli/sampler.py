@@ -30,6 +30,37 @@ from undiffuse.training.step import Forward
 DEFAULT_STEPS = {"ddim": 50, "ancestral": 100}
 
 
+def is_text(value: Any) -> bool:
+    """Whether a value from JSON is text that is not empty."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from JSON is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e30
+
+
+def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in words, " or ".join(words)
+
+
+_IN_RECORD: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "solver": _one_of("ancestral", "ddim"),
+    "guidance_at": _one_of("x_t", "mean"),
+    "clip": _one_of("static", "dynamic", "none"),
+    "precision": _one_of("fp32", "bf16"),
+    "weights": (is_text, "text"),
+    "steps": (is_text, "text"),
+    "guidance": (is_number, "a finite number"),
+    "eta": (lambda value: is_number(value) and value >= 0, "a finite number of 0 or more"),
+    "reclip": (lambda value: isinstance(value, bool), "true or false"),
+    "model": (is_text, "text"),
+    "model_file": (is_text, "text"),
+    "classifier": (lambda value: value is None or is_text(value), "text or null"),
+}
+"""What a record says, each with what it must be and how a message calls that."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a user chose: the files, and how to sample. None leaves the solver and its steps to `resolved`."""
@@ -45,6 +76,12 @@ class Settings:
     clip: str = "static"
     reclip: bool = True
     precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("model", "weights", "classifier", "steps"):
+            given = getattr(self, name)
+            if given is not None and not given.strip():
+                raise ValueError(f"--{name} is empty: give a value, or leave it out")
 
     def resolved(self, process: ProcessConfig) -> Settings:
         """With solver and steps named. ValueError for settings that do not go together.
@@ -82,18 +119,30 @@ class Settings:
         return cls(**given)
 
     @classmethod
-    def of_record(cls, record: Mapping[str, Any], model: str | None = None, classifier: str | None = None) -> Settings:
+    def of_record(
+        cls,
+        record: Mapping[str, Any],
+        model: str | None = None,
+        classifier: str | None = None,
+        where: str = "the record",
+    ) -> Settings:
         """From the record of a picture; `model`, `classifier` are where the files are now.
 
-        ValueError if the record says too little.
+        ValueError, which begins with `where`, if the record says too little, or something that no setting can be.
         """
-        names = ("weights", "guidance", "guidance_at", "solver", "steps", "eta", "clip", "reclip", "precision")
-        absent = [name for name in (*names, "model", "model_file", "classifier") if name not in record]
+        absent = [name for name in _IN_RECORD if name not in record]
         if absent:
-            raise ValueError(f"the record does not say how to make an image: it lacks {', '.join(absent)}")
-        guide = (classifier or record.get("classifier_file")) if record["classifier"] else None
-        kept = {name: record[name] for name in names}
-        return cls(model=model or record["model_file"], classifier=guide, **kept)
+            raise ValueError(f"{where} does not say how to make an image: it lacks {', '.join(absent)}")
+        for name, (fits, expected) in _IN_RECORD.items():
+            if not fits(record[name]):
+                raise ValueError(f"{where} has {name} = {shown(record[name])}; expected {expected}")
+        guide = None
+        if record["classifier"] is not None:
+            guide = record.get("classifier_file") if classifier is None else classifier
+            if classifier is None and not is_text(guide):
+                raise ValueError(f"{where} has classifier_file = {shown(guide)}; expected text, or give --classifier")
+        kept = {name: record[name] for name in _IN_RECORD if name not in ("model", "model_file", "classifier")}
+        return cls(model=record["model_file"] if model is None else model, classifier=guide, **kept)
 
 
 @dataclass(frozen=True)
@@ -147,13 +196,13 @@ class Sampler:
         notes["device"] = where.type
         return cls(settings, model, classifier, where, chain, solver, denoiser, record, notes)
 
-    def check_identity(self, record: Mapping[str, Any]) -> None:
-        """ValueError unless the loaded weights are those of a record."""
+    def check_identity(self, record: Mapping[str, Any], where: str = "the record") -> None:
+        """ValueError, which calls it `where`, unless the loaded weights are those of a record."""
         ours = (("model", self.settings.model), ("classifier", self.settings.classifier))
         for name, file in ours:
             if record.get(name) != self.record[name]:
                 raise ValueError(
-                    f"the {name} {file} is not the one of the record: its weights are {_short(self.record[name])}, "
+                    f"the {name} {file} is not the one of {where}: its weights are {_short(self.record[name])}, "
                     f"the record's {_short(record.get(name))}. Give --{name} the file it was made with"
                 )
 
@@ -278,6 +327,12 @@ def _reference(reference: str) -> str:
     """How a record names a file: a run folder by the checkpoint it meant at the time."""
     path = resolve(reference)
     return str(reference) if reference in (SHIPPED, SHIPPED_CLASSIFIER) else path.as_posix()
+
+
+def shown(value: object) -> str:
+    """A value as part of a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _short(digest: object) -> str:

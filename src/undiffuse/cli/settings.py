@@ -49,7 +49,7 @@ def apply(
             possible = ", ".join(sorted(n for n in hints if f"{section}.{n}" not in _ELSEWHERE))
             raise ValueError(
                 f"--set {path}: {section} has no field {name!r}"
-                + (f"; did you mean {section}.{near[0]}?" if near else "")
+                + (f"; did you mean {section}.{near[0]}?" if near else ".")
                 + f" Its fields are {possible}"
             )
         changes.setdefault(section, {})[name] = parse(text, hints[name], path)

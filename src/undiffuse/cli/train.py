@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from undiffuse import checkpoints
+from undiffuse import checkpoints, recipes
 from undiffuse.cli.console import Live, fail, fields, is_main, say, table
 from undiffuse.cli.planning import Plan, make_plan
 from undiffuse.cli.writing import quoted
+from undiffuse.data import check_trainable
 from undiffuse.data.labels import listed
 from undiffuse.distributed import resolve_device
 from undiffuse.models import load_model, save_model
@@ -25,9 +26,11 @@ from undiffuse.training import (
     seeded,
     train,
 )
+from undiffuse.training.records import progress_parts
 
 MODEL = "model.safetensors"
 STOPPED = {"SIGINT": 130, "SIGTERM": 143}
+FEW = 50  # held-out images below which an accuracy is hardly one
 MODES = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 
@@ -35,7 +38,11 @@ def run(args: argparse.Namespace) -> int:
     """The command."""
     plan = make_plan(args)
     task = build_task(args, plan)
-    say(summary(args, plan, task))
+    check_trainable(plan.dataset, plan.recipe.train.batch, conditional=task.labels_count is not None)
+    newest = checkpoints.latest(plan.out)
+    done = checkpoints.images_of(newest) if newest else 0
+    if done < plan.recipe.train.total_images:
+        say(summary(args, plan, task))
     reporter = Reporter()
     try:
         outcome = train(task, plan.dataset, plan.recipe.train, plan.out, [reporter], plan.validation, plan.recipe.name)
@@ -53,7 +60,13 @@ def run(args: argparse.Namespace) -> int:
             prefix="",
         )
         return STOPPED.get(outcome.stopped_by, 1)
-    say(finish(args, plan, outcome))
+    if not reporter.trained and (plan.out / MODEL).is_file():
+        say(
+            f"{plan.out} is already trained for {outcome.images:,} images; nothing to do "
+            "(a larger --images goes on, --out starts another)"
+        )
+    else:
+        say(finish(args, plan, outcome))
     return 0
 
 
@@ -85,7 +98,7 @@ def summary(args: argparse.Namespace, plan: Plan, task: Task) -> str:
     net: Any = task.net
     parameters = sum(p.numel() for p in net.parameters())
     height, width, channels = dataset.shape
-    prepared = [f"{width}x{height} {MODES[channels]}", "padded" if dataset.config.fit == "pad" else "cropped"]
+    prepared = [f"{height}x{width} {MODES[channels]}", "padded" if dataset.config.fit == "pad" else "cropped"]
     prepared += ["randomly cropped"] if dataset.config.random_crop else []
     prepared += ["mirrored at random"] if dataset.config.flip else ["not mirrored (--flip)"]
     held = f"{len(plan.validation):,} others to validate" if plan.validation is not None else "none held out"
@@ -104,22 +117,25 @@ def summary(args: argparse.Namespace, plan: Plan, task: Task) -> str:
     state = f"goes on after {checkpoints.images_of(newest):,} images" if newest else "new"
     total = config.total_images
     rows: list[tuple[str, object]] = [
-        ("data", f"{dataset.source.where}\n{len(dataset):,} images, {held}\n{classes}\n{', '.join(prepared)}"),
-        ("left out", f"{len(dataset.source.excluded):,} images" if dataset.source.excluded else None),
+        ("data", f"{dataset.source.where}\n{len(dataset):,} images, {held}\n{classes}\n" + "\n".join([", ".join(prepared), *plan.remarks])),
         ("recipe", f"{recipe.name} ({plan.why})"),
         ("network", f"{what}, {parameters / 1e6:.2f} million parameters"),
         ("process", f"{process.steps} {process.schedule if process.betas is None else 'given'} steps, "
                     + (f"predicts {process.target}, variance {process.variance}{loss}" if loss else "for guidance")),
-        ("training", f"{total:,} images in batches of {config.batch} ({total // config.batch:,} updates, "
-                     f"{_epochs(total / len(dataset))} epochs)\nlearning rate {config.lr:g}, {config.precision}, "
+        ("training", f"{total:,} images in batches of {config.batch}{_reduced(args, plan)} "
+                     f"({total // config.batch:,} updates, {_epochs(total / len(dataset))} epochs)\n"
+                     f"learning rate {config.lr:g}, {config.precision}, "
                      f"{f'{world} x ' if world > 1 else ''}{device.type}, seed {config.seed}"),
         ("run", f"{plan.out} ({state})"),
     ]  # fmt: skip
     text = f"undiffuse {args.command}\n{fields(rows)}"
     if device.type == "cpu" and newest is None and parameters * height * width * total > 2e16:
-        text += (
-            "\n  On a CPU this takes days. For a first look: --recipe smoke, or a smaller --size, or fewer --images."
-        )
+        text += "\n  On a CPU this takes days. For a first look"
+        if recipe.kind == "classifier":
+            text += ", add a smaller --size or fewer --images."
+        else:
+            where = quoted(f"{plan.out.as_posix()}-smoke")
+            text += f":\n    undiffuse train {quoted(str(args.data))} --recipe smoke --out {where}"
     return text + "\n"
 
 
@@ -167,8 +183,13 @@ def accuracy_table(run_dir: Path, steps: int) -> str | None:
         rows.append(line)
     rows.append(["all", *[f"{100 * last[key]:.1f}%" for key in ("top1", "top5") if key in last]])
     head = ["noise level", "right", "in best five"][: len(rows[0])]
-    title = f"Accuracy on {last['validation_images']:,} held-out images by noise level (0 is clean):"
-    return f"\n{title}\n{table(rows, head, right=(1, 2), indent=2)}\n"
+    count = last["validation_images"]
+    title = f"Accuracy on {count:,} held-out images by noise level (0 is clean):"
+    text = f"\n{title}\n{table(rows, head, right=(1, 2), indent=2)}\n"
+    if count < FEW:  # evenly spread over the chain, so about a tenth on every line
+        each = max(1, round(count / tenths))
+        text += f"  About {each} a line: too few to compare lines. A larger --validation tells more.\n"
+    return text
 
 
 class Reporter:
@@ -176,18 +197,29 @@ class Reporter:
 
     def __init__(self) -> None:
         self.live = Live()
+        self.trained = False
 
     def __call__(self, record: Record) -> None:
         """A listener of `train`."""
         if record.kind == "train":
+            self.trained = True
             last = record.images >= record.values["total_images"]
-            self.live.show(format_progress(record), important=last and not self.live.terminal)
+            self.live.show(progress_parts(record), important=last and not self.live.terminal)
             return
         self.live.clear()
         if record.kind not in ("start", "end"):  # the summary has told the one, `finish` tells the other
             say(format_progress(record))
         elif self.live.terminal and record.kind == "start":
             self.live.show("the first updates ...", important=True)
+
+
+def _reduced(args: argparse.Namespace, plan: Plan) -> str:
+    """Says so where the recipe's batch was made smaller because there are fewer images."""
+    own = recipes.get(plan.recipe.name).train.batch
+    asked = args.batch is not None or any(path == "train.batch" for path, _ in args.sets)
+    if asked or plan.recipe.train.batch >= own:
+        return ""
+    return f", not {own}, as there are only {len(plan.dataset):,}"
 
 
 def _epochs(number: float) -> str:

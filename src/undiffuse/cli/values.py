@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+MOST = 2**32
+"""No count is larger: images of a run are numbered by 32 bits."""
+LARGEST_SIDE = 65536
+
 
 def positive(text: str) -> int:
     """A whole number of at least 1; thousands may be grouped: 200_000, 200k, 2M."""
@@ -18,10 +22,7 @@ def natural(text: str) -> int:
 
 def seed(text: str) -> int:
     """A seed, 0 <= seed < 2^64."""
-    number = _whole(text, 0, "a whole number from 0 to 2^64 - 1")
-    if number >= 2**64:
-        raise argparse.ArgumentTypeError(f"{text!r} is too large: a seed is from 0 to 2^64 - 1")
-    return number
+    return _whole(text, 0, "a whole number from 0 to 2^64 - 1", 2**64 - 1, "a seed is from 0 to 2^64 - 1")
 
 
 def amount(text: str) -> int | None:
@@ -64,9 +65,11 @@ def scale(text: str) -> float:
 def size(text: str) -> int | tuple[int, int]:
     """An image size: "64" (square) or "48x64" (height x width)."""
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a size like 64, or 48x64 (height x width)")
-    sides = [int(part) for part in parts]
+    expected = "a size like 64, or 48x64 (height x width)"
+    if len(parts) > 2 or not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected {expected}")
+    limit = f"a side has at most {LARGEST_SIDE:,} pixels"
+    sides = [_whole(part, 1, expected, LARGEST_SIDE, limit) for part in parts]
     return sides[0] if len(sides) == 1 or sides[0] == sides[1] else (sides[0], sides[1])
 
 
@@ -107,13 +110,23 @@ def choice(*options: str) -> Callable[[str], str]:
     return parse
 
 
-def _whole(text: str, least: int, expected: str) -> int:
+def _whole(text: str, least: int, expected: str, most: int = MOST, limit: str = "at most 2^32 is possible") -> int:
     plain = text.strip().replace("_", "")
     factor = {"k": 1_000, "m": 1_000_000}.get(plain[-1:].lower(), 1)
     digits = plain[:-1] if factor > 1 else plain
-    if not (digits.isascii() and digits.isdigit()) or int(digits) * factor < least:
-        raise argparse.ArgumentTypeError(f"{text!r}: {expected} is expected")
-    return int(digits) * factor
+    if not (digits.isascii() and digits.isdigit()):
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: {expected} is expected")
+    # Python refuses to read numbers of thousands of digits.
+    number = int(digits.lstrip("0") or 0) * factor if len(digits.lstrip("0")) <= 30 else most + 1
+    if number > most:
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is too large: {limit}")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: {expected} is expected")
+    return number
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def _number(text: str) -> float:

@@ -15,6 +15,7 @@ from undiffuse.pictures import SampleWriter, draw_grid
 from undiffuse.pictures.arrays import from_picture
 from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import open_rows, packed_files
+from undiffuse.pictures.png import open_picture
 
 MOST_COLUMNS = 12
 MOST_IN_GRID = 100
@@ -51,7 +52,7 @@ def first_images(folder: Path, seed: int, count: int) -> np.ndarray:
     if len(wanted) == count:
         pictures = []
         for index in range(count):
-            with Image.open(wanted[index]) as picture:
+            with open_picture(wanted[index]) as picture:
                 pictures.append(from_picture(picture))
         return np.stack(pictures)
     if not packed:
@@ -60,9 +61,19 @@ def first_images(folder: Path, seed: int, count: int) -> np.ndarray:
 
 
 def open_writer(folder: Path, format: Any, overwrite: bool, extra: Sequence[str], **settings: Any) -> SampleWriter:
-    """A `SampleWriter`; `overwrite` first removes an earlier run's samples and the files called `extra`."""
+    """A `SampleWriter`; `overwrite` first removes an earlier run's samples and the files called `extra`.
+
+    FileExistsError if files called `extra` are there that no run of ours wrote: they would be replaced in the end.
+    """
     if overwrite:
         clear_samples(folder, extra)
+    elif not (folder / "run.json").exists():
+        theirs = [name for name in extra if (folder / name).exists()]
+        if theirs:
+            raise FileExistsError(
+                f"{folder} holds {', '.join(theirs)} but no run.json of an earlier run: name another --out, or replace "
+                "what is there with --overwrite"
+            )
     try:
         return SampleWriter(folder, format, **settings)
     except ValueError as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,17 +40,26 @@ def open_npz(path: str | Path, *, labels: bool = True, label_names: Sequence[str
     try:
         with np.load(path, allow_pickle=False) as file:
             keys = list(file.files)
-            if "arr_0" not in keys:
-                raise ValueError(
-                    f"{path} has the arrays {', '.join(keys) or 'none'}; expected arr_0 (uint8 images [N, H, W, C]) "
-                    "and optionally arr_1 (integer labels [N])"
-                )
-            names = [str(name) for name in file["label_names"]] if "label_names" in keys else None
+            named = file["label_names"] if "label_names" in keys else None
             numbers = file["arr_1"] if labels and "arr_1" in keys else None
-            mapped = _mapped(path, "arr_0.npy")
-            images = file["arr_0"] if mapped is None else mapped
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an npz file: {error}") from error
+            mapped = _mapped(path, "arr_0.npy") if "arr_0" in keys else None
+            images = file["arr_0"] if mapped is None and "arr_0" in keys else mapped
+    except Exception as error:  # numpy, tokenize (which reads array headers), zipfile and zlib have many words for it
+        raise ValueError(f"{path} cannot be read as an npz file: {str(error) or type(error).__name__}") from error
+    if "arr_0" not in keys:
+        raise ValueError(
+            f"{path} has the arrays {', '.join(keys) or 'none'}; expected arr_0 (uint8 images [N, H, W, C]) "
+            "and optionally arr_1 (integer labels [N])"
+        )
+    for key, array in (("arr_0", images), ("arr_1", numbers), ("label_names", named)):
+        if array is not None and not isinstance(array, np.ndarray):  # numpy gives the bytes of what is no array
+            raise ValueError(f"{path}: {key} is no array of numpy")
+    assert images is not None
+    if 0 in images.shape[1:]:
+        raise ValueError(f"{path}: the images arr_0 have no pixels, they are {images.dtype} {list(images.shape)}")
+    if named is not None and (named.ndim != 1 or named.dtype.kind not in "US"):
+        raise ValueError(f"{path}: label_names must be text [K], got {named.dtype} {list(named.shape)}")
+    names = None if named is None else [str(name) for name in named]
     if numbers is None:
         return ArraySource(images, where=f"npz {path}", item_name=path.name)
     if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
@@ -70,6 +79,8 @@ def open_npz(path: str | Path, *, labels: bool = True, label_names: Sequence[str
 def _mapped(path: Path, member: str) -> NDArray[np.uint8] | None:
     """The array of an uncompressed member, memory-mapped; None where that is not possible."""
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        if member not in archive.namelist():
+            return None
         info = archive.getinfo(member)
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             return None
@@ -84,5 +95,8 @@ def _mapped(path: Path, member: str) -> NDArray[np.uint8] | None:
         shape, fortran, dtype = read(file)
         if dtype.hasobject or 0 in shape:
             return None
+        begin = info.header_offset + _LOCAL_HEADER.size + header[9] + header[10]
+        if file.tell() - begin + math.prod(shape) * dtype.itemsize > info.file_size:
+            raise ValueError(f"{member} ends before its array does")
         order = "F" if fortran else "C"
         return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape, order=order)  # type: ignore[call-overload,no-any-return]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +114,7 @@ def _read_csv(text: str, name: str) -> Iterable[tuple[int, str, str]]:
     rows = csv.reader(io.StringIO(text), delimiter="\t" if name.lower().endswith(".tsv") else ",")
     file_column, label_column = 0, 1
     first = True
-    for row in rows:
+    for row in _understood(rows, name):
         if not any(cell.strip() for cell in row):
             continue
         if first:
@@ -130,6 +131,13 @@ def _read_csv(text: str, name: str) -> Iterable[tuple[int, str, str]]:
         yield rows.line_num, cells[file_column], cells[label_column]
 
 
+def _understood(rows: Any, name: str) -> Iterator[list[str]]:
+    try:
+        yield from rows
+    except csv.Error as error:  # a field beyond 128 KiB (a quote that is never closed), a null byte
+        raise ValueError(f"{name}, line {rows.line_num}: this is not a table ({error})") from error
+
+
 def _read_json_lines(text: str, name: str) -> Iterable[tuple[int, str, str]]:
     for line, content in enumerate(text.splitlines(), 1):
         if not content.strip():
@@ -138,6 +146,8 @@ def _read_json_lines(text: str, name: str) -> Iterable[tuple[int, str, str]]:
             record = json.loads(content)
         except json.JSONDecodeError as error:
             raise ValueError(f"{name}, line {line}: this is not JSON ({error.msg})") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+            raise ValueError(f"{name}, line {line}: this is no JSON that can be read ({error})") from error
         record = record if isinstance(record, Mapping) else {}
         file = next((record[key] for key in _FILE_KEYS if key in record), None)
         label = next((record[key] for key in _LABEL_KEYS if key in record), None)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -115,7 +118,11 @@ def _list_folder(root: Path) -> tuple[list[str], list[int]]:
     """Names (relative, with "/") and sizes in bytes of all images under a folder, sorted; links are followed."""
     found: dict[str, int] = {}
     seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+
+    def unreadable(error: OSError) -> None:  # os.walk would leave the folder out without a word
+        raise error
+
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
         real = os.path.realpath(folder)
         if real in seen:  # a link back to a folder above would go round for ever
             folders.clear()
@@ -127,9 +134,15 @@ def _list_folder(root: Path) -> tuple[list[str], list[int]]:
             name = file if base == "." else f"{base}/{file}"
             if _is_image(name):
                 try:
-                    found[name] = os.stat(os.path.join(folder, file)).st_size
-                except FileNotFoundError:  # a link to nowhere is a broken file, to be reported with the others
-                    found[name] = 0
+                    status = os.stat(os.path.join(folder, file))
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ELOOP):
+                        raise
+                    found[name] = 0  # a link to nowhere, or to itself, is a broken file, reported with the others
+                    continue
+                if not stat.S_ISREG(status.st_mode):
+                    raise ValueError(f"{Path(folder) / file} is no file but a pipe, socket or device; move it away")
+                found[name] = status.st_size
     names = sorted(found)
     return names, [found[name] for name in names]
 
@@ -157,7 +170,10 @@ def _table_text(source: FileSource, name: str) -> str | None:
             # A zip of one folder has its table in that folder.
             tops = {PurePosixPath(member).parts[0] for member in source.names}
             found = held.get(name) or (held.get(f"{next(iter(tops))}/{name}") if len(tops) == 1 else None)
-            return archive.read(found).decode("utf-8", "replace") if found else None
+            try:
+                return archive.read(found).decode("utf-8", "replace") if found else None
+            except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+                raise ValueError(f"{source.path}: {found} in it cannot be read: {error}") from error
     path = source.root / name if isinstance(source, FolderSource) else Path(name)
     return path.read_text("utf-8", "replace") if path.is_file() else None
 

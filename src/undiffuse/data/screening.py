@@ -106,15 +106,16 @@ def screen(
         raise ValueError(
             f"{source.where}: {len(broken):,} of {len(source):,} images cannot be read: "
             f"{listed(f'{item.name} ({item.reason})' for item in broken)}. Repair or remove them, "
-            'or leave them out with on_broken="skip"'
+            'or leave them out with on_broken="skip", on the command line --on-broken skip'
         )
-    tiny = [Excluded(name=source.name(i), reason=f"{w}x{h} is tiny") for i, (w, h) in flaws.tiny.items()]
+    tiny = [Excluded(name=source.name(i), reason=f"{h}x{w} is tiny") for i, (w, h) in flaws.tiny.items()]
     if tiny and on_tiny == "refuse":
         height, width = size_pair(min_size or 1)
         raise ValueError(
-            f"{source.where}: {len(tiny):,} of {len(source):,} images are smaller than {width}x{height} pixels: "
-            f"{listed(f'{source.name(i)} ({w}x{h})' for i, (w, h) in flaws.tiny.items())}. Choose a smaller size, "
-            'enlarge them with on_tiny="upscale", or leave them out with on_tiny="skip"'
+            f"{source.where}: {len(tiny):,} of {len(source):,} images are smaller than {height}x{width} pixels "
+            f"(height x width): {listed(f'{source.name(i)} ({h}x{w})' for i, (w, h) in flaws.tiny.items())}. Choose a "
+            'smaller size, enlarge them with on_tiny="upscale", or leave them out with on_tiny="skip", on the command '
+            "line --on-tiny upscale or skip"
         )
     out = {*flaws.broken, *flaws.tiny}
     if not out:

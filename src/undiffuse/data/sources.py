@@ -228,6 +228,8 @@ class FileSource(Source):
 
 def _blame(name: str, size: int, error: Exception) -> Exception:
     """The error for a file that could not be read: what the decoder says is the file's fault, system errors are not."""
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return BrokenImageError(name, "it is a link to itself")
     if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
         return OSError(error.errno, f"cannot read the image {name}: {error.strerror}")
     if size == 0:

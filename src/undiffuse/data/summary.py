@@ -35,6 +35,8 @@ class DataSummary:
         class_counts: {class name: how many} over the whole source; empty without labels.
         broken: those that cannot be read or prepared, with the reason.
         tiny: names of those smaller than the size asked for.
+        alpha: how many of those looked at have transparent pixels to lay over something (an alpha channel, or an entry
+            of the palette or a colour marked as transparent).
         excluded: what had already been left out on opening.
         mean: mean pixel value of prepared images, in [-1, 1]; NaN if none could be prepared.
         sigma_data: standard deviation of prepared pixel values about that mean (Karras et al., 2022, call it so).
@@ -53,13 +55,16 @@ class DataSummary:
     mean: float
     sigma_data: float
     fingerprint: str
+    alpha: int = 0
 
     def text(self) -> str:
         """A readable report of a few lines."""
         lines = [self.description]
         if self.scanned < self.count:
             lines.append(f"looked at {self.scanned:,} of {self.count:,} images, evenly spaced")
-        lines.append("stored sizes: " + listed((f"{w}x{h} ({n:,})" for (w, h), n in self.sizes.items()), 8))
+        lines.append(
+            "stored sizes, height x width: " + listed((f"{h}x{w} ({n:,})" for (w, h), n in self.sizes.items()), 8)
+        )
         lines.append("stored formats: " + listed((f"{mode} ({n:,})" for mode, n in self.modes.items()), 8))
         if self.class_counts:
             lines.append("classes: " + listed((f"{name} ({n:,})" for name, n in self.class_counts.items()), 20))
@@ -81,6 +86,7 @@ class _Look:
     broken: str = ""
     size: tuple[int, int] = (0, 0)
     mode: str = ""
+    alpha: bool = False
     moments: tuple[int, float, float] = (0, 0.0, 0.0)
 
 
@@ -109,12 +115,13 @@ def scan(source: Source, config: DataConfig, limit: int | None = None, workers: 
         except (ValueError, OSError) as error:
             return _Look(index=i, broken=str(error))
         size, mode = _what(picture)
-        return _Look(index=i, size=size, mode=mode, moments=moments)
+        return _Look(index=i, size=size, mode=mode, alpha=_has_alpha(picture), moments=moments)
 
     sizes: Counter[tuple[int, int]] = Counter()
     modes: Counter[str] = Counter()
     broken: list[Excluded] = []
     tiny: list[str] = []
+    alpha = 0
     total = np.zeros(3)
     threads = default_workers() if workers is None else workers
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -125,6 +132,7 @@ def scan(source: Source, config: DataConfig, limit: int | None = None, workers: 
                     continue
                 sizes[seen.size] += 1
                 modes[seen.mode] += 1
+                alpha += seen.alpha
                 total += seen.moments
                 if config.fit == "crop" and (seen.size[0] < width or seen.size[1] < height):
                     tiny.append(source.name(seen.index))
@@ -143,6 +151,7 @@ def scan(source: Source, config: DataConfig, limit: int | None = None, workers: 
         mean=float(mean),
         sigma_data=float(np.sqrt(variance)),
         fingerprint=source.fingerprint,
+        alpha=alpha,
     )
 
 
@@ -152,6 +161,13 @@ def _what(picture: Picture) -> tuple[tuple[int, int], str]:
         return picture.size, picture.mode
     channels = 1 if picture.ndim == 2 else picture.shape[2]
     return (picture.shape[1], picture.shape[0]), {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+
+
+def _has_alpha(picture: Picture) -> bool:
+    """Whether preparing the picture for fewer than four channels lays it over the background (`to_mode`)."""
+    if isinstance(picture, Image.Image):
+        return picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info
+    return picture.ndim == 3 and picture.shape[2] in (2, 4)
 
 
 def _moments(picture: Picture, config: DataConfig) -> tuple[int, float, float]:

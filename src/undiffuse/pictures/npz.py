@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -21,7 +23,7 @@ from undiffuse.pictures.files import atomic_file
 __all__ = ["load_npz", "open_rows", "pack", "packed_files", "packed_name", "part_indices", "read_part", "write_part"]
 
 _PACKED = re.compile(r"samples_(\d+)x(\d+)x(\d+)x(\d+)\.npz")
-_BROKEN = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile)
+_BROKEN = (OSError, EOFError, KeyError, ValueError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 def packed_name(shape: Sequence[int]) -> str:

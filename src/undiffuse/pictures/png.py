@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -15,10 +16,12 @@ from PIL.PngImagePlugin import PngInfo
 from undiffuse.pictures.arrays import Images, as_picture
 from undiffuse.pictures.files import atomic_file
 
-__all__ = ["RECORD_KEY", "check_record", "is_whole_png", "read_record", "save_png"]
+__all__ = ["RECORD_KEY", "check_record", "is_whole_png", "open_picture", "parse_json", "read_record", "save_png"]
 
 RECORD_KEY = "undiffuse"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+DEEPEST = 64
+"""How deep JSON from a file may be nested; what this library writes is three or four deep."""
 _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
@@ -50,9 +53,10 @@ def save_png(
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The record of a PNG (or GIF) that this library wrote.
 
-    Raises ValueError when the file carries none, as after editing in a program that drops text chunks.
+    Raises ValueError when the file carries none, as after editing in a program that drops text chunks, and OSError or
+    ValueError naming the file when it is damaged.
     """
-    with Image.open(path) as picture:
+    with open_picture(path) as picture:
         if picture.format == "GIF":
             comment = picture.info.get("comment", b"").decode("ascii", "replace")
             text = comment[len(RECORD_KEY) + 1 :] if comment.startswith(RECORD_KEY + " ") else None
@@ -60,15 +64,60 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
             picture.load()  # text may follow the pixels
             text = picture.info.get(RECORD_KEY)
     try:
-        record = None if text is None else json.loads(text)
-    except json.JSONDecodeError:
-        record = None
+        record = None if text is None else parse_json(text, "its text")
+    except ValueError as error:
+        raise ValueError(f"{path} carries no undiffuse record that can be read: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(
             f"{path} carries no undiffuse record: it was not written by undiffuse, or was saved again by a program "
             "that drops PNG text. Read the file as it was first written."
         )
     return record
+
+
+@contextmanager
+def open_picture(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """A picture to read. Whatever a decoder says of a damaged or huge one is an OSError or ValueError with its name."""
+    try:
+        with Image.open(path) as picture:
+            yield picture
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large a picture to be opened safely: {error}") from error
+    except OSError as error:
+        if error.errno is not None:  # the system's word, which names the file
+            raise
+        raise OSError(f"{path} cannot be read as a picture: {error}") from error
+    except Exception as error:  # decoders raise SyntaxError, struct.error, zlib.error, ValueError, OverflowError...
+        raise OSError(f"{path} cannot be read as a picture ({type(error).__name__}: {error})") from error
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """JSON that came from a file. ValueError that begins with ``where`` if it is none, or not such as we write.
+
+    Not written by this library: NaN, numbers of thousands of digits, and nesting that would exhaust the stack.
+    """
+
+    def constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no JSON number")
+
+    try:
+        value = json.loads(text, parse_constant=constant)
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply to be read") from None
+    except ValueError as error:
+        raise ValueError(f"{where} is not readable JSON ({error})") from error
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for item in level for inner in _inside(item)]
+        if not level:
+            return value
+    raise ValueError(f"{where} is nested too deeply to be read")
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def record_text(record: Mapping[str, Any]) -> str:

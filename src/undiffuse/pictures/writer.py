@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from undiffuse.pictures.arrays import Images, as_images, from_picture
 from undiffuse.pictures.files import atomic_file, remove_leftovers
 from undiffuse.pictures.names import parse_name, sample_name
 from undiffuse.pictures.npz import load_npz, open_rows, pack, packed_files, part_indices, read_part, write_part
-from undiffuse.pictures.png import check_record, is_whole_png, save_png
+from undiffuse.pictures.png import check_record, is_whole_png, open_picture, parse_json, save_png
 
 __all__ = ["SampleWriter", "Samples", "read_samples"]
 
@@ -174,18 +173,21 @@ class SampleWriter:
                 out.write((json.dumps(self.run, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
             return
         try:
-            theirs = json.loads(file.read_text(encoding="utf-8"))
+            theirs = parse_json(file.read_bytes(), str(file))
         except ValueError as error:
-            raise ValueError(f"{file} is not readable ({error}): restore it, or choose another folder.") from error
+            raise ValueError(f"{error}: restore it, or choose another folder.") from error
+        if not isinstance(theirs, dict):
+            raise ValueError(f"{file} does not hold the settings of a run: restore it, or choose another folder.")
         there, here = _flat(theirs), _flat(self.run)
         absent = object()
         differing = [key for key in sorted({*there, *here}) if there.get(key, absent) != here.get(key, absent)]
         if differing:
-            listed = "; ".join(
-                f"{key}: {there.get(key, 'not set')!r} there, {here.get(key, 'not set')!r} now" for key in differing
+            listed = "\n".join(
+                f"  {key}: {_shown(there.get(key, absent), absent)} there, {_shown(here.get(key, absent), absent)} now"
+                for key in differing
             )
             raise ValueError(
-                f"{self.folder} holds samples of a run with other settings ({listed}). "
+                f"{self.folder} holds samples of a run with other settings:\n{listed}\n"
                 "A folder holds one run, so that it can be repeated and continued: choose another folder, "
                 "repeat the settings of the first run to continue it, or delete the folder."
             )
@@ -306,9 +308,9 @@ def _one_shape(shapes: set[tuple[int, ...]]) -> None:
 
 def _read_png(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             return from_picture(picture)
-    except (OSError, SyntaxError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, and the run will make it again.") from error
 
 
@@ -320,6 +322,16 @@ def _whole_numbers(values: Sequence[int] | np.ndarray | Tensor, name: str, count
             f"got {array.dtype} of shape {list(array.shape)}."
         )
     return array.astype(np.int64)
+
+
+def _shown(value: Any, absent: object) -> str:
+    """A setting in a few words: hashes shortened, long values cut."""
+    if value is absent:
+        return "not set"
+    if isinstance(value, str) and len(value) == 64 and all(c in "0123456789abcdef" for c in value):
+        return f"{value[:12]}..."
+    text = ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -43,7 +43,7 @@ def get(name: str) -> Recipe:
     near = [known for known in RECIPES if words and all(word in known for word in words)]
     near += [known for known in difflib.get_close_matches(wanted, RECIPES, n=5, cutoff=0.5) if known not in near]
     if near:
-        raise ValueError(f"there is no recipe {name!r}; near it are {', '.join(near[:8])}")
+        raise ValueError(f"there is no recipe {name!r}; did you mean {' or '.join(near[:8])}?")
     raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
 
 

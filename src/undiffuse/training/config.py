@@ -84,8 +84,13 @@ class TrainConfig:
         for name in ("warmup_images", "max_bad_updates", "workers", "weight_decay", "seed"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite (1e-4 is usual), got {self.lr}")
+        if not all(0 <= b < 1 for b in self.betas) or not 0 < self.eps < 1 or not self.weight_decay < 1e3:
+            raise ValueError(
+                f"betas must be in [0, 1), eps in (0, 1) and weight_decay a number; got {self.betas}, {self.eps}, "
+                f"{self.weight_decay}"
+            )
         if self.grad_clip is not None and not self.grad_clip > 0:
             raise ValueError(f"grad_clip must be positive, or None for no clipping; got {self.grad_clip}")
         if self.lr_decay not in LR_DECAYS:

@@ -73,14 +73,15 @@ def train(
     run_dir     gets config.json, metrics.jsonl, loss_curve.png, previews/ and checkpoints/
     listeners   called with every `Record`, in the main process
     validation  never trained on; its terms are reported by noise level
+    recipe      name of the recipe, kept in the checkpoints
 
     SIGTERM and Ctrl-C finish the step, save and return. ValueError if the folder holds a run with other settings,
     NonFiniteError if the training diverges, MemoryError if not even one image fits.
     """
     with (
         distributed.session(config.device) as ranks,
-        StopSignals() as signals,
-        Run(task, dataset, config, Path(run_dir), ranks, listeners, validation) as run,
+        StopSignals(announce=ranks.is_main) as signals,
+        Run(task, dataset, config, Path(run_dir), ranks, listeners, validation, recipe) as run,
     ):
         stopped_by = _loop(run, signals)
         state = run.state
@@ -134,7 +135,7 @@ def _loop(run: Run, signals: StopSignals) -> str:
             problem = run.count_bad_update(inputs, terms, batch, overflow=bad_losses == 0)
         state.scale.update(overflow=not good)
 
-        # The counters, in images; one record to whoever listens; then, when due, a checkpoint and pictures.
+        # The counters, in images; one record to whoever listens; then, when due, pictures and a checkpoint.
         before = state.images
         state.images += config.batch
         state.steps += 1
@@ -147,16 +148,17 @@ def _loop(run: Run, signals: StopSignals) -> str:
         done = state.images >= config.total_images
         if due(config.log_every, before, state.images) or done:
             run.tell_progress(lr)
+        # Pictures and validation before the checkpoint: what a kill interrupts is done again from the one before.
+        if due(config.preview_every, before, state.images) or done:
+            run.preview()
+        if due(config.validate_every, before, state.images) or done:
+            run.validate()
         save = save or due(config.save_every, before, state.images) or due(config.milestones, before, state.images)
         save = save or run.save_by_clock()
         # A run in trouble must not push out its good checkpoints.
         if (save and state.bad_in_a_row == 0) or done or stop:
             run.save()
             save = False
-        if due(config.preview_every, before, state.images) or done:
-            run.preview()
-        if due(config.validate_every, before, state.images) or done:
-            run.validate()
         clock = time.monotonic()  # looking at the run is not training: speed and time left are those of the steps
 
     if state.images >= config.total_images:

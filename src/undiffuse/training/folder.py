@@ -59,7 +59,9 @@ class RunFolder:
         """
         found = checkpoints.newest_sound(self.path)
         if found is None:
+            self._check_vacant()
             return None
+        checkpoints.prune(self.path, self.config.keep, self.config.milestones, self.config.batch)
         path, tensors, manifest, problems = found
         before = {name: manifest.get(name) for name in IDENTITY}
         forbidden, notes = differences(_comparable(before), _comparable(identity))
@@ -73,6 +75,22 @@ class RunFolder:
             if checkpoints.images_of(newer) > checkpoints.images_of(path):
                 newer.replace(newer.with_name(newer.name + ".damaged"))
         return Resume(path=path, tensors=tensors, manifest=manifest, problems=problems, notes=notes)
+
+    def _check_vacant(self) -> None:
+        """ValueError if a new run would overwrite files that are not those of a run of ours."""
+        config = self.path / "config.json"
+        try:
+            ours = not config.exists() or "train" in json.loads(config.read_text(encoding="utf-8"))
+        except (ValueError, TypeError, RecursionError):
+            ours = False
+        others = [
+            name for name in ("metrics.jsonl", "model.safetensors", "loss_curve.png") if (self.path / name).exists()
+        ]
+        if not ours or (others and not config.exists()):
+            names = ", ".join(others or ["config.json"])
+            raise ValueError(
+                f"{self.path} holds {names} of something else, which a run would overwrite; name another folder"
+            )
 
     def write_config(self, identity: Mapping[str, Any]) -> None:
         """config.json: all settings of the run, as resolved."""

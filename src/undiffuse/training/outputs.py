@@ -23,6 +23,7 @@ from undiffuse.training.step import Forward
 from undiffuse.training.tasks import Task
 
 MOST_COLUMNS = 12
+MOST_SPAN = 100.0  # largest over smallest value of a curve that still shows a trend
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
@@ -58,17 +59,27 @@ def save_previews(
 
 
 def save_loss_curve(metrics: Path, path: Path) -> bool:
-    """Draws losses and bits over the images seen; False if there is nothing to draw yet."""
+    """Draws the mean squared error (or else the loss) and bits over the images seen; False if there is nothing yet.
+
+    The bound takes x0 unclipped, which from predicted noise means a division by sqrt(alpha_bar_t), 5e-5 at the end of
+    a cosine chain: one draw near t = T-1 makes "vb", and with it a hybrid "loss" and "bits", a thousand times what
+    they were. That would look like a divergence while the error falls smoothly. So the error is drawn where there is
+    one, and bits only where they stay within a factor of 100; metrics.jsonl keeps them all.
+    """
     records = list(read_records(metrics))
+    error = _points(records, "train", "mse")
+    key, name = ("mse", "mean squared error") if error else ("loss", "loss")
     series = {
-        "loss": _points(records, "train", "loss"),
-        "bits per dimension": _points(records, "train", "bits"),
-        "validation loss": _points(records, "validation", "loss"),
+        name: error or _points(records, "train", "loss"),
+        f"validation {name}": _points(records, "validation", key),
     }
+    bits = _points(records, "train", "bits")
+    if _span(bits) < MOST_SPAN:
+        series["bits per dimension"] = bits
     series = {name: points for name, points in series.items() if any(y > 0 for _, y in points)}
     if not series:
         return False
-    picture = draw_curve(series, title="Training loss", x_label="images seen", y_label="loss", log_y=True, smooth=0.9)
+    picture = draw_curve(series, title="Training", x_label="images seen", log_y=True, smooth=0.9)
     save_picture(picture, path)
     return True
 
@@ -123,3 +134,9 @@ def _columns(names: list[str] | None) -> dict[str, Any]:
 def _points(records: list[dict[str, Any]], kind: str, key: str) -> list[tuple[float, float]]:
     points = [(r["images"], r[key]) for r in records if r.get("kind") == kind and isinstance(r.get(key), (int, float))]
     return [(float(x), float(y)) for x, y in points if math.isfinite(y)]
+
+
+def _span(points: list[tuple[float, float]]) -> float:
+    """Largest over smallest positive value; 1 if there is none."""
+    values = [y for _, y in points if y > 0]
+    return max(values) / min(values) if values else 1.0

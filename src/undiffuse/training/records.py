@@ -96,24 +96,36 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
 
 
+def progress_parts(record: Record) -> list[str]:
+    """The parts of a "train" record's line, most important first, so that a narrow terminal can drop the last ones.
+
+    The error "mse" goes first where there is one: with the hybrid loss, "loss" and "bits" jump by orders of magnitude
+    with single draws near t = T-1 (see `outputs.save_loss_curve`), which says nothing about the training.
+    """
+    v = record.values
+    first = "mse" if "mse" in v else "loss"
+    parts = [f"{100 * record.images / v['total_images']:5.1f}%", f"{record.images:,} images", f"{first} {v[first]:.3g}"]
+    if "bits" in v:
+        parts.append(f"bits {v['bits']:.3g}")
+    speed = v["images_per_second"]
+    parts.append(f"{speed:,.0f} images/s" if speed >= 100 else f"{speed:.3g} images/s")
+    parts.append(f"{format_duration(v['seconds_left'])} left")
+    if v.get("skipped"):
+        parts.append(f"{v['skipped']} skipped")
+    if "top1" in v:
+        parts.append(f"accuracy {100 * v['top1']:.1f}%")
+    if first != "loss":
+        parts.append(f"loss {v['loss']:.3g}")
+    return [*parts, f"grad {v['grad_norm']:.3g}", f"lr {v['lr']:.2g}"]
+
+
 def format_progress(record: Record) -> str:
-    """One line for people: images and percentage, loss, bits, accuracy, gradient norm, images per second, time left."""
+    """One line for people: images and percentage, error, bits, images per second, time left, accuracy, loss, gradient
+    norm, learning rate.
+    """
     v = record.values
     if record.kind == "train":
-        parts = [
-            f"{100 * record.images / v['total_images']:5.1f}%",
-            f"{record.images:,} images",
-            f"loss {v['loss']:.4f}",
-        ]
-        if "bits" in v:
-            parts.append(f"bits {v['bits']:.3f}")
-        if "top1" in v:
-            parts.append(f"accuracy {100 * v['top1']:.1f}%")
-        parts += [f"grad {v['grad_norm']:.3g}", f"lr {v['lr']:.2g}", f"{v['images_per_second']:.1f} images/s"]
-        parts.append(f"{format_duration(v['seconds_left'])} left")
-        if v.get("skipped"):
-            parts.append(f"{v['skipped']} skipped")
-        return "  ".join(parts)
+        return "  ".join(progress_parts(record))
     if record.kind == "validation":
         numbers = [f"{k} {x:.4g}" for k, x in v.items() if isinstance(x, float) and "_t" not in k and "_q" not in k]
         return f"validation after {record.images:,} images: " + "  ".join(numbers)

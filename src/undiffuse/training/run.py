@@ -84,12 +84,15 @@ class Run:
         self.state.share(self.ranks)
         self.state.microbatch = min(self.state.microbatch, self._share)
         if self.ranks.is_main:
-            self._folder.write_config(identity)
+            # A run that is long enough already trains with none of these settings: they are neither kept nor told.
+            complete = self.state.images >= self.config.total_images
+            if not complete:
+                self._folder.write_config(identity)
             self._sink = JsonlSink(self._folder.metrics, self.state.images if resumed else None)
             self._stack.callback(self._sink.close)
             for text in resumed.problems if resumed else []:
                 self.tell("note", text=f"{text}; going on from the checkpoint before it")
-            for text in resumed.notes if resumed else []:
+            for text in resumed.notes if resumed and not complete else []:
                 self.tell("note", text=f"changed setting {text}")
         self._told = (self.state.images, self.state.seconds)
         what = f"resumed from {self.checkpoint}" if self.checkpoint else f"new run in {self._folder.path}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+STOPPING = b"stopping after this update and saving; press Ctrl-C again to quit without saving\n"
 GRACE_SECONDS = 0.5  # launchers may send one signal twice; a person who insists takes longer
 
 
@@ -17,9 +19,12 @@ class StopSignals:
 
     A second signal (half a second or more later) ends the process with status 128 + number, without saving. Outside
     the main thread, where Python allows no handlers, nothing is installed.
+
+    announce   the first signal is answered at once with a line on stderr: an update may take a minute
     """
 
-    def __init__(self) -> None:
+    def __init__(self, announce: bool = False) -> None:
+        self.announce = announce
         self.received: str | None = None
         self._time = 0.0
         self._previous: dict[signal.Signals, Any] = {}
@@ -34,6 +39,8 @@ class StopSignals:
         now = time.monotonic()
         if self.received is None:
             self.received, self._time = signal.Signals(number).name, now
+            if self.announce:
+                _announce()
         elif now - self._time >= GRACE_SECONDS:
             os._exit(128 + number)  # not sys.exit: that would run the very code the user is tired of waiting for
 
@@ -42,3 +49,9 @@ class StopSignals:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def _announce() -> None:
+    # Not print: the signal may have come in the middle of a write to sys.stderr, whose buffer cannot be re-entered.
+    with contextlib.suppress(OSError):  # a closed terminal is no reason not to save
+        os.write(2, b"\n" + STOPPING if os.isatty(2) else STOPPING)  # a progress line may stand on a terminal's line
