@@ -16,7 +16,7 @@ from undiffuse import checkpoints
 from undiffuse.cli.console import fields, say, shorten, table
 from undiffuse.cli.inspect_data import describe_data
 from undiffuse.cli.inspect_model import describe_model, describe_run
-from undiffuse.cli.latents import KEY
+from undiffuse.cli.latents import KEY, read_about
 from undiffuse.cli.writing import quoted
 from undiffuse.data import IMAGE_SUFFIXES, NAMED_SETS
 from undiffuse.data.labels import listed
@@ -223,7 +223,7 @@ def _safetensors(args: argparse.Namespace, path: Path) -> str:
     if "undiffuse" in header:
         return describe_model(path, str(path), as_json=args.json)
     if KEY in header:
-        about = json.loads(header[KEY])
+        about = read_about(path)
         if args.json:
             return json.dumps(about, indent=2)
         count, *shape = shapes["latents"]

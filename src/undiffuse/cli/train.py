@@ -116,8 +116,9 @@ def summary(args: argparse.Namespace, plan: Plan, task: Task) -> str:
     newest = checkpoints.latest(plan.out)
     state = f"goes on after {checkpoints.images_of(newest):,} images" if newest else "new"
     total = config.total_images
+    about = [dataset.source.where, f"{len(dataset):,} images, {held}", classes, ", ".join(prepared), *plan.remarks]
     rows: list[tuple[str, object]] = [
-        ("data", f"{dataset.source.where}\n{len(dataset):,} images, {held}\n{classes}\n" + "\n".join([", ".join(prepared), *plan.remarks])),
+        ("data", "\n".join(about)),
         ("recipe", f"{recipe.name} ({plan.why})"),
         ("network", f"{what}, {parameters / 1e6:.2f} million parameters"),
         ("process", f"{process.steps} {process.schedule if process.betas is None else 'given'} steps, "
