@@ -76,3 +76,12 @@ def test_the_model_compresses_its_kind_of_image_and_not_noise() -> None:
     ]
     assert bits[0] < 6
     assert bits[1] > 8
+
+
+def test_they_say_how_their_images_are_prepared_and_not_where_they_lay() -> None:
+    """Padded from 28 to 32 pixels: `nll` and `encode` must prepare images alike (cropping costs 1.3 bits)."""
+    for name in SHIPPED:
+        data = checkpoints.read_manifest(resolve(name))["data"]
+        assert (data["config"]["fit"], data["config"]["size"], data["config"]["channels"]) == ("pad", 32, 1)
+        assert "source" not in data
+        assert "path" not in data["config"]

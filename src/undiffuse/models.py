@@ -15,6 +15,9 @@ from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier
 from undiffuse.nets import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 
+# How images are prepared for a model: what other images need to be treated like those it was trained on.
+_PREPARATION = ("size", "channels", "fit", "pad_value", "background")
+
 SHIPPED = ("fashion-mnist-32", "fashion-mnist-32-classifier")
 
 
@@ -183,9 +186,11 @@ def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> Non
     state = {f"net.{name}": tensor.contiguous() for name, tensor in model.net.state_dict().items()}
     kept = ("objective", "train", "progress", "seed", "recipe")
     manifest = {name: model.manifest[name] for name in kept if name in model.manifest}
-    # Of the data what identifies it, not where it lay on somebody's disk.
+    # Of the data what identifies it and how it was prepared, not where it lay on somebody's disk.
     data = model.manifest.get("data") or {}
     manifest["data"] = {name: data[name] for name in ("fingerprint", "count", "size", "channels") if name in data}
+    config = data.get("config") or {}
+    manifest["data"]["config"] = {name: config[name] for name in _PREPARATION if name in config}
     kind = "diffusion" if isinstance(model, DiffusionModel) else "classifier"
     labels = list(model.labels) if model.labels is not None else None
     about = {"kind": kind, "net": asdict(model.net.config), "process": asdict(model.process), "labels": labels}
