@@ -56,7 +56,10 @@ def fashion_mnist_32() -> Recipe:
             save_seconds=300.0,
         ),
         advice=Advice(solver="ancestral", steps="100", guidance=2.0, classifier="fashion-mnist-32-classifier"),
-        measured="not measured yet",
+        measured=(
+            "2.454 +/- 0.026 bits/dim on 500 test images (50 of 1000 terms each); of 200 samples (50 ancestral steps) "
+            "the shipped classifier takes 88 +/- 2 % for their class, 99 +/- 1 % guided at scale 2"
+        ),
     )
 
 
@@ -99,7 +102,10 @@ def fashion_mnist_32_classifier() -> Recipe:
             save_every=None,
             save_seconds=300.0,
         ),
-        measured="not measured yet",
+        measured=(
+            "right on 91 % of 100 held-out images with timesteps 0..99, 94 % in 100..199, 85 % in 400..499, "
+            "30 % in 900..999"
+        ),
     )
 
 
@@ -126,5 +132,5 @@ def smoke() -> Recipe:
             ema_decays=(0.99,),
             preview_steps=10,
         ),
-        measured="not measured yet",
+        measured="95 seconds on two CPU cores; 3.24 +/- 0.07 bits/dim on 128 test images; outlines of clothes under noise",
     )

@@ -178,19 +178,22 @@ class DiffusionTask:
 
     def preview(self, forward: Forward, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
         from undiffuse.sampling import generate
-        from undiffuse.solvers import DDIM
+        from undiffuse.solvers import DDIM, Ancestral
 
         if self.low_size is not None:
             return None  # an upsampler needs images to enlarge; its validation loss is reported instead
         config = self.net.config
         shape = (config.in_channels, *config.size)
         chain = self.process.chain()
-        chain = chain.respaced(ddim_spec(chain.steps, steps))
+        # Fresh noise washes out the errors of a young network, if it has learned how much of it to add.
+        ancestral = self.process.learns_variance
+        chain = chain.respaced(str(min(steps, chain.steps)) if ancestral else ddim_spec(chain.steps, steps))
+        solver = Ancestral() if ancestral else DDIM()
         cond = None
         if config.num_classes is not None:
             cond = {"y": torch.arange(count, device=device) % config.num_classes}
         denoiser = ChainDenoiser(forward, self.process)
-        return generate(denoiser, chain, DDIM(), NoiseSource(seed, range(count)), shape, cond=cond, device=device)
+        return generate(denoiser, chain, solver, NoiseSource(seed, range(count)), shape, cond=cond, device=device)
 
     def preview_labels(self, count: int) -> list[str] | None:
         classes = self.net.config.num_classes
