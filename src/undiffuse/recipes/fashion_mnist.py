@@ -132,5 +132,5 @@ def smoke() -> Recipe:
             ema_decays=(0.99,),
             preview_steps=10,
         ),
-        measured="95 seconds on two CPU cores; 3.24 +/- 0.07 bits/dim on 128 test images; outlines of clothes under noise",
+        measured="95 seconds on two CPU cores; 3.24 +/- 0.07 bits/dim on 128 test images; outlines of clothes",
     )
