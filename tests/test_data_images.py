@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from undiffuse.data import prepare, size_pair, to_mode, to_model, to_uint8
+from undiffuse.data import prepare, size_pair, to_mode
+from undiffuse.pixels import from_uint8, to_uint8
 
 
 def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -249,8 +250,8 @@ def test_impossible_settings_are_explained() -> None:
 
 def test_to_model_and_back_for_every_level() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(2, 1, 1, 3)
-    x = to_model(pixels)
+    x = from_uint8(pixels)
     assert x.shape == (2, 3, 16, 16) and x.dtype == torch.float32
     assert x.min() == -1 and x.max() == 1
     assert torch.equal(to_uint8(x), pixels)
-    assert torch.equal(to_model(pixels.numpy()), x)
+    assert torch.equal(from_uint8(pixels.numpy()), x)

@@ -14,7 +14,7 @@ import torch
 from undiffuse import checkpoints
 from undiffuse.data import open_data
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.models import load_model
+from undiffuse.models import load_model, save_model
 from undiffuse.nets import UNetConfig
 
 CONFIG = UNetConfig(
@@ -104,3 +104,17 @@ def test_pipes_and_locked_folders_among_images_are_named(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match=r"pipe\.png is no file"):
         open_data(tmp_path)
+
+
+def test_a_slim_model_keeps_how_images_are_prepared_and_forgets_where_they_lay(tmp_path: Path) -> None:
+    """Scoring other images needs the same preparation; nobody needs the path on the trainer's disk."""
+    data = {
+        "fingerprint": "f", "source": "folder somewhere", "count": 3, "size": [8, 8, 1],
+        "config": {"path": "somewhere", "fit": "pad", "pad_value": 7, "size": 8, "channels": 1, "background": 255},
+    }  # fmt: skip
+    model = load_model(save(tmp_path / "a.safetensors", {**manifest(), "data": data}, weights()))
+    save_model(tmp_path / "slim.safetensors", model)
+    kept = checkpoints.read_manifest(tmp_path / "slim.safetensors")["data"]
+    assert kept["config"] == {"fit": "pad", "pad_value": 7, "size": 8, "channels": 1, "background": 255}
+    assert kept["fingerprint"] == "f"
+    assert "somewhere" not in str(kept)

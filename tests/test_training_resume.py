@@ -95,6 +95,14 @@ def test_a_longer_run_continues_a_finished_one(tmp_path: Path) -> None:
     assert told(tmp_path / "whole")[-1] == told(tmp_path / "parts")[-1]
 
 
+def test_a_preview_is_told_before_the_checkpoint_that_would_skip_it(tmp_path: Path) -> None:
+    """Killed between the two, the run resumes from the checkpoint before and draws the preview again."""
+    kinds: list[str] = []
+    run(tmp_path, images=8, preview_every=8, save_every=8, listeners=[lambda record: kinds.append(record.kind)])
+    assert kinds.count("preview") == 1
+    assert kinds.index("preview") < kinds.index("save")
+
+
 def test_metrics_are_not_doubled(tmp_path: Path) -> None:
     interrupted(tmp_path, 6)  # checkpoint at 12; records at 8, 16 and 24 were written
     with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:

@@ -45,7 +45,7 @@ def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
 
 
 _IN_RECORD: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "solver": _one_of("ancestral", "ddim"),
+    "solver": _one_of(*DEFAULT_STEPS),
     "guidance_at": _one_of("x_t", "mean"),
     "clip": _one_of("static", "dynamic", "none"),
     "precision": _one_of("fp32", "bf16"),

@@ -1,8 +1,8 @@
 """Pictures from disk to uint8 batches: sources, labels, preparation, order, batches, summaries.
 
 The way of an image: `open_data` finds and labels it (`Source`), `ImageDataset` prepares it and puts it in the order of
-a run, `batches` collects it; `to_model` makes it a float tensor. Everything random is a pure function of (seed,
-position).
+a run, `batches` collects it; `undiffuse.pixels.from_uint8` makes it a float tensor. Everything random is a pure
+function of (seed, position).
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from undiffuse.data.sources import (
 )
 from undiffuse.data.split import Split, split
 from undiffuse.data.summary import DataSummary, scan
-from undiffuse.pixels import from_uint8 as to_model
-from undiffuse.pixels import to_uint8
 
 __all__ = [
     "FASHION_CLASSES",
@@ -63,7 +61,5 @@ __all__ = [
     "size_pair",
     "split",
     "to_mode",
-    "to_model",
-    "to_uint8",
     "uniforms",
 ]
