@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,15 @@ from typing import Any
 import torch
 
 from undiffuse import checkpoints
+from undiffuse.adapters import foreign, imagenet_classes, importing, published
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier
-from undiffuse.nets import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
+from undiffuse.nets import ClassifierConfig, DDPMConfig, DDPMUNet, NoisyClassifier, UNet, UNetConfig, config_from_dict
 
 # How images are prepared for a model: what other images need to be treated like those it was trained on.
 _PREPARATION = ("size", "channels", "fit", "pad_value", "background")
 
-SHIPPED = ("fashion-mnist-32", "fashion-mnist-32-classifier")
+SHIPPED = ("fashion-mnist-32", "fashion-mnist-32-classifier", "fashion-mnist-32-judge")
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class _Model:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     weights: str = "net"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 of the weights: the model's identity, whatever file they came from."""
         return checkpoints.weights_hash(self.net.state_dict())
@@ -44,16 +47,27 @@ class _Model:
         """Number of classes; None for an unconditional model."""
         return self.net.config.num_classes
 
+    @property
+    def published(self) -> published.Published | None:
+        """The published model it is, or was taken for when it was loaded; None for any other."""
+        name = (self.manifest.get("source") or {}).get("published")
+        return published.ENTRIES.get(name) if isinstance(name, str) else None
+
     def label_name(self, index: int) -> str:
         """Name of a class, its number if it has none."""
         return self.labels[index] if self.labels is not None else str(index)
 
     def class_index(self, name: str | int) -> int:
-        """Index of a class given by name (case does not matter), an unambiguous part of a name, or number."""
+        """Index of a class given by name (case does not matter), an unambiguous part of a name, or number.
+
+        Where the classes are ImageNet's, synonyms and synset ids are understood too: `imagenet_classes.find`.
+        """
         classes = self.num_classes
         if classes is None:
             raise ValueError(f"the model has no classes, so {name!r} cannot be chosen")
         text = str(name).strip()
+        if imagenet_classes.are_these(self.labels):
+            return imagenet_classes.index_of(text)
         if text.lstrip("-").isdigit() and (self.labels is None or text not in self.labels):
             if not 0 <= int(text) < classes:
                 raise ValueError(f"class {text} does not exist; the model has classes 0 to {classes - 1}")
@@ -66,7 +80,7 @@ class _Model:
         found = exact or [i for i, label in enumerate(labels) if wanted in label.casefold()]
         if len(found) == 1:
             return found[0]
-        options = ", ".join(labels[i] for i in found) if found else ", ".join(labels[:20])
+        options = _some([labels[i] for i in found] or labels, 20)
         problem = (
             f"could mean {options}" if found else f"is none of the model's classes: {options or 'they have no names'}"
         )
@@ -75,9 +89,9 @@ class _Model:
 
 @dataclass(frozen=True)
 class DiffusionModel(_Model):
-    """A diffusion model: `net` is a `UNet`, `weights` says which of a checkpoint's weights they are."""
+    """A diffusion model: `net` is a `UNet` or a `DDPMUNet`, `weights` says which of a checkpoint's weights they are."""
 
-    net: UNet
+    net: UNet | DDPMUNet
 
     def denoiser(self, clip: str = "static") -> ChainDenoiser:
         """The model as a denoiser; `clip` as in `ChainDenoiser`."""
@@ -95,41 +109,70 @@ class ClassifierModel(_Model):
         return LevelClassifier(self.net, self.process)
 
 
-def resolve(reference: str | Path) -> Path:
-    """The file a reference means: a file, a run folder (its newest checkpoint), or the name of a shipped model."""
+def resolve(reference: str | Path, weights: str | None = None) -> Path:
+    """The checkpoint a reference means, downloaded or converted where that is needed.
+
+    A reference is a file, a run folder (its newest checkpoint), the name of a shipped or a published model
+    (`undiffuse models`), a file or diffusers folder of others' weights, or FILE@LIKE, where LIKE says what the weights
+    do not tell: a published model, or the flags it was trained with. `weights` of several that a file of others holds.
+    """
     path = Path(reference)
-    if path.is_file():
-        return path
-    if path.is_dir():
+    if os.path.isfile(path):  # os.path, because flags may be longer than any file's name, which pathlib calls an error
+        return path if foreign.is_ours(path) else importing.convert(path, which=weights)
+    if os.path.isdir(path):
         newest = checkpoints.latest(path)
-        if newest is None:
-            raise ValueError(f"the folder {path} holds no checkpoint ({checkpoints.FOLDER}/*.safetensors)")
-        return newest
+        return newest if newest is not None else importing.convert(path, which=weights)
     if str(reference) in SHIPPED:
         return Path(str(resources.files("undiffuse") / "assets" / f"{reference}.safetensors"))
+    if str(reference) in published.ENTRIES:
+        return importing.published_checkpoint(str(reference))
+    file, like = split_reference(reference)
+    if like is not None:
+        if Path(file).is_file() and foreign.is_ours(Path(file)):
+            raise ValueError(f"{file} says itself what it is: leave {like!r} out")
+        return importing.convert(file, like, weights)
     raise ValueError(
-        f"there is no file or folder {reference}, and no shipped model of that name ({', '.join(SHIPPED)})"
+        f"there is no file or folder {reference}, no shipped model of that name ({', '.join(SHIPPED)}) and no "
+        f"published one{published.near(str(reference))}"
     )
+
+
+def split_reference(reference: str | Path) -> tuple[str, str | None]:
+    """ "FILE@LIKE" as (FILE, LIKE); (reference, None) where it is no such pair or is itself the name of a file."""
+    text = str(reference)
+    file, at, like = text.rpartition("@")
+    return (file, like) if at and not os.path.exists(text) and os.path.exists(file) else (text, None)
+
+
+def paired_classifier(reference: str | Path) -> str | None:
+    """The classifier made for a model, by the model's reference: a name, or a file beside it; None without one."""
+    if str(reference) == SHIPPED[0]:
+        return SHIPPED[1]
+    file, like = split_reference(reference)
+    entry = published.ENTRIES.get(like or file) or published.of_file(file)
+    if entry is None or entry.sampling is None or entry.sampling.classifier is None:
+        return None
+    beside = Path(file).parent / published.get(entry.sampling.classifier).file
+    return str(beside) if Path(file).is_file() and beside.is_file() else entry.sampling.classifier
 
 
 def load_model(
     reference: str | Path, *, weights: str | None = None, device: torch.device | str = "cpu"
 ) -> DiffusionModel | ClassifierModel:
-    """Load a model from a file, a run folder or by its shipped name.
+    """Load a model from a file, a run folder or by its name; `reference` as in `resolve`.
 
     `weights`: "net" (as trained), the name of an average ("0.999"), or None for the slowest average there is.
     The network is in evaluation mode, its parameters frozen and in channels-last layout on `device`. CheckpointError
     (a ValueError) says what is wrong with a damaged or foreign file.
     """
-    path = resolve(reference)
+    path = resolve(reference, weights)
     state, manifest = checkpoints.load_weights(path, weights)
     which = weights or checkpoints.default_weights(manifest)
     kind = manifest.get("kind")
     if kind not in ("diffusion", "classifier"):
         raise checkpoints.CheckpointError(f"{path} holds a {kind!r}; expected a diffusion model or a classifier")
     try:
-        config: UNetConfig | ClassifierConfig
-        config = UNetConfig(**manifest["net"]) if kind == "diffusion" else ClassifierConfig(**manifest["net"])
+        config = config_from_dict(manifest["net"], kind)
         process = ProcessConfig(**manifest["process"])
         labels = tuple(manifest["labels"]) if manifest.get("labels") else None
         net = _build(config, state)
@@ -145,7 +188,7 @@ def load_model(
     return DiffusionModel(net, process, labels, manifest, which)
 
 
-def _build(config: UNetConfig | ClassifierConfig, state: Mapping[str, torch.Tensor]) -> Any:
+def _build(config: UNetConfig | DDPMConfig | ClassifierConfig, state: Mapping[str, torch.Tensor]) -> Any:
     """The network of `config` with the weights `state`, in float32; ValueError unless they fit exactly."""
     with torch.device("meta"):
         net = config.build()
@@ -184,8 +227,10 @@ def load_classifier(
 def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> None:
     """Write the weights alone, with everything needed to use them: the slim form of a checkpoint, to share."""
     state = {f"net.{name}": tensor.contiguous() for name, tensor in model.net.state_dict().items()}
-    kept = ("objective", "train", "progress", "seed", "recipe")
+    kept = ("objective", "train", "progress", "seed", "recipe", "init", "source")
     manifest = {name: model.manifest[name] for name in kept if name in model.manifest}
+    if "init" in manifest:  # the model it began with by its name, not by where it lay
+        manifest["init"] = {key: value for key, value in manifest["init"].items() if key != "from"}
     # Of the data what identifies it and how it was prepared, not where it lay on somebody's disk.
     data = model.manifest.get("data") or {}
     manifest["data"] = {name: data[name] for name in ("fingerprint", "count", "size", "channels") if name in data}
@@ -208,11 +253,15 @@ def check_pair(model: DiffusionModel, classifier: ClassifierModel) -> None:
         shapes = ["x".join(map(str, shape[1:])) for shape in (model.image_shape, classifier.image_shape)]
         problems.append(f"images of {shapes[0]} (height x width) against {shapes[1]}, and its attention pool is fixed")
     if model.labels is not None and classifier.labels is not None and model.labels != classifier.labels:
-        problems.append(f"classes {', '.join(model.labels)} against {', '.join(classifier.labels)}")
+        problems.append(f"classes {_some(model.labels)} against {_some(classifier.labels)}")
     elif model.num_classes is not None and model.num_classes != classifier.num_classes:
         problems.append(f"{model.num_classes} classes against {classifier.num_classes}")
     if problems:
         raise ValueError(f"this classifier does not fit the model: {'; '.join(problems)}")
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _version() -> str:

@@ -58,13 +58,14 @@ class NoiseSource:
     `indices`  [B] number of each image in the run, 0 <= index < 2^32
 
     `purpose` separates streams ("x_T", "step", "train", "time", ...): any string, numbers of different purposes are
-    independent.
+    independent. `stream` is put before every purpose: the second of two models that make image i together, such as
+    the upsampler of a cascade, has noise of its own by it.
     """
 
-    def __init__(self, seed: int, indices: Tensor | Sequence[int]) -> None:
+    def __init__(self, seed: int, indices: Tensor | Sequence[int], stream: str = "") -> None:
         if not 0 <= seed < 2**64:
             raise ValueError(f"the seed must be from 0 to 2^64 - 1, got {seed}")
-        self.seed = seed
+        self.seed, self.stream = seed, stream
         self.indices = torch.as_tensor(indices, dtype=torch.int64).reshape(-1).cpu()
         if len(self.indices) == 0 or self.indices.min() < 0 or self.indices.max() > _MASK:
             raise ValueError("image numbers must be from 0 to 2^32 - 1, at least one")
@@ -79,7 +80,7 @@ class NoiseSource:
         block = torch.arange(blocks, dtype=torch.int64, device=device)[None]
         image = self.indices.to(device)[:, None]
         constant = torch.zeros((1, 1), dtype=torch.int64, device=device)
-        counter = (block, constant + step, image, constant + zlib.crc32(purpose.encode()))
+        counter = (block, constant + step, image, constant + zlib.crc32((self.stream + purpose).encode()))
         a, b, c, d = torch.broadcast_tensors(*philox4x32(counter, (self.seed & _MASK, self.seed >> 32)))
         return a, b, c, d
 

@@ -14,7 +14,7 @@ to the caller: precision and sub-chain are chosen when sampling.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from undiffuse.denoiser import ProcessConfig
@@ -106,8 +106,11 @@ def unet_config(flags: Flags, family: str = GUIDED) -> UNetConfig:
     )
 
 
-def classifier_config(flags: Flags) -> ClassifierConfig:
-    """The noisy-image classifier of guided diffusion: 1000 classes, heads of 64 channels, legacy qkv order."""
+def classifier_config(flags: Flags, channel_mult: Sequence[float] = ()) -> ClassifierConfig:
+    """The noisy-image classifier of guided diffusion: 1000 classes, heads of 64 channels, legacy qkv order.
+
+    The release has no flag for `channel_mult`: without it the image size implies it.
+    """
     f = _complete(flags, _CLASSIFIER_DEFAULTS, f"{GUIDED} classifier")
     size = int(f["image_size"])
     return ClassifierConfig(
@@ -117,7 +120,7 @@ def classifier_config(flags: Flags) -> ClassifierConfig:
         out_channels=CLASSES,
         num_res_blocks=int(f["classifier_depth"]),
         attention_resolutions=_factors(f["classifier_attention_resolutions"], size),
-        channel_mult=_multipliers("", size, _MULTIPLIERS),
+        channel_mult=_multipliers(channel_mult, size, _MULTIPLIERS),
         num_head_channels=64,
         use_scale_shift_norm=_truth(f["classifier_use_scale_shift_norm"]),
         resblock_updown=_truth(f["classifier_resblock_updown"]),

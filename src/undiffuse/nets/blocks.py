@@ -31,10 +31,13 @@ def norm_groups(channels: int) -> int:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm with eps 1e-5 whose statistics are computed in float32 whatever the input's precision."""
+    """Group norm whose statistics are computed in float32 whatever the input's precision.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(norm_groups(channels), channels, eps=1e-5)
+    eps is 1e-5 in Improved DDPM's and ADM's networks and 1e-6 in DDPM's.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(norm_groups(channels), channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype in (torch.float16, torch.bfloat16):
@@ -135,7 +138,7 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if out_channels == channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return _maybe_checkpointed(self._forward, self.use_checkpoint, x, emb)
+        return maybe_checkpointed(self._forward, self.use_checkpoint, x, emb)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
         norm_in, activation, conv_in = self.in_layers
@@ -179,7 +182,7 @@ class Attention(nn.Module):
         self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _maybe_checkpointed(self._forward, self.use_checkpoint, x)
+        return maybe_checkpointed(self._forward, self.use_checkpoint, x)
 
     def _forward(self, x: Tensor) -> Tensor:
         b, c, height, width = x.shape
@@ -216,7 +219,8 @@ def multi_head_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
     return attended.transpose(1, 2).reshape(b, length, heads * d)
 
 
-def _maybe_checkpointed(function, use_checkpoint: bool, *inputs: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def maybe_checkpointed(function, use_checkpoint: bool, *inputs: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    """function(*inputs), where gradients are recorded and `use_checkpoint` is set without keeping what lies between."""
     if use_checkpoint and torch.is_grad_enabled():
         # Non-reentrant: works with frozen weights and double backward, and replays the random state, so that the
         # recomputed dropout masks are those of the forward pass.

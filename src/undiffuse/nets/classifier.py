@@ -16,7 +16,7 @@ POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(TrunkConfig):
-    """A classifier by its arguments (see `TrunkConfig`); `out_channels` is the number of classes.
+    """A classifier by its arguments (see `NetworkConfig`, `TrunkConfig`); `out_channels` is the number of classes.
 
     `pool`: "attention" (the published classifiers: a CLIP-style attention pool whose position table fixes the image
     size), "adaptive" (global mean), "spatial" and "spatial_v2" (means of every stage's output, then an MLP).
@@ -90,7 +90,7 @@ class NoisyClassifier(Trunk):
             self.out = nn.Sequential(first, *middle, last)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        self.check_input(x, t)
+        self.config.check_input(x, t)
         h, outputs = self.encode(x, self.embed_time(t))
         with torch.autocast(x.device.type, enabled=False):
             dtype = next(self.out.parameters()).dtype

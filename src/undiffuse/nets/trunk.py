@@ -9,19 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.nets.blocks import Attention, Downsample, ResBlock, time_embedding
+from undiffuse.nets.config import NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrunkConfig:
-    """Fields common to all networks. Names are those of the original constructors.
+class TrunkConfig(NetworkConfig):
+    """Fields that the U-Net and the classifier have beside those of `NetworkConfig`.
 
-    `image_size`             trained size, one number or (height, width)
-    `in_channels`            1 grey, 3 RGB, 4 RGBA, or any other number
-    `model_channels`         width; level i has int(model_channels * channel_mult[i]) channels
-    `channel_mult`           one entry a level, fractions allowed; each further level halves the resolution
-    `attention_resolutions`  down-sampling factors at which attention is used (1 = full resolution). The published
-                             "32,16,8" are feature-map sizes: divide the image size by them. Factors the
-                             network does not reach are ignored, as in the original.
     `num_heads`              attention heads, used where `num_head_channels` is -1
     `num_head_channels`      channels of a head; the number of heads follows (ADM: 64)
     `num_heads_upsample`     heads in the decoder when they are given by number (-1: `num_heads`)
@@ -30,17 +24,8 @@ class TrunkConfig:
     `use_scale_shift_norm`   adaptive group norm (True) or additive conditioning (False)
     `use_new_attention_order` layout of the qkv rows, see `Attention`
     `rescale_residual`       multiply the sum of residual and skip branch by 1/sqrt(2) (ADM's ablation, Table 1)
-    `use_checkpoint`         recompute activations in the backward pass to save memory
     """
 
-    image_size: int | tuple[int, int] = 64
-    in_channels: int = 3
-    model_channels: int = 128
-    out_channels: int = 3
-    num_res_blocks: int = 2
-    channel_mult: tuple[float, ...] = (1, 2, 2, 2)
-    attention_resolutions: tuple[int, ...] = (2, 4)
-    dropout: float = 0.0
     conv_resample: bool = True
     num_heads: int = 1
     num_head_channels: int = -1
@@ -49,45 +34,6 @@ class TrunkConfig:
     resblock_updown: bool = False
     use_new_attention_order: bool = False
     rescale_residual: bool = False
-    use_checkpoint: bool = False
-
-    def __post_init__(self) -> None:
-        # JSON gives lists; tuples keep the configuration hashable and comparable.
-        for name in ("channel_mult", "attention_resolutions"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if isinstance(self.image_size, (list, tuple)):
-            object.__setattr__(self, "image_size", tuple(self.image_size))
-        if not self.channel_mult:
-            raise ValueError("channel_mult is empty; give one multiplier a level, for example (1, 2, 2, 2)")
-        for name in ("in_channels", "model_channels", "out_channels", "num_res_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        for mult in self.channel_mult:
-            if int(self.model_channels * mult) < 1:
-                raise ValueError(f"multiplier {mult} of {self.model_channels} channels leaves no channel")
-        self.check_size(*self.size)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the trained image size."""
-        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
-
-    @property
-    def downsampling(self) -> int:
-        """Factor between the full and the lowest resolution."""
-        return 2 ** (len(self.channel_mult) - 1)
-
-    def check_size(self, height: int, width: int) -> None:
-        """Raise ValueError if (height, width) cannot be halved as often as the network has levels."""
-        factor = self.downsampling
-        if height % factor or width % factor or height < 1 or width < 1:
-            nearest = [max(factor, round(side / factor) * factor) for side in (height, width)]
-            raise ValueError(
-                f"images of {height}x{width} do not fit a network of {len(self.channel_mult)} levels: height and "
-                f"width must be multiples of {factor}. Use {nearest[0]}x{nearest[1]}, or fewer entries in channel_mult"
-            )
 
     def heads(self, channels: int, count: int) -> int:
         """Number of attention heads at a level of `channels` channels."""
@@ -182,11 +128,3 @@ class Trunk(nn.Module):
             x = stage(x, emb)
             outputs.append(x)
         return self.middle_block(x, emb), outputs
-
-    def check_input(self, x: Tensor, t: Tensor) -> None:
-        """Raise ValueError unless x is [B, in_channels, H, W] with divisible sides and t is [B]."""
-        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
-            raise ValueError(f"expected images [batch, {self.config.in_channels}, height, width], got {list(x.shape)}")
-        if t.shape != (x.shape[0],):
-            raise ValueError(f"expected one time for each of the {x.shape[0]} images, got shape {list(t.shape)}")
-        self.config.check_size(*x.shape[2:])

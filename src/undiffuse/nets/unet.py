@@ -14,7 +14,7 @@ from undiffuse.nets.trunk import Stage, Trunk, TrunkConfig
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig(TrunkConfig):
-    """A U-Net by its arguments (see `TrunkConfig` for the shared ones).
+    """A U-Net by its arguments (see `NetworkConfig` and `TrunkConfig` for the shared ones).
 
     `num_classes`       number of classes of a conditional network, None for an unconditional one
     `null_class`        one more row in the class table, meaning "no class" (for classifier-free guidance)
@@ -81,7 +81,7 @@ class UNet(Trunk):
         return frozenset(names | ({"low_res"} if self.config.super_resolution else set()))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, low_res: Tensor | None = None) -> Tensor:
-        self.check_input(x, t)
+        self.config.check_input(x, t)
         emb = self._embed(x, t, y)
         if self.config.super_resolution:
             if low_res is None:

@@ -20,6 +20,7 @@ from undiffuse.recipes.general import for_data
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "fashion-mnist-32": fashion_mnist.fashion_mnist_32,
     "fashion-mnist-32-classifier": fashion_mnist.fashion_mnist_32_classifier,
+    "fashion-mnist-32-judge": fashion_mnist.fashion_mnist_32_judge,
     "smoke": fashion_mnist.smoke,
     **general.RECIPES,
     **ddpm.RECIPES,

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from undiffuse.adapters import published
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.nets import ClassifierConfig, UNetConfig
+from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.training.config import TrainConfig
 
@@ -48,7 +49,7 @@ class Recipe:
     name: str
     summary: str
     data: Preparation
-    net: UNetConfig | ClassifierConfig
+    net: UNetConfig | DDPMConfig | ClassifierConfig
     process: ProcessConfig
     train: TrainConfig
     measured: str
@@ -74,13 +75,17 @@ class Recipe:
             if classes is None:
                 raise ValueError("a classifier needs labelled pictures")
             return replace(self, net=replace(self.net, out_channels=classes))
+        if isinstance(self.net, DDPMConfig):
+            if classes is not None:
+                raise ValueError("DDPM's own network is not told classes: leave the labels out (--unconditional)")
+            return self
         null = self.net.null_class and classes is not None
         return replace(self, net=replace(self.net, num_classes=classes, null_class=null))
 
     def with_shape(self, size: int | tuple[int, int], channels: int) -> Recipe:
         """The same for another image size and number of channels; the network's widths stay as they are."""
         data = replace(self.data, size=size, channels=channels)
-        net: UNetConfig | ClassifierConfig
+        net: UNetConfig | DDPMConfig | ClassifierConfig
         if isinstance(self.net, ClassifierConfig):
             net = replace(self.net, image_size=size, in_channels=channels)
         else:
@@ -91,6 +96,37 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
         return asdict(self)
+
+
+def figures_of(name: str, unverified: str = "", same_network: bool = True) -> dict[str, str]:
+    """`Recipe.published` for a published file: the figures of `undiffuse.adapters.published`, and what is not settled.
+
+    Without `same_network` the file is not named, since its weights do not fit the recipe's network.
+    """
+    entry = published.get(name)
+    found = {}
+    for result in entry.results:
+        first, _, rest = result.figures.partition(", ")
+        metric, _, value = first.rpartition(" ")
+        found[f"{metric} ({result.how})"] = f"{value}; {rest}" if rest else value
+    unsettled = "; ".join(text for text in (entry.unverified, unverified) if text)
+    return {
+        **(found or {"accuracy" if entry.kind == "classifier" else "FID": "not reported"}),
+        "source": entry.source or entry.paper,
+        **({"unverified": unsettled} if unsettled else {}),
+        **({"file": entry.file} if same_network else {}),
+    }
+
+
+def advice_of(name: str, classifier: str | None = None) -> Advice:
+    """How the authors of a published file sample it; `classifier` is the recipe of the one that guides it."""
+    sampling = published.get(name).sampling or published.Sampling()
+    return Advice(
+        solver=sampling.solver,
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        classifier=classifier if sampling.classifier else None,
+    )
 
 
 def paper_training(*, batch: int, steps: int, lr: float, **settings: Any) -> TrainConfig:

@@ -13,9 +13,7 @@ from collections.abc import Callable
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig
 from undiffuse.recipes.adm import COSINE, LINEAR, MULTIPLIERS
-from undiffuse.recipes.base import NOT_RUN, Preparation, Recipe, paper_training
-
-_SOURCE = "Dhariwal & Nichol 2021, Table 12"
+from undiffuse.recipes.base import NOT_RUN, Preparation, Recipe, figures_of, paper_training
 
 
 def _classifier(
@@ -56,7 +54,7 @@ def _classifier(
             precision="fp16",
             preview_every=None,
         ),
-        published={"accuracy": "not reported", "source": _SOURCE, "file": f"{size}x{size}_classifier.pt"},
+        published=figures_of(f"{size}x{size}_classifier"),
         measured=NOT_RUN,
     )
 

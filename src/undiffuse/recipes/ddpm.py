@@ -15,9 +15,8 @@ from collections.abc import Callable
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import UNetConfig
 from undiffuse.objectives import ObjectiveConfig
-from undiffuse.recipes.base import NOT_RUN, Advice, Preparation, Recipe, paper_training
+from undiffuse.recipes.base import NOT_RUN, Advice, Preparation, Recipe, figures_of, paper_training
 
-_SOURCE = "Ho et al. 2020"
 _WARMUP_STEPS = 5_000
 
 
@@ -41,14 +40,12 @@ def cifar10() -> Recipe:
             batch=128, steps=800_000, lr=2e-4, warmup_images=_WARMUP_STEPS * 128, grad_clip=1.0, precision="fp32"
         ),
         advice=Advice(steps="1000"),
-        published={
-            "FID": "3.17 (training images as reference), 5.24 (test images)",
-            "Inception score": "9.46 +- 0.11",
-            "bits/dim": "at most 3.75 (test), 3.72 (training)",
-            "source": f"{_SOURCE}, Table 1; settings: Appendix B and the released script",
-            "unverified": "warm-up over 5,000 updates and clipping are in the script only, which has no end; the 800K "
-            "updates are the paper's, and its FID is the best one on the way",
-        },
+        published=figures_of(
+            "ddpm_ema_cifar10",
+            "warm-up over 5,000 updates and clipping are in the script only, which has no end; the 800K updates are "
+            "the paper's, and its FID is the best one on the way",
+            same_network=False,
+        ),
         measured=NOT_RUN,
     )
 
@@ -84,7 +81,7 @@ def celebahq() -> Recipe:
         "DDPM for CelebA-HQ 256x256, unconditional, 114M parameters",
         500_000,
         True,
-        {"FID": "not reported", "source": f"{_SOURCE}; settings: Appendix B and the released script"},
+        {"FID": "not reported", "source": "Ho et al. 2020; settings: Appendix B and the released script"},
     )
 
 
@@ -96,11 +93,11 @@ def lsun_bedroom() -> Recipe:
         "DDPM for LSUN bedrooms 256x256, unconditional, 114M parameters",
         2_400_000,
         False,
-        {
-            "FID": "6.36 (the larger variant, 1.15M updates: 4.90)",
-            "source": f"{_SOURCE}, Figures 17 and 18; settings: Appendix B and the released script",
-            "unverified": "no flips according to the paper; the released script flips",
-        },
+        figures_of(
+            "ddpm_ema_lsun_bedroom",
+            "no flips according to the paper; the released script flips",
+            same_network=False,
+        ),
     )
 
 
@@ -111,11 +108,11 @@ def lsun_cat() -> Recipe:
         "DDPM for LSUN cats 256x256, unconditional, 114M parameters",
         1_800_000,
         True,
-        {
-            "FID": "19.75",
-            "source": f"{_SOURCE}, Figure 19; settings: Appendix B and the released script",
-            "unverified": "flips according to the paper; the released script turns them off for this data set",
-        },
+        figures_of(
+            "ddpm_ema_lsun_cat",
+            "flips according to the paper; the released script turns them off for this data set",
+            same_network=False,
+        ),
     )
 
 
@@ -126,11 +123,11 @@ def lsun_church() -> Recipe:
         "DDPM for LSUN churches 256x256, unconditional, 114M parameters",
         1_200_000,
         True,
-        {
-            "FID": "7.89",
-            "source": f"{_SOURCE}, Figure 16; settings: Appendix B and the released script",
-            "unverified": "1.2M updates according to the paper; the weights in circulation are of update 4,432,000",
-        },
+        figures_of(
+            "ddpm_ema_lsun_church",
+            "1.2M updates according to the paper; the weights in circulation are of update 4,432,000",
+            same_network=False,
+        ),
     )
 
 

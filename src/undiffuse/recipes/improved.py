@@ -2,7 +2,8 @@
 
 Networks, processes, learning rates and batches are those of the flags in the release's README; numbers of updates are
 those in the names of the released files. The README's flags leave half precision off, so these train in float32. The
-release does not flip images. Results were read in secondary transcriptions of the paper's tables, not in the paper.
+release does not flip images. Results and advice are those of the file that a recipe names
+(`undiffuse.adapters.published`).
 
 All learn their variance. "rescale" of the objective follows the flag rescale_learned_sigmas: with 4,000 steps it
 multiplies the bound's term of the hybrid loss by four.
@@ -16,9 +17,8 @@ from typing import Any
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import UNetConfig
 from undiffuse.objectives import ObjectiveConfig
-from undiffuse.recipes.base import NOT_RUN, Advice, Preparation, Recipe, paper_training
+from undiffuse.recipes.base import NOT_RUN, Preparation, Recipe, advice_of, figures_of, paper_training
 
-_SOURCE = "Nichol & Dhariwal 2021 (secondary transcription); settings: the release's README"
 _COSINE = ProcessConfig(schedule="cosine", steps=4000, rescale_timesteps=True)
 _HYBRID = ObjectiveConfig(loss="hybrid", decoder="tanh")
 _HYBRID_PLAIN = ObjectiveConfig(loss="hybrid", rescale=False, decoder="tanh")
@@ -42,7 +42,7 @@ def _net(
     )
 
 
-def _cifar10(name: str, summary: str, objective: ObjectiveConfig, timesteps: str, published: dict[str, str]) -> Recipe:
+def _cifar10(name: str, summary: str, objective: ObjectiveConfig, timesteps: str, file: str) -> Recipe:
     return Recipe(
         name=name,
         summary=summary,
@@ -51,8 +51,8 @@ def _cifar10(name: str, summary: str, objective: ObjectiveConfig, timesteps: str
         process=_COSINE,
         objective=objective,
         train=paper_training(batch=128, steps=500_000, lr=1e-4, timesteps=timesteps),
-        advice=Advice(steps="4000"),
-        published=published,
+        advice=advice_of(file),
+        published=figures_of(file),
         measured=NOT_RUN,
     )
 
@@ -64,7 +64,7 @@ def cifar10() -> Recipe:
         "Improved DDPM for CIFAR-10, hybrid loss, 52.5M parameters",
         _HYBRID,
         "uniform",
-        {"FID": "3.19", "bits/dim": "3.17", "source": _SOURCE, "file": "cifar10_uncond_50M_500K.pt"},
+        "cifar10_uncond_50M_500K",
     )
 
 
@@ -75,11 +75,11 @@ def cifar10_vlb() -> Recipe:
         "Improved DDPM for CIFAR-10, trained on the likelihood bound, 52.5M parameters",
         _BOUND,
         "loss-second-moment",
-        {"FID": "11.47", "bits/dim": "2.94", "source": _SOURCE, "file": "cifar10_uncond_vlb_50M_500K.pt"},
+        "cifar10_uncond_vlb_50M_500K",
     )
 
 
-def _imagenet(name: str, summary: str, objective: ObjectiveConfig, timesteps: str, published: dict[str, str]) -> Recipe:
+def _imagenet(name: str, summary: str, objective: ObjectiveConfig, timesteps: str, file: str) -> Recipe:
     return Recipe(
         name=name,
         summary=summary,
@@ -88,8 +88,8 @@ def _imagenet(name: str, summary: str, objective: ObjectiveConfig, timesteps: st
         process=_COSINE,
         objective=objective,
         train=paper_training(batch=128, steps=1_500_000, lr=1e-4, timesteps=timesteps),
-        advice=Advice(steps="4000"),
-        published=published,
+        advice=advice_of(file),
+        published=figures_of(file),
         measured=NOT_RUN,
     )
 
@@ -101,7 +101,7 @@ def imagenet_64() -> Recipe:
         "Improved DDPM for ImageNet 64x64, unconditional, hybrid loss, 121M parameters",
         _HYBRID,
         "uniform",
-        {"FID": "19.2", "bits/dim": "3.57", "source": _SOURCE, "file": "imagenet64_uncond_100M_1500K.pt"},
+        "imagenet64_uncond_100M_1500K",
     )
 
 
@@ -112,7 +112,7 @@ def imagenet_64_vlb() -> Recipe:
         "Improved DDPM for ImageNet 64x64, unconditional, trained on the likelihood bound, 121M parameters",
         _BOUND,
         "loss-second-moment",
-        {"FID": "40.1", "bits/dim": "3.53", "source": _SOURCE, "file": "imagenet64_uncond_vlb_100M_1500K.pt"},
+        "imagenet64_uncond_vlb_100M_1500K",
     )
 
 
@@ -129,14 +129,8 @@ def imagenet_64_conditional() -> Recipe:
         process=ProcessConfig(schedule="cosine", steps=4000),
         objective=_HYBRID_PLAIN,
         train=paper_training(batch=2048, steps=250_000, lr=3e-4),
-        advice=Advice(steps="250"),
-        published={
-            "FID": "2.92",
-            "sFID": "3.79 (as evaluated by Dhariwal & Nichol 2021)",
-            "precision, recall": "0.82, 0.71 (k=5); 0.74, 0.62 as evaluated by Dhariwal & Nichol 2021",
-            "source": f"{_SOURCE}; Dhariwal & Nichol 2021, Table 5",
-            "file": "imagenet64_cond_270M_250K.pt",
-        },
+        advice=advice_of("imagenet64_cond_270M_250K"),
+        published=figures_of("imagenet64_cond_270M_250K"),
         measured=NOT_RUN,
     )
 
@@ -152,19 +146,13 @@ def imagenet_64_to_256() -> Recipe:
         process=ProcessConfig(schedule="linear", steps=4000),
         objective=_HYBRID_PLAIN,
         train=paper_training(batch=256, steps=500_000, lr=3e-4),
-        advice=Advice(steps="250"),
-        published={
-            "FID": "12.26 for the stack of both models (as evaluated by Dhariwal & Nichol 2021)",
-            "sFID": "5.42",
-            "precision, recall": "0.70, 0.62",
-            "source": f"{_SOURCE}; Dhariwal & Nichol 2021, Table 5",
-            "file": "upsample_cond_500K.pt",
-        },
+        advice=advice_of("upsample_cond_500K"),
+        published=figures_of("upsample_cond_500K"),
         measured=NOT_RUN,
     )
 
 
-def _bedroom(name: str, summary: str, batch: int, steps: int, lr: float, published: dict[str, str]) -> Recipe:
+def _bedroom(name: str, summary: str, batch: int, steps: int, lr: float, file: str, unverified: str = "") -> Recipe:
     """The 114M network of DDPM with a learned variance: one head at 16x16, additive conditioning."""
     return Recipe(
         name=name,
@@ -174,8 +162,8 @@ def _bedroom(name: str, summary: str, batch: int, steps: int, lr: float, publish
         process=ProcessConfig(schedule="linear", steps=1000),
         objective=_HYBRID_PLAIN,
         train=paper_training(batch=batch, steps=steps, lr=lr),
-        advice=Advice(steps="1000"),
-        published=published,
+        advice=advice_of(file),
+        published=figures_of(file, unverified),
         measured=NOT_RUN,
     )
 
@@ -188,14 +176,7 @@ def lsun_bedroom() -> Recipe:
         128,
         1_200_000,
         1e-4,
-        {
-            "FID": "4.24",
-            "sFID": "8.21",
-            "precision, recall": "0.62, 0.46",
-            "source": "Dhariwal & Nichol 2021, Table 5; settings: the release's README",
-            "unverified": "which of the two released models the figures belong to",
-            "file": "lsun_uncond_100M_1200K_bs128.pt",
-        },
+        "lsun_uncond_100M_1200K_bs128",
     )
 
 
@@ -207,12 +188,8 @@ def lsun_bedroom_slow() -> Recipe:
         64,
         2_400_000,
         2e-5,
-        {
-            "FID": "not reported apart from improved-lsun-bedroom-256",
-            "source": "settings: the release's README",
-            "unverified": "batch: 64 in the file's name, 128 in the README",
-            "file": "lsun_uncond_100M_2400K_bs64.pt",
-        },
+        "lsun_uncond_100M_2400K_bs64",
+        "batch: 64 in the file's name, 128 in the README",
     )
 
 

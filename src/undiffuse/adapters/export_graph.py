@@ -1,0 +1,232 @@
+"""One call of a network as a graph that runs without this package: ONNX, or a program of `torch.export`.
+
+The graph is the network alone, (x, t, y, low_res) -> output, with any batch size: number of steps, solver, guidance and
+clipping stay the user's. What the output means and how a step is taken with it, the noise levels included, is in the
+JSON beside the file, so that sampling needs nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from undiffuse.adapters import exporting
+from undiffuse.adapters.exporting import Exported, Model
+from undiffuse.denoiser import ProcessConfig
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+EXTERNAL = 1_800_000_000  # bytes of weights from which they lie beside the ONNX file, which holds at most 2 GiB
+OUTPUT = "output"
+_TRACED, _CHECKED = 2, 3  # images in the traced batch and in the one it is checked with: they must differ
+
+# Lines of Python, k the step that x is at, j < k the one it goes to, -1 for the clean image; out and v as "split" says.
+_X0 = {
+    "eps": "(x - sqrt(1 - abar[k]) * out) / sqrt(abar[k])",
+    "x0": "out",
+    "v": "sqrt(abar[k]) * x - sqrt(1 - abar[k]) * out",
+    "mean": (
+        "((1 - abar[k]) * out - sqrt(abar[k] / abar[k - 1]) * (1 - abar[k - 1]) * x)"
+        " / (sqrt(abar[k - 1]) * (1 - abar[k] / abar[k - 1]))"
+    ),
+}
+_MEAN = "sqrt(abar[j]) * beta / (1 - abar[k]) * x0 + sqrt(abar[k] / abar[j]) * (1 - abar[j]) / (1 - abar[k]) * x"
+_LOG_VARIANCE = {
+    "range": "(1 + v) / 2 * log(beta) + (1 - v) / 2 * log(small)",
+    "direct": "v",
+    "beta": "log(beta)",
+    "posterior": "log(small)",
+}
+
+
+def export_torch(model: Model, path: Path) -> Exported:
+    """Write a program of `torch.export` to `path`, a .pt2, and the JSON beside it."""
+    with _quiet():
+        torch.export.save(_program(model), path)
+        loaded = torch.export.load(path).module()
+    exporting.write_json(exporting.about_path(path), {"format": "torch.export", **instructions(model)})
+    inputs = exporting.example_inputs(model, _CHECKED)
+    with torch.no_grad():
+        difference = exporting.relative_difference(loaded(*inputs.values()), model.net(**inputs))
+    return Exported(
+        difference=exporting.accept(difference, path.name),
+        checked=f"read back and run by torch {torch.__version__}, with {_CHECKED} images",
+        usage=(
+            "import torch\n"
+            f'network = torch.export.load("{path.name}").module()\n'
+            f"{_inputs_in_words(model, 'torch')}\n"
+            f"out = network({', '.join(inputs)})\n{_comment(model, path)}"
+        ),
+        notes=("it was traced on a CPU: torch.export.passes.move_to_device_pass(program, 'cuda') moves it",),
+    )
+
+
+def export_onnx(model: Model, path: Path) -> Exported:
+    """Write an ONNX file to `path` and the JSON beside it; weights of gigabytes go into a third file, PATH.data.
+
+    ValueError if the packages that ONNX needs are not installed.
+    """
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'undiffuse[onnx]' (or {' '.join(missing)})")
+    import onnxruntime
+
+    inputs = exporting.example_inputs(model, _TRACED)
+    program = _program(model)
+    with _quiet():
+        graph = torch.onnx.export(program, dynamo=True, verbose=False, input_names=list(inputs), output_names=[OUTPUT])
+        assert graph is not None
+        _name_axes(graph, model)
+        size = sum(value.numel() * value.element_size() for value in model.net.state_dict().values())
+        graph.save(path, external_data=size > EXTERNAL)
+    opset = graph.model.opset_imports.get("", 0)
+    exporting.write_json(exporting.about_path(path), {"format": f"ONNX, opset {opset}", **instructions(model)})
+    checked = exporting.example_inputs(model, _CHECKED)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {name: value.numpy() for name, value in checked.items()})
+    with torch.no_grad():
+        difference = exporting.relative_difference(torch.from_numpy(output), model.net(**checked))
+    guidance = "its scores have no gradient, which guidance needs: --to torch has it"
+    return Exported(
+        difference=exporting.accept(difference, path.name),
+        checked=f"read back and run by onnxruntime {onnxruntime.__version__}, with {_CHECKED} images",
+        usage=(
+            "import numpy as np, onnxruntime\n"
+            f'network = onnxruntime.InferenceSession("{path.name}")\n'
+            f"{_inputs_in_words(model, 'numpy')}\n"
+            f"(out,) = network.run(None, {{{', '.join(f'{n!r}: {n}' for n in inputs)}}})\n{_comment(model, path)}"
+        ),
+        notes=(guidance,) if exporting.kind_of(model) == "classifier" else (),
+    )
+
+
+def instructions(model: Model) -> dict[str, Any]:
+    """What the JSON beside a graph says: the model, the graph's inputs and output, and how to take a step.
+
+    `abar` [steps + 1] is alpha^2 of every step's level (alpha^2 + sigma^2 = 1), its last entry that of the clean image.
+    """
+    config, process = model.net.config, model.process
+    height, width = config.size
+    image = ["batch", config.in_channels, height, width]
+    shapes: dict[str, dict[str, Any]] = {
+        "x": {"type": "float32", "shape": image, "what": "noisy images"},
+        "t": {"type": "float32", "shape": ["batch"], "what": "what the network is told: time_scale * k for step k"},
+    }
+    conditions: frozenset[str] = getattr(model.net, "conditions", frozenset())
+    if "y" in conditions:
+        shapes["y"] = {"type": "int64", "shape": ["batch"], "what": "classes, counted from 0"}
+    if "low_res" in conditions:
+        small = ["batch", config.in_channels, "low_height", "low_width"]
+        shapes["low_res"] = {"type": "float32", "shape": small, "what": "images to enlarge, -1 to 1"}
+    output = ["batch", config.num_classes] if exporting.kind_of(model) == "classifier" else [*image]
+    if len(output) == 4:
+        output[1] = config.out_channels
+    return {
+        **exporting.describe(model),
+        "inputs": shapes,
+        "output": {"type": "float32", "shape": output, "what": _meaning(model)},
+        "time_scale": exporting.time_scale(process),
+        **({} if exporting.kind_of(model) == "classifier" else {"step": _step(process)}),
+        "abar": [*process.chain().alphas_cumprod.tolist(), 1.0],
+    }
+
+
+def _step(process: ProcessConfig) -> dict[str, str]:
+    """How to go from step k to step j < k, with abar[-1] = 1 of the clean image: lines of Python, in order."""
+    mean = f"out if j == k - 1 else {_MEAN}" if process.target == "mean" else _MEAN
+    split = "out, v = the first and the second half of output's channels" if process.learns_variance else "out = output"
+    adjacent = ", for j == k - 1 only" if process.variance == "direct" else ""
+    return {
+        "begin": f"x = normal numbers, k = {process.steps - 1}; j = any lower step, in the end -1",
+        "split": split,
+        "x0": f"x0 = clip({_X0[process.target]}, -1, 1)",
+        "ddim": "x = sqrt(abar[j]) * x0 + sqrt(1 - abar[j]) * (x - sqrt(abar[k]) * x0) / sqrt(1 - abar[k])",
+        "or ancestral": f"the following{adjacent}",
+        "beta": "beta = 1 - abar[k] / abar[j]",
+        "small": "small = beta * (1 - abar[j]) / (1 - abar[k])",
+        "mean": f"mean = {mean}",
+        "ancestral": f"x = mean + exp(({_LOG_VARIANCE[process.variance]}) / 2) * normal() if j >= 0 else mean",
+    }
+
+
+def _meaning(model: Model) -> str:
+    if exporting.kind_of(model) == "classifier":
+        return f"scores of {model.net.config.num_classes} classes (log-probabilities up to a constant)"
+    what = {"eps": "noise", "x0": "denoised image", "v": "v", "mean": "mean of the previous step"}
+    more = ", then the variance" if model.process.learns_variance else ""
+    return f"{what[model.process.target]}{more}"
+
+
+class _Positional(nn.Module):
+    """A network whose inputs are x, t and low_res, which has y between them otherwise."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor, low_res: Tensor) -> Tensor:
+        return self.net(x, t, None, low_res)
+
+
+def _program(model: Model) -> torch.export.ExportedProgram:
+    """The network traced with any number of images, and low-resolution images of any size."""
+    inputs = exporting.example_inputs(model, _TRACED)
+    net = _Positional(model.net) if "low_res" in inputs and "y" not in inputs else model.net
+    batch = torch.export.Dim("batch", min=1)
+    axes: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
+    if "low_res" in inputs:
+        axes["low_res"] |= {2: torch.export.Dim("low_height", min=1), 3: torch.export.Dim("low_width", min=1)}
+    with torch.no_grad(), _quiet():
+        return torch.export.export(net, tuple(inputs.values()), dynamic_shapes=axes)
+
+
+def _name_axes(graph: Any, model: Model) -> None:
+    """Names instead of symbols for the axes of any length in an ONNX graph."""
+    shapes = instructions(model)
+    told = {**{name: value["shape"] for name, value in shapes["inputs"].items()}, OUTPUT: shapes["output"]["shape"]}
+    for value in [*graph.model.graph.inputs, *graph.model.graph.outputs]:
+        for axis, length in enumerate(told[value.name]):
+            if isinstance(length, str):
+                value.shape[axis] = length
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporters say to their developers."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _comment(model: Model, path: Path) -> str:
+    step = "" if exporting.kind_of(model) == "classifier" else "; how to take a step"
+    return f"# out: {_meaning(model)}{step}: see {exporting.about_path(path).name}"
+
+
+def _inputs_in_words(model: Model, library: str) -> str:
+    """Lines of Python, with "torch" or "numpy", that make inputs of four images of pure noise."""
+    config = model.net.config
+    shape = f"4, {config.in_channels}, {', '.join(map(str, config.size))}"
+    small = f"4, {config.in_channels}, {', '.join(map(str, exporting.low_size(model)))}"
+    time = (model.process.steps - 1) * exporting.time_scale(model.process)
+    lines = {
+        "x": (f"torch.randn({shape})", f'np.random.standard_normal(({shape})).astype("float32")'),
+        "t": (f"torch.full((4,), {time!r})", f'np.full(4, {time!r}, "float32")'),
+        "y": (f"torch.arange(4) % {config.num_classes}", f"np.arange(4) % {config.num_classes}"),
+        "low_res": (f"torch.zeros({small})", f'np.zeros(({small}), "float32")'),
+    }
+    taken = exporting.example_inputs(model, 1, full_size=False)
+    return "\n".join(f"{name} = {lines[name][library == 'numpy']}" for name in taken)

@@ -1,0 +1,168 @@
+"""Files of weights that others wrote: opened without executing anything in them, and the weights found inside.
+
+PyTorch's files are pickles, programs that build objects. They are opened by PyTorch's restricted reader, which builds
+tensors and plain containers and refuses everything else; a file that wants anything else is not opened at all.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from undiffuse.adapters import ddpm_weights, openai_weights
+from undiffuse.checkpoints import METADATA_KEY, CheckpointError
+
+ALONE = "net"
+"""What weights are called that are all there is in a file."""
+
+# What training and containers put something before.
+_PREFIXED = (openai_weights.ANCHOR, "temb.dense.0.weight", "time_embedding.linear_1.weight")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict found in a file: `name` is what it is called there, or `ALONE`."""
+
+    name: str
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is for `undiffuse.checkpoints`, which also tells what is wrong with a damaged one."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError):
+        return path.suffix.lower() == ".safetensors"
+
+
+def read(path: Path, which: str | None = None) -> Weights:
+    """The weights in a PyTorch or safetensors file, on the CPU; large ones stay on the disk until they are used.
+
+    `which` of several state dicts, by the name that the file gives them. CheckpointError if the file is damaged, is no
+    such file, would execute something, or has no weights of a diffusion network in it.
+    """
+    content = _open(path)
+    found = dict(_state_dicts(content))
+    known = {name: state for name, state in found.items() if names_a_network(state)}
+    if not known:
+        raise CheckpointError(f"{path} holds no weights of a known diffusion network: {_told(content, found)}")
+    if which is not None:
+        if which not in known:
+            raise CheckpointError(f"{path} has no weights {which!r}; it has: {', '.join(known)}")
+        known = {which: known[which]}
+    if len(known) > 1:
+        raise CheckpointError(f"{path} holds several networks, {', '.join(known)}: say which by --weights NAME")
+    name, state = next(iter(known.items()))
+    for key, value in state.items():
+        if not value.is_floating_point():
+            raise CheckpointError(f"{path}: {key} is of type {str(value.dtype).removeprefix('torch.')}, not a weight")
+        size = value.numel() * value.element_size()
+        if value.layout != torch.strided or value.untyped_storage().nbytes() < size:
+            raise CheckpointError(f"{path}: {key} is not an ordinary tensor of {size} bytes")
+    return Weights(name, state)
+
+
+def problem_with_archive(path: Path) -> str:
+    """What the checksums inside a PyTorch file say is wrong with it; "" if nothing, or if it has none (older ones)."""
+    if not zipfile.is_zipfile(path):
+        return ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        return f"it is damaged: {error}"
+    return f"it is damaged: the checksum of {damaged} in it is wrong" if damaged else ""
+
+
+def _open(path: Path) -> Any:
+    """What a file holds. CheckpointError for whatever may be wrong with it."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+        if start[8:9] == b"{" and path.suffix.lower() not in (".pt", ".pth"):
+            with safetensors.safe_open(str(path), framework="pt") as tensors:
+                return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  (not a mapping)
+        with warnings.catch_warnings():  # about pickles of unusual kinds; those that matter are errors
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a file can make its reader raise anything
+        raise CheckpointError(f"{path} {_reason(error, start)}") from None
+
+
+def _reason(error: Exception, start: bytes) -> str:
+    """Why a file could not be opened. PyTorch's own messages advise to open it without restriction: never do."""
+    text = str(error)
+    wants = re.search(r"GLOBAL ([\w.]+)", text)
+    if wants:
+        return (
+            f"is refused: beside tensors it holds {wants[1]}, and opening it could execute code. Have its owner save "
+            "the weights alone (a state dict), best as safetensors"
+        )
+    if "TorchScript" in text:
+        return "is a TorchScript program, not weights: give the state dict it was made from"
+    if start[:4] == b"PK\x03\x04" or "EOF" in text or isinstance(error, (EOFError, safetensors.SafetensorError)):
+        return f"is damaged or incomplete ({text.splitlines()[0][:100] if text else 'it is empty'})"
+    return "is neither weights of PyTorch nor a checkpoint of undiffuse"
+
+
+def _state_dicts(content: Any) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """(name, tensors) of all mappings of tensors in what a file held, the names freed of what is before all of them."""
+    if isinstance(content, Mapping):
+        if _is_state(content):
+            yield ALONE, _stripped(content)
+            return
+        for name, part in content.items():
+            if isinstance(part, Mapping) and _is_state(part):
+                yield str(name), _stripped(part)
+    else:  # DDIM's training writes a list
+        part = ddpm_weights.weights_in(content)
+        if part is not None and _is_state(part):
+            yield ALONE, _stripped(part)
+
+
+def names_a_network(names: Mapping[str, Any]) -> bool:
+    """Whether these are the names of the weights of a network that is known here."""
+    return openai_weights.looks_like(names) or ddpm_weights.recognise(names) is not None
+
+
+def _is_state(part: Mapping[Any, Any]) -> bool:
+    return bool(part) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in part.items())
+
+
+def _stripped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Without the "module." and the like that all names begin with."""
+    for name in state:
+        for anchor in _PREFIXED:
+            prefix = name.removesuffix(anchor)
+            if prefix and prefix != name and all(other.startswith(prefix) for other in state):
+                return {other[len(prefix) :]: tensor for other, tensor in state.items()}
+    return state
+
+
+def _told(content: Any, found: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """What a file holds instead."""
+    if isinstance(content, Mapping) and {"state", "param_groups"} <= set(content):
+        return "it is the state of an optimiser; the weights are in a file beside it (model*.pt or ema_*.pt)"
+    for name, state in found.items():
+        listed = ", ".join(list(state)[:3])
+        return f"{name} has {len(state)} tensors such as {listed}"
+    if isinstance(content, Mapping):
+        return f"it has {', '.join(map(str, list(content)[:5])) or 'nothing'}, and no tensors by name"
+    return f"it is a {type(content).__name__}"

@@ -1,0 +1,273 @@
+"""What the shapes of OpenAI's weights tell: a state dict of a U-Net, an upsampler or a classifier by its keys alone.
+
+Guided and improved diffusion save bare state dicts, without a word on the network they belong to. Names and shapes tell
+nearly all of it (`recognise`): widths, blocks a level, where attention is, how levels are connected, how the embedding
+acts, classes, a learned variance, what kind of network it is. They do not tell the size of the images (except where a
+classifier's attention pool fixes it), the number of attention heads, the order of their queries, keys and values, and
+nothing of the diffusion process: that is `interpretation`'s part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from undiffuse.nets import ClassifierConfig, UNetConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+ANCHOR = "time_embed.0.weight"
+"""A parameter that all of these networks have."""
+
+KINDS = {"diffusion": "a diffusion model", "upsampler": "an upsampler", "classifier": "a classifier"}
+_CHANNELS = (3, 1, 4)  # of images, the likely ones first
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A network as far as shapes tell it.
+
+    `kind`  "diffusion", "upsampler" or "classifier"
+    `told`  the fields of `UNetConfig` or `ClassifierConfig` that shapes tell; attention only where it is reached
+    """
+
+    kind: str
+    told: Mapping[str, Any]
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network gives a variance beside the image."""
+        return self.kind != "classifier" and self.told["out_channels"] == 2 * self.told["in_channels"]
+
+    def config(self, **rest: Any) -> UNetConfig | ClassifierConfig:
+        """The configuration, with what is not told in `rest`; what is told can be replaced by it."""
+        return (ClassifierConfig if self.kind == "classifier" else UNetConfig)(**{**self.told, **rest})
+
+
+def looks_like(names: Mapping[str, Any]) -> bool:
+    """Whether these names are those of a U-Net or classifier of OpenAI's code."""
+    return ANCHOR in names and "input_blocks.0.0.weight" in names and "middle_block.0.in_layers.0.weight" in names
+
+
+def recognise(shapes: Shapes, blocks: int | None = None) -> Recognised:
+    """The network that has exactly these names and shapes. ValueError, which says what is odd, if there is none.
+
+    In rare cases (classifiers without attention and of one width) several networks have the same shapes: then `blocks`,
+    the number of residual blocks a level, must say which.
+    """
+    if not looks_like(shapes):
+        raise ValueError(
+            "these are no weights of a network of guided or improved diffusion: there is no "
+            f"{ANCHOR} with input_blocks and a middle_block (there is {_some(shapes)})"
+        )
+    fitting, problems = [], []
+    for guess in _guesses(shapes):
+        try:
+            problem = _difference(guess, shapes)
+        except (TypeError, ValueError) as error:
+            problem = str(error)
+        if problem:
+            problems.append(problem)
+        else:
+            fitting.append(guess)
+    if not fitting:
+        raise ValueError(
+            "these look like weights of OpenAI's diffusion code, but of no network that it can build: "
+            + (problems[0] if problems else "the number of stages fits no number of levels")
+        )
+    chosen = [guess for guess in fitting if blocks in (None, guess.told["num_res_blocks"])]
+    if len(chosen) > 1:
+        counts = " or ".join(str(guess.told["num_res_blocks"]) for guess in fitting)
+        raise ValueError(f"the shapes do not tell how many residual blocks a level has, {counts}")
+    return (chosen or fitting)[0]
+
+
+def told_by(config: UNetConfig | ClassifierConfig) -> Recognised:
+    """What the shapes of this configuration's weights would tell: the inverse of `recognise`."""
+    told: dict[str, Any] = {
+        "in_channels": config.in_channels,
+        "model_channels": config.model_channels,
+        "out_channels": config.out_channels,
+        "num_res_blocks": config.num_res_blocks,
+        "channel_mult": _multipliers(config.model_channels, config.widths),
+        "attention_resolutions": tuple(
+            2**level for level in range(len(config.channel_mult)) if 2**level in config.attention_resolutions
+        ),
+        "use_scale_shift_norm": config.use_scale_shift_norm,
+        **_resampling(config.resblock_updown, config.conv_resample, len(config.channel_mult)),
+    }
+    if isinstance(config, ClassifierConfig):
+        size = {"image_size": config.image_size} if config.pool == "attention" else {}
+        return Recognised("classifier", {**told, "pool": config.pool, **size})
+    kind = "upsampler" if config.super_resolution else "diffusion"
+    classes = {"num_classes": config.num_classes, "super_resolution": config.super_resolution}
+    if config.num_classes is not None and config.null_class:
+        classes["num_classes"] = config.num_classes + 1  # its row in the table looks like any other
+    return Recognised(kind, {**told, **classes})
+
+
+def describe(found: Recognised) -> str:
+    """What shapes told, in words."""
+    told = found.told
+    parts = [
+        f"{told['model_channels']} channels x {'/'.join(f'{m:g}' for m in told['channel_mult'])}",
+        f"{told['num_res_blocks']} blocks a level",
+        "attention at " + (", ".join(f"1/{f}" for f in told["attention_resolutions"]) or "the lowest level only"),
+        "residual resampling" if told["resblock_updown"] else "convolutional resampling" if told["conv_resample"] else
+        "resampling without parameters",
+        "adaptive group norm" if told["use_scale_shift_norm"] else "conditioning by addition",
+    ]  # fmt: skip
+    if found.kind == "classifier":
+        parts += [f"{told['out_channels']} classes", f"{told['pool']} pool"]
+        parts += [f"images of {told['image_size']} pixels"] if "image_size" in told else []
+    else:
+        parts += [f"{told['num_classes']} classes" if told["num_classes"] else "no classes"]
+        parts += ["learned variance" if found.learns_variance else "fixed variance"]
+    return f"{KINDS[found.kind]}, {told['in_channels']} channels: " + ", ".join(parts)
+
+
+def _difference(guess: Recognised, shapes: Shapes) -> str:
+    """What tells the guessed network from these shapes; empty if nothing does."""
+    rest: dict[str, Any] = {"num_heads": 1}
+    if guess.kind == "classifier":  # the width of a head has no influence on shapes, and must divide
+        rest["num_head_channels"] = 1
+    if "image_size" not in guess.told:
+        rest["image_size"] = 2 ** (len(guess.told["channel_mult"]) - 1)
+    with torch.device("meta"):
+        net = guess.config(**rest).build()
+    expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    odd = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
+    if not odd:
+        return ""
+    there = list(shapes[odd[0]]) if odd[0] in shapes else "missing"
+    wanted = list(expected[odd[0]]) if odd[0] in expected else "no such parameter"
+    return f"{len(odd)} of {len(shapes)} tensors differ, {odd[0]} is {there}, expected {wanted}"
+
+
+def _guesses(shapes: Shapes) -> Iterator[Recognised]:
+    """Networks that these shapes may be of: every division of the encoder's stages into levels that is consistent.
+
+    The encoder has one stage for the first convolution and then, level by level, `blocks` residual stages and (but for
+    the last level) one that halves the resolution.
+    """
+    total = 1 + max(int(m[1]) for name in shapes if (m := re.match(r"input_blocks\.(\d+)\.", name)))
+    decoder = [int(m[1]) for name in shapes if (m := re.match(r"output_blocks\.(\d+)\.", name))]
+    total = max(total, 1 + max(decoder, default=0))  # the decoder has as many stages as the encoder
+    if total > len(shapes):
+        raise ValueError(f"stages are numbered up to {total - 1}, but there are only {len(shapes)} tensors")
+    for levels in range(1, total + 1):
+        if total % levels or total == levels:
+            continue
+        told = _encoder(shapes, levels, total // levels - 1)
+        if told is not None:
+            yield from _heads(shapes, told)
+
+
+def _encoder(shapes: Shapes, levels: int, blocks: int) -> dict[str, Any] | None:
+    """What the encoder tells if it has so many levels and blocks; None if it cannot have."""
+    width = shapes[ANCHOR][-1] if len(shapes[ANCHOR]) == 2 else 0
+    if width < 1:
+        return None
+    widths, attends, connections = [], [], set()
+    for level in range(levels):
+        first = 1 + level * (blocks + 1)
+        outs = [shapes.get(f"input_blocks.{first + i}.0.out_layers.3.weight", ())[:1] for i in range(blocks)]
+        attention = {f"input_blocks.{first + i}.1.qkv.weight" in shapes for i in range(blocks)}
+        if len(set(outs)) != 1 or not outs[0] or len(attention) != 1:
+            return None
+        widths.append(outs[0][0])
+        attends.append(attention.pop())
+        if level < levels - 1:
+            connections.add(_connection(shapes, f"input_blocks.{first + blocks}."))
+    if len(connections) > 1 or "" in connections:
+        return None
+    connection = connections.pop() if connections else "conv"
+    film = shapes.get("middle_block.0.emb_layers.1.weight", (0,))[0] == 2 * widths[-1]
+    return {
+        "in_channels": shapes["input_blocks.0.0.weight"][1] if len(shapes["input_blocks.0.0.weight"]) == 4 else 0,
+        "model_channels": width,
+        "num_res_blocks": blocks,
+        "channel_mult": _multipliers(width, widths),
+        "attention_resolutions": tuple(2**level for level, attending in enumerate(attends) if attending),
+        "use_scale_shift_norm": film,
+        **_resampling(connection == "block", connection != "pool", levels),
+    }
+
+
+def _connection(shapes: Shapes, stage: str) -> str:
+    """What halves the resolution: "block", "conv", "pool" (which has no parameters), or "" for none of them."""
+    names = [name for name in shapes if name.startswith(stage)]
+    if not names:
+        return "pool"
+    if f"{stage}0.op.weight" in names:
+        return "conv"
+    return "block" if f"{stage}0.in_layers.0.weight" in names and f"{stage}1.qkv.weight" not in names else ""
+
+
+def _heads(shapes: Shapes, told: dict[str, Any]) -> Iterator[Recognised]:
+    """The guess completed by what the last layers tell."""
+    if any(name.startswith("output_blocks.") for name in shapes):
+        last = shapes.get("out.2.weight", (0,))[0]
+        table = shapes.get("label_emb.weight", (0,))[0]
+        channels, enlarges = _image_channels(told["in_channels"], last)
+        yield Recognised(
+            "upsampler" if enlarges else "diffusion",
+            {
+                **told,
+                "in_channels": channels,
+                "out_channels": last,
+                "num_classes": table or None,
+                "super_resolution": enlarges,
+            },
+        )
+    elif "out.2.positional_embedding" in shapes:
+        tokens = shapes["out.2.positional_embedding"][-1] - 1
+        side = round(max(tokens, 0) ** 0.5)
+        size = side * 2 ** (len(told["channel_mult"]) - 1)
+        classes = shapes.get("out.2.c_proj.weight", (0,))[0]
+        yield Recognised("classifier", {**told, "out_channels": classes, "pool": "attention", "image_size": size})
+    else:
+        final = "out.3.weight" if "out.3.weight" in shapes else "out.2.weight"
+        classes = shapes.get(final, (0,))[0]
+        for pool in ("adaptive", "spatial", "spatial_v2"):
+            yield Recognised("classifier", {**told, "out_channels": classes, "pool": pool})
+
+
+def _image_channels(given: int, out: int) -> tuple[int, bool]:
+    """(channels of an image, whether the network enlarges): from the channels that go in and come out.
+
+    What goes in are the image's channels, or twice as many where a network enlarges; what comes out are as many, or
+    twice as many where it learns its variance. Where several readings are possible, that of a likely image is taken.
+    """
+    readings = [
+        (channels, enlarges)
+        for enlarges in (False, True)
+        for channels in (given // 2 if enlarges else given,)
+        if channels > 0 and channels * (1 + enlarges) == given and out in (channels, 2 * channels)
+    ]
+    if not readings:
+        raise ValueError(f"a network with {given} channels in and {out} out predicts no image")
+    return min(readings, key=lambda reading: (reading[0] not in _CHANNELS, reading[1]))
+
+
+def _resampling(blocks: bool, convolution: bool, levels: int) -> dict[str, bool]:
+    """How levels are connected; with one level there is nothing to tell, and the defaults stand."""
+    if levels == 1:
+        return {"resblock_updown": False, "conv_resample": True}
+    return {"resblock_updown": blocks, "conv_resample": blocks or convolution}
+
+
+def _multipliers(width: int, widths: Any) -> tuple[float, ...]:
+    """Factors whose product with `width`, rounded down, are `widths`."""
+    return tuple(
+        w // width if w % width == 0 else next(m for m in (w / width, (w + 0.5) / width) if int(width * m) == w)
+        for w in widths
+    )
+
+
+def _some(names: Mapping[str, Any]) -> str:
+    listed = list(names)[:3]
+    return ", ".join(listed) + (", ..." if len(names) > 3 else "") if listed else "nothing"
