@@ -21,6 +21,7 @@ from evaluator_files import (
     difference,
     folder,
 )
+from undiffuse.evaluation import Features, MetricOptions, Summary, evaluate
 from undiffuse.metrics import InceptionScore, Moments, Statistics, frechet_distance, manifold_metrics
 from undiffuse.metrics.extractors import INCEPTION_PROTOCOLS, InceptionExtractor, inception, resize
 from undiffuse.metrics.extractors.inception import InceptionV3
@@ -122,6 +123,33 @@ def test_golden_evaluator_precision_and_recall(
         tolerance = HALF_PRECISION if half else 1.01 / count
         expected = files.metrics[f"{name}_fp{16 if half else 64}"]
         assert found[name].value == pytest.approx(expected, abs=tolerance), name
+
+
+def test_golden_evaluator_from_end_to_end(
+    files: EvaluatorFiles, extractor: InceptionExtractor, passes: dict[str, dict[str, Any]]
+) -> None:
+    """The whole evaluation of what one pass keeps: statistics, class scores from kept features, all metrics."""
+    sides = [
+        Summary.of(
+            Features(
+                features=passes[name]["features"],
+                spatial=passes[name]["spatial"],
+                card=extractor.card,
+                spatial_card=extractor.spatial_card,
+                scores=extractor.scores,
+            )
+        )
+        for name in ("samp", "ref")
+    ]
+    (chunk, score), *_ = files.with_chunk("inception_score", 5000).values()
+    found = evaluate(*sides, ["fd", "sfd", "is", "pr"], MetricOptions(distances="float64", chunk=chunk))
+    fd, spatial, inception_score, precision, recall = (estimate.value for estimate in found.estimates)
+    assert fd == pytest.approx(files.metrics["fid"], rel=SINGULAR)
+    assert spatial == pytest.approx(files.metrics["sfid"], rel=SINGULAR)
+    assert inception_score == pytest.approx(score, rel=SCORE)
+    counts = [len(side.features) for side in sides if side.features is not None]
+    assert precision == pytest.approx(files.metrics["precision_fp64"], abs=1.01 / counts[0])
+    assert recall == pytest.approx(files.metrics["recall_fp64"], abs=1.01 / counts[1])
 
 
 # The quirks, one removed at a time: the same comparison as above must then fail.

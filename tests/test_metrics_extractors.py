@@ -24,6 +24,7 @@ from undiffuse.metrics.extractors import (
     EffLiteExtractor,
     FunctionExtractor,
     InceptionExtractor,
+    dinov2,
     efflite,
     in_batches,
     inception_features,
@@ -77,7 +78,7 @@ def test_clean_resize_is_pillows(size: int) -> None:
     images = noise(1, 50, 40, 3)
     planes = [Image.fromarray(images[0, :, :, c].astype(np.float32)) for c in range(3)]
     expected = np.stack([np.asarray(p.resize((size, size), Image.Resampling.BICUBIC)) for p in planes]).clip(0, 255)
-    np.testing.assert_allclose(resize.antialiased_bicubic(floats(images), size)[0], expected, atol=1e-3)
+    np.testing.assert_allclose(resize.antialiased_bicubic(floats(images), size)[0], expected, atol=2e-5)
 
 
 def test_bilinear_rules_differ_where_they_should() -> None:
@@ -247,6 +248,23 @@ def test_dinov2_has_the_published_layout() -> None:
     assert len(state) == 343
     # The published file: 304 million float32 numbers and the names.
     assert 0 < 1_217_586_395 - 4 * sum(t.numel() for t in state.values()) < 200_000
+
+
+def test_dinov2_sees_what_pillow_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preparation, with a small network: resized as a whole to 224, rounded, ImageNet's mean and deviation."""
+    monkeypatch.setattr(dinov2, "DinoV2", lambda: DinoV2(32, 1, 4))
+    draw = torch.Generator().manual_seed(0)
+    extractor = DinoV2Extractor(
+        {n: torch.randn(t.shape, generator=draw) for n, t in DinoV2(32, 1, 4).state_dict().items()}
+    )
+    images = noise(2, 150, 150, 3)
+    shown = [Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC) for image in images]
+    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    ready = (floats(np.stack([np.asarray(image) for image in shown])) / 255 - torch.from_numpy(mean)[:, None, None]) / (
+        torch.from_numpy(std)[:, None, None]
+    )
+    torch.testing.assert_close(extractor(images).features, extractor.net(ready), atol=1e-3, rtol=1e-3)
+    assert extractor.card.distance == "FD-dinov2-other-weights"
 
 
 def test_dinov2_refuses_other_files(tmp_path: Path) -> None:

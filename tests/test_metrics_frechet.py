@@ -16,10 +16,12 @@ from undiffuse.metrics import (
     Statistics,
     frechet_bias,
     frechet_distance,
+    frechet_estimate,
     frechet_infinity,
     frechet_influence,
     frechet_two_halves,
 )
+from undiffuse.metrics import frechet as module
 
 
 def gaussian(r: np.random.Generator, dimension: int, n: int | None = None) -> Statistics:
@@ -168,6 +170,50 @@ def test_bias_near_the_reference(r: np.random.Generator) -> None:
     assert np.mean(values) == pytest.approx(predicted, abs=3.5 * float(np.std(values)) / 10)
     # The formula itself, with equal variances: C = d s + s d (d + 1) / 4.
     assert frechet_bias(Statistics(torch.zeros(5), 2 * torch.eye(5), 10)) == pytest.approx((10 + 15) / 10)
+
+
+def test_two_halves_are_halves(r: np.random.Generator) -> None:
+    """Against the formula with each half's own moments, for even and odd numbers of images and of splits."""
+    reference = gaussian(r, 5)
+    for n, splits in ((60, 1), (61, 2), (60, 3)):
+        x = sample(gaussian(r, 5), n, r)
+        generator = np.random.Generator(np.random.Philox(key=7))
+        values = []
+        for _ in range(splits):
+            order = torch.from_numpy(generator.permutation(n))
+            halves = (order[: n // 2], order[n // 2 :])
+            values.append(sum(frechet_distance(of(x[half]), reference) for half in halves) / 2)
+        found = frechet_two_halves(x, of(x), reference, splits=splits, seed=7)
+        assert found.value == pytest.approx(2 * frechet_distance(of(x), reference) - np.mean(values), rel=1e-11)
+    with pytest.raises(MetricError, match="features of 59 images, their statistics are of 60"):
+        frechet_two_halves(x[:59], of(x), reference)
+
+
+def test_halves_with_a_constant_dimension(r: np.random.Generator) -> None:
+    """What remains of a constant's scatter is 0, not a negative rounding error."""
+    x = torch.cat([sample(gaussian(r, 3), 50, r), torch.full((50, 1), 1 / 3, dtype=torch.float64)], dim=1)
+    assert math.isfinite(frechet_two_halves(x, of(x), gaussian(r, 4), splits=3).value)
+
+
+def test_the_quadratic_form_in_blocks(r: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = sample(gaussian(r, 7), 40, r), gaussian(r, 7)
+    whole = frechet_influence(x, of(x), y)
+    monkeypatch.setattr(module, "COLUMNS", 3)
+    monkeypatch.setattr(module, "ROWS", 11)
+    torch.testing.assert_close(frechet_influence(x, of(x), y), whole, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_error_of_the_reference_from_either_side(constant: bool, r: np.random.Generator) -> None:
+    """By the inverse of the samples' map, or where that is not to be had by the reference's own."""
+    x, y = sample(gaussian(r, 5), 90, r), sample(gaussian(r, 5), 80, r)
+    if constant:
+        x[:, 1] = 0.5
+    alone = frechet_estimate(of(x), of(y), features=x, splits=0).stderr
+    both = frechet_estimate(of(x), of(y), features=x, reference_features=y, splits=0).stderr
+    theirs = frechet_influence(y, of(y), of(x))
+    assert alone is not None
+    assert both == pytest.approx(math.sqrt(alone**2 + float(theirs.var()) / len(y)), rel=1e-11)
 
 
 def test_the_references_sampling_error_counts_when_given(r: np.random.Generator) -> None:

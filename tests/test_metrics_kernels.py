@@ -92,6 +92,37 @@ def test_kernel_distances_stream_and_are_named_by_their_features() -> None:
         kid(x[:1], y)
 
 
+def like_pool(n: int, shift: float, seed: int) -> torch.Tensor:
+    """Features like Inception's: not negative, correlated, of a mean that is large beside the distances."""
+    draw = np.random.default_rng(seed)
+    basis = 0.15 * np.random.default_rng(9).standard_normal((32, 256))
+    spread = draw.standard_normal((n, 32)) @ basis + 0.3 * draw.standard_normal((n, 256))
+    return torch.from_numpy((0.4 + shift + spread).clip(0)).float()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.02, 0.3])
+def test_float32_features_give_the_digits_of_float64(shift: float) -> None:
+    """Tiles in float32 move KID by millionths of its error, and CMMD by millionths of itself, even near 0."""
+    x, y = like_pool(700, 0.0, 1), like_pool(600, shift, 2)
+    single, double = kid(x, y), kid(x.double(), y.double())
+    assert double.stderr is not None
+    assert single.value == pytest.approx(double.value, rel=0, abs=1e-5 * double.stderr)
+    assert single.stderr == pytest.approx(double.stderr, rel=1e-4)
+    single, double = cmmd(x, y), cmmd(x.double(), y.double())
+    assert single.value == pytest.approx(double.value, rel=2e-6)
+    assert kid(x, y.double()).value == pytest.approx(kid(x, y).value, rel=1e-12)
+
+
+def test_kid_is_called_as_the_frechet_distance_is() -> None:
+    x, y = draw(9), draw(8, seed=1)
+    for distance, name in (("FID", "KID"), ("clean-FID", "clean-KID"), ("FD-inception", "KD-inception")):
+        card = Card(protocol="p", distance=distance, extractor="inception-2015-12-05", layer="pool_3", dimension=4)
+        assert kid(x, y, card=card).name == name
+        assert kid_subsets(x, y, size=5, card=card).name == name
+        assert cmmd(x, y, card=card).name == f"MMD-{distance.removeprefix('FD-')}"
+    assert kid(x, y).name == "KD"
+
+
 def test_vendi_closed_forms() -> None:
     assert VendiScore().update(draw(1).repeat(9, 1)).compute().value == pytest.approx(1, rel=1e-9)
     assert VendiScore().update(3 * torch.eye(6)).compute().value == pytest.approx(6, rel=1e-12)

@@ -117,12 +117,12 @@ def test_coverage_and_density_of_equal_laws() -> None:
 def test_half_precision_is_coarse_and_falls_back() -> None:
     """Rounded distances are multiples of the half-precision step; where one overflows the tile is in float32."""
     x = 8 * draw(40, 16)
-    rounded = Squares(x, precision="float16-emulated").block(0, 0)
+    rounded = Squares(x.float(), precision="float16-emulated").bounds(0, 0)
     assert torch.equal(rounded, rounded.half().float())
     exact = (x[:, None] - x[None]).square().sum(dim=-1)
     assert 0 < float((rounded - exact).abs().max()) < 8
     large = torch.cat([x, torch.full((1, 16), 200.0)])
-    whole = Squares(large, precision="float16-emulated").block(0, 0)
+    whole = Squares(large.float(), precision="float16-emulated").bounds(0, 0)
     assert not torch.equal(whole, whole.half().float())
     assert bool(torch.isfinite(whole).all())
 

@@ -64,9 +64,8 @@ def test_merging_leaves_the_other_alone() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in b.state_dict().items())
 
 
-def test_many_columns_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of columns and rows smaller than the data, which real features always exceed."""
-    monkeypatch.setattr(module, "BLOCK", 3)
+def test_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer rows at once than there are, which is so of real features."""
     monkeypatch.setattr(module, "ROWS", 50)
     x = draw()
     check(Moments().update(x[:120]).merge(Moments().update(x[120:])).statistics(), x)
@@ -77,7 +76,20 @@ def test_a_large_offset_cancels_nothing() -> None:
     moments = Moments()
     for part in x.split(11):
         moments.update(part)
-    check(moments.statistics(), x, 1e-9)
+    check(moments.statistics(), x)
+
+
+def test_taking_away_what_was_seen() -> None:
+    x = draw(offset=1e3)
+    x[:, 2] = 5
+    whole, some = Moments().update(x), Moments().update(x[::3])
+    rest = torch.cat([x[1::3], x[2::3]])
+    check(whole.without(some).statistics(), rest)
+    check(Moments.from_statistics(whole.statistics(), 300).without(some).statistics(), rest)
+    assert float(whole.without(some).scatter[2, 2]) == 0  # and never below
+    assert whole.without(whole).n == 0
+    with pytest.raises(MetricError, match="cannot be taken away"):
+        some.without(whole)
 
 
 def test_a_restart_changes_nothing() -> None:
@@ -148,7 +160,29 @@ def test_the_factor_gives_the_covariance_and_knows_the_rank() -> None:
     few = Moments().update(draw(4)).statistics()
     assert few.factor.shape == (7, 3)
     torch.testing.assert_close(few.factor @ few.factor.T, few.covariance, rtol=1e-9, atol=1e-9)
-    assert Moments().update(draw()).statistics().factor.shape == (7, 7)
+    full = Moments().update(draw()).statistics()
+    assert full.triangle is not None and full.factor is full.triangle
+    torch.testing.assert_close(full.factor @ full.factor.T, full.covariance, rtol=1e-12, atol=1e-12)
+    assert few.triangle is None
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-7])
+def test_a_nearly_singular_covariance_is_factored_by_its_spectrum(scale: float) -> None:
+    """A column that is another one but for a millionth, or altogether."""
+    x = draw()
+    x[:, 1] = x[:, 0] + scale * x[:, 1]
+    statistics = Moments().update(x).statistics()
+    assert statistics.triangle is None
+    torch.testing.assert_close(statistics.factor @ statistics.factor.T, statistics.covariance, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [4, 300])
+def test_eigenvalues_with_and_without_vectors(n: int) -> None:
+    alone, both = (Moments().update(draw(n)).statistics() for _ in range(2))
+    values = alone.eigenvalues
+    assert "spectrum" not in alone.__dict__
+    torch.testing.assert_close(values, both.spectrum[0], rtol=1e-12, atol=1e-12)
+    assert both.eigenvalues is both.spectrum[0]
 
 
 def test_a_store_keeps_order_and_copies() -> None:

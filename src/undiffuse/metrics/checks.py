@@ -39,7 +39,7 @@ def as_features(features: Tensor | np.ndarray, dimension: int | None = None, fir
     if features.dtype in (torch.float16, torch.bfloat16):
         features = features.float()
     # The sum is finite if all numbers are (and do not overflow together): one cheap pass in the common case.
-    if not bool(torch.isfinite(features.sum(dtype=torch.float64))):
+    if not bool(torch.isfinite(features.sum())):
         bad = (~torch.isfinite(features).all(dim=1)).nonzero()[:, 0]
         if len(bad):
             shown = ", ".join(str(first + int(i)) for i in bad[:5]) + (", ..." if len(bad) > 5 else "")

@@ -8,8 +8,9 @@ real, not negative, and without the square root of a matrix that is not symmetri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,32 +18,101 @@ from torch import Tensor
 
 from undiffuse.metrics.checks import as_features
 from undiffuse.metrics.estimate import Card, Estimate, MetricError, check_same_protocol
-from undiffuse.metrics.moments import ROWS, FeatureStore, Moments, Statistics
+from undiffuse.metrics.moments import ROWS, SINGULAR, FeatureStore, Moments, Statistics
 
 __all__ = [
     "FrechetDistance",
     "frechet_bias",
     "frechet_distance",
+    "frechet_estimate",
     "frechet_infinity",
     "frechet_influence",
     "frechet_two_halves",
 ]
 
 
-def _middle(x: Statistics, reference: Statistics) -> Tensor:
-    if x.dimension != reference.dimension:
+COLUMNS = 512  # of a quadratic form at once
+
+
+class _Comparison:
+    """Two Gaussians and what their distance and its derivatives share: M = B^T S_x B of the module's text."""
+
+    def __init__(self, x: Statistics, reference: Statistics) -> None:
+        if x.dimension != reference.dimension:
+            raise MetricError(
+                f"statistics of dimension {x.dimension} cannot be compared with statistics of {reference.dimension}; "
+                "both must come from the same extractor and layer"
+            )
+        check_same_protocol(x.card, reference.card)
+        self.x, self.reference = x, reference
+
+    @cached_property
+    def middle(self) -> Tensor:
+        middle = self.reference.factor.T @ self.x.covariance @ self.reference.factor
+        return (middle + middle.T) / 2
+
+    @cached_property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues, rising, and eigenvectors of M."""
+        return torch.linalg.eigh(self.middle)
+
+    @cached_property
+    def eigenvalues(self) -> Tensor:
+        """Those of M, in a quarter of the time where the vectors are not known."""
+        return self.spectrum[0] if "spectrum" in self.__dict__ else torch.linalg.eigvalsh(self.middle)
+
+    def distance(self) -> float:
+        """See `frechet_distance`."""
+        values = self.eigenvalues
+        # What rounding put beyond the rank is dropped.
+        rank = min(self.x.rank_bound, self.reference.rank_bound)
+        roots = values[max(0, len(values) - rank) :].clamp(min=0).sqrt()
+        shift = self.x.mean - self.reference.mean
+        traces = self.x.covariance.diagonal().sum() + self.reference.covariance.diagonal().sum()
+        return float(shift @ shift + traces - 2 * roots.sum())
+
+    def influence(self, features: Tensor) -> Tensor:
+        """Of features of x, see `frechet_influence`."""
+        _check_enough(features, self.x)
+        values, vectors = self.spectrum
+        # Directions in which the samples do not vary cannot be mapped, and no centred feature has a part in them.
+        kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
+        weights = (self.reference.factor @ vectors[:, kept]) * values[kept].pow(-0.25)
+        return _influence(features, self.x, self.reference, weights @ weights.T)
+
+    def influence_of_reference(self, features: Tensor) -> Tensor:
+        """The same of features of the reference, whose optimal map to x is the inverse of that of x to it."""
+        _check_enough(features, self.reference)
+        triangle, (values, vectors) = self.reference.triangle, self.spectrum
+        if triangle is None or float(values[0]) < SINGULAR * float(values[-1]):
+            return _Comparison(self.reference, self.x).influence(features)
+        weights = torch.linalg.solve_triangular(triangle.T, vectors * values.pow(0.25), upper=True)
+        return _influence(features, self.reference, self.x, weights @ weights.T)
+
+
+def _check_enough(features: Tensor, x: Statistics) -> None:
+    if len(features) <= x.dimension or x.rank_bound < x.dimension:
         raise MetricError(
-            f"statistics of dimension {x.dimension} cannot be compared with statistics of {reference.dimension}; "
-            "both must come from the same extractor and layer"
+            f"the standard error of a Frechet distance needs more images ({len(features)}) than dimensions "
+            f"({x.dimension}); evaluate more samples"
         )
-    check_same_protocol(x.card, reference.card)
-    middle = reference.factor.T @ x.covariance @ reference.factor
-    return (middle + middle.T) / 2
 
 
-def _roots(values: Tensor, rank: int) -> Tensor:
-    """Square roots of the `rank` largest eigenvalues (rising order): what rounding put beyond the rank is dropped."""
-    return values[max(0, len(values) - rank) :].clamp(min=0).sqrt()
+def _influence(features: Tensor, x: Statistics, reference: Statistics, transport: Tensor) -> Tensor:
+    """2 (m_x - m_r).c + c^T (I - T) c - tr((I - T) S_x) with c = f - m_x and T = `transport`."""
+    form = torch.eye(x.dimension, dtype=torch.float64) - transport
+    constant = (form * x.covariance).sum()
+    form = form.triu() + form.triu(1)  # the same quadratic form with half of the numbers
+    shift = x.mean - reference.mean
+    parts = []
+    for part in features.split(ROWS):
+        centred = part.to("cpu", torch.float64) - x.mean
+        quadratic = centred.new_zeros(len(centred))
+        for start in range(0, x.dimension, COLUMNS):
+            rows = slice(start, start + COLUMNS)
+            quadratic += (centred[:, start:] * (centred[:, rows] @ form[rows, start:])).sum(dim=1)
+        parts.append(2 * (centred @ shift) + quadratic)
+    return torch.cat(parts) - constant
 
 
 def frechet_distance(x: Statistics, reference: Statistics) -> float:
@@ -50,10 +120,7 @@ def frechet_distance(x: Statistics, reference: Statistics) -> float:
 
     Singular covariances (fewer images than dimensions) are fine. `reference` is factored once and remembers it.
     """
-    roots = _roots(torch.linalg.eigvalsh(_middle(x, reference)), min(x.rank_bound, reference.rank_bound))
-    shift = x.mean - reference.mean
-    traces = x.covariance.diagonal().sum() + reference.covariance.diagonal().sum()
-    return float(shift @ shift + traces - 2 * roots.sum())
+    return _Comparison(x, reference).distance()
 
 
 def frechet_influence(features: Tensor, x: Statistics, reference: Statistics) -> Tensor:
@@ -65,24 +132,7 @@ def frechet_influence(features: Tensor, x: Statistics, reference: Statistics) ->
     MetricError unless there are more images than dimensions.
     """
     features = as_features(features, x.dimension)
-    if x.rank_bound < x.dimension or len(features) <= x.dimension:
-        raise MetricError(
-            f"the standard error of a Frechet distance needs more images ({len(features)}) than dimensions "
-            f"({x.dimension}); evaluate more samples"
-        )
-    values, vectors = torch.linalg.eigh(_middle(x, reference))
-    # Directions in which the samples do not vary cannot be mapped, and no centred feature has a part in them.
-    kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
-    weights = (reference.factor @ vectors[:, kept]) * values[kept].pow(-0.25)
-    shift = x.mean - reference.mean
-    parts = []
-    for part in features.split(ROWS):
-        centred = part.to("cpu", torch.float64) - x.mean
-        quadratic = centred.square().sum(dim=1) - (centred @ weights).square().sum(dim=1)
-        parts.append(2 * (centred @ shift) + quadratic)
-    influence = torch.cat(parts)
-    constant = x.covariance.diagonal().sum() - torch.einsum("ij,ij->", weights, x.covariance @ weights)
-    return influence - constant
+    return _Comparison(x, reference).influence(features)
 
 
 def frechet_bias(x: Statistics) -> float:
@@ -93,7 +143,7 @@ def frechet_bias(x: Statistics) -> float:
     """
     if x.n is None:
         raise MetricError("the bias of statistics of an unknown number of images is unknown")
-    values = x.spectrum[0]
+    values = x.eigenvalues
     sums = values[:, None] + values[None]
     pairs = (values[:, None] * values[None] / sums).sum() + (values / 2).sum()
     return float(values.sum() + pairs / 2) / x.n
@@ -103,12 +153,12 @@ def _generator(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed))
 
 
-def _of(features: Tensor, rows: np.ndarray, card: Statistics) -> Statistics:
-    moments = Moments(features.shape[1])
+def _of(features: Tensor, rows: np.ndarray, card: Card | None) -> Moments:
+    """Moments of some rows of the features."""
+    moments = Moments(features.shape[1], card)
     for start in range(0, len(rows), ROWS):
         moments.update(features[torch.from_numpy(rows[start : start + ROWS])])
-    made = moments.statistics()
-    return Statistics(made.mean, made.covariance, made.n, card.card)
+    return moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,18 +177,35 @@ def frechet_two_halves(
 
     `x` are the statistics of all `features` [N, D]. The reference's own finite number still counts.
     """
-    features = as_features(features, x.dimension)
+    return _two_halves(as_features(features, x.dimension), _Comparison(x, reference), splits, seed)
+
+
+def _two_halves(features: Tensor, comparison: _Comparison, splits: int, seed: int) -> Corrected:
+    x = comparison.x
+    if x.n not in (None, len(features)):
+        raise MetricError(f"these are the features of {len(features)} images, their statistics are of {x.n}")
     if len(features) < 4 or splits < 1:
         raise MetricError(f"two halves need at least 4 images and 1 split, got {len(features)} and {splits}")
-    whole = frechet_distance(x, reference)
     generator = _generator(seed)
+    sets = np.zeros((splits, len(features)), dtype=bool)
+    for chosen in sets:
+        chosen[generator.permutation(len(features))[: len(features) // 2]] = True
+    whole, total = comparison.distance(), Moments.from_statistics(x, len(features))
     values = []
-    for _ in range(splits):
-        order = generator.permutation(len(features))
-        middle = len(order) // 2
-        halves = [frechet_distance(_of(features, part, x), reference) for part in (order[:middle], order[middle:])]
-        values.append(2 * whole - sum(halves) / 2)
+    for half in _moments_of_sets(features, sets, x.card):
+        parts = [frechet_distance(m.statistics(), comparison.reference) for m in (half, total.without(half))]
+        values.append(2 * whole - sum(parts) / 2)
     return Corrected(value=float(np.mean(values)), spread=float(np.std(values, ddof=1)) if splits > 1 else 0.0)
+
+
+def _moments_of_sets(features: Tensor, sets: np.ndarray, card: Card | None) -> Iterator[Moments]:
+    """Moments of the rows of each of the sets [S, N]. Of two sets at a time the common part is multiplied only once."""
+    for start in range(0, len(sets), 2):
+        one, other = sets[start], sets[start + 1] if start + 1 < len(sets) else np.zeros_like(sets[start])
+        common = _of(features, np.flatnonzero(one & other), card)
+        yield _of(features, np.flatnonzero(one & ~other), card).merge(common)
+        if start + 1 < len(sets):
+            yield _of(features, np.flatnonzero(other & ~one), card).merge(common)
 
 
 def frechet_infinity(
@@ -156,12 +223,76 @@ def frechet_infinity(
         raise MetricError(f"subsets need at least two sizes from 2 to the {total} images, got {list(sizes)}")
     generator = _generator(seed)
     values = [
-        frechet_distance(_of(features, generator.permutation(total)[:size], reference), reference) for size in sizes
+        frechet_distance(_of(features, generator.permutation(total)[:size], reference.card).statistics(), reference)
+        for size in sizes
     ]
     inverse = 1 / np.asarray(sizes, dtype=np.float64)
     slope, intercept = np.polyfit(inverse, values, 1)
     residual = np.asarray(values) - (intercept + slope * inverse)
     return Corrected(value=float(intercept), spread=float(residual.std()))
+
+
+def frechet_estimate(
+    x: Statistics,
+    reference: Statistics,
+    *,
+    features: Tensor | None = None,
+    reference_features: Tensor | None = None,
+    splits: int = 2,
+    seed: int = 0,
+    card: Card | None = None,
+) -> Estimate:
+    """The distance with its error and bias; `extra` holds ranks, and the corrected value "two_halves".
+
+    `features` [N, D], of which `x` are the statistics, give the standard error and the corrected value (over `splits`
+    random halvings, 0 for none); with `reference_features` [M, D] the reference's sampling error is part of the former.
+    """
+    comparison = _Comparison(x, reference)
+    stderr = None
+    method = None
+    if features is not None and x.rank_bound == x.dimension:
+        stderr, method = _error(comparison, features, reference_features), "influence function"
+    value = comparison.distance()
+    warnings = []
+    extra: dict[str, float] = {
+        "rank": float(len(x.eigenvalues)),
+        "reference_rank": float(len(reference.eigenvalues)),
+    }
+    for count, whose in ((x.n, "samples"), (reference.n, "reference images")):
+        if count is not None and count <= x.dimension:
+            warnings.append(
+                f"{count} {whose} for {x.dimension} dimensions: the covariance is singular and the value's bias "
+                "large; compare only values of equal counts"
+            )
+    if features is not None and splits and len(features) >= 4:
+        features = as_features(features, x.dimension)
+        extra["two_halves"] = _two_halves(features, comparison, splits, seed).value
+    known = [side for side in (x, reference) if side.n is not None]
+    bias = sum(frechet_bias(side) for side in known) if known else None
+    if bias is not None and bias > 0.1 * abs(value):
+        warnings.append(f"about {bias:.3g} of the value {value:.4g} is due to the finite number of images")
+    return Estimate(
+        name=card.distance if card else "FD",
+        value=value,
+        stderr=stderr,
+        stderr_method=method,
+        n=x.n or (0 if features is None else len(features)),
+        n_reference=reference.n,
+        bias=bias,
+        extra=extra,
+        settings={"splits": splits, "seed": seed},
+        warnings=tuple(warnings),
+        card=card,
+    )
+
+
+def _error(comparison: _Comparison, features: Tensor, reference_features: Tensor | None) -> float:
+    influence = comparison.influence(as_features(features, comparison.x.dimension))
+    variance = float(influence.var()) / len(influence)
+    if reference_features is not None and comparison.reference.rank_bound == comparison.x.dimension:
+        theirs = comparison.influence_of_reference(as_features(reference_features, comparison.x.dimension))
+        variance += float(theirs.var()) / len(theirs)
+    return variance**0.5
 
 
 class FrechetDistance:
@@ -210,49 +341,13 @@ class FrechetDistance:
         return self
 
     def compute(self) -> Estimate:
-        """The distance, with `extra` holding ranks, and the corrected value "two_halves" where features were kept."""
-        x, reference = self.moments.statistics(), self.reference
-        value = frechet_distance(x, reference)
-        warnings = []
-        extra: dict[str, float] = {
-            "rank": float(len(x.spectrum[0])),
-            "reference_rank": float(reference.factor.shape[1]),
-        }
-        for count, whose in ((x.n, "samples"), (reference.n, "reference images")):
-            if count is not None and count <= x.dimension:
-                warnings.append(
-                    f"{count} {whose} for {x.dimension} dimensions: the covariance is singular and the value's bias "
-                    "large; compare only values of equal counts"
-                )
-        stderr = None
-        method = None
-        if self.store is not None and x.rank_bound == x.dimension:
-            stderr, method = self._error(x), "influence function"
-        if self.store is not None and self.splits and self.moments.n >= 4:
-            halves = frechet_two_halves(self.store.features(), x, reference, splits=self.splits, seed=self.seed)
-            extra["two_halves"] = halves.value
-        bias = frechet_bias(x) + (frechet_bias(reference) if reference.n is not None else 0.0)
-        if bias > 0.1 * abs(value):
-            warnings.append(f"about {bias:.3g} of the value {value:.4g} is due to the finite number of images")
-        return Estimate(
-            name=self.card.distance if self.card else "FD",
-            value=value,
-            stderr=stderr,
-            stderr_method=method,
-            n=self.moments.n,
-            n_reference=reference.n,
-            bias=bias,
-            extra=extra,
-            settings={"splits": self.splits, "seed": self.seed},
-            warnings=tuple(warnings),
+        """The distance, see `frechet_estimate`."""
+        return frechet_estimate(
+            self.moments.statistics(),
+            self.reference,
+            features=None if self.store is None else self.store.features(),
+            reference_features=self.reference_features,
+            splits=self.splits,
+            seed=self.seed,
             card=self.card,
         )
-
-    def _error(self, x: Statistics) -> float:
-        assert self.store is not None
-        influence = frechet_influence(self.store.features(), x, self.reference)
-        variance = float(influence.var()) / len(influence)
-        if self.reference_features is not None and self.reference.rank_bound == x.dimension:
-            theirs = frechet_influence(self.reference_features, self.reference, x)
-            variance += float(theirs.var()) / len(theirs)
-        return variance**0.5

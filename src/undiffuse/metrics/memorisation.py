@@ -22,7 +22,7 @@ def memorisation(
     training: Tensor,
     held_out: Tensor | None = None,
     *,
-    precision: Precision = "float32",
+    precision: Precision = "exact",
     tile: int = TILE,
     card: Card | None = None,
 ) -> dict[str, Estimate]:

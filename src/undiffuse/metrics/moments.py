@@ -15,8 +15,8 @@ from undiffuse.metrics.estimate import Card, MetricError, check_same_protocol
 
 __all__ = ["FeatureStore", "Moments", "Statistics"]
 
-ROWS = 2048  # features turned to float64 at once
-BLOCK = 256  # columns of the scatter matrix computed at once, of which only those right of the diagonal
+ROWS = 2048  # features multiplied at once, in float64
+SINGULAR = 1e-10  # smallest pivot, relative to the largest variance, of a covariance that counts as regular
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,38 @@ class Statistics:
         Eigenvalues that rounding made negative or zero are left out.
         """
         values, vectors = torch.linalg.eigh(self.covariance)
+        kept = self._in_range(values)
+        return values[kept], vectors[:, kept]
+
+    @cached_property
+    def eigenvalues(self) -> Tensor:
+        """Those of `spectrum`, in a quarter of its time."""
+        if "spectrum" in self.__dict__:
+            return self.spectrum[0]
+        values = torch.linalg.eigvalsh(self.covariance)
+        return values[self._in_range(values)]
+
+    def _in_range(self, values: Tensor) -> Tensor:
         kept = values > 0
         kept[: self.dimension - self.rank_bound] = False
-        return values[kept], vectors[:, kept]
+        return kept
+
+    @cached_property
+    def triangle(self) -> Tensor | None:
+        """Lower triangular B [D, D] with B B^T = the covariance (Cholesky); None where that is (nearly) singular."""
+        if self.rank_bound < self.dimension:
+            return None
+        triangle, failed = torch.linalg.cholesky_ex(self.covariance)
+        pivots = triangle.diagonal().square()
+        if int(failed) or float(pivots.min()) < SINGULAR * float(self.covariance.diagonal().max()):
+            return None
+        return triangle
 
     @cached_property
     def factor(self) -> Tensor:
         """B [D, r] with B B^T = the covariance. Kept, so that a reference is factored once for many comparisons."""
+        if self.triangle is not None:
+            return self.triangle
         values, vectors = self.spectrum
         return vectors * values.sqrt()
 
@@ -102,9 +127,10 @@ class Moments:
     def update(self, features: Tensor | np.ndarray) -> Moments:
         """Take in features [B, D], on any device (all of one call on the same). MetricError for NaN or another D."""
         features = as_features(features, None if self._open else len(self.mean), self.n)
+        # One more row than features, for the shift between means: no second copy is made to append it.
+        memory = features.new_empty((min(len(features), ROWS) + 1, features.shape[1]), dtype=torch.float64)
         for part in features.split(ROWS):
-            # One more row than features, for the shift between means: no second copy is made to append it.
-            rows = part.new_empty((len(part) + 1, part.shape[1]), dtype=torch.float64)
+            rows = memory[: len(part) + 1]
             rows[:-1] = part
             mean = rows[:-1].mean(dim=0)
             rows[:-1] -= mean
@@ -144,8 +170,29 @@ class Moments:
         """Mean and covariance so far; MetricError with fewer than two images."""
         if self.n < 2:
             raise MetricError(f"a covariance needs at least 2 images, got {self.n}")
-        upper = self.scatter.triu()
-        return Statistics(self.mean, (upper + upper.triu(1).T) / (self.n - 1), self.n, self.card)
+        return Statistics(self.mean, self.scatter / (self.n - 1), self.n, self.card)
+
+    def without(self, other: Moments) -> Moments:
+        """The moments of the images that `other`, which has seen some of them, has not seen."""
+        n = self.n - other.n
+        if n < 0:
+            raise MetricError(f"{other.n} images cannot be taken away from {self.n}")
+        rest = Moments(len(self.mean), self.card)
+        if n:
+            rest.n = n
+            rest.mean = (self.n * self.mean - other.n * other.mean) / n
+            delta = rest.mean - other.mean
+            rest.scatter = self.scatter - other.scatter - (other.n / self.n * n) * delta.outer(delta)
+            rest.scatter.diagonal().clamp_(min=0)
+        return rest
+
+    @classmethod
+    def from_statistics(cls, statistics: Statistics, n: int) -> Moments:
+        """Back from `statistics` of n images."""
+        moments = cls(statistics.dimension, statistics.card)
+        moments.n, moments.mean = n, statistics.mean.clone()
+        moments.scatter = statistics.covariance * (n - 1)
+        return moments
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything, as tensors: to save, or to send to another process."""
@@ -162,10 +209,13 @@ class Moments:
 
 
 def _add_gram(scatter: Tensor, rows: Tensor) -> None:
-    """Adds rows^T rows to `scatter`, whose blocks below the diagonal are left alone."""
-    for start in range(0, rows.shape[1], BLOCK):
-        stop = start + BLOCK
-        scatter[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
+    """Adds rows^T rows to `scatter`."""
+    if rows.device.type == "cpu":
+        # NumPy sees that both factors are one matrix and computes half of the symmetric product.
+        array = rows.numpy()
+        scatter += torch.from_numpy(array.T @ array)
+    else:
+        scatter.addmm_(rows.T, rows)
 
 
 class FeatureStore:

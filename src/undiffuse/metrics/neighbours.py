@@ -1,32 +1,48 @@
 """Distances between all pairs of features, a tile at a time: neighbours, balls and counts in bounded memory.
 
-Squared Euclidean distances |u|^2 - 2 u.v + |v|^2. Self distances are computed for one half of the tiles and used for
-both. At most a few tiles of TILE x TILE numbers exist at once, whatever the number of features.
+Squared Euclidean distances. Self distances are computed for one half of the tiles and used for both. At most a few
+tiles of TILE x TILE numbers exist at once, whatever the number of features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from undiffuse.metrics.checks import as_features, same_dimension
 from undiffuse.metrics.estimate import MetricError
+from undiffuse.metrics.filtered import FilteredSquares
+from undiffuse.metrics.pairs import Tiles, best_of_rows, keep_smallest
 
-__all__ = ["Precision", "Squares", "kth_neighbour", "nearest"]
+__all__ = ["Precision", "Squares", "kth_neighbour", "nearest", "squares"]
 
 TILE = 4096
 
-Precision = Literal["float32", "float64", "float16-emulated"]
-"""How distances are computed. "float16-emulated" rounds as OpenAI's evaluator does: features, norms, products and sums
-to half precision, in float32 where something overflows. It merges near distances, which lifts precision and recall;
-the original depends on the order of its sums as well, so the last digits differ."""
+Precision = Literal["exact", "float32", "float64", "float16-emulated"]
+"""How distances are computed. "exact" measures every distance that decides something by differences in float64, and
+finds which those are by a fast product (`FilteredSquares`): the answers of float64 in less time than float32's.
+"float32" and "float64" use |u|^2 - 2 u.v + |v|^2 throughout. "float16-emulated" rounds as OpenAI's evaluator does:
+features, norms, products and sums to half precision, in float32 where something overflows. It merges near distances,
+which lifts precision and recall; the original depends on the order of its sums as well, so the last digits differ."""
 
 
-class Squares:
-    """Squared distances between rows of x [N, D] and rows of y [M, D] (y is x for self distances), tile by tile.
+def squares(x: Tensor, y: Tensor | None = None, *, precision: Precision = "exact", tile: int = TILE) -> Tiles:
+    """Pairs of rows of x [N, D] and y [M, D] (of x itself by default) by their squared distances."""
+    if precision not in get_args(Precision):
+        raise MetricError(f"unknown precision {precision!r}; use one of {', '.join(map(repr, get_args(Precision)))}")
+    if tile < 1:
+        raise MetricError(f"a tile must have at least 1 row, got {tile}")
+    x = as_features(x)
+    if y is not None:
+        y = as_features(y)
+        same_dimension(x, y)
+    return FilteredSquares(x, y, tile) if precision == "exact" else Squares(x, y, precision=precision, tile=tile)
+
+
+class Squares(Tiles):
+    """All squared distances of a tile, |u|^2 - 2 u.v + |v|^2: they are their own bounds.
 
     In the exact modes features are centred first, which cuts cancellation, and distances within rounding of zero are
     zero, so that copies are copies.
@@ -35,33 +51,25 @@ class Squares:
     def __init__(
         self, x: Tensor, y: Tensor | None = None, *, precision: Precision = "float32", tile: int = TILE
     ) -> None:
-        if precision not in ("float32", "float64", "float16-emulated"):
-            raise MetricError(f"unknown precision {precision!r}; use 'float32', 'float64' or 'float16-emulated'")
-        if tile < 1:
-            raise MetricError(f"a tile must have at least 1 row, got {tile}")
-        x = as_features(x)
         self.same = y is None
-        other = x if y is None else as_features(y)
-        same_dimension(x, other)
+        other = x if y is None else y
         self.half = precision == "float16-emulated"
-        dtype = torch.float64 if precision == "float64" else torch.float32
+        self.dtype = torch.float64 if precision == "float64" else torch.float32
         # A centre of few bits keeps what is exact exact: distances between small integers, and so their ties.
         centre = None if self.half else other.mean(dim=0, dtype=torch.float64).bfloat16().double()
-        self.x = self._ready(x, centre, dtype)
-        self.y = self.x if self.same else self._ready(other, centre, dtype)
+        self.x = self._ready(x, centre)
+        self.y = self.x if self.same else self._ready(other, centre)
         self.x_norms = self.x.square().sum(dim=1)
         self.y_norms = self.x_norms if self.same else self.y.square().sum(dim=1)
         self.tile = tile
-        self.slack = 8 * torch.finfo(dtype).eps
+        self.slack = 8 * torch.finfo(self.dtype).eps
 
-    @staticmethod
-    def _ready(features: Tensor, centre: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _ready(self, features: Tensor, centre: Tensor | None) -> Tensor:
         if centre is None:
-            return features.to(dtype)
-        return torch.cat([(part - centre).to(dtype) for part in features.split(TILE)]) if len(features) else features
+            return features.to(self.dtype)
+        return torch.cat([(part - centre).to(self.dtype) for part in features.split(TILE)])
 
-    def block(self, i: int, j: int) -> Tensor:
-        """Distances [<= tile, <= tile] from row i of x and row j of y onwards."""
+    def bounds(self, i: int, j: int, level: int = 0) -> Tensor:
         rows, columns = slice(i, i + self.tile), slice(j, j + self.tile)
         u, v = self.x[rows], self.y[columns]
         if self.half:
@@ -69,17 +77,19 @@ class Squares:
             if rounded is not None:
                 return rounded
         sums = self.x_norms[rows, None] + self.y_norms[None, columns]
-        distances = torch.addmm(sums, u, v.T, alpha=-2)
+        largest = float(sums.max())
+        distances = sums.addmm_(u, v.T, alpha=-2)
         if self.half:
             return distances.clamp_(min=0)
-        distances[distances <= self.slack * sums] = 0
-        return distances
+        if not float(distances.min()) > self.slack * largest:  # which is rare, and costs as much as the rest
+            distances[distances <= self.slack * (self.x_norms[rows, None] + self.y_norms[None, columns])] = 0
+        return distances.fill_diagonal_(0) if self.same and i == j else distances
 
-    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
-        """(i, j, distances) of all tiles; of self distances those with i <= j."""
-        for i in range(0, len(self.x), self.tile):
-            for j in range(i if self.same else 0, len(self.y), self.tile):
-                yield i, j, self.block(i, j)
+    def limits(self, squared: Tensor, bounds: Tensor) -> Tensor:
+        return squared
+
+    def measure(self, bounds: Tensor, i: int, j: int, rows: Tensor, columns: Tensor) -> Tensor:
+        return bounds[rows, columns]
 
 
 def _half_distances(u: Tensor, v: Tensor) -> Tensor | None:
@@ -92,7 +102,7 @@ def _half_distances(u: Tensor, v: Tensor) -> Tensor | None:
     return distances.float() if bool(torch.isfinite(distances).all()) else None
 
 
-def kth_neighbour(x: Tensor, k: int | tuple[int, ...], *, precision: Precision = "float32", tile: int = TILE) -> Tensor:
+def kth_neighbour(x: Tensor, k: int | tuple[int, ...], *, precision: Precision = "exact", tile: int = TILE) -> Tensor:
     """Squared distance [N, len(k)] from each feature to its k-th nearest other one, for each of the given k.
 
     The feature itself is among its neighbours at distance 0 and is not counted, nor are its copies told from others.
@@ -104,22 +114,19 @@ def kth_neighbour(x: Tensor, k: int | tuple[int, ...], *, precision: Precision =
         raise MetricError(f"k must be at least 1, got {min(wanted)}")
     if len(x) <= most:
         raise MetricError(f"the {most}-th neighbour needs more than {most} images, got {len(x)}")
-    squares = Squares(x, precision=precision, tile=tile)
-    best = torch.full((len(x), most + 1), torch.inf, dtype=squares.x.dtype, device=x.device)
-    for i, j, distances in squares.blocks():
-        if i == j and not squares.half:
-            distances.fill_diagonal_(0)
-        _keep_smallest(best, i, distances)
+    tiles = squares(x, precision=precision, tile=tile)
+    best = torch.full((len(x), most + 1), torch.inf, dtype=tiles.dtype, device=tiles.x.device)
+    starts = list(tiles.starts())
+    for i, j in starts:
+        if i == j:
+            pairs = tiles.smallest(i, i, most + 1)
+            keep_smallest(best, pairs.rows, pairs.squared)
+    for i, j in starts:
         if i != j:
-            _keep_smallest(best, j, distances.T.contiguous())
+            last = torch.where(best[:, -1] > 0, best[:, -1], -1)  # nothing is nearer than 0
+            pairs = tiles.within(i, j, last, last)
+            keep_smallest(best, torch.cat([pairs.rows, pairs.columns]), pairs.squared.repeat(2))
     return best[:, list(wanted)]
-
-
-def _keep_smallest(best: Tensor, start: int, distances: Tensor) -> None:
-    rows = slice(start, start + len(distances))
-    keep = best.shape[1]
-    found = distances.topk(min(keep, distances.shape[1]), dim=1, largest=False).values
-    best[rows] = torch.cat([best[rows], found], dim=1).sort(dim=1).values[:, :keep]
 
 
 class Nearest(NamedTuple):
@@ -129,20 +136,19 @@ class Nearest(NamedTuple):
     row: Tensor
 
 
-def nearest(x: Tensor, y: Tensor, *, precision: Precision = "float32", tile: int = TILE) -> Nearest:
+def nearest(x: Tensor, y: Tensor, *, precision: Precision = "exact", tile: int = TILE) -> Nearest:
     """The nearest row of y [M, D] of each row of x [N, D]; the first of equally near ones."""
     if not len(x) or not len(y):
         raise MetricError(f"nearest neighbours need images on both sides, got {len(x)} and {len(y)}")
-    squares = Squares(x, y, precision=precision, tile=tile)
-    best = torch.full((len(x),), torch.inf, dtype=squares.x.dtype, device=x.device)
-    index = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    for i, j, distances in squares.blocks():
-        found, where = distances.min(dim=1)
-        rows = slice(i, i + len(found))
-        better = found < best[rows]
-        best[rows] = torch.where(better, found, best[rows])
-        index[rows] = torch.where(better, where + j, index[rows])
-    if not squares.half:
+    tiles = squares(x, y, precision=precision, tile=tile)
+    best = torch.full((len(x),), torch.inf, dtype=tiles.dtype, device=tiles.x.device)
+    index = torch.zeros(len(x), dtype=torch.int64, device=tiles.x.device)
+    for i, j in tiles.starts():
+        found = best_of_rows(tiles.smallest(i, j, 1) if j == 0 else tiles.within(i, j, best))
+        better = found.squared < best[found.rows]
+        rows = found.rows[better]
+        best[rows], index[rows] = found.squared[better], found.columns[better]
+    if precision in ("float32", "float64"):
         # Once found, the few distances are worth their direct form, which tells near from equal.
         pairs = zip(x.split(TILE), index.split(TILE), strict=True)
         best = torch.cat([(u.double() - y[row].double()).square().sum(dim=1) for u, row in pairs]).to(best.dtype)

@@ -19,7 +19,7 @@ from torch import Tensor
 from undiffuse.metrics.checks import as_features, same_dimension
 from undiffuse.metrics.estimate import Card, Estimate, MetricError, check_same_protocol
 from undiffuse.metrics.moments import FeatureStore
-from undiffuse.metrics.neighbours import TILE, Precision, Squares, kth_neighbour
+from undiffuse.metrics.neighbours import TILE, Precision, kth_neighbour, squares
 
 __all__ = ["PrecisionRecall", "manifold_metrics"]
 
@@ -30,7 +30,7 @@ def manifold_metrics(
     *,
     k: int = 3,
     k_density: int = 5,
-    precision: Precision = "float32",
+    precision: Precision = "exact",
     tile: int = TILE,
     card: Card | None = None,
 ) -> dict[str, Estimate]:
@@ -56,13 +56,15 @@ def manifold_metrics(
     recalled = torch.zeros(len(reference), dtype=torch.bool, device=samples.device)
     covered = torch.zeros(len(reference), dtype=torch.bool, device=samples.device)
     balls = torch.zeros(len(samples), dtype=torch.int64, device=samples.device)
-    for i, j, distances in Squares(samples, reference, precision=precision, tile=tile).blocks():
-        rows, columns = slice(i, i + distances.shape[0]), slice(j, j + distances.shape[1])
-        inside[rows] |= (distances <= reference_radii[None, columns, 0]).any(dim=1)
-        recalled[columns] |= (distances <= sample_radii[rows, None]).any(dim=0)
-        dense = distances < reference_radii[None, columns, 1]
-        balls[rows] += dense.sum(dim=1)
-        covered[columns] |= dense.any(dim=0)
+    tiles = squares(samples, reference, precision=precision, tile=tile)
+    widest = reference_radii.amax(dim=1)
+    for i, j in tiles.starts():
+        rows, columns, distances = tiles.within(i, j, sample_radii, widest)
+        inside[rows[distances <= reference_radii[columns, 0]]] = True
+        recalled[columns[distances <= sample_radii[rows]]] = True
+        dense = distances < reference_radii[columns, 1]
+        balls += rows[dense].bincount(minlength=len(balls))
+        covered[columns[dense]] = True
     warnings = []
     if min(len(samples), len(reference)) < 1000:
         warnings.append(f"{len(samples)} samples and {len(reference)} reference images: small sets give coarse balls")
@@ -101,7 +103,7 @@ class PrecisionRecall:
         *,
         k: int = 3,
         k_density: int = 5,
-        precision: Precision = "float32",
+        precision: Precision = "exact",
         card: Card | None = None,
     ) -> None:
         self.reference = as_features(reference)

@@ -31,7 +31,8 @@ class Extracted:
 
 
 class Extractor(Protocol):
-    """Images uint8 [B, H, W, C] -> `Extracted`. `spatial_card` is None where there are no spatial features."""
+    """Images uint8 [B, H, W, C] -> `Extracted`. `spatial_card` is None where there are no spatial features; `scores`
+    turns kept features [B, D] into the same class scores [B, K] again, None where there are no classes."""
 
     @property
     def card(self) -> Card: ...
@@ -40,6 +41,8 @@ class Extractor(Protocol):
     def spatial_card(self) -> Card | None: ...
 
     def __call__(self, images: Images) -> Extracted: ...
+
+    def scores(self, features: Tensor) -> Tensor | None: ...
 
 
 class FunctionExtractor:
@@ -72,6 +75,10 @@ class FunctionExtractor:
         if len(features) != len(ready):
             raise MetricError(f"the extractor gave {len(features)} features for {len(ready)} images")
         return Extracted(features)
+
+    def scores(self, features: Tensor) -> Tensor | None:
+        """None: a function has no classes."""
+        return None
 
 
 def in_batches(extractor: Extractor, images: Images, batch: int = 64) -> Iterator[Extracted]:

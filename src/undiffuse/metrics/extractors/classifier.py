@@ -1,4 +1,4 @@
-"""Features of a noisy-image classifier of this library, asked about clean images: a distance for one's own domain."""
+"""Features of a classifier of this library, asked about clean images: a distance for one's own domain."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FASHION_CLASSIFIER", "ClassifierExtractor"]
 
-FASHION_CLASSIFIER = "fashion-mnist-32-classifier"
+FASHION_CLASSIFIER = "fashion-mnist-32-judge"  # trained on clean images, and no guide of anything that it judges
 
 
 class ClassifierExtractor:
@@ -32,6 +32,7 @@ class ClassifierExtractor:
 
     def __init__(self, model: ClassifierModel, name: str, *, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
+        self.model = model  # how its training images were prepared is how others should be
         self.shape = model.image_shape
         self.labels = model.labels
         body: Any = copy.deepcopy(model.net).to(self.device).eval().requires_grad_(False)
@@ -42,7 +43,7 @@ class ClassifierExtractor:
         self.card = Card(
             protocol=f"classifier-{name}",
             distance=f"FD-{name}",
-            extractor=f"noisy classifier {name}",
+            extractor=f"classifier {name}",
             weights_sha256=model.digest,
             layer="penultimate, least noisy level",
             dimension=self.last.weight.shape[1],
@@ -73,8 +74,12 @@ class ClassifierExtractor:
             )
         with exact_arithmetic(self.device):
             features = self._body(from_uint8(ready, self.device), self._level).float()
-            logits = nn.functional.linear(features, self.last.weight.flatten(1), self.last.bias)
-            return Extracted(features, logits=logits)
+            return Extracted(features, logits=self.scores(features))
+
+    @torch.inference_mode()
+    def scores(self, features: Tensor) -> Tensor:
+        """Features [B, D] -> class scores [B, K]."""
+        return nn.functional.linear(features.to(self.device), self.last.weight.flatten(1), self.last.bias)
 
 
 def _cut_last_layer(net: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.Linear:

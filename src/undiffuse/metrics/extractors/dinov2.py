@@ -24,7 +24,7 @@ from undiffuse.metrics.extractors.base import (
     read_weights,
     tensors_hash,
 )
-from undiffuse.metrics.extractors.resize import antialiased_bicubic
+from undiffuse.metrics.extractors.resize import pillow_bicubic
 
 __all__ = ["DinoV2", "DinoV2Extractor"]
 
@@ -133,8 +133,8 @@ class DinoV2(nn.Module):
 class DinoV2Extractor:
     """DINOv2 ViT-L/14 features [B, 1024] of uint8 images [B, H, W, 3].
 
-    Images are resized as a whole to 224x224 by Pillow's bicubic filter, rounded to grey levels, and normalised by
-    ImageNet's mean and deviation. `state` as in the published file; `load` reads or downloads it (1.2 GB).
+    Images are resized as a whole to 224x224 by Pillow's bicubic filter and normalised by ImageNet's mean and deviation.
+    `state` as in the published file; `load` reads or downloads it (1.2 GB).
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class DinoV2Extractor:
             weights_sha256=weights_sha256 or tensors_hash(state),
             layer="class token after the norm",
             dimension=1024,
-            resize=f"{antialiased_bicubic.__name__} to {SIZE}, rounded",
+            resize=f"{pillow_bicubic.__name__} to {SIZE}",
             normalisation="ImageNet mean and deviation",
         )
 
@@ -188,4 +188,8 @@ class DinoV2Extractor:
         """Images uint8 [B, H, W, 3] -> features [B, 1024]."""
         pixels = as_images(images, 3, self.grey).to(self.device).permute(0, 3, 1, 2).float()
         with exact_arithmetic(self.device):
-            return Extracted(self.net((antialiased_bicubic(pixels, SIZE).round() - self.mean) / self.std))
+            return Extracted(self.net((pillow_bicubic(pixels, SIZE) - self.mean) / self.std))
+
+    def scores(self, features: Tensor) -> Tensor | None:
+        """None: the network has no classes."""
+        return None

@@ -164,3 +164,9 @@ class EffLiteExtractor:
             ready = (antialiased_bicubic(pixels, SIZE) - 127) / 128
             features = self.net(ready.contiguous(memory_format=torch.channels_last))
             return Extracted(features, logits=self.net.logits(features))
+
+    @torch.inference_mode()
+    def scores(self, features: Tensor) -> Tensor:
+        """Features [B, 1280] -> scores of ImageNet's classes [B, 1000]."""
+        with exact_arithmetic(self.device):
+            return self.net.logits(features.to(self.device))

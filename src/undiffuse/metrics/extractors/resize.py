@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-__all__ = ["antialiased_bicubic", "antialiased_bilinear", "half_pixel_bilinear", "tf1_bilinear"]
+__all__ = [
+    "antialiased_bicubic",
+    "antialiased_bilinear",
+    "crop_pillow_bicubic",
+    "half_pixel_bilinear",
+    "pillow_bicubic",
+    "pillow_bicubic_crop",
+    "tf1_bilinear",
+]
+
+PILLOW_BITS = 22  # of the fraction of Pillow's weights
 
 
 def tf1_bilinear(images: Tensor, size: int) -> Tensor:
@@ -48,4 +58,64 @@ def antialiased_bilinear(images: Tensor, size: int) -> Tensor:
 
 def antialiased_bicubic(images: Tensor, size: int) -> Tensor:
     """Pillow's bicubic filter (a = -1/2, widened when shrinking) on unrounded numbers, clipped to 0..255."""
-    return interpolate(images, size=(size, size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 255)
+    # With weights in float32 it would be off by up to 0.004 grey levels.
+    out = interpolate(_double(images), size=(size, size), mode="bicubic", align_corners=False, antialias=True)
+    return out.clamp(0, 255).to(images)
+
+
+def pillow_bicubic(images: Tensor, size: int) -> Tensor:
+    """What Pillow makes of uint8 images by its bicubic filter, bit for bit; `images` must be whole numbers 0..255.
+
+    Weights are whole numbers of 2^-22; the width comes before the height, and both results are rounded and clipped.
+    That is Pillow up to version 12. From 13 on it takes the height first where that shrinks more (never from square to
+    square), which moves some pixels of such images by a grey level or two.
+    """
+    return _pillow(images, (size, size))
+
+
+def crop_pillow_bicubic(images: Tensor, size: int) -> Tensor:
+    """The largest square in the middle (the odd pixel more at the right or bottom), then `pillow_bicubic`."""
+    height, width = images.shape[2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pillow_bicubic(images[:, :, top : top + side, left : left + side], size)
+
+
+def pillow_bicubic_crop(images: Tensor, size: int) -> Tensor:
+    """`pillow_bicubic` of the shorter side to `size`, the longer in proportion (cut), then the square in the middle.
+
+    Of a middle between two pixels the even one is the first, as Python's round() has it.
+    """
+    height, width = images.shape[2:]
+    short = min(height, width)
+    resized = _pillow(images, (size * height // short, size * width // short))
+    top, left = (round((length - size) / 2) for length in resized.shape[2:])
+    return resized[:, :, top : top + size, left : left + size]
+
+
+def _double(images: Tensor) -> Tensor:
+    """In float64, on the CPU if the device has none."""
+    return (images.cpu() if images.device.type == "mps" else images).double()
+
+
+def _pillow(images: Tensor, shape: tuple[int, int]) -> Tensor:
+    # Sums of products of whole numbers below 2^53 are exact in float64, in whatever order they are taken.
+    half, one = 2.0 ** (PILLOW_BITS - 1), 2.0**PILLOW_BITS
+    out = _double(images)
+    for axis, size in ((3, shape[1]), (2, shape[0])):
+        if out.shape[axis] != size:
+            weights = _pillow_weights(out.shape[axis], size).to(out.device)
+            sums = out @ weights.T if axis == 3 else weights @ out
+            out = ((sums + half) / one).floor().clamp(0, 255)
+    return out.to(images)
+
+
+def _pillow_weights(length: int, size: int) -> Tensor:
+    """Weights [size, length] in units of 2^-22: Keys' cubic (1981) with a = -1/2, widened when shrinking."""
+    scale = length / size
+    centres = (np.arange(size) + 0.5) * scale
+    x = np.abs(np.arange(length) + 0.5 - centres[:, None]) / max(scale, 1.0)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    weights = weights / weights.sum(axis=1, keepdims=True) * 2.0**PILLOW_BITS
+    return torch.from_numpy(np.trunc(weights + np.copysign(0.5, weights)))

@@ -1,0 +1,296 @@
+"""Sets of images to evaluate: stored ones, and those a model makes when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from undiffuse.data import ArraySource, DataConfig, FolderSource, ImageDataset, Source, open_data, open_npz
+from undiffuse.data.screening import OnBroken, default_workers
+from undiffuse.data.sources import SubsetSource
+from undiffuse.metrics import MetricError
+from undiffuse.pictures.names import parse_name
+from undiffuse.pictures.npz import packed_files
+
+__all__ = ["ImageSet", "MadeImages", "StoredImages", "class_warnings", "open_images"]
+
+RUN = "run.json"  # what `undiffuse sample` writes beside its images
+LOSSY = (".jpg", ".jpeg", ".webp")
+GREY_MODES = {"1", "L", "LA", "I;16", "I;16B", "I"}
+LOOKED_AT = 64  # pictures whose pixel format is looked at to tell grey from colour
+
+
+class ImageSet(ABC):
+    """Numbered images uint8 [H, W, C] of one size, that can be asked for in any order.
+
+    `where`    one line for people; `shape` (H, W, C); `labels` int64 [N] and their names, None without
+    `about`    provenance for the card: anything JSON can hold
+    `warnings` what a reader of a number should know
+    """
+
+    def __init__(
+        self,
+        where: str,
+        shape: tuple[int, int, int],
+        labels: NDArray[np.int64] | None,
+        label_names: Sequence[str] | None,
+        about: Mapping[str, Any],
+        warnings: Sequence[str] = (),
+    ) -> None:
+        self.where, self.shape = where, shape
+        self.labels, self.label_names = labels, label_names
+        self.about = dict(about)
+        self.warnings = [*warnings, *class_warnings(labels, label_names)]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batch(self, start: int, stop: int) -> Tensor:
+        """Images start..stop-1, uint8 [B, H, W, C]."""
+
+    def key(self, start: int, stop: int) -> str | None:
+        """A name for these images that is known before they exist; None where only their pixels tell."""
+        return None
+
+
+class StoredImages(ImageSet):
+    """A prepared data set as an `ImageSet`; broken files are errors that name them."""
+
+    def __init__(
+        self, dataset: ImageDataset, *, about: Mapping[str, Any] | None = None, warnings: Sequence[str] = ()
+    ) -> None:
+        self.dataset = dataset
+        source = dataset.source
+        about = {"kind": "stored", "fingerprint": source.fingerprint, **(about or {})}
+        super().__init__(source.where, dataset.shape, source.labels, source.label_names, about, warnings)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, start: int, stop: int) -> Tensor:
+        """Images start..stop-1, uint8 [B, H, W, C]; BrokenImageError names one that cannot be read."""
+        pixels = self._pixels(start, stop)
+        if start == 0 and len(pixels) > 1 and int(pixels.max()) <= 1:
+            raise MetricError(
+                f"{self.where}: all pixels of the first {len(pixels)} images are 0 or 1, as of images in [0, 1] that "
+                "were made whole numbers without a factor of 255; expected uint8 in 0..255"
+            )
+        return pixels
+
+    def _pixels(self, start: int, stop: int) -> Tensor:
+        raw = _slice(self.dataset.source, start, stop)
+        if raw is not None and raw.shape[1:] == self.shape:
+            return torch.from_numpy(np.array(raw))
+        numbers = range(start, stop)
+        if self.dataset.source.in_memory:
+            return torch.from_numpy(np.stack([self.dataset.plain(i).image for i in numbers]))
+        with ThreadPoolExecutor(default_workers()) as pool:
+            return torch.from_numpy(np.stack(list(pool.map(lambda i: self.dataset.plain(i).image, numbers))))
+
+
+def _slice(source: Source, start: int, stop: int) -> NDArray[np.uint8] | None:
+    """Images of an array [B, H, W, C] without decoding one by one; None for other sources."""
+    if isinstance(source, SubsetSource) and isinstance(source.parent, ArraySource):
+        part = source.parent.images[source.indices[start:stop]]
+    elif isinstance(source, ArraySource):
+        part = source.images[start:stop]
+    else:
+        return None
+    return part[..., None] if part.ndim == 3 else part
+
+
+class MadeImages(ImageSet):
+    """Images that come from a model, on their way to the extractor: nothing is written to the disk.
+
+    `make`     numbers of images -> uint8 [B, H, W, C]; image i must depend on i only
+    `count`    how many there are; `batch` of them are made at once
+    `identity` everything that decides what they look like (weights, sampler, seed, classes): names cached features
+    """
+
+    def __init__(
+        self,
+        make: Callable[[list[int]], Tensor],
+        count: int,
+        shape: tuple[int, int, int],
+        *,
+        where: str,
+        identity: Mapping[str, Any],
+        batch: int = 64,
+        labels: NDArray[np.int64] | None = None,
+        label_names: Sequence[str] | None = None,
+    ) -> None:
+        if count < 1:
+            raise MetricError(f"at least one image must be made, got {count}")
+        super().__init__(where, shape, labels, label_names, {"kind": "made", **identity})
+        self.make = make
+        self.count = count
+        self.batch_size = batch
+        self._identity = json.dumps(dict(identity), sort_keys=True, default=str)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, start: int, stop: int) -> Tensor:
+        """Images start..stop-1, made now."""
+        numbers = list(range(start, stop))
+        size = self.batch_size
+        parts = [self.make(numbers[k : k + size]) for k in range(0, len(numbers), size)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def key(self, start: int, stop: int) -> str | None:
+        """From the identity and the numbers."""
+        return hashlib.sha256(f"{self._identity}\n{start}\n{stop}".encode()).hexdigest()
+
+
+def class_warnings(labels: NDArray[np.int64] | None, names: Sequence[str] | None) -> list[str]:
+    """What is odd about the number of images a class: a conditional distance compares the mixture of classes too."""
+    if labels is None or names is None or not len(labels):
+        return []
+    counts = np.bincount(labels, minlength=len(names))
+    if int(counts.min()) == 0:
+        missing = int((counts == 0).sum())
+        return [f"{missing} of {len(names)} classes have no image"]
+    if int(counts.max()) > 1.5 * int(counts.min()):
+        return [f"classes are not equally frequent: {int(counts.min())} to {int(counts.max())} images"]
+    return []
+
+
+def open_images(
+    path: str | Path,
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    fit: Literal["crop", "pad"] = "crop",
+    pad_value: int = 0,
+    count: int | None = None,
+    first: bool = False,
+    labels: str = "auto",
+    label_names: Sequence[str] | None = None,
+    on_broken: OnBroken = "refuse",
+) -> StoredImages:
+    """A folder, .zip, .npz (memory-mapped), known data set, or the output of `undiffuse sample`, to be evaluated.
+
+    size        prepare images to this size as for training (see `undiffuse.data.prepare`); None takes them as they are,
+                which needs them all of one size: resizing belongs to the extractor, or to you, never to chance
+    channels    1 or 3; None: as stored
+    count       so many of them: evenly spaced over the set, or (`first`) the first ones
+    Others as for `undiffuse.data.open_data`. MetricError (a ValueError) for sizes that differ and for too few images.
+    """
+    path_ = Path(path)
+    about: dict[str, Any] = {}
+    warnings: list[str] = []
+    samples = _samples(path_)
+    if samples is not None:
+        source, about = samples
+    else:
+        source = open_data(path, labels=labels, label_names=label_names, on_broken=on_broken, check="headers")
+    if source.excluded:
+        warnings.append(f"{len(source.excluded)} unreadable images were left out")
+    if count is not None and count > len(source):
+        raise MetricError(f"{source.where} has {len(source):,} images, {count:,} were asked for")
+    if count is not None and count < len(source):
+        chosen = np.arange(count) if first else np.arange(count) * len(source) // count
+        source = source.subset(chosen)
+    found, alpha = _channels(source)
+    if alpha:
+        warnings.append("images with transparency were laid on white")
+    lossy = _lossy(source)
+    if lossy:
+        warnings.append(
+            f"{lossy:,} of {len(source):,} images are stored lossily (JPEG, WebP), which changes distances: compare "
+            "with lossless images"
+        )
+    config = DataConfig(
+        path=str(path),
+        size=_one_size(source) if size is None else size,
+        channels=channels or found,
+        fit=fit,
+        pad_value=pad_value,
+        labels=labels if labels in ("auto", "none") else "auto",
+    )
+    about["preparation"] = "as stored" if size is None else f"{fit} to {_times(config.shape)}"
+    return StoredImages(ImageDataset(source, config), about=about, warnings=warnings)
+
+
+def _samples(path: Path) -> tuple[Source, dict[str, Any]] | None:
+    """What `undiffuse sample` wrote to a folder (not its grid), with the run's record; None for anything else."""
+    folder = path if path.is_dir() else path.parent
+    if not (folder / RUN).is_file() or (path.is_file() and path not in [file for _, file in packed_files(folder)]):
+        return None
+    try:
+        record = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MetricError(f"{folder / RUN} cannot be read ({error}): the record of the samples beside it") from error
+    about = {"record": record}
+    if path.is_file():
+        return open_npz(path), about
+    names = sorted(
+        (parsed.index, file.name, file.stat().st_size, parsed.label)
+        for file in folder.iterdir()
+        if (parsed := parse_name(file.name)) is not None
+    )
+    if not names:
+        packed = packed_files(folder)
+        if not packed:
+            raise MetricError(f"{folder} holds the record of a sampling run but no samples; finish it first")
+        return open_npz(packed[-1][1]), about
+    numbers = [label for *_, label in names]
+    known = [label for label in numbers if label is not None]
+    classes: NDArray[np.int64] | None = None
+    table: list[str] | None = None
+    if len(known) == len(numbers):
+        classes = np.array(known, dtype=np.int64)
+        table = [str(k) for k in range(int(classes.max()) + 1)]
+    files = FolderSource(folder, [name for _, name, _, _ in names], [size for _, _, size, _ in names],
+                         labels=classes, label_names=table)  # fmt: skip
+    return files, about
+
+
+def _channels(source: Source) -> tuple[int, bool]:
+    """(channels as stored: 1 if all pictures looked at are grey, else 3; whether some of them are transparent)."""
+    grey, alpha = True, False
+    for i in np.unique(np.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).astype(np.int64)):
+        picture = source.image(int(i))
+        if isinstance(picture, np.ndarray):
+            deep = 1 if picture.ndim == 2 else picture.shape[2]
+            return deep if deep != 4 else 3, deep == 4
+        grey &= picture.mode in GREY_MODES
+        alpha |= picture.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in picture.info
+    return 1 if grey else 3, alpha
+
+
+def _one_size(source: Source) -> tuple[int, int]:
+    """(height, width) of all images; MetricError naming two that differ."""
+    whole = _slice(source, 0, 1)
+    if whole is not None:
+        return int(whole.shape[1]), int(whole.shape[2])
+    with ThreadPoolExecutor(default_workers()) as pool:
+        sizes = list(pool.map(source.stored_size, range(len(source))))
+    for i, size in enumerate(sizes):
+        if size != sizes[0]:
+            raise MetricError(
+                f"images differ in size: {source.name(0)} is {sizes[0][0]}x{sizes[0][1]}, {source.name(i)} is "
+                f"{size[0]}x{size[1]}; say how to prepare them, such as --size 256 (cover and cut the centre)"
+            )
+    return sizes[0][1], sizes[0][0]
+
+
+def _lossy(source: Source) -> int:
+    if _slice(source, 0, 1) is not None:
+        return 0
+    return sum(source.name(i).lower().endswith(LOSSY) for i in range(len(source)))
+
+
+def _times(shape: tuple[int, int, int]) -> str:
+    return "x".join(map(str, shape))

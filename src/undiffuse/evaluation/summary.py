@@ -1,0 +1,292 @@
+"""One side of a comparison: the features of a set of images and their statistics, from a pass or from a file.
+
+A reference file is one safetensors file with a manifest: for each extractor the mean and covariance of all images, the
+features of some of them (for precision, recall and kernel distances), the cards, the number of images and the hash of
+their pixels. OpenAI's reference batches (npz with mu, sigma, mu_s, sigma_s) are read as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from undiffuse.evaluation.features import Features
+from undiffuse.metrics import Card, MetricError, Moments, Statistics
+
+__all__ = ["NpzStatistics", "Summary", "is_reference", "npz_statistics", "read_reference", "write_reference"]
+
+FORMAT = 1
+KEY = "undiffuse"
+OPENAI = ("mu", "sigma", "mu_s", "sigma_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One extractor's view of a set of images.
+
+    `statistics`, `spatial` of all images (`spatial` None where there are none); `features` [M, D] of the images that
+    are there one by one, None for statistics alone; `scores` turns features into class scores.
+    """
+
+    card: Card
+    spatial_card: Card | None = None
+    statistics: Statistics | None = None
+    spatial: Statistics | None = None
+    features: Tensor | None = None
+    spatial_features: Tensor | None = None
+    scores: Callable[[Tensor], Tensor | None] | None = None
+    labels: NDArray[np.int64] | None = None
+    label_names: Sequence[str] | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, features: Features, statistics: NpzStatistics | None = None) -> Summary:
+        """From a pass over images. `statistics` of a file take the place of the images' own, as in OpenAI's evaluator;
+        MetricError if they are not those of this extractor."""
+        warnings = list(features.warnings)
+        about = dict(features.about)
+        first = _moments(features.features, features.card)
+        second = _moments(features.spatial, features.spatial_card) if features.spatial is not None else None
+        if statistics is not None:
+            first = statistics.main(features.card)
+            second = statistics.spatial(features.spatial_card)
+            about["statistics"] = f"{', '.join(statistics.keys)} of the file, not of its {len(features)} images"
+            about["statistics_sha256"] = statistics.sha256
+        if first is None:
+            warnings.append("a single image has no covariance: there is no Frechet distance")
+        return cls(
+            card=features.card,
+            spatial_card=features.spatial_card,
+            statistics=first,
+            spatial=second,
+            features=features.features,
+            spatial_features=None if statistics is not None else features.spatial,
+            scores=features.scores,
+            labels=features.labels,
+            label_names=features.label_names,
+            about=about,
+            warnings=tuple(warnings),
+        )
+
+    @property
+    def own_statistics(self) -> bool:
+        """Whether the statistics are those of exactly the features that are there."""
+        return self.features is not None and self.statistics is not None and self.statistics.n == len(self.features)
+
+
+def _moments(features: Tensor, card: Card | None) -> Statistics | None:
+    if len(features) < 2:
+        return None
+    return Moments(features.shape[1], card).update(features).statistics()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpzStatistics:
+    """What an npz says of its whole set beside the images it holds: `arrays` by their names in the file.
+
+    `protocol` is what the user says of a file that cannot say it itself; OpenAI's layout (with mu_s, which nobody else
+    writes) is "adm".
+    """
+
+    path: str
+    arrays: dict[str, NDArray[Any]]
+    protocol: str | None
+    sha256: str
+
+    @property
+    def keys(self) -> list[str]:
+        """The names of the arrays."""
+        return list(self.arrays)
+
+    def main(self, card: Card) -> Statistics:
+        """Mean and covariance of the features; MetricError if `card` is of another protocol or dimension."""
+        if self.protocol is None:
+            raise MetricError(
+                f"{self.path} holds statistics without saying how they were made; say it, such as "
+                "--reference-protocol adm, if you know, or make a reference file from the images: undiffuse reference"
+            )
+        if self.protocol != card.protocol:
+            raise MetricError(
+                f"the statistics of {self.path} are of protocol {self.protocol!r}, the samples' features of "
+                f"{card.protocol!r}: numbers of different protocols cannot be compared. Evaluate with "
+                f"{self.protocol!r}, or make a reference file from the images: undiffuse reference"
+            )
+        return self._statistics("mu", "sigma", card)
+
+    def spatial(self, card: Card | None) -> Statistics | None:
+        """The same of the spatial features; None where the file or the extractor has none."""
+        if card is None or "mu_s" not in self.arrays:
+            return None
+        return self._statistics("mu_s", "sigma_s", card)
+
+    def _statistics(self, mean: str, covariance: str, card: Card) -> Statistics:
+        mu, sigma = self.arrays[mean], self.arrays[covariance]
+        if mu.shape != (card.dimension,) or sigma.shape != (card.dimension, card.dimension):
+            raise MetricError(
+                f"{self.path}: {mean} {list(mu.shape)} and {covariance} {list(sigma.shape)} are no statistics of "
+                f"{card.extractor} {card.layer}, which has {card.dimension} features"
+            )
+        try:
+            return Statistics(torch.from_numpy(mu.astype(np.float64)), torch.from_numpy(sigma.astype(np.float64)),
+                              None, card)  # fmt: skip
+        except MetricError as error:
+            raise MetricError(f"{self.path}: {mean}, {covariance}: {error}") from error
+
+
+def npz_statistics(path: str | Path, protocol: str | None = None) -> tuple[NpzStatistics | None, bool]:
+    """(the statistics in an npz or None, whether it also holds images). No pickle is executed.
+
+    protocol: of a file that holds mu and sigma alone. MetricError for damaged files and incomplete statistics.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = list(file.files)
+            arrays = {name: file[name] for name in OPENAI if name in names}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # numpy, zipfile, zlib and tokenize have many words for a broken file
+        raise MetricError(f"{path} cannot be read as an npz file: {str(error) or type(error).__name__}") from error
+    if not arrays:
+        return None, "arr_0" in names
+    for mean, covariance in (OPENAI[:2], OPENAI[2:]):
+        if (mean in arrays) != (covariance in arrays):
+            missing = covariance if mean in arrays else mean
+            raise MetricError(f"{path} holds {', '.join(arrays)} but no {missing}: the statistics are incomplete")
+    if "mu" not in arrays:
+        raise MetricError(f"{path} holds mu_s and sigma_s but no mu and sigma: the statistics are incomplete")
+    for name, array in arrays.items():
+        if array.dtype.kind != "f":
+            raise MetricError(f"{path}: {name} is {array.dtype}, expected floating-point numbers")
+    if protocol is None and "mu_s" in arrays:
+        protocol = "adm"
+    sha = _hash(arrays)
+    return NpzStatistics(path=str(path), arrays=arrays, protocol=protocol, sha256=sha), "arr_0" in names
+
+
+def _hash(arrays: dict[str, NDArray[Any]]) -> str:
+    from undiffuse.metrics.extractors.base import tensors_hash
+
+    return tensors_hash({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
+
+
+def write_reference(
+    path: str | Path, summaries: Sequence[Summary], *, keep: int = 10_000, overwrite: bool = False
+) -> Path:
+    """Write a reference file, whole or not at all: statistics of all images, features of at most `keep` of them.
+
+    The features kept are evenly spaced over the set. FileExistsError unless `overwrite`; MetricError for a set of
+    fewer than two images.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already: name another file, or replace it with --overwrite")
+    tensors: dict[str, Tensor] = {}
+    entries = []
+    for number, summary in enumerate(summaries):
+        if summary.statistics is None or summary.features is None:
+            raise MetricError("a reference needs at least 2 images: there are no statistics of fewer")
+        entry = {
+            "card": summary.card.to_dict(),
+            "spatial_card": None if summary.spatial is None else summary.spatial_card.to_dict(),  # type: ignore[union-attr]
+            "n": summary.statistics.n,
+            "about": summary.about,
+            "warnings": list(summary.warnings),
+        }
+        tensors[f"{number}.mean"], tensors[f"{number}.covariance"] = (
+            summary.statistics.mean,
+            summary.statistics.covariance,
+        )
+        if summary.spatial is not None:
+            tensors[f"{number}.spatial_mean"] = summary.spatial.mean
+            tensors[f"{number}.spatial_covariance"] = summary.spatial.covariance
+        total = len(summary.features)
+        count = min(keep, total)
+        if count:
+            tensors[f"{number}.features"] = summary.features[torch.arange(count) * total // count]
+        entry["kept"] = count
+        entries.append(entry)
+    manifest = {"format": FORMAT, "kind": "reference", "extractors": entries, "sha256": _digest(tensors)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(ready, temporary, metadata={KEY: json.dumps(manifest)})
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except safetensors.SafetensorError as error:  # its own kind of error for a full disk
+        raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def is_reference(path: str | Path) -> bool:
+    """Whether a file is one of `write_reference`."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            return json.loads((file.metadata() or {}).get(KEY, "{}")).get("kind") == "reference"
+    except (OSError, ValueError, AttributeError, safetensors.SafetensorError):
+        return False
+
+
+def read_reference(path: str | Path) -> list[Summary]:
+    """The summaries of a reference file, one an extractor. MetricError for anything else and for damage."""
+    path = Path(path)
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            manifest = json.loads((file.metadata() or {})[KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise MetricError(f"{path} is no reference file, or it is damaged ({error})") from error
+    if manifest.get("kind") != "reference" or manifest.get("format") != FORMAT:
+        raise MetricError(f"{path} is no reference file of this version: make it again with undiffuse reference")
+    if _digest(tensors) != manifest.get("sha256"):
+        raise MetricError(f"{path} is damaged: its content does not have the hash it carries; make it again")
+    out = []
+    try:
+        for number, entry in enumerate(manifest["extractors"]):
+            card = Card.from_dict(entry["card"])
+            spatial_card = Card.from_dict(entry["spatial_card"]) if entry["spatial_card"] else None
+            spatial = None
+            if spatial_card is not None:
+                spatial = Statistics(
+                    tensors[f"{number}.spatial_mean"], tensors[f"{number}.spatial_covariance"], entry["n"], spatial_card
+                )
+            out.append(
+                Summary(
+                    card=card,
+                    spatial_card=spatial_card,
+                    statistics=Statistics(tensors[f"{number}.mean"], tensors[f"{number}.covariance"], entry["n"], card),
+                    spatial=spatial,
+                    features=tensors.get(f"{number}.features"),
+                    about={**entry["about"], "file": path.name, "file_sha256": manifest["sha256"]},
+                    warnings=tuple(entry["warnings"]),
+                )
+            )
+    except (KeyError, TypeError) as error:
+        raise MetricError(f"{path} lacks {error}: it is damaged, or of another version") from error
+    return out
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    from undiffuse.metrics.extractors.base import tensors_hash
+
+    return tensors_hash(tensors)
