@@ -56,7 +56,7 @@ def test_every_option_has_a_help_text() -> None:
     [
         (["smaple"], "there is no command 'smaple'; expected quickstart"),
         (["smaple"], "Did you mean sample?"),
-        (["sample", "--step", "5"], "unrecognized arguments: --step 5. Did you mean --steps?"),
+        (["sample", "--step", "5"], "unrecognized arguments: --step. Did you mean --steps?"),
         (["sample", "--seed", "-5"], "--seed: '-5': a whole number from 0 to 2^64 - 1"),
         (["sample", "--solver", "euler"], "'euler' is none of ancestral, ddim"),
         (["sample", "--eta", "-1"], "a number from 0 on"),

@@ -4,82 +4,22 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import re
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from file_server import CONTENT, SHA, Server, serving
 from undiffuse.data import fashion_mnist
 from undiffuse.downloads import DownloadError, cache_dir, digest_of, fetch
-
-CONTENT = np.random.default_rng(3).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
-SHA = hashlib.sha256(CONTENT).hexdigest()
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `content`; `faults` are used up one a request."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content = CONTENT
-        self.faults: list[str] = []
-        self.ranges: list[str | None] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/file.bin"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.ranges.append(asked)
-        fault = self.server.faults.pop(0) if self.server.faults else ""
-        data, start = self.server.content, 0
-        if fault.isdigit():
-            self.send_error(int(fault))
-            return
-        if asked and fault != "no ranges":
-            match = re.match(r"bytes=(\d+)-", asked)
-            assert match
-            start = int(match.group(1))
-            if start >= len(data):
-                self.send_error(416)
-                return
-        body = data[start:]
-        if fault == "corrupt":
-            body = bytes([body[0] ^ 1]) + body[1:]
-        self.send_response(206 if start else 200)
-        if start:
-            shown = start + 1 if fault == "other range" else start
-            self.send_header("Content-Range", f"bytes {shown}-{len(data) - 1}/{len(data)}")
-        length = {"claims more": len(body) + 1000, "claims less": len(body) - 1000}.get(fault, len(body))
-        if fault != "no length":
-            self.send_header("Content-Length", str(length))
-        self.end_headers()
-        self.wfile.write(body[: len(body) // 3] if fault == "break" else body)
-        self.close_connection = True
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

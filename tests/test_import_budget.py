@@ -13,7 +13,7 @@ MATHEMATICS = (
     "levels", "prediction", "denoiser", "nets", "noise", "objectives", "timesteps", "likelihood", "solvers", "guidance",
     "sampling",
 )  # fmt: skip
-ALL = (*MATHEMATICS, "checkpoints", "models", "data", "pictures", "training", "recipes")
+ALL = (*MATHEMATICS, "checkpoints", "models", "data", "pictures", "metrics", "evaluation", "training", "recipes")
 # Packages that are slow to import, or not ours to need.
 HEAVY = (
     "scipy", "torchvision", "torchaudio", "matplotlib", "pandas", "sklearn", "tqdm", "tensorboard", "wandb", "einops",

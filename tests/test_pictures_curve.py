@@ -144,3 +144,23 @@ def test_bad_input_is_explained() -> None:
         draw_curve({"a": [(0, 1)]}, smooth=1)
     with pytest.raises(ValueError, match="at least 240"):
         draw_curve({"a": [(0, 1)]}, size=(100, 100))
+
+
+def test_error_bars_levels_and_notes_are_drawn_and_checked() -> None:
+    """Bars widen the axis, a level shows across the whole plot, and each needs its point."""
+    points = {"a": [(0.0, 1.0), (1.0, 1.0), (2.0, 1.0)]}
+    plain = np.asarray(draw_curve(points))
+    bars = np.asarray(draw_curve(points, errors={"a": [0.5, 0.0, 0.5]}))
+    level = np.asarray(draw_curve(points, levels={"real": 3.0}))
+    noted = np.asarray(draw_curve(points, notes={"a": ["x", "", "y"]}))
+    for other in (bars, level, noted):
+        assert not np.array_equal(plain, other)
+    blue, orange = (np.array(colour) for colour in COLOURS[:2])
+    across = (level == orange).all(axis=2).sum(axis=1)
+    assert across.max() > level.shape[1] // 3  # dashes over more than a third of the width
+    columns = (bars == blue).all(axis=2).sum(axis=0)
+    assert (columns > 50).sum() >= 2  # two bars that stand, beside the line that lies
+    with pytest.raises(ValueError, match="2 bars were given for 3 points"):
+        draw_curve(points, errors={"a": [0.5, 0.5]})
+    with pytest.raises(ValueError, match="0 points"):
+        draw_curve(points, errors={"b": [0.5]})

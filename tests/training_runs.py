@@ -74,11 +74,12 @@ def tiny_config(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**settings, **changes})
 
 
-def run(folder: Path, task: Any = None, data: Any = None, listeners: Sequence[Any] = (), **changes: Any) -> Outcome:
+def run(
+    folder: Path, task: Any = None, data: Any = None, listeners: Sequence[Any] = (), init: Any = None, **changes: Any
+) -> Outcome:
     """One call of `train` with the tiny parts."""
-    return train(
-        task if task is not None else tiny_task(), data or tiny_data(), tiny_config(**changes), folder, list(listeners)
-    )
+    task, data = task if task is not None else tiny_task(), data or tiny_data()
+    return train(task, data, tiny_config(**changes), folder, list(listeners), init=init)
 
 
 def assert_same_run(a: Path, b: Path) -> None:

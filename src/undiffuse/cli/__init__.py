@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from undiffuse.cli.console import fail
+from undiffuse.cli.options import settle
 from undiffuse.cli.parser import COMMANDS, build_parser
 
 __all__ = ["COMMANDS", "main"]
@@ -36,8 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
+        settle(args)
         body = importlib.import_module(f"undiffuse.cli.{args.module}")
-        status = int(body.run(args))
+        files = importlib.import_module("undiffuse.cli.downloading")
+        with files.downloading(offline=getattr(args, "offline", False)):
+            status = int(body.run(args))
         sys.stdout.flush()  # here, where a closed pipe can still be handled
         return status
     except KeyboardInterrupt:

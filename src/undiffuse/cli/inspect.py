@@ -13,14 +13,17 @@ import numpy as np
 from PIL import Image
 
 from undiffuse import checkpoints
+from undiffuse.adapters import diffusers_config, foreign, published
 from undiffuse.cli.console import fields, say, shorten, table
 from undiffuse.cli.inspect_data import describe_data
-from undiffuse.cli.inspect_model import describe_model, describe_run
+from undiffuse.cli.inspect_evaluation import describe_evaluation, describe_reference
+from undiffuse.cli.inspect_model import describe_foreign, describe_model, describe_run
 from undiffuse.cli.latents import KEY, read_about
 from undiffuse.cli.writing import quoted
 from undiffuse.data import IMAGE_SUFFIXES, NAMED_SETS
 from undiffuse.data.labels import listed
-from undiffuse.models import SHIPPED, resolve
+from undiffuse.evaluation.summary import is_reference
+from undiffuse.models import SHIPPED, resolve, split_reference
 from undiffuse.pictures import read_record
 from undiffuse.pictures.names import parse_name
 
@@ -46,10 +49,18 @@ def describe(args: argparse.Namespace) -> str:
         return describe_data(args)
     if what in SHIPPED and not path.exists():
         return describe_model(resolve(what), str(what), as_json=args.json)
+    if what in published.ENTRIES and not path.exists():
+        from undiffuse.cli.models import details, record
+
+        entry = published.get(what)
+        return json.dumps(record(entry), indent=2) if args.json else details(entry)
+    file, like = split_reference(what)
+    if like is not None:
+        return describe_foreign(file, like, as_json=args.json)
     if not path.exists():
         raise FileNotFoundError(
             f"there is no file or folder {what}; known by name are the data {', '.join(NAMED_SETS)} and the models "
-            f"{', '.join(SHIPPED)}"
+            f"{', '.join(SHIPPED)} and those of `undiffuse models`"
         )
     if path.is_dir():
         return _folder(args, path)
@@ -60,13 +71,12 @@ def describe(args: argparse.Namespace) -> str:
         return _picture(args, path)
     if path.name in (RUN, BITS):
         return _output_file(args, path)
+    if suffix == ".json":
+        return describe_evaluation(path, args.json)
     if suffix == ".npz":
         return _npz(args, path)
     if suffix in _PICKLED:
-        raise ValueError(
-            f"{path} looks like a pickled PyTorch file, which can run code when it is opened; undiffuse opens "
-            "safetensors only"
-        )
+        return describe_foreign(str(path), as_json=args.json)
     return describe_data(args)
 
 
@@ -124,6 +134,8 @@ def _folder(args: argparse.Namespace, path: Path) -> str:
             f"pictures written by `undiffuse {commands}`, not images to train on: {listed(recorded, 6)}\n"
             f"{_record(next(iter(recorded.values())))}"
         )
+    if diffusers_config.find(path) is not None:
+        return describe_foreign(str(path), as_json=args.json)
     outputs = _folders_of_ours(path)
     return _outputs(args, path, outputs) if outputs else describe_data(args)
 
@@ -220,8 +232,12 @@ def _safetensors(args: argparse.Namespace, path: Path) -> str:
             shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}); it may be truncated") from error
+    if is_reference(path):
+        return describe_reference(path, args.json)
     if "undiffuse" in header:
         return describe_model(path, str(path), as_json=args.json)
+    if foreign.names_a_network(shapes):
+        return describe_foreign(str(path), as_json=args.json)
     if KEY in header:
         about = read_about(path)
         if args.json:

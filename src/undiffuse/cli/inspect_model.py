@@ -10,10 +10,11 @@ from typing import Any
 import safetensors
 
 from undiffuse import checkpoints
+from undiffuse.adapters import importing
 from undiffuse.cli.console import duration, fields
 from undiffuse.cli.writing import quoted
 from undiffuse.data.labels import listed
-from undiffuse.nets import ClassifierConfig, UNetConfig
+from undiffuse.nets import DDPMConfig, config_from_dict
 from undiffuse.training import read_records
 
 MODES = {1: "grey", 3: "RGB", 4: "RGBA"}
@@ -25,7 +26,7 @@ def describe_model(path: Path, name: str, as_json: bool = False) -> str:
     if as_json:
         return json.dumps(manifest, indent=2)
     classifier = manifest.get("kind") == "classifier"
-    net: Any = ClassifierConfig(**manifest["net"]) if classifier else UNetConfig(**manifest["net"])
+    net: Any = config_from_dict(manifest["net"], "classifier" if classifier else "diffusion")
     height, width = net.size
     what = "classifier of noisy images" if classifier else "diffusion model"
     what += ", super-resolution" if getattr(net, "super_resolution", False) else ""
@@ -34,19 +35,60 @@ def describe_model(path: Path, name: str, as_json: bool = False) -> str:
     weights = ["net", *manifest.get("ema", [])] if manifest.get("ema") else [manifest.get("weights", "net")]
     rows: list[tuple[str, object]] = [
         ("network", f"{count_parameters(path) / 1e6:.2f} million parameters, width {net.model_channels} x "
-                    f"{'/'.join(f'{m:g}' for m in net.channel_mult)}, {net.num_res_blocks} blocks a level"),
+                    f"{'/'.join(f'{m:g}' for m in net.channel_mult)}, {net.num_res_blocks} blocks a level"
+                    + (", DDPM's own layout" if isinstance(net, DDPMConfig) else "")),
         ("classes", _classes(manifest.get("labels"), net.num_classes)),
         ("process", _process(manifest["process"])),
         ("objective", _objective(manifest.get("objective"))),
         ("trained", _trained(progress, manifest.get("train") or {})),
         ("data", f"{data['source']}, {data['count']:,} images" if "source" in data else None),
+        ("began with", _beginning(manifest.get("init"))),
         ("weights", ", ".join(weights) + (" (the last is used unless --weights names another)" if weights[1:] else "")),
         ("recipe", manifest.get("recipe")),
+        *_source(manifest.get("source")),
         ("version", manifest.get("version")),
         ("sha256", manifest.get("sha256")),
         ("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB)"),
     ]  # fmt: skip
     return f"{what}\n{fields(rows)}\n{_next(manifest, name)}"
+
+
+def describe_foreign(reference: str, like: str | None = None, as_json: bool = False) -> str:
+    """Weights that others wrote: what they are and who says so. ValueError if that cannot be told."""
+    found = importing.identify(reference, like)
+    manifest = found.manifest()
+    numbers = sum(tensor.numel() for tensor in found.state.values())
+    if as_json:
+        return json.dumps({**manifest, "parameters": numbers}, indent=2)
+    net: Any = found.meaning.config
+    height, width = net.size
+    what = "classifier of noisy images" if found.kind == "classifier" else "diffusion model"
+    what += ", super-resolution" if getattr(net, "super_resolution", False) else ""
+    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in found.state.values()})
+    rows: list[tuple[str, object]] = [
+        ("network", f"{numbers / 1e6:.2f} million parameters in {len(found.state)} tensors, {', '.join(kinds)}"),
+        ("classes", _classes(manifest["labels"], net.num_classes)),
+        ("process", _process(manifest["process"])),
+        *_source(manifest["source"]),
+        ("file", f"{reference} ({found.source['bytes'] / 1e6:.1f} MB)"),
+    ]
+    name = reference if like is None else f"{reference}@{like}"
+    what += f", {height}x{width} {MODES.get(net.in_channels, f'{net.in_channels} channels')} (height x width)"
+    return f"{what}; weights of other code, converted when they are first used\n{fields(rows)}\n{_next(manifest, name)}"
+
+
+def _source(source: Any) -> list[tuple[str, object]]:
+    """Where converted weights are from, and who said what they are."""
+    if not isinstance(source, dict):
+        return []
+    facts = source.get("facts")
+    rows: list[tuple[str, object]] = [
+        ("published as", f"{source['published']}: {source['url']}" if source.get("url") else source.get("published")),
+        ("licence", source.get("licence")),
+        ("made from", f"{source.get('file')}, sha256 {str(source.get('sha256'))[:16]}..."),
+    ]
+    told = facts.items() if isinstance(facts, dict) else ()
+    return rows + [("told by" if k == 0 else "", f"{who}: {what}") for k, (who, what) in enumerate(told)]
 
 
 def describe_run(folder: Path, as_json: bool = False) -> str:
@@ -97,12 +139,20 @@ def _process(process: dict[str, Any]) -> str:
 def _objective(objective: dict[str, Any] | None) -> str | None:
     if not objective:
         return None
-    text = str(objective.get("loss"))
+    text = str(objective.get("loss", "not told"))
     if objective.get("noise") is False:
         text += ", clean images only"
     if objective.get("clean_fraction"):
         text += f", {100 * objective['clean_fraction']:g}% clean images"
     return text
+
+
+def _beginning(init: Any) -> str | None:
+    """The model whose weights it began with, and the licence these came under."""
+    if not isinstance(init, dict):
+        return None
+    licence = (init.get("origin") or {}).get("licence")
+    return str(init.get("source")) + (f" (licence: {licence})" if licence else "")
 
 
 def _trained(progress: dict[str, Any], train: dict[str, Any]) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from undiffuse.cli.console import Progress
-from undiffuse.cli.low_res import LowRes
+from undiffuse.cli.low_res import LowRes, Made
 from undiffuse.cli.sampler import Sampler
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import spaced
-from undiffuse.pixels import to_uint8
+from undiffuse.pixels import Rounding, to_uint8
 from undiffuse.sampling import Step
+from undiffuse.training.step import is_out_of_memory
 
 FRAMES = 24
 
@@ -36,16 +38,36 @@ class Frames:
             for k, image in zip(wanted, pixels, strict=True):
                 self._images.setdefault(indices[k], []).append(image)
 
+    def forget(self, indices: Sequence[int]) -> None:
+        """Drop what was seen of images that have to be begun again."""
+        for index in indices:
+            self._images.pop(index, None)
+
     def pictures(self) -> list[np.ndarray]:
         """One batch uint8 [count, H, W, C] a frame."""
         return [np.stack([self._images[i][f] for i in range(self.count)]) for f in range(len(self.kept))]
 
 
 class Job:
-    """How image number i of a run is made: its class, its noise, its low-resolution image."""
+    """How image number i of a run is made: its class, its noise, its low-resolution image.
 
-    def __init__(self, sampler: Sampler, seed: int, classes: Sequence[int] | None, low: LowRes | None = None) -> None:
+    `stream`    keeps its noise apart from that of other models of the same run, see `NoiseSource`
+    `rounding`  of the finished images to 8 bits, see `undiffuse.pixels`
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        seed: int,
+        classes: Sequence[int] | None,
+        low: LowRes | Made | None = None,
+        *,
+        stream: str = "",
+        rounding: Rounding = "nearest",
+    ) -> None:
         self.sampler, self.seed, self.classes, self.low = sampler, seed, classes, low
+        self.stream, self.rounding = stream, rounding
+        self._fits: int | None = None  # images at once, once memory has not sufficed for more
 
     def labels(self, indices: Sequence[int]) -> list[int] | None:
         """The classes of some images, None without classes."""
@@ -53,14 +75,61 @@ class Job:
             return [self.classes[i % len(self.classes)] for i in indices]
         return None if self.low is None else self.low.labels_of(indices)
 
-    def make(self, indices: Sequence[int], progress: Progress | None = None, frames: Frames | None = None) -> Tensor:
-        """Images uint8 [B, H, W, C] on the CPU."""
-        labels: Any = self.labels(indices)
+    def make(
+        self,
+        indices: Sequence[int],
+        progress: Progress | None = None,
+        frames: Frames | None = None,
+        watch: Callable[[Step, int], None] | None = None,
+    ) -> Tensor:
+        """Images uint8 [B, H, W, C] on the CPU, in halves as often as memory demands it.
+
+        `watch` hears of every step, and of how many images are made at once. MemoryError where not even one fits.
+        """
+        done: list[Tensor] = []
+        rest = list(indices)
+        while rest:
+            piece = rest[: self._fits]
+            before, problem = progress.done if progress is not None else 0.0, ""
+            try:
+                done.append(self._make(piece, progress, frames, watch))
+                rest = rest[len(piece) :]
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+            # Here the exception is gone, and with it the tensors that its traceback kept alive.
+            gc.collect()
+            if self.sampler.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(piece) == 1:
+                smaller = "" if self.sampler.settings.precision != "fp32" else ": --precision bf16 needs about half"
+                raise MemoryError(f"not even one image at a time fits into memory{smaller} ({problem})")
+            self._fits = -(-len(piece) // 2)
+            if progress is not None:
+                progress.advance(before - progress.done)
+            if frames is not None:
+                frames.forget(piece)
+        return torch.cat(done)
+
+    def _make(
+        self,
+        indices: list[int],
+        progress: Progress | None,
+        frames: Frames | None,
+        watch: Callable[[Step, int], None] | None,
+    ) -> Tensor:
+        # Of a cascade the upsampler may know no classes, and its images have them all the same.
+        told: Any = self.labels(indices) if "y" in self.sampler.denoiser.conditions else None
         low = None if self.low is None else self.low.images_of(indices)
 
         def on_step(step: Step) -> None:
             if frames is not None and frames.count:
                 frames.see(indices, step)
+            if watch is not None:
+                watch(step, len(indices))
 
-        x = self.sampler.steps_of(NoiseSource(self.seed, indices), labels, low, on_step=on_step, progress=progress)
-        return to_uint8(x.to(torch.float32)).cpu()
+        noise = NoiseSource(self.seed, indices, self.stream)
+        x = self.sampler.steps_of(noise, told, low, on_step=on_step, progress=progress)
+        return to_uint8(x.to(torch.float32), self.rounding).cpu()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -34,10 +35,7 @@ class LowRes:
             return None
         if args.low_res is None:
             raise ValueError("this is a super-resolution model: give the images to enlarge, --low-res FOLDER or NPZ")
-        size = args.low_size or (model.manifest.get("objective") or {}).get("low_size")
-        if size is None:
-            raise ValueError("the model does not say how large the images are that it enlarges: give --low-size")
-        wanted = size if isinstance(size, int) else (int(size[0]), int(size[1]))
+        wanted = low_size(model, args.low_size)
         conditional = model.num_classes is not None and not args.classes
         config = DataConfig(
             path=args.low_res, labels="auto" if conditional else "none", size=wanted, channels=model.image_shape[0]
@@ -48,6 +46,13 @@ class LowRes:
         labels = [int(k) for k in source.labels] if conditional and source.labels is not None else None
         return cls(ImageDataset(source, config), labels, source.fingerprint)
 
+    @classmethod
+    def of_npz(cls, path: Path, size: tuple[int, int], channels: int) -> LowRes:
+        """All images of an npz of samples, without their labels."""
+        config = DataConfig(path=str(path), labels="none", size=size, channels=channels)
+        source = config.open(None)
+        return cls(ImageDataset(source, config), None, source.fingerprint)
+
     def labels_of(self, indices: Sequence[int]) -> list[int] | None:
         """The classes of some images of the run."""
         return None if self.labels is None else [self.labels[i % len(self)] for i in indices]
@@ -55,3 +60,25 @@ class LowRes:
     def images_of(self, indices: Sequence[int]) -> Tensor:
         """[B, C, h, w] in [-1, 1]."""
         return model_images(self.dataset, [i % len(self) for i in indices], "cpu")
+
+
+@dataclass(frozen=True)
+class Made:
+    """One small image [1, C, h, w] in [-1, 1] that was made for the occasion, in the place of `LowRes`."""
+
+    image: Tensor
+
+    def labels_of(self, indices: Sequence[int]) -> None:
+        """It has no classes of its own."""
+
+    def images_of(self, indices: Sequence[int]) -> Tensor:
+        """The image, for every index."""
+        return self.image.expand(len(indices), -1, -1, -1)
+
+
+def low_size(model: DiffusionModel, given: int | tuple[int, int] | None = None) -> tuple[int, int]:
+    """(height, width) of the images that a model enlarges: as given, or as it says. ValueError if neither tells."""
+    size = given or (model.manifest.get("objective") or {}).get("low_size")
+    if size is None:
+        raise ValueError("the model does not say how large the images are that it enlarges: give --low-size")
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

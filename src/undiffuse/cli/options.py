@@ -84,22 +84,53 @@ def device_options(parser: argparse.ArgumentParser) -> None:
     """--device, --precision."""
     group = parser.add_argument_group("where and how it runs")
     device_option(group)
-    pick(group, "--precision", ("fp32", "bf16"), "of the network (default fp32)", "fp32")
+    precision = "of the network (default fp32); fp16 on GPUs only"
+    pick(group, "--precision", ("fp32", "bf16", "fp16"), precision, "fp32")
 
 
-def model_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --weights."""
+def model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+    """--model, --weights, --like, --offline; with `positional` the model may also be given without --model."""
     group = parser.add_argument_group("model")
-    what = f"model file, run folder, or the shipped {SHIPPED} (default)"
-    group.add_argument("--model", default=SHIPPED, metavar="M", help=what)
+    what = f"model file, run folder, name of `undiffuse models`, or the shipped {SHIPPED} (default)"
+    if positional:
+        parser.add_argument("model", nargs="?", action=_Model, default=argparse.SUPPRESS, metavar="MODEL", help=what)
+        what = "the same"
+    group.add_argument("--model", action=_Model, default=SHIPPED, metavar="M", help=what)
     which = "net (as trained) or an average such as 0.999 (default: the slowest)"
     group.add_argument("--weights", metavar="W", help=which)
+    like = "of a .pt file that does not say: the published model, or the flags, it was trained with"
+    group.add_argument("--like", metavar="NAME|FLAGS", help=like)
+    offline_option(group)
+
+
+def offline_option(group: Any) -> None:
+    """--offline."""
+    group.add_argument("--offline", action="store_true", help="use what is here, download nothing")
+
+
+class _Model(argparse.Action):
+    """The model, which may be given once, with or without --model."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
+        if getattr(namespace, "model_given", False):
+            parser.error(f"two models are given, {namespace.model} and {value}")
+        namespace.model, namespace.model_given = value, True
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Fold --like into the model's reference, where all that loads models understands it: FILE@LIKE."""
+    like = getattr(args, "like", None)
+    if like is not None:
+        if not getattr(args, "model_given", False):
+            raise ValueError(f"--like {like} says what a file of weights is: give the file by --model")
+        args.model = f"{args.model}@{like}"
+        args.like = None
 
 
 def guidance_options(parser: argparse.ArgumentParser) -> None:
     """--classifier, --guidance, --guidance-at."""
     group = parser.add_argument_group("classifier guidance")
-    what = "noisy-image classifier: file or run folder (the shipped model has its own)"
+    what = "noisy-image classifier: as --model (default: the model's own, if it has one)"
     group.add_argument("--classifier", metavar="C", help=what)
     strength = "its strength (default: 1 with --classifier, else 0, none)"
     group.add_argument("--guidance", type=values.scale, metavar="SCALE", help=strength)
@@ -111,9 +142,9 @@ def sampler_options(parser: argparse.ArgumentParser, solver: bool = True) -> Non
     """--solver, --steps, --eta, --clip; without `solver` those of deterministic DDIM."""
     group = parser.add_argument_group("sampler" if solver else "sampler (DDIM)")
     if solver:
-        default = "ancestral for a model that learns its variance, else ddim"
+        default = "as published, else ancestral for a model that learns its variance, else ddim"
         pick(group, "--solver", ("ancestral", "ddim"), f"the method (default: {default})")
-    default = "100 with ancestral, ddim50 with ddim" if solver else "ddim50"
+    default = "as published, else 100 with ancestral, ddim50 with ddim" if solver else "ddim50"
     group.add_argument("--steps", metavar="SPEC", help=f"{STEPS} (default: {default})")
     if solver:
         help = "noise of ddim, from 0 (default, none) to 1 (as much as ancestral) and beyond"
@@ -121,6 +152,15 @@ def sampler_options(parser: argparse.ArgumentParser, solver: bool = True) -> Non
         help = "ddim with guidance: do not clip again after the guidance, as in the original"
         group.add_argument("--no-reclip", dest="reclip", action="store_false", help=help)
     clip_option(group)
+
+
+def upsampler_options(parser: argparse.ArgumentParser) -> None:
+    """--upsampler, --upsampler-solver, --upsampler-steps."""
+    group = parser.add_argument_group("upsampler, which enlarges the images")
+    what = "super-resolution model: as --model, or auto (the published model's own); small images go into OUT/base"
+    group.add_argument("--upsampler", metavar="UP", help=what)
+    pick(group, "--upsampler-solver", ("ancestral", "ddim"), "its method (default: found as for --solver)")
+    group.add_argument("--upsampler-steps", metavar="SPEC", help="its steps (default: found as for --steps)")
 
 
 def clip_option(group: Any) -> None:

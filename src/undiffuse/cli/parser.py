@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 import undiffuse
-from undiffuse.cli import options, values
+from undiffuse.cli import evaluation_options, options, values
 
 COMMANDS = {
     "quickstart": "sample the shipped model, guided and not: a minute, offline, on a CPU",
@@ -17,8 +17,14 @@ COMMANDS = {
     "decode": "latents back to images",
     "interpolate": "the way between two images or two seeds, through the latents",
     "nll": "likelihood of images, in bits per dimension",
+    "evaluate": "FID, sFID, IS, precision, recall, KID and more, with errors and provenance",
+    "reference": "a reference file to evaluate against",
+    "compare": "evaluations side by side",
+    "sweep": "the trade-off of guidance: metrics at several strengths, as table and plot",
     "inspect": "what a file, a run, a picture or your data is",
     "recipes": "the recipes, with published and measured results",
+    "models": "the published models and ImageNet's classes, to find and to look up",
+    "export": "a model for other programs: guided-diffusion, diffusers, ONNX, torch.export",
 }
 
 _DATA = """
@@ -39,8 +45,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", parser_class=options.Parser, prog="undiffuse", help=argparse.SUPPRESS
     )
-    for define in (_quickstart, _train, _train_classifier, _sample, _encode, _decode, _interpolate, _nll, _inspect,
-                   _recipes):  # fmt: skip
+    for define in (_quickstart, _train, _train_classifier, _sample, _encode, _decode, _interpolate, _nll):
+        define(commands)
+    for command in ("evaluate", "reference", "compare", "sweep"):
+        getattr(evaluation_options, command)(_add, commands)
+    for define in (_inspect, _recipes, _models, _export):
         define(commands)
     return parser
 
@@ -78,6 +87,8 @@ def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
     parser.add_argument("data", metavar="DATA", help="images to train on")
     what = parser.add_argument_group("what is trained")
     what.add_argument("--recipe", metavar="NAME", help="see `undiffuse recipes` (default: chosen by the data)")
+    begin = "begin with the weights of a model: a name of `undiffuse models`, a file or a run folder"
+    what.add_argument("--init-from", metavar="MODEL", help=begin)
     size = "image size (default: the recipe's, or by the data)"
     what.add_argument("--size", type=values.size, metavar="S|HxW", help=size)
     channels = "1 grey, 3 RGB, 4 RGBA (default: as --size)"
@@ -108,6 +119,7 @@ def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
     run.add_argument("--out", metavar="DIR", help="run folder (default runs/NAME)")
     options.seed_option(run, "of weights, order and noise")
     options.device_option(run)
+    options.offline_option(run)
     options.pick(run, "--precision", ("fp32", "bf16", "fp16"), "of the network (default: the recipe's)")
     run.add_argument("--compile", action="store_true", default=None, help="torch.compile the network")
     return what, data
@@ -127,6 +139,7 @@ trains on several devices.{_DATA}""",
     what.add_argument("--unconditional", action="store_true", help="leave the labels out")
     validation = "held-out images: other data, or a part of these such as 0.05"
     data.add_argument("--validation", metavar="DATA|PART", help=validation)
+    evaluation_options.while_training(parser)
 
 
 def _train_classifier(commands: Any) -> None:
@@ -148,14 +161,15 @@ def _sample(commands: Any) -> None:
     parser = _add(
         commands,
         "sample",
-        "",
+        "[MODEL] ",
         """\
 Samples images, written as they come; the same command again makes only what is missing. Image number i depends on the
 seed and i, not on --batch or --count. Every PNG carries the record to make it again (--from-record).""",
     )
-    options.model_options(parser)
+    options.model_options(parser, positional=True)
     options.guidance_options(parser)
     options.sampler_options(parser)
+    options.upsampler_options(parser)
     run = parser.add_argument_group("run and output")
     options.seed_option(run)
     run.add_argument("--count", type=values.positive, metavar="N", help="images of the whole run (default 20)")
@@ -284,3 +298,46 @@ Lists the recipes, or with a NAME everything that one says. Use it by `undiffuse
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="a recipe")
     parser.add_argument("--json", action="store_true", help="its settings as JSON")
+
+
+def _models(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "models",
+        "[NAME] ",
+        """\
+Lists the models that are published or come with this package, or with a NAME all about one and how to sample from it.
+With --classes it looks up classes: undiffuse models --classes retriever""",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a model of the list")
+    classes = "ImageNet's classes (with NAME that model's): all, or those that TEXT is in"
+    parser.add_argument("--classes", nargs="*", metavar="TEXT", help=classes)
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def _export(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "export",
+        "MODEL --to FORMAT ",
+        """\
+Writes a model for other programs, reads back what was written, and tells how far its outputs differ from the model's
+and how to use it there. What a format cannot express is listed, and then nothing is written.
+
+  safetensors  one file with weights and configuration, as undiffuse reads it without any option
+  openai       a .pt of guided-diffusion, with the flags for its scripts in a .json beside it
+  diffusers    a pipeline folder: UNet2DModel and DDPMScheduler
+  onnx, torch  one call of the network as a graph, for any batch size (.onnx, torch.export's .pt2);
+               noise levels and how to take a step are in a .json beside it""",
+    )
+    parser.add_argument("model", metavar="MODEL", help="model file, run folder, or the name of a known model")
+    formats = ("safetensors", "openai", "diffusers", "onnx", "torch")
+    parser.add_argument(
+        "--to", required=True, type=values.choice(*formats), metavar="FORMAT", help=f"one of {', '.join(formats)}"
+    )
+    which = "net (as trained) or an average such as 0.999 (default: the slowest)"
+    parser.add_argument("--weights", metavar="W", help=which)
+    options.offline_option(parser)
+    out = "file or folder (default: the model's name with the format's ending, here)"
+    parser.add_argument("--out", metavar="PATH", help=out)
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export wrote there")

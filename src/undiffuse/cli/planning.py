@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from undiffuse import recipes
-from undiffuse.cli import settings
+from undiffuse.cli import settings, starting
 from undiffuse.data import NAMED_SETS, DataConfig, DataSummary, ImageDataset, Source, open_data, scan, split
 from undiffuse.data.images import size_pair
 from undiffuse.data.labels import listed
 from undiffuse.data.screening import OnBroken, find_flaws
 from undiffuse.data.sources import Excluded
 from undiffuse.models import DiffusionModel, load_diffusion
+from undiffuse.nets import DDPMConfig
 from undiffuse.recipes import Recipe
 
 MEASURED = 20_000  # images whose size is looked up to tell which will be enlarged
@@ -39,6 +40,7 @@ class Plan:
     validation: ImageDataset | None
     out: Path
     partner: DiffusionModel | None = None
+    start: starting.Start | None = None
 
     @property
     def labels(self) -> list[str] | None:
@@ -84,8 +86,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
     label_names = partner.labels if partner is not None else None
     how = "none" if kind == "diffusion" and args.unconditional else args.labels
     look = Look(args.data, how, args.on_broken)
-    recipe, why = _choose(args, kind, look, partner)
-    size, channels = _shape(args, recipe, look, partner)
+    start = starting.find_start(args, kind)
+    recipe, why = _choose(args, kind, look, partner, start)
+    size, channels = _shape(args, recipe, look, partner, start)
     classes = look.classes if label_names is None else len(label_names)
     chosen = recipe is None
     if kind == "classifier" and classes is None:
@@ -98,6 +101,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
         # Any square of about this size finds the recipe; the size itself is checked with the final network.
         recipe = recipes.for_data(-(-max(size_pair(size)) // 16) * 16, channels, classes, kind=kind)
         why = "chosen by the data"
+    if start is not None:
+        start.check(args.sets)
+        recipe, why = start.into(recipe, size_pair(size)), f"{why}; its network and process are the model's"
     recipe = replace(recipe.with_classes(classes), data=replace(recipe.data, size=size, channels=channels))
     if partner is not None:
         recipe = replace(recipe, process=partner.process)
@@ -105,6 +111,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
     data = _data_config(args, how, recipe, look, partner)
     parts = {name: getattr(recipe, name) for name in ("net", "process", "objective", "train")}
     shape = {"net": {"image_size": size, "in_channels": channels}}
+    if isinstance(recipe.net, DDPMConfig):  # which has as many channels out
+        shape["net"]["out_channels"] = channels
     sections = settings.apply({**parts, "data": data}, [*_options(args), *args.sets], shape)
     data = sections.pop("data")
     source = data.open(label_names)
@@ -114,8 +122,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
         sections["train"] = replace(sections["train"], batch=2 ** (len(train).bit_length() - 1))
     sections["train"] = _paced(args, sections["train"])
     recipe = _consistent(replace(recipe, **sections))
-    out = Path(args.out) if args.out else Path("runs") / _name(args, recipe)
-    return Plan(recipe, why, ImageDataset(train, data), validation, out, partner)
+    named = Path(args.out) if args.out else Path("runs") / _name(args, recipe)
+    out = named if start is None else starting.folder(args)
+    return Plan(recipe, why, ImageDataset(train, data), validation, out, partner, start)
 
 
 class Look:
@@ -175,7 +184,7 @@ class Look:
 
 
 def _choose(
-    args: argparse.Namespace, kind: str, look: Look, partner: DiffusionModel | None
+    args: argparse.Namespace, kind: str, look: Look, partner: DiffusionModel | None, start: starting.Start | None
 ) -> tuple[Recipe | None, str]:
     """The recipe that was named, or the data's own; None: a general one, once the size is known."""
     if args.recipe is not None:
@@ -185,7 +194,7 @@ def _choose(
             raise ValueError(f"the recipe {recipe.name} is for a {recipe.kind}: use `undiffuse {other}`")
         return recipe, "as asked"
     known = str(args.data).partition(":")[0]
-    if known in NAMED_SETS and args.size is None and args.channels is None and partner is None:
+    if known in NAMED_SETS and args.size is None and args.channels is None and partner is start is None:
         for name in recipes.names():
             recipe = recipes.get(name)
             if recipe.data_path == known and recipe.kind == kind:
@@ -194,12 +203,18 @@ def _choose(
 
 
 def _shape(
-    args: argparse.Namespace, recipe: Recipe | None, look: Look, partner: DiffusionModel | None
+    args: argparse.Namespace,
+    recipe: Recipe | None,
+    look: Look,
+    partner: DiffusionModel | None,
+    start: starting.Start | None,
 ) -> tuple[int | tuple[int, int], int]:
-    """(size, channels): as asked, as the partner's, as the recipe's, or by the data."""
+    """(size, channels): as asked, as the partner's, the starting model's or the recipe's, or by the data."""
     if partner is not None:
         channels, height, width = partner.image_shape
         return height if height == width else (height, width), channels
+    if start is not None:  # coloured pictures stay so; grey ones are shown to a model of colours as such
+        return args.size or start.size, args.channels or max(start.net.in_channels, look.channels)
     own = recipe is not None and (recipe.data_path is None or recipe.data_path == str(args.data).partition(":")[0])
     size = args.size or (recipe.data.size if recipe is not None else look.size)
     channels = args.channels or (recipe.data.channels if recipe is not None and own else look.channels)
@@ -236,6 +251,8 @@ def _options(args: argparse.Namespace) -> list[tuple[str, str]]:
         "train.precision": args.precision,
         "train.compile": args.compile,
         "train.workers": args.workers,
+        "train.evaluate_every": getattr(args, "evaluate_every", None),
+        "train.evaluate_images": getattr(args, "evaluate_images", None),
         "train.ema_decays": None if args.ema is None else ",".join(repr(d) for d in args.ema),
     }
     return [(path, str(value)) for path, value in fields.items() if value is not None]

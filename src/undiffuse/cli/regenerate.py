@@ -9,14 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from undiffuse.cli.cascade import (
+    AUTO,
+    BASE,
+    CUT,
+    STREAM,
+    base_job,
+    check_classes,
+    check_stages,
+    upsampler_of,
+)
 from undiffuse.cli.console import Progress, say
 from undiffuse.cli.job import Job
-from undiffuse.cli.low_res import LowRes
+from undiffuse.cli.low_res import LowRes, Made
 from undiffuse.cli.options import SHIPPED
 from undiffuse.cli.sampler import Sampler, Settings, class_names, is_text, shown
 from undiffuse.pictures import read_record, save_png
 from undiffuse.pictures.arrays import from_picture
 from undiffuse.pictures.png import open_picture
+from undiffuse.pixels import from_uint8
 
 
 def regenerate(args: argparse.Namespace) -> int:
@@ -30,8 +41,13 @@ def regenerate(args: argparse.Namespace) -> int:
         )
     model = args.model if args.model != SHIPPED else None
     where = f"the record in {original}"
-    settings = Settings.of_record(record, model, args.classifier, where)
     index, seed = _whole(record, "index", 2**32, where), _whole(record, "seed", 2**64, where)
+    if BASE in record:
+        job = _cascade(args, record, model, index, seed, where)
+        return _compare(args, original, record, job, index)
+    if args.upsampler is not None:
+        raise ValueError(f"{original} was made without an upsampler: leave --upsampler out")
+    settings = Settings.of_record(record, model, args.classifier, where)
     if record.get("low_res_data") is not None and not is_text(record["low_res_data"]):
         raise ValueError(f"{where} has low_res_data = {shown(record['low_res_data'])}; expected text")
     sampler = Sampler.load(settings, args.device)
@@ -43,8 +59,41 @@ def regenerate(args: argparse.Namespace) -> int:
     low = LowRes.of_args(args, sampler.model)
     if low is not None and low.fingerprint != record.get("low_res"):
         raise ValueError(f"the images in {args.low_res} are not those the record was made with: give --low-res")
+    return _compare(args, original, record, Job(sampler, seed, told, low), index)
+
+
+def _cascade(
+    args: argparse.Namespace, record: Mapping[str, Any], model: str | None, index: int, seed: int, where: str
+) -> Job:
+    """The last stage of a cascade whose small image is made first; --model and --classifier are of the base."""
+    if args.low_res is not None:
+        raise ValueError("the image is of a cascade, whose small images are made again: leave --low-res out")
+    base, files = record[BASE], record.get("base_files")
+    if not isinstance(base, dict) or not isinstance(files, dict):
+        raise ValueError(f"{where} is of a cascade, but its {BASE} and base_files are not whole")
+    inner = f"the base in {where}"
+    if base.get("rounding") != CUT:
+        raise ValueError(f"{inner} has rounding = {shown(base.get('rounding'))}; expected {CUT}")
+    small = Sampler.load(Settings.of_record({**base, **files}, model, args.classifier, inner), args.device)
+    small.check_identity(base, inner)
+    told = _told(record, small, where)
+    with Progress("sampling the small image", 1, "image") as progress:
+        pixels = base_job(small, seed, told).make([index], progress)
+    named = args.upsampler
+    if named == AUTO:
+        named = upsampler_of(small.settings.model)
+    large = Sampler.load(Settings.of_record(record, named, where=where), args.device)
+    large.check_identity(record, where, "upsampler")
+    check_stages(small, large, args.low_size)
+    check_classes(small, large, told=told is not None)
+    return Job(large, seed, told, Made(from_uint8(pixels)), stream=STREAM)
+
+
+def _compare(args: argparse.Namespace, original: Path, record: Mapping[str, Any], job: Job, index: int) -> int:
+    """Make the image, write it, tell how it compares."""
+    sampler, seed = job.sampler, job.seed
     with Progress("sampling", 1, "image") as progress:
-        image = Job(sampler, seed, told, low).make([index], progress)[0].numpy()
+        image = job.make([index], progress)[0].numpy()
     target = Path(args.out or f"again-{original.name}")
     save_png(target, image, {**record, **sampler.notes}, overwrite=args.overwrite)
     with open_picture(original) as picture:

@@ -7,27 +7,41 @@ and class; `Settings.of_record` is its inverse, so that a picture can be made ag
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import undiffuse
+from undiffuse import checkpoints
+from undiffuse.adapters.published import Sampling
+from undiffuse.cli import budget
 from undiffuse.cli.console import Progress
-from undiffuse.cli.options import SHIPPED, SHIPPED_CLASSIFIER
+from undiffuse.cli.options import SHIPPED
 from undiffuse.denoiser import ChainDenoiser, Denoiser, ProcessConfig
 from undiffuse.distributed import resolve_device
 from undiffuse.guidance import ClassifierGuidance, LevelClassifier
 from undiffuse.levels import Chain, ddim_spec
-from undiffuse.models import ClassifierModel, DiffusionModel, check_pair, load_classifier, load_diffusion, resolve
+from undiffuse.models import (
+    ClassifierModel,
+    DiffusionModel,
+    check_pair,
+    load_classifier,
+    load_diffusion,
+    paired_classifier,
+)
+from undiffuse.nets.footprint import activation_bytes, store_weights_
 from undiffuse.noise import NoiseSource
 from undiffuse.sampling import Step, sample
 from undiffuse.solvers import DDIM, Ancestral, Solver
-from undiffuse.training.step import Forward
+from undiffuse.training.step import AUTOCAST, Forward
 
 DEFAULT_STEPS = {"ddim": 50, "ancestral": 100}
+_IMAGES = 12  # tensors of an image's size that a step of a sampler holds at once: x, the prediction's parts, noise
 
 
 def is_text(value: Any) -> bool:
@@ -48,7 +62,7 @@ _IN_RECORD: dict[str, tuple[Callable[[Any], bool], str]] = {
     "solver": _one_of(*DEFAULT_STEPS),
     "guidance_at": _one_of("x_t", "mean"),
     "clip": _one_of("static", "dynamic", "none"),
-    "precision": _one_of("fp32", "bf16"),
+    "precision": _one_of("fp32", *AUTOCAST),
     "weights": (is_text, "text"),
     "steps": (is_text, "text"),
     "guidance": (is_number, "a finite number"),
@@ -83,8 +97,9 @@ class Settings:
             if given is not None and not given.strip():
                 raise ValueError(f"--{name} is empty: give a value, or leave it out")
 
-    def resolved(self, process: ProcessConfig) -> Settings:
-        """With solver and steps named. ValueError for settings that do not go together.
+    def resolved(self, process: ProcessConfig, advice: Sampling | None = None) -> Settings:
+        """With solver and steps named: of a published model those of its authors. ValueError for settings that do not
+        go together.
 
         A learned variance is what lets ancestral sampling do with few steps (Improved DDPM, section 4); a model with a
         fixed one is better served by DDIM.
@@ -92,6 +107,8 @@ class Settings:
         solver = self.solver
         if solver is None:
             wants_ddim = self.eta > 0 or not (process.learns_variance or self.guidance_at == "mean")
+            if advice is not None and not self.eta:
+                wants_ddim = advice.solver == "ddim" and self.guidance_at != "mean"
             solver = "ddim" if wants_ddim else "ancestral"
         if solver not in DEFAULT_STEPS:
             raise ValueError(f"unknown solver {solver!r}; choose one of {', '.join(DEFAULT_STEPS)}")
@@ -99,7 +116,11 @@ class Settings:
             raise ValueError("--eta is the noise of ddim, and ancestral sampling has its own: leave it out")
         if self.guidance and self.guidance_at == "mean" and solver == "ddim":
             raise ValueError("--guidance-at mean exists for ancestral sampling only; give --solver ancestral")
-        steps = _default_steps(solver, process.steps) if self.steps is None else self.steps
+        steps = self.steps
+        if steps is None and advice is not None and advice.solver == solver:
+            steps = advice.steps
+        elif steps is None:
+            steps = _default_steps(solver, process.steps)
         return replace(self, solver=solver, steps=steps)
 
     @classmethod
@@ -110,12 +131,12 @@ class Settings:
         if given.get("guidance") is None:
             given["guidance"] = 1.0 if given.get("classifier") else 0.0
         if given["guidance"] and not given.get("classifier"):
-            if given["model"] != SHIPPED:
+            given["classifier"] = paired_classifier(given["model"])
+            if given["classifier"] is None:
                 raise ValueError(
                     f"--guidance {given['guidance']:g} needs a classifier of noisy images: give --classifier (train "
                     f"one by `undiffuse train-classifier DATA --for {given['model']}`)"
                 )
-            given["classifier"] = SHIPPED_CLASSIFIER
         return cls(**given)
 
     @classmethod
@@ -163,16 +184,20 @@ class Sampler:
     def load(cls, settings: Settings, device: str = "auto") -> Sampler:
         """Load the files and check that all belongs together (ValueError otherwise)."""
         where = resolve_device(device)
-        model = load_diffusion(settings.model, weights=settings.weights, device=where)
-        settings = settings.resolved(model.process)
+        if settings.precision == "fp16" and where.type == "cpu":
+            raise ValueError("--precision fp16 is for GPUs; on a CPU give bf16, which is as small, or fp32")
+        model = load_diffusion(settings.model, weights=settings.weights)
+        _settle(model, settings.precision, where)
+        settings = settings.resolved(model.process, model.published.sampling if model.published else None)
         assert settings.steps is not None  # `resolved` names them
         denoiser: Denoiser = network_denoiser(model, settings.clip, settings.precision, where)
         chain = denoiser.chain.respaced(settings.steps)
         classifier = None
         if settings.guidance and settings.classifier:
-            classifier = load_classifier(settings.classifier, device=where)
+            classifier = load_classifier(settings.classifier)
             check_pair(model, classifier)
             _check_chains(model, classifier)
+            _settle(classifier, settings.precision, where)
             network = Forward(classifier.net, settings.precision, where)
             guide = LevelClassifier(network, classifier.process)
             denoiser = ClassifierGuidance(denoiser, guide, settings.guidance, settings.guidance_at)
@@ -196,14 +221,18 @@ class Sampler:
         notes["device"] = where.type
         return cls(settings, model, classifier, where, chain, solver, denoiser, record, notes)
 
-    def check_identity(self, record: Mapping[str, Any], where: str = "the record") -> None:
-        """ValueError, which calls it `where`, unless the loaded weights are those of a record."""
+    def check_identity(self, record: Mapping[str, Any], where: str = "the record", option: str = "model") -> None:
+        """ValueError, which calls it `where`, unless the loaded weights are those of a record.
+
+        `option` is what names the model on the command line.
+        """
         ours = (("model", self.settings.model), ("classifier", self.settings.classifier))
         for name, file in ours:
             if record.get(name) != self.record[name]:
+                called = option if name == "model" else name
                 raise ValueError(
-                    f"the {name} {file} is not the one of {where}: its weights are {_short(self.record[name])}, "
-                    f"the record's {_short(record.get(name))}. Give --{name} the file it was made with"
+                    f"the {called} {file} is not the one of {where}: its weights are {_short(self.record[name])}, "
+                    f"the record's {_short(record.get(name))}. Give --{called} the file it was made with"
                 )
 
     @property
@@ -212,12 +241,19 @@ class Sampler:
         return self.model.image_shape
 
     def batch_size(self, wanted: int | None) -> int:
-        """Images at once: what was asked for, or what suits the device and the image size."""
-        if wanted is not None:
-            return wanted
-        pixels = self.shape[1] * self.shape[2]
-        room = 2**14 if self.device.type == "cpu" else 2**18
-        return max(1, min(64, room // pixels))
+        """Images at once: what was asked for, or what suits the device and its free memory."""
+        return budget.images_at_once(self.bytes_per_image, self.device) if wanted is None else wanted
+
+    @property
+    def bytes_per_image(self) -> int:
+        """About the most memory that one image takes while it is made, without the weights."""
+        element = 4 if self.settings.precision == "fp32" else 2
+        size = self.shape[1:]
+        needed = activation_bytes(self.model.net.config, size, element=element)
+        if self.classifier is not None:  # after the model has answered
+            config = self.classifier.net.config
+            needed = max(needed, activation_bytes(config, size, element=element, gradient=True))
+        return needed + 4 * _IMAGES * math.prod(self.shape)
 
     def steps_of(
         self,
@@ -264,7 +300,7 @@ class Sampler:
 
 
 def network_denoiser(model: DiffusionModel, clip: str, precision: str, device: torch.device) -> ChainDenoiser:
-    """The model's denoiser, its network called in the given precision ("fp32", "bf16")."""
+    """The model's denoiser, its network called in the given precision ("fp32", "bf16", "fp16")."""
     return ChainDenoiser(Forward(model.net, precision, device), model.process, clip)
 
 
@@ -307,6 +343,17 @@ def class_names(sampler: Sampler) -> list[str] | None:
     return [source.label_name(k) for k in range(source.num_classes)]
 
 
+def _settle(model: DiffusionModel | ClassifierModel, precision: str, device: torch.device) -> None:
+    """Bring a model that was just loaded to the device, where 16 bits are computed with also stored in 16 bits.
+
+    Halved before it is moved, so that the device never holds it whole.
+    """
+    if precision in AUTOCAST:
+        _ = model.digest  # the identity of the weights as they are in the file: kept from here on
+        store_weights_(model.net, AUTOCAST[precision])
+    model.net.to(device)
+
+
 def _default_steps(solver: str, steps: int) -> str:
     """The method's default, at most the whole chain; for DDIM the original's grid where there is one."""
     count = min(DEFAULT_STEPS[solver], steps)
@@ -324,9 +371,9 @@ def _check_chains(model: DiffusionModel, classifier: ClassifierModel) -> None:
 
 
 def _reference(reference: str) -> str:
-    """How a record names a file: a run folder by the checkpoint it meant at the time."""
-    path = resolve(reference)
-    return str(reference) if reference in (SHIPPED, SHIPPED_CLASSIFIER) else path.as_posix()
+    """How a record names a model: a run folder by the checkpoint it meant at the time."""
+    path = Path(reference)
+    return ((checkpoints.latest(path) if path.is_dir() else None) or path).as_posix()
 
 
 def shown(value: object) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from undiffuse import checkpoints, recipes
 from undiffuse.cli.console import Live, fail, fields, is_main, say, table
 from undiffuse.cli.planning import Plan, make_plan
+from undiffuse.cli.train_evaluator import build_evaluator
 from undiffuse.cli.writing import quoted
 from undiffuse.data import check_trainable
 from undiffuse.data.labels import listed
@@ -38,14 +40,26 @@ def run(args: argparse.Namespace) -> int:
     """The command."""
     plan = make_plan(args)
     task = build_task(args, plan)
+    init = plan.start.begin(task.net, task.process, plan.labels) if plan.start is not None else None
     check_trainable(plan.dataset, plan.recipe.train.batch, conditional=task.labels_count is not None)
     newest = checkpoints.latest(plan.out)
     done = checkpoints.images_of(newest) if newest else 0
     if done < plan.recipe.train.total_images:
-        say(summary(args, plan, task))
+        say(summary(args, plan, task, init))
+    evaluator = build_evaluator(args, plan) if done < plan.recipe.train.total_images else None
     reporter = Reporter()
     try:
-        outcome = train(task, plan.dataset, plan.recipe.train, plan.out, [reporter], plan.validation, plan.recipe.name)
+        outcome = train(
+            task,
+            plan.dataset,
+            plan.recipe.train,
+            plan.out,
+            [reporter],
+            plan.validation,
+            plan.recipe.name,
+            init,
+            evaluator,
+        )
     finally:
         reporter.live.clear()
     if not is_main():
@@ -90,7 +104,7 @@ def build_task(args: argparse.Namespace, plan: Plan) -> Task:
     return DiffusionTask(net, recipe.process, recipe.objective, labels=plan.labels, low_size=low)
 
 
-def summary(args: argparse.Namespace, plan: Plan, task: Task) -> str:
+def summary(args: argparse.Namespace, plan: Plan, task: Task, init: Mapping[str, Any] | None = None) -> str:
     """What is going to happen, in a few lines."""
     recipe, config, dataset = plan.recipe, plan.recipe.train, plan.dataset
     device = resolve_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -121,6 +135,7 @@ def summary(args: argparse.Namespace, plan: Plan, task: Task) -> str:
         ("data", "\n".join(about)),
         ("recipe", f"{recipe.name} ({plan.why})"),
         ("network", f"{what}, {parameters / 1e6:.2f} million parameters"),
+        ("begins with", None if init is None or newest else _beginning(init)),
         ("process", f"{process.steps} {process.schedule if process.betas is None else 'given'} steps, "
                     + (f"predicts {process.target}, variance {process.variance}{loss}" if loss else "for guidance")),
         ("training", f"{total:,} images in batches of {config.batch}{_reduced(args, plan)} "
@@ -212,6 +227,17 @@ class Reporter:
             say(format_progress(record))
         elif self.live.terminal and record.kind == "start":
             self.live.show("the first updates ...", important=True)
+
+
+def _beginning(init: Mapping[str, Any]) -> str:
+    """What became of the weights of the model that a run begins with."""
+    tensors, numbers = init["loaded"]
+    taken = f"{numbers / 1e6:.2f} million in {tensors} tensors as they are"
+    lines = [f"{init['source']}, weights {init['weights']}: {taken}"]
+    lines += [f"adapted: {text}" for text in init["adapted"]]
+    lines += [f"new: {text}" for text in init["fresh"]]
+    lines += [f"left out: {text}" for text in init["dropped"]]
+    return "\n".join([*lines, *(f"note: {text}" for text in init["notes"])])
 
 
 def _reduced(args: argparse.Namespace, plan: Plan) -> str:

@@ -62,6 +62,22 @@ def scale(text: str) -> float:
     return number
 
 
+def scales(text: str) -> tuple[float, ...]:
+    """Several strengths of guidance, such as 0,0.5,1."""
+    found = tuple(scale(part.strip()) for part in text.split(",") if part.strip())
+    if not found or len(set(found)) != len(found):
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected different numbers, such as 0,0.5,1,2")
+    return found
+
+
+def words(text: str) -> list[str]:
+    """A comma list of words."""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected one or more words, separated by commas")
+    return found
+
+
 def size(text: str) -> int | tuple[int, int]:
     """An image size: "64" (square) or "48x64" (height x width)."""
     parts = text.lower().split("x")

@@ -42,6 +42,9 @@ def draw_curve(
     log_x: bool = False,
     log_y: bool = False,
     smooth: float = 0.0,
+    errors: Mapping[str, Sequence[float]] | None = None,
+    notes: Mapping[str, Sequence[str]] | None = None,
+    levels: Mapping[str, float] | None = None,
     size: tuple[int, int] = (960, 540),
     font: str | os.PathLike[str] | None = None,
 ) -> Image.Image:
@@ -49,6 +52,8 @@ def draw_curve(
 
     ``smooth`` in [0, 1) draws an exponential average with that memory over a pale line of the values themselves; series
     that are short for it are smoothed less (over a twentieth of their points at most), so that they do not lag.
+    ``errors`` holds for some series the half length of a bar at each point, ``notes`` a word beside each point, and
+    ``levels`` named values drawn as dashed lines across the plot.
     Points that cannot be drawn (NaN, infinite, zero or less on a logarithmic axis) interrupt the line.
     Raises ValueError when no point is left, ``smooth`` is out of range, or ``size`` is below 240 x 160.
     """
@@ -58,6 +63,7 @@ def draw_curve(
         raise ValueError(f"size={size} leaves no room for a plot: at least 240 x 160 pixels.")
     lines = {name: [_drawable(x, y, log_x, log_y) for x, y in points] for name, points in series.items()}
     shown = [point for points in lines.values() for point in points if point]
+    bars = _bars(series, lines, errors or {}, log_y)
     if not shown:
         kinds = "finite" + (" and positive (logarithmic axis)" if log_x or log_y else "")
         raise ValueError(f"nothing to draw: none of the {len(lines)} series has a point that is {kinds}.")
@@ -69,7 +75,8 @@ def draw_curve(
     if title:
         face.draw(draw, (_MARGIN, top + 12), face.shorten(title, 20, size[0] - 2 * _MARGIN), 20)
         top += 34
-    top = _legend(draw, face, list(lines), top, size[0]) if any(lines) else top
+    levels = dict(levels or {})
+    top = _legend(draw, face, list(lines), top, size[0], list(levels)) if any(lines) or levels else top
     if y_label:  # level with the text, not turned: easier to read
         face.draw(draw, (_MARGIN, top + 8), face.shorten(y_label, _SMALL, size[0] - 2 * _MARGIN), _SMALL, MUTED)
         top += 24
@@ -77,7 +84,10 @@ def draw_curve(
     bottom = size[1] - _MARGIN - 24 - (22 if x_label else 0)
 
     rows, columns = max(2, (bottom - top) // 45), max(2, size[0] // 120)
-    low, high = Axis.around([y for _, y in shown], log=log_y, wanted=rows)
+    heights = (
+        [y for _, y in shown] + [y for ends in bars.values() for _, *pair in ends for y in pair] + list(levels.values())
+    )
+    low, high = Axis.around(heights, log=log_y, wanted=rows)
     y_axis = Axis(low=low, high=high, first=bottom, last=top, log=log_y)
     y_texts = _texts(y_axis, rows)
     left = _MARGIN + math.ceil(max((face.width(text, _SMALL) for _, text in y_texts), default=0.0)) + 10
@@ -104,12 +114,25 @@ def draw_curve(
     def paths(points: Sequence[_Point]) -> list[list[tuple[float, float]]]:
         return [[(x_axis.position(x), y_axis.position(y)) for x, y in run] for run in _runs(points)]
 
+    for k, value in enumerate(levels.values()):
+        _dashes(draw, left, right, round(y_axis.position(value)), COLOURS[(len(lines) + k) % len(COLOURS)])
     averages = [_averaged(points, smooth) for points in lines.values()]
     for k, (points, average) in enumerate(zip(lines.values(), averages, strict=True)):
         if average is not points:  # all pale lines lie under all averages
             _lines(page, paths(points), _pale(COLOURS[k % len(COLOURS)]), 1.2)
     for k, average in enumerate(averages):
         _lines(page, paths(average), COLOURS[k % len(COLOURS)], 2.2)
+    for k, (name, points) in enumerate(lines.items()):
+        colour = COLOURS[k % len(COLOURS)]
+        for where, lowest, highest in bars.get(name, ()):
+            foot, head, middle = y_axis.position(lowest), y_axis.position(highest), x_axis.position(where)
+            _lines(page, [[(middle, foot), (middle, head)]], colour, 1.4)
+            _lines(page, [[(middle - 4, y), (middle + 4, y)] for y in (foot, head)], colour, 1.4)
+        for point, text in zip(points, (notes or {}).get(name, ()), strict=False):
+            if point is not None:
+                dot = x_axis.position(point[0]), y_axis.position(point[1])
+                _lines(page, [[dot]], colour, 2.6)
+                face.draw(draw, (dot[0] + 9, dot[1] - 12), text, _SMALL, INK)
     return page
 
 
@@ -137,6 +160,32 @@ def _drawable(x: float, y: float, log_x: bool, log_y: bool) -> _Point:
     x, y = float(x), float(y)
     fine = math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x) and (y > 0 or not log_y)
     return (x, y) if fine else None
+
+
+def _bars(
+    series: Mapping[str, Points],
+    lines: Mapping[str, Sequence[_Point]],
+    errors: Mapping[str, Sequence[float]],
+    log_y: bool,
+) -> dict[str, list[tuple[float, float, float]]]:
+    """(x, low, high) of every error bar that can be drawn; ValueError unless there is one for each point."""
+    out = {}
+    for name, halves in errors.items():
+        points = lines.get(name)
+        if points is None or len(halves) != len(series[name]):
+            raise ValueError(
+                f"errors of {name!r}: {len(halves)} bars were given for {len(series.get(name, ()))} points."
+            )
+        ends = [
+            (point[0], point[1] - e, point[1] + e) for point, e in zip(points, halves, strict=True) if point and e > 0
+        ]
+        out[name] = [end for end in ends if end[1] > 0 or not log_y]
+    return out
+
+
+def _dashes(draw: ImageDraw.ImageDraw, left: float, right: float, y: int, colour: Colour) -> None:
+    for x in range(round(left), round(right), 14):
+        draw.line((x, y, min(x + 8, right), y), fill=colour, width=2)
 
 
 def _runs(points: Sequence[_Point]) -> Iterator[list[tuple[float, float]]]:
@@ -185,15 +234,27 @@ def _lines(page: Image.Image, paths: Sequence[Sequence[tuple[float, float]]], co
     page.paste(colour, (left, top), mask.resize(area, Image.Resampling.BOX))
 
 
-def _legend(draw: ImageDraw.ImageDraw, face: Typeface, names: Sequence[str], top: int, page_width: int) -> int:
+def _legend(
+    draw: ImageDraw.ImageDraw,
+    face: Typeface,
+    names: Sequence[str],
+    top: int,
+    page_width: int,
+    dashed: Sequence[str] = (),
+) -> int:
     """A row (or more) of coloured strokes with names; returns where the next thing may begin."""
     x, y = _MARGIN, top
-    for k, name in enumerate(names):
+    for k, name in enumerate([*names, *dashed]):
         text = face.shorten(name, 14, page_width - 2 * _MARGIN - 30)
         needed = 30 + math.ceil(face.width(text, 14))
         if x > _MARGIN and x + needed > page_width - _MARGIN:
             x, y = _MARGIN, y + 22
-        draw.rounded_rectangle((x, y + 7, x + 20, y + 10), radius=2, fill=COLOURS[k % len(COLOURS)])
+        colour = COLOURS[k % len(COLOURS)]
+        if k < len(names):
+            draw.rounded_rectangle((x, y + 7, x + 20, y + 10), radius=2, fill=colour)
+        else:
+            for stroke in (x, x + 8, x + 16):
+                draw.rectangle((stroke, y + 7, stroke + 4, y + 9), fill=colour)
         face.draw(draw, (x + 28, y + 9), text, 14, INK)
         x += needed + 22
     return y + 30

@@ -11,6 +11,7 @@ LR_DECAYS = ("none", "linear", "cosine")
 
 # What may differ when a run is continued, because it changes nothing (or only the pace) of what is being trained.
 _OUTPUTS = ["log_every", "preview_every", "preview_count", "preview_steps", "validate_every", "validate_images"]
+_OUTPUTS += ["evaluate_every", "evaluate_images", "evaluate_steps"]
 _SAVING = ["save_every", "save_seconds", "keep", "milestones"]
 FREE_TO_CHANGE = frozenset(["images", "steps", "device", "workers", "compile", "max_bad_updates", *_OUTPUTS, *_SAVING])
 # What may differ too, but changes the numbers from there on: said in a note.
@@ -31,9 +32,10 @@ class TrainConfig:
     Averages       `ema_decays` and `ema_warmup`, see `undiffuse.ema`.
     Precision      "fp32", "bf16" (autocast) or "fp16" (autocast with a dynamic loss scale); weights stay float32.
     Times          `timesteps`: "uniform", "antithetic", "stratified" or "loss-second-moment".
-    Cadence        `log_every`, `preview_every`, `validate_every`, `save_every` in images, None: never (a run always
-                   saves at its end); `save_seconds` saves by the clock as well. The last `keep` checkpoints stay, and
-                   one every `milestones` images.
+    Cadence        `log_every`, `preview_every`, `validate_every`, `evaluate_every`, `save_every` in images, None: never
+                   (a run always saves at its end); `save_seconds` saves by the clock as well. The last `keep`
+                   checkpoints stay, and one every `milestones` images.
+    Evaluation     `evaluate_images` samples in `evaluate_steps` steps, see `training.evaluation`.
     Bad updates    an update with a non-finite loss or gradient is skipped; more than `max_bad_updates` in a row stop
                    the run.
     """
@@ -61,6 +63,9 @@ class TrainConfig:
     preview_steps: int = 25
     validate_every: int | None = 200_000
     validate_images: int = 1_000
+    evaluate_every: int | None = None
+    evaluate_images: int = 1_000
+    evaluate_steps: int = 25
     save_every: int | None = 200_000
     save_seconds: float | None = None
     keep: int = 2
@@ -77,10 +82,13 @@ class TrainConfig:
             )
         at_least_one = ["batch", "images", "steps", "microbatch", "keep", "milestones", "log_every", "preview_every"]
         at_least_one += ["preview_count", "preview_steps", "validate_every", "validate_images", "save_every"]
+        at_least_one += ["evaluate_every", "evaluate_steps"]
         for name in at_least_one:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.evaluate_images < 2:
+            raise ValueError(f"evaluate_images must be at least 2, got {self.evaluate_images}")
         for name in ("warmup_images", "max_bad_updates", "workers", "weight_decay", "seed"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -8,7 +8,7 @@ happened.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from undiffuse import distributed
 from undiffuse.data import ImageDataset, batches
 from undiffuse.training.config import TrainConfig, due, learning_rate
 from undiffuse.training.diagnosis import brief
+from undiffuse.training.evaluation import Evaluator
 from undiffuse.training.optim import gradient_norm
 from undiffuse.training.records import Listener
 from undiffuse.training.run import Run
@@ -66,6 +67,8 @@ def train(
     listeners: Sequence[Listener] = (),
     validation: ImageDataset | None = None,
     recipe: str | None = None,
+    init: Mapping[str, Any] | None = None,
+    evaluator: Evaluator | None = None,
 ) -> Outcome:
     """Trains `task` on `dataset`, alone or (started by torchrun) with other processes; the same call again resumes.
 
@@ -74,6 +77,9 @@ def train(
     listeners   called with every `Record`, in the main process
     validation  never trained on; its terms are reported by noise level
     recipe      name of the recipe, kept in the checkpoints
+    init        where the task's weights come from ("from", and more), kept there too; a run goes on from its own
+
+    evaluator   measures samples every `evaluate_every` images and keeps the best weights in best.safetensors
 
     SIGTERM and Ctrl-C finish the step, save and return. ValueError if the folder holds a run with other settings,
     NonFiniteError if the training diverges, MemoryError if not even one image fits.
@@ -81,7 +87,7 @@ def train(
     with (
         distributed.session(config.device) as ranks,
         StopSignals(announce=ranks.is_main) as signals,
-        Run(task, dataset, config, Path(run_dir), ranks, listeners, validation, recipe) as run,
+        Run(task, dataset, config, Path(run_dir), ranks, listeners, validation, recipe, init, evaluator) as run,
     ):
         stopped_by = _loop(run, signals)
         state = run.state
@@ -153,6 +159,8 @@ def _loop(run: Run, signals: StopSignals) -> str:
             run.preview()
         if due(config.validate_every, before, state.images) or done:
             run.validate()
+        if due(config.evaluate_every, before, state.images) or done:
+            run.evaluate()
         save = save or due(config.save_every, before, state.images) or due(config.milestones, before, state.images)
         save = save or run.save_by_clock()
         # A run in trouble must not push out its good checkpoints.

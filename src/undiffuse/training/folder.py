@@ -22,7 +22,7 @@ from undiffuse import checkpoints
 from undiffuse.training.config import TrainConfig, differences
 
 # Of a manifest, what says which run this is; the rest (progress, version, hashes) is how far it is.
-IDENTITY = ("kind", "net", "process", "objective", "labels", "train", "data")
+IDENTITY = ("kind", "net", "process", "objective", "labels", "train", "data", "init")
 
 
 class RunFolder:
@@ -135,6 +135,8 @@ def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     data = plain.get("data") or {}
     prepared = {k: v for k, v in (data.get("config") or {}).items() if k not in ("path", "workers", "check")}
     plain["data"] = {"fingerprint": data.get("fingerprint"), **prepared}
+    # Of the model that a run began with, which it was; what became of its weights follows from that and the rest.
+    plain["init"] = (plain.get("init") or {}).get("from")
     return plain
 
 

@@ -129,6 +129,12 @@ def format_progress(record: Record) -> str:
     if record.kind == "validation":
         numbers = [f"{k} {x:.4g}" for k, x in v.items() if isinstance(x, float) and "_t" not in k and "_q" not in k]
         return f"validation after {record.images:,} images: " + "  ".join(numbers)
+    if record.kind == "evaluation":
+        told = [f"{k} {x:.4g}" for k, x in v.items() if isinstance(x, float) and not k.endswith(" error")]
+        return (
+            f"{v['samples']:,} samples after {record.images:,} images (few: compare within this run only): "
+            + "  ".join(told)
+        )
     if record.kind == "skipped":
         where = f", {v['counts']['positions']} images not finite" if v["positions"] else ", gradient not finite"
         return f"skipped: the update of images {v['first']} to {v['last']}{where} ({v['bad_in_a_row']} in a row)"

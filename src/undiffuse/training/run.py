@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from undiffuse.noise import NoiseSource
 from undiffuse.pixels import from_uint8
 from undiffuse.training.config import TrainConfig
 from undiffuse.training.diagnosis import describe, find_broken_parts
+from undiffuse.training.evaluation import BEST, Evaluator, keep_best
 from undiffuse.training.folder import RunFolder, json_plain
 from undiffuse.training.outputs import save_accuracy_curve, save_loss_curve, save_previews
 from undiffuse.training.records import JsonlSink, Listener, Record
 from undiffuse.training.state import TrainState
 from undiffuse.training.step import Forward
-from undiffuse.training.tasks import MAX_POSITION, Inputs, Task
+from undiffuse.training.tasks import MAX_POSITION, DiffusionTask, Inputs, Task
 from undiffuse.training.validation import validate
 
 
@@ -41,9 +42,11 @@ class Run:
         listeners: Sequence[Listener] = (),
         validation: ImageDataset | None = None,
         recipe: str | None = None,
+        init: Mapping[str, Any] | None = None,
+        evaluator: Evaluator | None = None,
     ) -> None:
         _check(task, dataset, config, ranks)
-        self.recipe = recipe
+        self.recipe, self.init, self.evaluator = recipe, init, evaluator
         self.task, self.dataset, self.validation_data = task, dataset, validation
         self.config, self.ranks = config, ranks
         self.device = ranks.device
@@ -94,6 +97,8 @@ class Run:
                 self.tell("note", text=f"{text}; going on from the checkpoint before it")
             for text in resumed.notes if resumed and not complete else []:
                 self.tell("note", text=f"changed setting {text}")
+        if self.evaluator is not None:
+            self.evaluator.resume(self._folder.path)
         self._told = (self.state.images, self.state.seconds)
         what = f"resumed from {self.checkpoint}" if self.checkpoint else f"new run in {self._folder.path}"
         parameters = sum(p.numel() for p in self.task.net.parameters())
@@ -111,7 +116,8 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """All settings, as in config.json and in every manifest."""
-        return json_plain({**self.task.manifest(), "train": self.config.to_dict(), "data": data_card(self.dataset)})
+        settings = {**self.task.manifest(), "train": self.config.to_dict(), "data": data_card(self.dataset)}
+        return json_plain(settings if self.init is None else {**settings, "init": self.init})
 
     def manifest(self) -> dict[str, Any]:
         """Everything a checkpoint says beside its tensors."""
@@ -262,6 +268,19 @@ class Run:
         if self.ranks.is_main and self.task.kind == "classifier" and self.task.labels_count is not None:
             path = self._folder.path / "accuracy_by_noise.png"
             save_accuracy_curve(result["by_tenth"], self.chain_steps, self.task.labels_count, path)
+
+    def evaluate(self) -> None:
+        """Quick metrics of samples by the averaged weights; the best weights are kept."""
+        if self.evaluator is None or not isinstance(self.task, DiffusionTask):
+            return
+        state = self.state
+        values = self.evaluator.measure(self.task, state.ema, self.forward_evaluation, self.config, self.ranks)
+        self.tell("evaluation", **values)
+        best = self.evaluator.is_best(values)
+        if best is not None and self.ranks.is_main:
+            keep_best(self._folder.path, self.task, state.ema, values["weights"], self.manifest(), best)
+            self.tell("best", text=f"{best['metric']} {best['value']:.4g}, kept in {self._folder.path / BEST}")
+        self.ranks.barrier()
 
     def save_by_clock(self) -> bool:
         """True if `save_seconds` have passed since the last checkpoint, as the main process's clock has it."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig, TimeAdapter
 from undiffuse.levels import Level, ddim_spec, diffuse
-from undiffuse.nets import NoisyClassifier, UNet
+from undiffuse.nets import DDPMUNet, NoisyClassifier, UNet
 from undiffuse.noise import NoiseSource
 from undiffuse.objectives import Objective, ObjectiveConfig
 
@@ -117,7 +117,7 @@ class DiffusionTask:
 
     def __init__(
         self,
-        net: UNet,
+        net: UNet | DDPMUNet,
         process: ProcessConfig,
         objective: ObjectiveConfig,
         *,
@@ -177,11 +177,15 @@ class DiffusionTask:
         }
 
     def preview(self, forward: Forward, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
+        if self.low_size is not None:
+            return None  # an upsampler needs images to enlarge; its validation loss is reported instead
+        return self.make(forward, seed, range(count), steps, device)
+
+    def make(self, forward: Forward, seed: int, numbers: Sequence[int], steps: int, device: torch.device) -> Tensor:
+        """Samples by number, [n, C, H, W] in [-1, 1]: number i is of class i mod classes and has noise of its own."""
         from undiffuse.sampling import generate
         from undiffuse.solvers import DDIM, Ancestral
 
-        if self.low_size is not None:
-            return None  # an upsampler needs images to enlarge; its validation loss is reported instead
         config = self.net.config
         shape = (config.in_channels, *config.size)
         chain = self.process.chain()
@@ -191,9 +195,9 @@ class DiffusionTask:
         solver = Ancestral() if ancestral else DDIM()
         cond = None
         if config.num_classes is not None:
-            cond = {"y": torch.arange(count, device=device) % config.num_classes}
+            cond = {"y": torch.as_tensor(list(numbers), device=device) % config.num_classes}
         denoiser = ChainDenoiser(forward, self.process)
-        return generate(denoiser, chain, solver, NoiseSource(seed, range(count)), shape, cond=cond, device=device)
+        return generate(denoiser, chain, solver, NoiseSource(seed, list(numbers)), shape, cond=cond, device=device)
 
     def preview_labels(self, count: int) -> list[str] | None:
         classes = self.net.config.num_classes

@@ -1,0 +1,174 @@
+"""Options of the commands that evaluate: evaluate, reference, compare, sweep. Light, as `parser` is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from undiffuse.cli import options, values
+
+EXTRACTORS = (
+    "inception (FID; :clean, :pytorch-fid, :torchmetrics for other protocols than OpenAI's), efflite, fashion, "
+    "dinov2, clip, cmmd, or a classifier's FILE"
+)
+_SETS = """\
+a folder, .zip, .npz (arr_0; memory-mapped), fashion-mnist[:test], or the folder of `undiffuse sample`"""
+
+
+def evaluate(add: Any, commands: Any) -> None:
+    """`undiffuse evaluate`."""
+    parser = add(commands, "evaluate", "SAMPLES REFERENCE ", f"""\
+Measures samples against a reference: FID, sFID, Inception Score, precision, recall, density, coverage, KID and more, by
+OpenAI's definitions, with standard errors. Prints the values and saves them as JSON with everything that decides them.
+
+SAMPLES is {_SETS};
+or a model (file, run folder, shipped or published name), whose samples go straight to the extractor.
+
+REFERENCE is one of these sets, a file of `undiffuse reference`, or an .npz with mu and sigma.""")  # fmt: skip
+    parser.add_argument("samples", metavar="SAMPLES", help="images, or a model")
+    parser.add_argument("reference", metavar="REFERENCE", help="images, or a reference file")
+    what = _measured(parser)
+    what.add_argument("--training", metavar="DATA", help="images the model was trained on, to look for copies of them")
+    what.add_argument(
+        "--reference-protocol", metavar="NAME", help="how the statistics of an .npz were made, if it is not OpenAI's"
+    )
+    _images(parser, "samples taken (the first), or made by a model (default all, 2000)")
+    _model(parser)
+    _run(parser, "JSON file (default evaluations/NAME.json)")
+    parser.add_argument("--name", metavar="TEXT", help="of the run, for `undiffuse compare` (default: by itself)")
+
+
+def reference(add: Any, commands: Any) -> None:
+    """`undiffuse reference`."""
+    parser = add(commands, "reference", "DATA ", f"""\
+Makes a reference file of a set of images: statistics of all of them, features of some, and everything that decides the
+numbers (protocol, counts, hashes). Evaluating against it reads no image again.
+
+DATA is {_SETS}.""")  # fmt: skip
+    parser.add_argument("data", metavar="DATA", help="images")
+    _measured(parser, metrics=False)
+    group = _images(parser, None)
+    keep = "features kept for precision, recall and KID, evenly spaced (default 10000)"
+    group.add_argument("--keep", type=values.natural, default=10_000, metavar="N", help=keep)
+    _run(parser, "file (default NAME.reference.safetensors)")
+
+
+def compare(add: Any, commands: Any) -> None:
+    """`undiffuse compare`."""
+    parser = add(commands, "compare", "FILE ... ", """\
+Shows evaluations side by side, one row each. Runs measured against different references or by different extractors
+stand in different tables: their numbers do not compare.""")  # fmt: skip
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="JSON files of `undiffuse evaluate`, or folders of them"
+    )
+    parser.add_argument("--metrics", metavar="M[,M]", help="columns, by name or part of it (default all)")
+    parser.add_argument("--sort", metavar="M", help="order by this metric, best first")
+    options.pick(parser, "--format", ("text", "markdown"), "of the tables (default text)", "text")
+
+
+def sweep(add: Any, commands: Any) -> None:
+    """`undiffuse sweep`."""
+    parser = add(commands, "sweep", "REFERENCE ", """\
+Evaluates a model at several strengths of guidance: the trade-off between fidelity and diversity, as a table and a plot,
+with error bars and the distance between real images for comparison. The same command again goes on where it was
+stopped.""")  # fmt: skip
+    parser.add_argument("reference", metavar="REFERENCE", help="images, or a reference file")
+    group = parser.add_argument_group("what is swept")
+    scales = "strengths of guidance (default 0,0.5,1,2,4,8)"
+    group.add_argument(
+        "--scales", type=values.scales, default=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0), metavar="S,S", help=scales
+    )
+    floor = "real images, as many as samples, that are measured like samples (such as the training data)"
+    group.add_argument("--floor", metavar="DATA", help=floor)
+    _measured(parser)
+    _images(parser, "samples at each strength (default 2000)")
+    _model(parser, swept=True)
+    _run(parser, "folder (default sweep)")
+
+
+def while_training(parser: Any) -> None:
+    """Options of `undiffuse train` that measure samples on the way."""
+    group = parser.add_argument_group("evaluation on the way (small samples: to compare within the run)")
+    every = "measure samples of the averaged weights every N images, and keep the best in best.safetensors"
+    group.add_argument("--evaluate-every", type=values.positive, metavar="N", help=every)
+    group.add_argument("--evaluate-images", type=values.positive, metavar="N", help="samples (default 1000)")
+    against = "images or a reference file (default: held-out data of its own, else the training images)"
+    group.add_argument("--evaluate-against", metavar="DATA", help=against)
+    group.add_argument("--extractor", type=values.words, metavar="E[,E]", help="as for `undiffuse evaluate`")
+    group.add_argument("--extractor-weights", metavar="FILE", help="its weights, where they cannot be downloaded")
+    options.pick(
+        group, "--grey", ("refuse", "repeat"), "grey images for an extractor of colours (default refuse)", "refuse"
+    )
+    best = "the metric that the best weights are chosen by (default: the first Frechet distance)"
+    group.add_argument("--best-by", metavar="M", help=best)
+
+
+def _measured(parser: Any, metrics: bool = True) -> Any:
+    group = parser.add_argument_group("what is measured")
+    default = "fashion for Fashion-MNIST, that of a reference file, else inception"
+    group.add_argument(
+        "--extractor",
+        type=values.words,
+        metavar="E[,E]",
+        help=f"{EXTRACTORS}; several in one pass (default: {default})",
+    )
+    group.add_argument("--weights", metavar="FILE", help="the extractor's weights, where they cannot be downloaded")
+    options.pick(
+        group, "--grey", ("refuse", "repeat"), "grey images for an extractor of colours (default refuse)", "refuse"
+    )
+    if metrics:
+        names = "fd, sfd, is, pr, dc, kid, accuracy (default: those that exist), cmmd, vendi, fd-infinity, memorisation"
+        group.add_argument("--metrics", type=values.words, metavar="M[,M]", help=names)
+        distances = "of precision and recall (default float32; float16-emulated rounds as OpenAI's evaluator)"
+        group.add_argument(
+            "--distances", type=values.choice("float32", "float64", "float16-emulated"), default="float32",
+            metavar="TYPE", help=distances,
+        )  # fmt: skip
+        group.add_argument(
+            "--chunk", type=values.positive, default=5000, metavar="N", help="of the score (default 5000)"
+        )
+    return group
+
+
+def _images(parser: Any, count: str | None) -> Any:
+    group = parser.add_argument_group("images")
+    if count is not None:
+        group.add_argument("--count", type=values.positive, metavar="N", help=count)
+        thinned = "reference images, evenly spaced over the set (default all)"
+        group.add_argument("--reference-count", type=values.positive, metavar="N", help=thinned)
+    else:
+        group.add_argument(
+            "--count", type=values.positive, metavar="N", help="evenly spaced over the set (default all)"
+        )
+    size = "prepare stored images to this size as for training (default: the model's, or as they are)"
+    group.add_argument("--size", type=values.size, metavar="S|HxW", help=size)
+    options.data_options(group)
+    return group
+
+
+def _model(parser: Any, swept: bool = False) -> None:
+    if swept:
+        group = parser.add_argument_group("model")
+        what = f"model file, run folder, or the shipped {options.SHIPPED} (default)"
+        group.add_argument("--model", default=options.SHIPPED, metavar="M", help=what)
+        what = "noisy-image classifier: file or run folder (the shipped model has its own)"
+        group.add_argument("--classifier", metavar="C", help=what)
+        at = "where its gradient is taken: x_t (as released, default) or the mean (the paper; ancestral only)"
+        options.pick(group, "--guidance-at", ("x_t", "mean"), at, "x_t")
+    else:
+        options.guidance_options(parser)
+        group = parser.add_argument_group("samples from a model")
+    which = "net (as trained) or an average such as 0.999 (default: the slowest)"
+    group.add_argument("--model-weights", metavar="W", help=which)
+    options.class_option(group, 'classes, repeatable or a comma list, which the images cycle through (default "all")')
+    options.seed_option(group)
+    options.sampler_options(parser)
+
+
+def _run(parser: Any, out: str) -> None:
+    group = parser.add_argument_group("run and output")
+    options.output_options(group, out)
+    kept = "keep a model's samples with the features, so that another extractor needs no sampling"
+    group.add_argument("--keep-samples", action="store_true", help=kept)
+    group.add_argument("--no-cache", dest="cache", action="store_false", help="neither read nor keep features")
+    options.offline_option(group)
+    options.device_options(parser)

@@ -1,0 +1,37 @@
+"""What `inspect` says of evaluations and reference files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from undiffuse.cli.console import fields
+from undiffuse.cli.reporting import report_text
+from undiffuse.evaluation import Report, read_reference
+
+
+def describe_reference(path: Path, as_json: bool = False) -> str:
+    """A file of `undiffuse reference`. MetricError (a ValueError) if it is damaged."""
+    summaries = read_reference(path)
+    if as_json:
+        found = [{"card": s.card.to_dict(), "about": s.about, "warnings": s.warnings} for s in summaries]
+        return json.dumps(found, indent=2)
+    about = summaries[0].about
+    shape = "x".join(map(str, about.get("shape", ())))
+    rows: list[tuple[str, object]] = [
+        ("images", f"{about.get('where')}, {about.get('n', 0):,} of {shape}, {about.get('preparation')}"),
+        ("sha256", about.get("sha256")),
+    ]
+    for summary in summaries:
+        card, n = summary.card, 0 if summary.features is None else len(summary.features)
+        text = f"{card.extractor} ({card.protocol}), {card.dimension} numbers an image, weights "
+        text += f"{str(card.weights_sha256)[:12]}; {n:,} images one by one" + (", sFID too" if summary.spatial else "")
+        rows.append((card.distance, text))
+    rows += [("warning", text) for text in summaries[0].warnings]
+    return f"{path}: a reference for `undiffuse evaluate`\n{fields(rows)}"
+
+
+def describe_evaluation(path: Path, as_json: bool = False) -> str:
+    """A file of `undiffuse evaluate`. MetricError (a ValueError) if it is none."""
+    report = Report.load(path)
+    return json.dumps(report.to_dict(), indent=2) if as_json else report_text(report)

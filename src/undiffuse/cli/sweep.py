@@ -1,0 +1,206 @@
+"""`undiffuse sweep`: what guidance buys and what it costs, at several strengths, as reports, a table and a plot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from undiffuse.cli import extractors as build
+from undiffuse.cli.console import duration, say
+from undiffuse.cli.evaluate import known_metrics, measure
+from undiffuse.cli.reporting import markdown, side_by_side
+from undiffuse.cli.sampler import Sampler
+from undiffuse.cli.sides import MADE, Side, is_model, made_by, model_settings, preparation_of, stored
+from undiffuse.distributed import session
+from undiffuse.evaluation import Report, read_reference
+from undiffuse.evaluation.summary import is_reference
+from undiffuse.metrics import MetricError
+from undiffuse.pictures import draw_curve, save_png, stack
+from undiffuse.pictures.files import atomic_file
+from undiffuse.pictures.names import safe
+
+TABLE, PLOT, SETTINGS = "table.md", "plot.png", "sweep.json"
+PANEL = (760, 420)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row of the sweep: a strength of guidance, or None for the real images."""
+
+    scale: float | None
+    report: Report
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    begin = time.monotonic()
+    known_metrics(args.metrics)
+    folder = Path(args.out or "sweep")
+    if is_model(args.reference):
+        raise MetricError(
+            f"the reference must be images or a reference file; there is no folder or file {args.reference}"
+        )
+    about = {
+        "model": args.model,
+        "reference": args.reference,
+        "floor": args.floor,
+        "scales": list(args.scales),
+        "count": args.count or MADE,
+        **{name: getattr(args, name) for name in (
+            "classifier", "guidance_at", "solver", "steps", "eta", "clip", "precision", "seed", "classes", "extractor",
+            "metrics", "model_weights", "reference_count",
+        )},
+    }  # fmt: skip
+    _same_sweep(folder / SETTINGS, about, args.overwrite)
+    points: list[Point] = []
+    with session(args.device) as ranks:
+        given = read_reference(args.reference) if is_reference(args.reference) else None
+        names = args.extractor or build.default_names([args.model, args.reference], given)
+        extractors = build.build(names, args.weights, args.grey, ranks.device)
+        sampler = _sampler(args, args.scales[0], ranks.device)
+        prepared = preparation_of(args, sampler, extractors)
+        reference = stored(args.reference, args, prepared, count=args.reference_count)
+        count = args.count or MADE
+        if args.floor is not None:
+            floor = stored(args.floor, args, prepared, count=count)
+            report = measure("real images", floor, reference, None, extractors, ranks, args)
+            points += [] if report is None else [Point(None, report)]
+        for scale in args.scales:
+            if ranks.is_main:
+                say(f"guidance {scale:g} ...")
+            sampler = _sampler(args, scale, ranks.device)
+            side = Side(images=made_by(sampler, args, count))
+            report = measure(f"guidance {scale:g}", side, reference, None, extractors, ranks, args)
+            points += [] if report is None else [Point(scale, report)]
+        if not ranks.is_main:
+            return 0
+    _write(folder, about, points, sampler)
+    say(_table(points))
+    say(f"\n{folder / TABLE}, {PLOT} and a report for each row written after {duration(time.monotonic() - begin)}")
+    return 0
+
+
+def metric_names(points: Sequence[Point]) -> list[str]:
+    """The metrics that any row has, in the order of the reports."""
+    return list(dict.fromkeys(estimate.name for point in points for estimate in point.report.estimates))
+
+
+def plot(points: Sequence[Point], title: str) -> Image.Image:
+    """Every metric over the strength of guidance, the real images as a dashed line, and precision against recall.
+
+    ValueError where there is no strength with a value.
+    """
+    swept = sorted((p for p in points if p.scale is not None), key=lambda p: p.scale or 0.0)
+    real = next((p.report for p in points if p.scale is None), None)
+    panels = []
+    for names in _panels(metric_names(points)):
+        curves, errors, levels = {}, {}, {}
+        for name in names:
+            found = [(p.scale or 0.0, e) for p in swept if (e := p.report.get(name)) is not None]
+            if found:
+                curves[name] = [(scale, e.value) for scale, e in found]
+                errors[name] = [e.stderr or 0.0 for _, e in found]
+            floor = None if real is None else real.get(name)
+            if floor is not None:
+                levels[f"{name} of real images" if len(names) > 1 else "real images"] = floor.value
+        if curves:
+            panels.append(
+                draw_curve(curves, title=names[0] if len(names) == 1 else " and ".join(names), x_label="guidance scale",
+                           errors=errors, levels=levels, size=PANEL)
+            )  # fmt: skip
+    pairs = [(p.scale or 0.0, p.report.get("precision"), p.report.get("recall")) for p in swept]
+    both = [(scale, a, b) for scale, a, b in pairs if a is not None and b is not None]
+    if both:
+        series = {"guidance scale at each point": [(b.value, a.value) for _, a, b in both]}
+        panels.append(
+            draw_curve(series, title="Fidelity against diversity", x_label="recall", y_label="precision", size=PANEL,
+                       errors={name: [a.stderr or 0.0 for _, a, _ in both] for name in series},
+                       notes={name: [f"{scale:g}" for scale, _, _ in both] for name in series})
+        )  # fmt: skip
+    if not panels:
+        raise ValueError("nothing to draw: no metric was computed")
+    return stack(_pairs(panels), title=title) if title else stack(_pairs(panels))
+
+
+def _table(points: Sequence[Point]) -> str:
+    """A row a metric, a column a strength: there are more metrics than strengths."""
+    heads, rows = side_by_side([p.report for p in points], metric_names(points))
+    columns = list(zip(heads, *rows, strict=True))
+    return markdown(["metric", *columns[0][1:]], [list(column) for column in columns[2:]])
+
+
+def _panels(names: Sequence[str]) -> list[list[str]]:
+    """Precision with recall, density with coverage (of one extractor each), each of the others by itself."""
+    partner = {"precision": "recall", "density": "coverage"}
+    pairs = []
+    for name in names:
+        word, _, rest = name.partition(" ")
+        other = f"{partner.get(word, '')} {rest}".strip()
+        if word in partner and other in names:
+            pairs.append([name, other])
+    return [[name] for name in names if not any(name in pair for pair in pairs)] + pairs
+
+
+def _pairs(panels: Sequence[Image.Image]) -> list[Image.Image]:
+    """Panels two a row."""
+    rows = []
+    for k in range(0, len(panels), 2):
+        row = Image.new("RGB", (2 * PANEL[0], PANEL[1]), "white")
+        for j, panel in enumerate(panels[k : k + 2]):
+            row.paste(panel, (j * PANEL[0], 0))
+        rows.append(row)
+    return rows
+
+
+def _sampler(args: argparse.Namespace, scale: float, device: Any) -> Sampler:
+    given = argparse.Namespace(**{**vars(args), "guidance": scale})
+    return Sampler.load(model_settings(given, args.model), str(device))
+
+
+def _same_sweep(path: Path, about: dict[str, Any], overwrite: bool) -> None:
+    """ValueError if the folder holds another sweep, whose files would be mixed with these."""
+    if overwrite or not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")).get("settings")
+    except (OSError, ValueError, AttributeError):
+        before = None
+    if before != json.loads(json.dumps(about)):
+        raise FileExistsError(
+            f"{path.parent} holds another sweep: name another --out, or replace what is there with --overwrite"
+        )
+
+
+def _write(folder: Path, about: dict[str, Any], points: Sequence[Point], sampler: Sampler) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for point in points:
+        path = folder / f"{safe(point.report.name)}.json"
+        point.report.save(path, overwrite=True)
+        files.append({"scale": point.scale, "file": path.name})
+    warnings = list(dict.fromkeys(text for p in points for text in p.report.warnings))
+    last = points[-1].report
+    text = [
+        f"{Path(about['model']).name} against {last.reference.get('where')}: {about['count']:,} samples each, "
+        f"{sampler.settings.solver} {sampler.settings.steps}, seed {about['seed']}. Value ± standard error.",
+        "",
+        _table(points),
+        "",
+        *(f"- {warning}" for warning in warnings),
+    ]
+    with atomic_file(folder / TABLE, overwrite=True) as file:
+        file.write("\n".join(text).rstrip().encode() + b"\n")
+    title = f"{Path(about['model']).name}: {about['count']:,} samples at each strength of guidance"
+    save_png(folder / PLOT, plot(points, title), {"settings": about}, overwrite=True)
+    with atomic_file(folder / SETTINGS, overwrite=True) as file:
+        file.write(json.dumps({"settings": about, "rows": files}, indent=1).encode() + b"\n")
+
+
+__all__ = ["Point", "plot", "run"]
