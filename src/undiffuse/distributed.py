@@ -167,7 +167,9 @@ def session(device: str | None = None) -> Iterator[Ranks]:
     elif where.type == "mps":
         raise ValueError("several processes can train on CPU or CUDA, not on MPS; use --device cpu or one process")
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=TIMEOUT)
+    ranks = Ranks(rank=rank, world=world, local_rank=local_rank, device=where)
     try:
-        yield Ranks(rank=rank, world=world, local_rank=local_rank, device=where)
+        ranks.barrier()  # a process that ends with an error at once would break the connecting of the others
+        yield ranks
     finally:
         dist.destroy_process_group()
