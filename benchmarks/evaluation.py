@@ -1,0 +1,68 @@
+"""How fast the evaluation is: its arithmetic against that of OpenAI's evaluator, all of it against torch-fidelity.
+
+    python benchmarks/evaluation.py                       # both, small: a fifth of 50,000 x 10,000 images
+    python benchmarks/evaluation.py arithmetic --scale 1  # all of them; 6 GB of memory
+    python benchmarks/evaluation.py fidelity --images 1000
+    python benchmarks/evaluation.py --write docs/benchmarks
+
+Linux. `arithmetic` needs SciPy; `fidelity` makes a virtual environment of its own under build/benchmarks. README.md
+says what is compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import arithmetic
+import fidelity
+
+PARTS = {"arithmetic": arithmetic, "fidelity": fidelity}
+TITLES = {
+    "arithmetic": "Everything after the network, against the arithmetic of OpenAI's evaluator",
+    "fidelity": "From images to numbers, against torch-fidelity",
+}
+INTRODUCTION = """# Benchmarks
+
+Written by `python benchmarks/evaluation.py --write docs/benchmarks`, from docs/benchmarks.json. How the numbers come
+about is told in benchmarks/README.md. A ratio above 1 means that undiffuse takes less.
+"""
+
+
+def write(path: Path, found: dict[str, object]) -> None:
+    """Puts new results beside those of path.json and writes path.md from all of them."""
+    data, page = path.with_suffix(".json"), path.with_suffix(".md")
+    known = json.loads(data.read_text()) if data.exists() else {}
+    known.update(found)
+    data.write_text(json.dumps(known, indent=1) + "\n")
+    sections = [
+        f"## {TITLES[name.split()[0]]}\n\n{PARTS[name.split()[0]].table(known[name])}\n" for name in sorted(known)
+    ]
+    page.write_text("\n".join([INTRODUCTION, *sections]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("--scale", type=float, default=0.2, help="arithmetic: of 50,000 samples, 10,000 references")
+    parser.add_argument("--distances", default="exact", help="arithmetic: as in undiffuse.metrics.manifold_metrics")
+    parser.add_argument("--images", type=int, default=400, help="fidelity: samples, and as many reference images")
+    parser.add_argument("--size", type=int, default=64, help="fidelity: side of the images")
+    parser.add_argument("--repeats", type=int, default=3, help="runs a side, in turns")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--folder", type=Path, default=Path("build/benchmarks"), help="fidelity: environment, weights")
+    parser.add_argument("--write", type=Path, metavar="PATH", help="put the results into PATH.json and PATH.md")
+    args = parser.parse_args()
+    args.folder = args.folder.resolve()
+    for part in args.parts or PARTS:
+        result = PARTS[part].measure(args)
+        name = f"{part} {result['samples']}" if part == "arithmetic" else part
+        if args.write is not None:
+            write(args.write, {name: result})
+        print(f"\n{TITLES[part]}\n\n{PARTS[part].table(result)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
