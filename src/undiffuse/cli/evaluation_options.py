@@ -118,9 +118,9 @@ def _measured(parser: Any, metrics: bool = True) -> Any:
     if metrics:
         names = "fd, sfd, is, pr, dc, kid, accuracy (default: those that exist), cmmd, vendi, fd-infinity, memorisation"
         group.add_argument("--metrics", type=values.words, metavar="M[,M]", help=names)
-        distances = "of precision and recall (default float32; float16-emulated rounds as OpenAI's evaluator)"
+        distances = "of precision and recall (default exact; float16-emulated rounds as OpenAI's evaluator)"
         group.add_argument(
-            "--distances", type=values.choice("float32", "float64", "float16-emulated"), default="float32",
+            "--distances", type=values.choice("exact", "float32", "float64", "float16-emulated"), default="exact",
             metavar="TYPE", help=distances,
         )  # fmt: skip
         group.add_argument(

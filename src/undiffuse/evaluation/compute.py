@@ -53,14 +53,14 @@ SCORES_AT_ONCE = 512
 class MetricOptions:
     """How metrics are computed. The defaults are those of OpenAI's evaluator where it has the metric.
 
-    `k` of precision and recall, `k_density` of density and coverage; `distances`: "float32", "float64", or
-    "float16-emulated" for the original's rounding; `chunk` of the Inception Score; `splits` random halvings of the
+    `k` of precision and recall, `k_density` of density and coverage; `distances`: "exact", "float32", "float64",
+    or "float16-emulated" for the original's rounding; `chunk` of the Inception Score; `splits` random halvings of the
     corrected Frechet distance; `kid_subset` images a subset, None for all pairs; `vendi_order`; `seed` of subsets.
     """
 
     k: int = 3
     k_density: int = 5
-    distances: Precision = "float32"
+    distances: Precision = "exact"
     chunk: int = 5000
     splits: int = 2
     kid_subset: int | None = None
