@@ -155,6 +155,11 @@ class Mixture:
         """grad_x log p(y | x), of x's shape."""
         return self.of_class(y).score(x, alpha, sigma) - self.score(x, alpha, sigma)
 
+    def class_gradients(self, x: Tensor, level: Level, y: Tensor) -> Tensor:
+        """grad_x log p(y | x) for a class a row, y [B]: the exact classifier as guidance takes one."""
+        each = torch.stack([self.class_gradient(x, k, level.alpha, level.sigma) for k in range(max(self.labels) + 1)])
+        return each[y, torch.arange(len(x))]
+
 
 class _AtTimes(nn.Module):
     """Finds the level of the times a network is told: original step indices, times `scale`."""
@@ -245,19 +250,30 @@ class OracleDenoiser:
     """The perfect denoiser of a mixture at any level, as a `Denoiser`.
 
     `variance`: "beta", "posterior", or "optimal" (the exact second moment at this x, which is what a network learns).
-    `conditional`: whether a condition y (one class for the batch) selects that class's denoiser.
+    `conditional`: whether a condition y selects the denoiser of a class, row by row; a number beyond the classes (a
+    null class) that of the whole mixture. `calls` counts the images it was asked for, call by call.
     """
 
     def __init__(self, mixture: Mixture, chain: Chain, variance: str = "posterior", conditional: bool = False) -> None:
         self.mixture, self.chain, self.variance = mixture, chain, variance
         self.conditions = frozenset({"y"}) if conditional else frozenset()
+        self.calls: list[int] = []
 
     def __call__(self, x: Tensor, level: Level, cond: Mapping[str, Tensor] | None = None) -> Prediction:
-        mixture = self.mixture.of_class(int(cond["y"][0])) if cond and self.conditions else self.mixture
-        variance: Any = FixedVariance(self.variance) if self.variance != "optimal" else None
-        if variance is None:
-            variance = OptimalVariance(mixture.variance(x, level.alpha, level.sigma))
-        return Prediction(x, level, "eps", mixture.eps(x, level.alpha, level.sigma), variance)
+        self.calls.append(len(x))
+        mixtures = {k: self.mixture.of_class(k) for k in self.mixture.labels}
+        y = cond["y"].tolist() if cond and self.conditions else [-1] * len(x)
+        found = {k: mixtures.get(k, self.mixture) for k in set(y)}
+        of_row = torch.tensor([list(found).index(k) for k in y])
+
+        def by_row(what: str) -> Tensor:
+            each = torch.stack([getattr(m, what)(x, level.alpha, level.sigma) for m in found.values()])
+            return each[of_row, torch.arange(len(x))]
+
+        variance: Any = FixedVariance(self.variance)
+        if self.variance == "optimal":
+            variance = OptimalVariance(by_row("variance"))
+        return Prediction(x, level, "eps", by_row("eps"), variance)
 
 
 class Noise64:

@@ -17,19 +17,35 @@ PACKAGE = Path(next(iter(_SPEC.submodule_search_locations)))
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each room may look at, bottom up. A room is the first name after "undiffuse": a file or a folder.
-GROUND = {"levels", "noise", "nets", "ema", "pixels", "downloads", "distributed", "checkpoints", "timesteps"}
-MATHEMATICS = {"levels", "noise", "prediction", "denoiser"}
-CORE = MATHEMATICS | {"solvers", "guidance", "objectives", "likelihood"}
+GROUND = {
+    "levels",
+    "noise",
+    "nets",
+    "ema",
+    "pixels",
+    "downloads",
+    "distributed",
+    "checkpoints",
+    "timesteps",
+    "schedules",
+    "methods",
+}
+MATHEMATICS = {"levels", "grids", "noise", "prediction", "families", "denoiser"}
+CORE = MATHEMATICS | {"solvers", "guidance", "weightings", "objectives", "likelihood"}
 BELOW_TRAINING = GROUND | CORE | {"data", "pictures", "models", "sampling", "adapters", "metrics", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in GROUND},
     "data": {"pixels", "downloads"},
     "pictures": {"pixels"},
+    "levels": {"schedules"},
     "prediction": {"levels"},
-    "denoiser": {"levels", "prediction"},
-    "solvers": MATHEMATICS,
+    "families": {"levels"},
+    "denoiser": {"levels", "prediction", "families"},
+    "grids": {"levels", "methods"},
+    "solvers": MATHEMATICS | {"methods"},
     "guidance": MATHEMATICS,
-    "objectives": MATHEMATICS,
+    "weightings": {"levels"},
+    "objectives": MATHEMATICS | {"weightings"},
     "likelihood": MATHEMATICS | {"objectives"},
     "sampling": CORE,
     "adapters": MATHEMATICS | {"nets", "checkpoints", "downloads"},

@@ -58,7 +58,7 @@ def test_every_option_has_a_help_text() -> None:
         (["smaple"], "Did you mean sample?"),
         (["sample", "--step", "5"], "unrecognized arguments: --step. Did you mean --steps?"),
         (["sample", "--seed", "-5"], "--seed: '-5': a whole number from 0 to 2^64 - 1"),
-        (["sample", "--solver", "euler"], "'euler' is none of ancestral, ddim"),
+        (["sample", "--solver", "hewn"], "'hewn' is none of ancestral, ddim"),
         (["sample", "--eta", "-1"], "a number from 0 on"),
         (["train"], "the following arguments are required: DATA"),
         (["train", "x", "--images", "3", "--steps", "4"], "not allowed with argument"),

@@ -1,7 +1,8 @@
-"""From a network to a denoiser: which number it is told for a noise level, and what its output means."""
+"""From a network to a denoiser: how it is shown a noise level (its process's family), and what its output means."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -9,8 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from undiffuse.levels import Chain, Level, named_chain
+from undiffuse.families import FAMILIES, ChainFamily, EDMFamily, Family, FlowFamily, TimeAdapter
+from undiffuse.levels import Chain, Level, expand, named_chain
 from undiffuse.prediction import KINDS, FixedVariance, LearnedLogVariance, Prediction, ReverseVariance, VarianceFraction
+
+__all__ = ["CLIPS", "VARIANCES", "ChainDenoiser", "Condition", "Denoiser", "ProcessConfig", "TimeAdapter"]
 
 MOST_STEPS = 1_000_000
 VARIANCES = ("range", "direct", "beta", "posterior")
@@ -32,19 +36,29 @@ class Denoiser(Protocol):
 class ProcessConfig:
     """The diffusion process a network was trained on.
 
-    `schedule`, `steps`  "linear" or "cosine" with any number of steps; or `betas`, which replace both
-    `target`             what the network predicts: "eps", "x0", "v", or "mean" of the previous step
+    `family`             which levels there are and how the network is shown one: "chain" (discrete steps), "edm" or
+                         "flow" (continuous, see `families`)
+    `schedule`, `steps`  of a chain: "linear", "cosine+zero-terminal", ... (see `schedules`) with any number of steps;
+                         or `betas`, which replace both. `steps` of a continuous family: of its discrete view
+    `target`             what the network predicts: "eps", "x0", "v", "u" (eps - x0, flow matching's velocity), "F"
+                         (preconditioned as in EDM), or "mean" of the previous step
     `variance`           of the reverse step: "range" (learned by interpolation, Improved DDPM eq. 15), "direct"
                          (learned log variance), "beta" or "posterior" (fixed; DDPM section 3.2)
     `rescale_timesteps`  the network is told k * 1000 / steps instead of the step number k
+    `sigma_min`, `sigma_max`  the ends of "edm" as sigma / alpha
+    `sigma_data`         standard deviation of the data that "edm" and "F" scale by
     """
 
+    family: str = "chain"
     schedule: str = "linear"
     steps: int = 1000
     betas: tuple[float, ...] | None = None
     target: str = "eps"
     variance: str = "range"
     rescale_timesteps: bool = False
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
         if self.betas is not None:
@@ -56,31 +70,76 @@ class ProcessConfig:
             raise ValueError(f"unknown prediction target {self.target!r}; choose one of {', '.join(KINDS)}")
         if self.variance not in VARIANCES:
             raise ValueError(f"unknown variance {self.variance!r}; choose one of {', '.join(VARIANCES)}")
+        if self.family not in FAMILIES:
+            raise ValueError(f"unknown family {self.family!r} of processes; choose one of {', '.join(FAMILIES)}")
+        if not 0 < self.sigma_min < self.sigma_max < math.inf or not 0 < self.sigma_data < math.inf:
+            raise ValueError(
+                f"sigma_min, sigma_max and sigma_data must be positive, the first below the second; got "
+                f"{self.sigma_min}, {self.sigma_max} and {self.sigma_data}"
+            )
+        if self.continuous:
+            self._check_continuous()
+
+    def _check_continuous(self) -> None:
+        usual = {"edm": "F", "flow": "u"}[self.family]
+        problems = []
+        if self.learns_variance:
+            problems.append(
+                f"variance={self.variance!r} is learned from the bound, a sum over the steps of a chain: choose "
+                "variance='posterior' or 'beta' (and the simple loss)"
+            )
+        if self.target == "mean":
+            problems.append(f"target='mean' is the mean of a chain's step: choose target={usual!r}")
+        if self.target == "eps" and self.family == "flow":
+            problems.append(f"target='eps' says nothing at t = 1, which is pure noise: choose target={usual!r}")
+        if self.betas is not None or self.rescale_timesteps:
+            problems.append("betas and rescale_timesteps belong to chains")
+        if self.steps < 2:
+            problems.append("steps must be at least 2")
+        if problems:
+            raise ValueError(f"the family {self.family!r} has continuous levels: {'; '.join(problems)}")
+
+    @property
+    def continuous(self) -> bool:
+        """Whether there are levels between the steps of `chain`."""
+        return self.family != "chain"
 
     @property
     def learns_variance(self) -> bool:
         return self.variance in ("range", "direct")
 
+    @property
+    def needs_last_level(self) -> bool:
+        """Whether sampling must begin at the very last level, as it is with continuous levels and at zero SNR; chains
+        that end a little before pure noise can begin a few steps earlier, as the original's "ddimN" does.
+        """
+        return self.continuous or self.chain().ends_in_noise
+
+    @property
+    def levels_text(self) -> str:
+        """The noise levels in a few words."""
+        if self.family == "edm":
+            return f"EDM, noise {self.sigma_min:g} to {self.sigma_max:g}"
+        if self.family == "flow":
+            return "flow matching"
+        return f"{self.steps} {self.schedule if self.betas is None else 'given'} steps"
+
     def chain(self) -> Chain:
-        """The full chain of levels."""
-        return Chain(self.betas) if self.betas is not None else named_chain(self.schedule, self.steps)
+        """The full chain of levels; of a continuous family its discrete view."""
+        return self.levels().chain
+
+    def levels(self) -> Family:
+        """The levels, and how the network is shown them."""
+        if self.family == "edm":
+            return EDMFamily(self.steps, self.sigma_min, self.sigma_max, self.sigma_data)
+        if self.family == "flow":
+            return FlowFamily(self.steps)
+        chain = Chain(self.betas) if self.betas is not None else named_chain(self.schedule, self.steps)
+        return ChainFamily(chain, self.rescale_timesteps)
 
     def out_channels(self, image_channels: int) -> int:
         """Output channels a network needs: twice the image's if it also predicts the variance."""
         return 2 * image_channels if self.learns_variance else image_channels
-
-
-class TimeAdapter:
-    """Tells a network the time of a level: the step number in its chain, interpolated in log-SNR between steps."""
-
-    def __init__(self, chain: Chain, rescale: bool) -> None:
-        self.chain = chain
-        self.scale = 1000.0 / chain.steps if rescale else 1.0
-
-    def __call__(self, level: Level, like: Tensor) -> Tensor:
-        """Times [B] in float32 on the device of `like` [B, ...]."""
-        index = (self.chain.index_of(level) * self.scale).to(torch.float32)
-        return index.expand(like.shape[0]).to(like.device)
 
 
 def clip_static(x0: Tensor) -> Tensor:
@@ -99,10 +158,13 @@ CLIPS: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "static": c
 
 
 class ChainDenoiser:
-    """A network trained on a discrete chain as a denoiser.
+    """A network trained on a process as a denoiser.
 
     `network(x, t, **conditions)` returns [B, C, H, W], or [B, 2C, H, W] when it also predicts the variance; t is a
     float tensor [B]. `clip` treats the denoised image: "static" (clamp to [-1, 1]), "dynamic", "none", or a function.
+
+    It may be asked at any level, on the chain or between its steps, with alpha^2 + sigma^2 = 1 or not (images are
+    brought there first). `chain` is the process's discrete view, `levels` its family.
     """
 
     def __init__(self, network: Any, process: ProcessConfig, clip: str | Callable[[Tensor], Tensor] = "static") -> None:
@@ -110,13 +172,13 @@ class ChainDenoiser:
             raise ValueError(f"unknown clipping {clip!r}; choose one of {', '.join(CLIPS)}")
         self.network = network
         self.process = process
-        self.chain = process.chain()
-        if process.target == "eps" and self.chain.alphas_cumprod[-1] == 0:
+        self.levels = process.levels()
+        self.chain = self.levels.chain
+        if process.target == "eps" and self.chain.ends_in_noise:
             raise ValueError(
                 "this chain ends in pure noise (its last beta is 1), where predicted noise says nothing about the "
-                "image; predict 'v', 'x0' or 'mean', or use a chain with more steps"
+                "image; predict 'v', 'x0', 'u', 'F' or 'mean', or use a chain with more steps"
             )
-        self.time = TimeAdapter(self.chain, process.rescale_timesteps)
         self.clip = CLIPS[clip] if isinstance(clip, str) else clip
 
     @property
@@ -129,14 +191,34 @@ class ChainDenoiser:
 
     def __call__(self, x: Tensor, level: Level, cond: Condition | None = None) -> Prediction:
         """The prediction at x [B, C, H, W] of noise level `level`; the network gets those conditions that it takes."""
+        squared = level.alpha**2 + level.sigma**2
+        if bool(((squared - 1).abs() < 1e-9).all()):
+            return self._predict(x, level, cond)
+        norm = squared.sqrt()
+        there = Level(level.alpha / norm, level.sigma / norm)
+        found = self._predict(expand(1 / norm, x) * x, there, cond)
+        # The denoised image and the noise are the same whatever the scale; v and the previous mean are not.
+        scaled = Prediction(x, level, "x0", found.x0, found.variance, noise=found.eps, clip=self.clip)
+        if found.raw is None:
+            return scaled
+        return replace(scaled, raw=replace(scaled, value=found.raw.x0, noise=found.raw.eps))
+
+    def _predict(self, x: Tensor, level: Level, cond: Condition | None) -> Prediction:
         given = {name: value for name, value in (cond or {}).items() if name in self.conditions}
-        output = self.network(x, self.time(level, x), **given)
+        scale = self.levels.scale(level)
+        seen = x if scale is None else expand(scale, x) * x
+        output = self.network(seen, self.levels.time(level, x), **given)
         value, variance = self._split(output, x, level)
-        trained = self._trained_step(level) if self.process.target == "mean" else None
-        prediction = Prediction(x, level, self.process.target, value, variance, trained=trained, clip=self.clip)
-        if self.process.target == "mean":
+        target = self.process.target
+        trained = self._trained_step(level) if target == "mean" else None
+        prediction = Prediction(
+            x, level, target, value, variance, trained=trained, clip=self.clip, sigma_data=self.process.sigma_data
+        )
+        if target == "mean":
             prediction = replace(prediction, direct_mean=value)
-        return prediction if self.clip is None else prediction.with_x0(self.clip(prediction.x0))
+        return (
+            prediction if self.clip is None else replace(prediction.with_x0(self.clip(prediction.x0)), raw=prediction)
+        )
 
     def _split(self, output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, ReverseVariance]:
         channels = x.shape[1]

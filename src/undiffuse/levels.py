@@ -9,7 +9,7 @@ Index k = 0..T-1 is the paper's t - 1: index 0 has had one noising step applied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from undiffuse.schedules import SCHEDULES, cosine_betas, linear_betas, schedule_levels
+
+__all__ = [
+    "SCHEDULES", "Array", "Chain", "Index", "Level", "Transition", "cosine_betas", "ddim_spec", "diffuse", "expand",
+    "linear_betas", "named_chain", "respacing_indices",
+]  # fmt: skip
 
 Array = NDArray[np.float64]
 Index = int | Tensor
@@ -39,6 +46,12 @@ class Level:
         """The variance-preserving level with alpha^2 = `alpha_bar`, in [0, 1]."""
         alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64).reshape(-1)
         return cls(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+
+    @classmethod
+    def from_logsnr(cls, logsnr: float | NDArray[np.floating] | Tensor) -> Level:
+        """The variance-preserving level with log(alpha^2 / sigma^2) = `logsnr`; infinite at the clean image, at noise."""
+        logsnr = torch.as_tensor(logsnr, dtype=torch.float64).reshape(-1)
+        return cls(torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt())
 
     @classmethod
     def clean(cls) -> Level:
@@ -147,6 +160,11 @@ class Chain:
     def __len__(self) -> int:
         return self.steps
 
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether nothing at all of the image is left at the last level."""
+        return bool(self.alphas_cumprod[-1] == 0)
+
     def __repr__(self) -> str:
         strided = "" if self.steps == self.parent_steps else f" of {self.parent_steps}"
         return (
@@ -220,38 +238,12 @@ class Chain:
 _FAR = 200.0  # beyond any log-SNR a float64 chain can hold, so that pure noise and clean images interpolate finitely
 
 
-def linear_betas(steps: int) -> Array:
-    """DDPM's schedule, 1e-4 to 0.02 for 1000 steps, scaled by 1000 / steps so that the path hardly depends on steps."""
-    scale = 1000 / steps
-    if scale * 0.02 > 1:
-        raise ValueError(
-            f"the linear schedule needs at least 20 steps (its last beta would be {scale * 0.02:g}); got {steps}"
-        )
-    return np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
-
-
-def cosine_betas(steps: int, offset: float = 0.008, largest: float = 0.999) -> Array:
-    """Improved DDPM's schedule (eq. 17): beta_t = min(1 - f(t/T) / f((t-1)/T), 0.999).
-
-    f(u) = cos^2((u + s) / (1 + s) pi / 2) with s = `offset`.
-    """
-
-    def f(u: float) -> float:
-        return float(np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2)
-
-    return np.array([min(1 - f((i + 1) / steps) / f(i / steps), largest) for i in range(steps)], dtype=np.float64)
-
-
-SCHEDULES: dict[str, Callable[[int], Array]] = {"linear": linear_betas, "cosine": cosine_betas}
-
-
 def named_chain(schedule: str, steps: int) -> Chain:
-    """The chain of a named schedule ("linear", "cosine") with any number of steps."""
+    """The chain of a named schedule ("linear", "cosine+zero-terminal", see `schedules`) with any number of steps."""
     if steps < 1:
         raise ValueError(f"a chain needs at least one step, got {steps}")
-    if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}, or give betas")
-    return Chain(SCHEDULES[schedule](steps))
+    betas, alphas_cumprod = schedule_levels(schedule, steps)
+    return Chain(betas, alphas_cumprod=alphas_cumprod)
 
 
 def respacing_indices(steps: int, spec: str | int | Sequence[int]) -> list[int]:

@@ -53,6 +53,11 @@ class _Model:
         name = (self.manifest.get("source") or {}).get("published")
         return published.ENTRIES.get(name) if isinstance(name, str) else None
 
+    @property
+    def null_class(self) -> int | None:
+        """The class that means "no class", of a model for classifier-free guidance; None for any other."""
+        return self.net.config.num_classes if getattr(self.net.config, "null_class", False) else None
+
     def label_name(self, index: int) -> str:
         """Name of a class, its number if it has none."""
         return self.labels[index] if self.labels is not None else str(index)
@@ -227,7 +232,7 @@ def load_classifier(
 def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> None:
     """Write the weights alone, with everything needed to use them: the slim form of a checkpoint, to share."""
     state = {f"net.{name}": tensor.contiguous() for name, tensor in model.net.state_dict().items()}
-    kept = ("objective", "train", "progress", "seed", "recipe", "init", "source")
+    kept = ("objective", "train", "progress", "seed", "recipe", "init", "source", "posthoc")
     manifest = {name: model.manifest[name] for name in kept if name in model.manifest}
     if "init" in manifest:  # the model it began with by its name, not by where it lay
         manifest["init"] = {key: value for key, value in manifest["init"].items() if key != "from"}

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoiser import ChainDenoiser, Condition
-from undiffuse.levels import Transition, diffuse, expand
+from undiffuse.levels import Level, Transition, diffuse, expand
 from undiffuse.prediction import Prediction
+from undiffuse.weightings import NATIVE, loss_factor, parse_weighting
 
 LOSSES = ("simple", "hybrid", "vlb")
 DECODERS = ("exact", "tanh")
@@ -24,6 +25,7 @@ class ObjectiveConfig:
                  "hybrid": simple + `vb_weight` * T * L_t, the bound's gradient reaching the variance only
                  (Improved DDPM section 3.1)
                  "vlb": the variational bound itself, T * L_t (DDPM eq. 5)
+    `weighting`  of the mean squared error by noise level, see `weightings`: "native" (none), "min-snr:5", "p2", ...
     `rescale`    False leaves the factors `vb_weight` * T and T out of the bound's term, as the original's plain "MSE"
                  and "KL" losses do; True is its RESCALED_MSE and RESCALED_KL
     `vb_weight`  lambda of the hybrid loss
@@ -31,6 +33,7 @@ class ObjectiveConfig:
     """
 
     loss: str = "simple"
+    weighting: str = NATIVE
     rescale: bool = True
     vb_weight: float = 0.001
     decoder: str = "exact"
@@ -38,6 +41,12 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"unknown loss {self.loss!r}; choose one of {', '.join(LOSSES)}")
+        parse_weighting(self.weighting)
+        if self.loss == "vlb" and self.weighting != NATIVE:
+            raise ValueError(
+                f"the bound weighs the noise levels itself: weighting={self.weighting!r} goes with loss='simple' or "
+                "'hybrid'"
+            )
         if not 0 <= self.vb_weight < math.inf:
             raise ValueError(f"vb_weight must be 0 or more, got {self.vb_weight}")
         if self.decoder not in DECODERS:
@@ -47,8 +56,9 @@ class ObjectiveConfig:
 class Objective:
     """objective(x0, t, noise, cond) -> terms by name, each [B]: "loss", and "mse" and "vb" where they are part of it.
 
-    "vb" is the single term L_t of the bound in bits per dimension, before any factor. The denoised image is not
-    clipped in training, and the whole batch goes through the network once.
+    "mse" is the squared error of the network's target before any weighting, "vb" the single term L_t of the bound in
+    bits per dimension, before any factor. The denoised image is not clipped in training, and the whole batch goes
+    through the network once.
     """
 
     def __init__(self, denoiser: ChainDenoiser, config: ObjectiveConfig) -> None:
@@ -62,38 +72,64 @@ class Objective:
                 f"the simple loss gives a learned variance ({denoiser.process.variance!r}) no gradient; use "
                 "loss='hybrid', or variance='posterior' or 'beta'"
             )
+        if config.loss == "vlb" and denoiser.process.continuous:
+            raise ValueError(
+                f"the bound is a sum over the steps of a chain, and the family {denoiser.process.family!r} has "
+                "continuous levels; use loss='simple'"
+            )
         self.denoiser = denoiser.clipping("none")
         self.config = config
 
     def __call__(self, x0: Tensor, t: Tensor, noise: Tensor, cond: Condition | None = None) -> dict[str, Tensor]:
-        """x0, noise [B, C, H, W] (x0 in [-1, 1]), t [B] int64 step numbers."""
-        chain = self.denoiser.chain
-        transition = chain.transition(t)
-        x_t = diffuse(x0, transition.source, noise)
-        prediction = self.denoiser(x_t, transition.source, cond)
-        config = self.config
+        """x0, noise [B, C, H, W] (x0 in [-1, 1]); t [B] positions among the process's levels: step numbers (int64) of a
+        chain, any numbers (float64) of a continuous family.
+        """
+        process, config, chain = self.denoiser.process, self.config, self.denoiser.chain
+        transition = None if process.continuous else chain.transition(t)
+        level = self.denoiser.levels.level(t) if transition is None else transition.source
+        x_t = diffuse(x0, level, noise)
+        prediction = self.denoiser(x_t, level, cond)
         if config.loss == "vlb":
+            assert transition is not None  # refused for continuous levels when the objective was made
             vb = bound_term(prediction, x0, transition, config.decoder)
             return {"loss": vb * chain.steps if config.rescale else vb, "vb": vb}
-        target = regression_target(self.denoiser.process.target, x0, x_t, noise, transition)
+        target = regression_target(process.target, x0, x_t, noise, transition or level, process.sigma_data)
         terms = {"mse": mean_flat((target - prediction.value) ** 2)}
         terms["loss"] = terms["mse"]
+        if config.weighting != NATIVE:
+            coef_x0 = None if transition is None else transition.coef_x0
+            factor = loss_factor(
+                config.weighting, process.target, level, sigma_data=process.sigma_data, coef_x0=coef_x0
+            )
+            terms["loss"] = factor.to(x0.dtype).to(x0.device) * terms["mse"]
         if config.loss == "hybrid":
+            assert transition is not None  # only chains learn a variance
             terms["vb"] = bound_term(prediction.detached(), x0, transition, config.decoder)
-            factor = config.vb_weight * chain.steps if config.rescale else 1.0
-            terms["loss"] = terms["mse"] + factor * terms["vb"]
+            weight = config.vb_weight * chain.steps if config.rescale else 1.0
+            terms["loss"] = terms["loss"] + weight * terms["vb"]
         return terms
 
 
-def regression_target(kind: str, x0: Tensor, x_t: Tensor, noise: Tensor, transition: Transition) -> Tensor:
-    """What a network of target `kind` should return at x_t [B, C, H, W]."""
+def regression_target(
+    kind: str, x0: Tensor, x_t: Tensor, noise: Tensor, at: Transition | Level, sigma_data: float = 1.0
+) -> Tensor:
+    """What a network of target `kind` should return at x_t [B, C, H, W]; `at` is the level, for "mean" the step."""
     if kind == "eps":
         return noise
     if kind == "x0":
         return x0
+    if kind == "u":
+        return noise - x0
+    level = at.source if isinstance(at, Transition) else at
     if kind == "v":
-        return expand(transition.source.alpha, x0) * noise - expand(transition.source.sigma, x0) * x0
-    return expand(transition.coef_x0, x0) * x0 + expand(transition.coef_xt, x0) * x_t
+        return expand(level.alpha, x0) * noise - expand(level.sigma, x0) * x0
+    if kind == "F":
+        # (x0 - c_skip x) / c_out with x = alpha x0 + sigma eps put in, which cancels nothing where sigma is small
+        q = (level.sigma**2 + sigma_data**2 * level.alpha**2).sqrt()
+        of_x0, of_noise = level.sigma / (sigma_data * q), sigma_data * level.alpha / q
+        return expand(of_x0, x0) * x0 - expand(of_noise, x0) * noise
+    assert isinstance(at, Transition)  # a process with continuous levels has no previous mean
+    return expand(at.coef_x0, x0) * x0 + expand(at.coef_xt, x0) * x_t
 
 
 def bound_term(prediction: Prediction, x0: Tensor, transition: Transition, decoder: str = "exact") -> Tensor:

@@ -5,7 +5,12 @@ Conversions at x = alpha x0 + sigma eps (variance preserving: alpha^2 + sigma^2 
     x0  = (x - sigma eps) / alpha      = alpha x - sigma v
     eps = (x - alpha x0) / sigma       = sigma x + alpha v
     v   = alpha eps - sigma x0                                (Salimans & Ho 2022)
+    u   = eps - x0              x0 = (x - sigma u) / (alpha + sigma)            (flow matching's velocity)
+    F   = (sigma x0 - d^2 alpha eps) / (d q),   q^2 = sigma^2 + d^2 alpha^2     (Karras et al. 2022, d their sigma_data)
+          x0 = (d^2 alpha x + d sigma q F) / q^2,   eps = (sigma x - d alpha q F) / q^2
     score = -eps / sigma
+
+The formulas with u and F hold at any level, those with v where alpha^2 + sigma^2 = 1. F is -v for d = 1.
 
 Each is computed from what the network gave, not through a third quantity: eps from eps is the identity where
 sigma = 0 would divide by zero, and v is defined at both ends.
@@ -23,7 +28,7 @@ from torch import Tensor
 
 from undiffuse.levels import Level, Transition, expand
 
-KINDS = ("x0", "eps", "v", "mean")
+KINDS = ("x0", "eps", "v", "mean", "u", "F")
 
 
 class ReverseVariance(Protocol):
@@ -121,13 +126,16 @@ class Guide:
 class Prediction:
     """A denoiser's answer at noisy image `x` [B, C, H, W] of noise level `level`.
 
-    `kind`, `value`  what was predicted ("x0", "eps", "v", or "mean": the mean of the trained reverse step) [B, C, H, W]
+    `kind`, `value`  what was predicted ("x0", "eps", "v", "u", "F", or "mean": the mean of the trained reverse step)
+                     [B, C, H, W]
     `variance`       of the reverse step, None if the model has no say
     `guides`         gradients that steer sampling, kept apart so that each sampler applies them in its exact form
     `trained`        the trained chain's own reverse step from this level (needed by "mean")
     `direct_mean`    the mean as predicted, which clipping of x0 leaves alone (as in the original)
     `noise`          the noise [B, C, H, W] where it is known beside `value` (guidance moves both)
     `clip`           how the denoiser clips x0, None if it does not
+    `sigma_data`     the standard deviation of the data that "F" refers to
+    `raw`            the same prediction before x0 was clipped, None where it was not: what guidance compares
     """
 
     x: Tensor
@@ -140,6 +148,8 @@ class Prediction:
     direct_mean: Tensor | None = None
     noise: Tensor | None = None
     clip: Callable[[Tensor], Tensor] | None = None
+    sigma_data: float = 1.0
+    raw: Prediction | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -165,6 +175,11 @@ class Prediction:
             return expand(1 / level.alpha, self.x) * self.x - expand(level.sigma / level.alpha, self.x) * self.value
         if self.kind == "v":
             return self._alpha * self.x - self._sigma * self.value
+        if self.kind == "u":
+            return self._combined(1.0, -self.level.sigma, self.level.alpha + self.level.sigma)
+        if self.kind == "F":
+            d, q = self.sigma_data, self._q
+            return self._combined(d**2 * self.level.alpha, d * self.level.sigma * q, q**2)
         assert self.trained is not None  # checked when the prediction was made
         c0, ct = self.trained.coef_x0, self.trained.coef_xt
         return expand(1 / c0, self.x) * self.value - expand(ct / c0, self.x) * self.x
@@ -178,7 +193,20 @@ class Prediction:
             return self.value
         if self.kind == "v":
             return self._sigma * self.x + self._alpha * self.value
+        if self.kind == "u":
+            return self._combined(1.0, self.level.alpha, self.level.alpha + self.level.sigma)
+        if self.kind == "F":
+            d, q = self.sigma_data, self._q
+            return self._combined(self.level.sigma, -d * self.level.alpha * q, q**2)
         return (self.x - self._alpha * self.x0) / self._sigma
+
+    @property
+    def _q(self) -> Tensor:
+        return (self.level.sigma**2 + self.sigma_data**2 * self.level.alpha**2).sqrt()
+
+    def _combined(self, of_x: Tensor | float, of_value: Tensor, over: Tensor) -> Tensor:
+        """(of_x x + of_value value) / over, with coefficients [B] or [1] in float64."""
+        return expand(of_x / over, self.x) * self.x + expand(of_value / over, self.x) * self.value
 
     @property
     def v(self) -> Tensor:
@@ -187,6 +215,8 @@ class Prediction:
             return self.value
         if self.kind == "eps":
             return (self.value - self._sigma * self.x) / self._alpha
+        if self.kind in ("u", "F"):  # whose eps and x0 are both good at either end
+            return self._alpha * self.eps - self._sigma * self.x0
         return (self._alpha * self.x - self.x0) / self._sigma
 
     @property
@@ -196,12 +226,12 @@ class Prediction:
 
     def with_x0(self, x0: Tensor) -> Prediction:
         """The same prediction with another denoised image; noise, v, score and mean follow it."""
-        return replace(self, kind="x0", value=x0, noise=None)
+        return replace(self, kind="x0", value=x0, noise=None, raw=None)
 
     def detached(self) -> Prediction:
         """The same with no gradient through what was predicted; the variance keeps its own (hybrid loss)."""
         mean = None if self.direct_mean is None else self.direct_mean.detach()
-        return replace(self, value=self.value.detach(), direct_mean=mean)
+        return replace(self, value=self.value.detach(), direct_mean=mean, raw=None)
 
     def mean(self, transition: Transition) -> Tensor:
         """Mean of the reverse step: coef_x0 x0 + coef_xt x (DDPM eq. 7 with the predicted x0)."""
@@ -239,7 +269,7 @@ class Prediction:
         # At pure noise x says nothing of x0, and neither does a gradient with respect to x.
         factor = torch.where(alpha > 0, sigma**2 / alpha.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
         x0 = self.x0 + expand(factor, self.x) * gradient
-        unguided = replace(self, guides=(), direct_mean=None)
+        unguided = replace(self, guides=(), direct_mean=None, raw=None)
         if reclip and self.clip is not None:
             return unguided.with_x0(self.clip(x0))
         return replace(unguided, kind="x0", value=x0, noise=self.eps - self._sigma * gradient)

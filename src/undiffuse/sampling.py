@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
-from undiffuse.levels import Chain, Level
+from undiffuse.grids import Path
+from undiffuse.levels import Level
 from undiffuse.noise import Noise
 from undiffuse.prediction import Prediction
 from undiffuse.solvers import Solver, ddim_move
@@ -17,17 +18,21 @@ from undiffuse.solvers import Solver, ddim_move
 
 @dataclass(frozen=True)
 class Step:
-    """A finished step: `index` of `total` (0 is the noisiest), the image x [B, C, H, W] after it, its prediction."""
+    """A finished step: `index` of `total` (0 is the noisiest), the image x [B, C, H, W] after it, its prediction.
+
+    `calls`  of the denoiser since the start, this step's included
+    """
 
     index: int
     total: int
     x: Tensor
     prediction: Prediction
+    calls: int = 0
 
 
 def sample(
     denoiser: Denoiser,
-    chain: Chain,
+    path: Path,
     solver: Solver,
     noise: Noise,
     shape: Sequence[int],
@@ -36,34 +41,42 @@ def sample(
     x_T: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[Step]:
-    """Go down `chain` from noise to images, yielding every step.
+    """Go down `path` from noise to images, yielding every step.
 
-    `chain`  the denoiser's own chain or a strided sub-chain of it
+    `path`   the denoiser's own chain, a strided sub-chain of it, or a grid of any levels (`grids.grid`)
     `noise`  numbers of the images; image i gets the same noise whatever else is in the batch
     `shape`  (C, H, W) of an image
     `x_T`    [B, C, H, W] to start from instead of the noise source's own
 
     Gradients are off inside the steps and as the caller left them between the steps.
     """
-    _check(denoiser, chain, cond)
+    _check(denoiser, path, cond)
     x = noise.normal(shape, step=0, purpose="x_T", device=device) if x_T is None else x_T.to(device)
     if len(noise) != len(x) or tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(f"x_T is {list(x.shape)}, but {len(noise)} images of {list(shape)} are to be sampled")
-    state = solver.init(x, chain)
-    for index in range(chain.steps):
+    state = solver.init(x, path)
+    calls = 0
 
-        def draw(index: int = index) -> Tensor:
-            return noise.normal(shape, step=index, purpose="step", device=device)
+    def denoise(x: Tensor, level: Level) -> Prediction:
+        nonlocal calls
+        calls += 1
+        return denoiser(x, level, cond)
+
+    for index in range(path.steps):
+
+        def draw(number: int = 0, index: int = index) -> Tensor:
+            purpose = f"step+{number}" if number else "step"
+            return noise.normal(shape, step=index, purpose=purpose, device=device)
 
         with torch.no_grad():
-            transition = chain.transition(chain.steps - 1 - index)
-            x, state, prediction = solver.step(lambda a, b: denoiser(a, b, cond), x, transition, state, draw)
-        yield Step(index, chain.steps, x, prediction)
+            transition = path.transition(path.steps - 1 - index)
+            x, state, prediction = solver.step(denoise, x, transition, state, draw)
+        yield Step(index, path.steps, x, prediction, calls)
 
 
 def generate(
     denoiser: Denoiser,
-    chain: Chain,
+    path: Path,
     solver: Solver,
     noise: Noise,
     shape: Sequence[int],
@@ -73,27 +86,27 @@ def generate(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """The images [B, C, H, W] in [-1, 1] at the end of `sample` with the same arguments."""
-    for step in sample(denoiser, chain, solver, noise, shape, cond=cond, x_T=x_T, device=device):
+    for step in sample(denoiser, path, solver, noise, shape, cond=cond, x_T=x_T, device=device):
         last = step
     return last.x
 
 
 def encode(
-    denoiser: Denoiser, chain: Chain, x0: Tensor, *, cond: Condition | None = None, to_noise: bool = False
+    denoiser: Denoiser, path: Path, x0: Tensor, *, cond: Condition | None = None, to_noise: bool = False
 ) -> Tensor:
     """Deterministic DDIM encoding of images x0 [B, C, H, W] into latents x_T that DDIM (eta = 0) decodes again.
 
     The image is taken to be at the chain's first level and carried up level by level; the error of going up and down
-    again is first order in 1 / steps. It ends at the chain's noisiest level, where decoding starts. `to_noise` goes
+    again is first order in 1 / steps. It ends at the path's noisiest level, where decoding starts. `to_noise` goes
     one step further, to pure noise, as the original code does (ADM found that leaving this step out reconstructs
     better).
     """
-    _check(denoiser, chain, cond)
+    _check(denoiser, path, cond)
     x = x0
     with torch.no_grad():
-        for k in range(chain.steps if to_noise else chain.steps - 1):
-            target = chain.level(k + 1) if k + 1 < chain.steps else Level.noise()
-            x = ddim_move(denoiser(x, chain.level(k), cond).guided_score(), target)
+        for k in range(path.steps if to_noise else path.steps - 1):
+            target = path.level(k + 1) if k + 1 < path.steps else Level.noise()
+            x = ddim_move(denoiser(x, path.level(k), cond).guided_score(), target)
     return x
 
 
@@ -118,11 +131,11 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     return left * a + right * b
 
 
-def _check(denoiser: Denoiser, chain: Chain, cond: Condition | None) -> None:
-    if chain.parent_steps != denoiser.chain.steps:
+def _check(denoiser: Denoiser, path: Path, cond: Condition | None) -> None:
+    if path.parent_steps not in (None, denoiser.chain.steps):
         raise ValueError(
-            f"the chain strides {chain.parent_steps} steps, but the model was trained on {denoiser.chain.steps}; "
-            "take denoiser.chain.respaced(...)"
+            f"the path goes through a chain of {path.parent_steps} steps, but the model was trained on "
+            f"{denoiser.chain.steps}; take denoiser.chain.respaced(...) or grids.grid(denoiser.chain, ...)"
         )
     unused = set(cond or {}) - denoiser.conditions
     if unused:

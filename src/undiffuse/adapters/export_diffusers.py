@@ -68,15 +68,16 @@ def obstacles(model: Model) -> list[str]:
     net, process = model.net, model.process
     if not isinstance(net, (UNet, DDPMUNet)):
         return ["it is a classifier of noisy images, for which diffusers has no network"]
-    problems = []
+    problems = exporting.level_obstacles(process)
     groups = sorted({module.num_groups for module in net.modules() if isinstance(module, nn.GroupNorm)})
     if len(groups) > 1:
         counts = ", ".join(map(str, groups))
         problems.append(f"its group norms have {counts} groups, where UNet2DModel has one number for all")
     if isinstance(net, UNet):
         problems += _network_obstacles(net)
-    if process.target not in _TARGETS:
-        problems.append(f"it predicts the {process.target} of the previous step, which no scheduler takes")
+    if process.target not in (*_TARGETS, "F"):
+        what = "the mean of the previous step" if process.target == "mean" else process.target
+        problems.append(f"it predicts {what}, which no scheduler takes")
     if process.variance not in _VARIANCES:
         problems.append(f"its variance is learned as a logarithm ({process.variance!r}), which no scheduler takes")
     if process.rescale_timesteps and process.steps % _TOLD:
@@ -161,7 +162,7 @@ def scheduler_config(process: ProcessConfig) -> dict[str, Any]:
     A network with rescaled times is told whole numbers at every (steps / 1000)-th step only; those are the chain then.
     """
     chain = process.chain()
-    betas: list[float] | None = None if process.betas is None else list(process.betas)
+    betas = exporting.given_betas(process)
     stride = process.steps // _TOLD if process.rescale_timesteps else 1
     if stride > 1:
         chain = chain.respaced(list(range(0, process.steps, stride)))

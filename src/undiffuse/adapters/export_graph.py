@@ -32,6 +32,7 @@ _X0 = {
     "eps": "(x - sqrt(1 - abar[k]) * out) / sqrt(abar[k])",
     "x0": "out",
     "v": "sqrt(abar[k]) * x - sqrt(1 - abar[k]) * out",
+    "u": "(x - sqrt(1 - abar[k]) * out) / (sqrt(abar[k]) + sqrt(1 - abar[k]))",
     "mean": (
         "((1 - abar[k]) * out - sqrt(abar[k] / abar[k - 1]) * (1 - abar[k - 1]) * x)"
         " / (sqrt(abar[k - 1]) * (1 - abar[k] / abar[k - 1]))"
@@ -113,6 +114,9 @@ def instructions(model: Model) -> dict[str, Any]:
     `abar` [steps + 1] is alpha^2 of every step's level (alpha^2 + sigma^2 = 1), its last entry that of the clean image.
     """
     config, process = model.net.config, model.process
+    problems = exporting.level_obstacles(process)
+    if problems:
+        raise ValueError(f"the steps beside a graph are those of a chain, and this model has another: {problems[0]}")
     height, width = config.size
     image = ["batch", config.in_channels, height, width]
     shapes: dict[str, dict[str, Any]] = {
@@ -159,7 +163,13 @@ def _step(process: ProcessConfig) -> dict[str, str]:
 def _meaning(model: Model) -> str:
     if exporting.kind_of(model) == "classifier":
         return f"scores of {model.net.config.num_classes} classes (log-probabilities up to a constant)"
-    what = {"eps": "noise", "x0": "denoised image", "v": "v", "mean": "mean of the previous step"}
+    what = {
+        "eps": "noise",
+        "x0": "denoised image",
+        "v": "v",
+        "u": "u = noise - image",
+        "mean": "mean of the previous step",
+    }
     more = ", then the variance" if model.process.learns_variance else ""
     return f"{what[model.process.target]}{more}"
 

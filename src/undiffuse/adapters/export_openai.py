@@ -75,7 +75,7 @@ def obstacles(model: Model) -> list[str]:
     net, config = model.net, model.net.config
     if not isinstance(net, (UNet, NoisyClassifier)):
         return [f"its network is a {type(net).__name__}, DDPM's own, which computes in another way (diffusers has it)"]
-    problems = []
+    problems = exporting.level_obstacles(model.process)
     groups = {m.num_channels: m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)}
     others = {channels: count for channels, count in groups.items() if count != GROUPS}
     if others:
@@ -85,7 +85,7 @@ def obstacles(model: Model) -> list[str]:
         problems.append("its residual sums are rescaled (rescale_residual)")
     if getattr(config, "pool", None) == "attention" and config.size[0] != config.size[1]:
         problems.append(f"its attention pool is for images of {config.size[0]}x{config.size[1]}, not square")
-    if model.process.target not in _MEANS and exporting.kind_of(model) == "diffusion":
+    if model.process.target not in (*_MEANS, "F") and exporting.kind_of(model) == "diffusion":
         problems.append(f"it predicts {model.process.target}, not the noise, the image or the previous mean")
     return problems
 
@@ -198,7 +198,7 @@ def _diffusion(process: ProcessConfig) -> dict[str, Any]:
     return {
         "class": "guided_diffusion.respace.SpacedDiffusion",
         "use_timesteps": f"range({process.steps})",
-        "betas": betas if process.betas is None else list(process.betas),
+        "betas": exporting.given_betas(process) or betas,
         "model_mean_type": f"ModelMeanType.{_MEANS.get(process.target, 'EPSILON')}",
         "model_var_type": f"ModelVarType.{_VARIANCES[process.variance]}",
         "loss_type": "LossType.MSE",

@@ -155,6 +155,27 @@ def time_scale(process: ProcessConfig) -> float:
     return 1000.0 / process.steps if process.rescale_timesteps else 1.0
 
 
+ORIGINAL_SCHEDULES = ("linear", "cosine")
+"""Schedules that other programs know by name; of any other they are given the betas."""
+
+
+def level_obstacles(process: ProcessConfig) -> list[str]:
+    """What other programs cannot express of a process's noise levels and target; empty if nothing."""
+    problems = []
+    if process.continuous:
+        problems.append(f"its noise levels are continuous ({process.levels_text}), not the steps of a chain")
+    if process.target == "F":
+        problems.append("it predicts F of EDM's preconditioning, which no other program takes")
+    return problems
+
+
+def given_betas(process: ProcessConfig) -> list[float] | None:
+    """The betas of a chain that has no name elsewhere; None where the schedule's name says them."""
+    if process.betas is not None:
+        return list(process.betas)
+    return None if process.schedule in ORIGINAL_SCHEDULES else process.chain().betas.tolist()
+
+
 def low_size(model: Model) -> tuple[int, int]:
     """(height, width) of the images a super-resolution network enlarges: as trained if known, else a quarter."""
     known = (model.manifest.get("objective") or {}).get("low_size")

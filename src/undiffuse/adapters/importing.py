@@ -259,13 +259,12 @@ def _ddpm(
         entry, by = None, ""
         config, process, ours = _convert_ddpm(state, folder, said, None)
     shapes = f"{config.model_channels} channels x {'/'.join(f'{m:g}' for m in config.channel_mult)}"
-    schedule = "given" if process.betas else process.schedule
     told = (
         f"{entry.name}, {REASONS[by]}" if entry is not None else "its configuration" if folder else "as all of DDPM's"
     )
     facts = {
         "shapes": f"DDPM's U-Net, {config.in_channels} channels: {shapes}, {config.num_res_blocks} blocks a level",
-        told: f"images of {config.size[0]} pixels, {process.steps} {schedule} steps, predicts {process.target}, "
+        told: f"images of {config.size[0]} pixels, {process.levels_text}, predicts {process.target}, "
         f"variance {process.variance}",
     }
     return Interpretation(config, process, facts, entry, by), ours

@@ -52,7 +52,7 @@ def cascade(args: argparse.Namespace) -> int:
         what="small images",
         **shared,
     )
-    files = {name: value for name, value in base.notes.items() if name.endswith("_file")}
+    files = {name: value for name, value in base.notes.items() if name.endswith(("_file", "_files"))}
     large = Run(
         job=Job(upsampler, args.seed, classes, stream=STREAM),
         folder=folder,

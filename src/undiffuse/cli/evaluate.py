@@ -117,6 +117,8 @@ def default_name(place: str, sampler: Sampler | None, side: Side, args: argparse
     assert side.images is not None
     settings = sampler.settings
     parts = [stem, f"{settings.solver} {settings.steps}"]
+    parts += [settings.grid] if settings.grid not in (None, "chain") else []
+    parts += [settings.solver_options] if settings.solver_options else []
     parts += [f"guidance {settings.guidance:g}"] if settings.guidance else []
     parts += [settings.precision] if settings.precision != "fp32" else []
     return ", ".join([*parts, f"seed {args.seed}", f"{len(side.images):,}"])

@@ -131,6 +131,8 @@ def _classes(labels: list[str] | None, count: int | None) -> str:
 
 
 def _process(process: dict[str, Any]) -> str:
+    if process.get("family", "chain") != "chain":
+        return f"{process['family']}, continuous levels, predicts {process['target']}, variance {process['variance']}"
     schedule = "given" if process.get("betas") else process["schedule"]
     scaled = ", times rescaled to 1000" if process.get("rescale_timesteps") else ""
     return f"{process['steps']} {schedule} steps, predicts {process['target']}, variance {process['variance']}{scaled}"
@@ -140,6 +142,8 @@ def _objective(objective: dict[str, Any] | None) -> str | None:
     if not objective:
         return None
     text = str(objective.get("loss", "not told"))
+    if objective.get("weighting", "native") != "native":
+        text += f", weighted by {objective['weighting']}"
     if objective.get("noise") is False:
         text += ", clean images only"
     if objective.get("clean_fraction"):

@@ -77,7 +77,7 @@ def details(entry: Published) -> str:
         ("classes", _classes(entry)),
         ("network", f"{entry.parameters:,} parameters, width {net.model_channels} x {levels}, "
                     f"{net.num_res_blocks} blocks a level,\nattention at {attention} pixels"),
-        ("process", f"{process.steps} {process.schedule} steps"
+        ("process", process.levels_text
                     + (f", predicts {process.target}, variance {process.variance}" if entry.sampling else "")),
         ("file", f"{entry.file}, {_bytes(entry)}"),
         ("hash", "\n".join(hashes) or unhashed),

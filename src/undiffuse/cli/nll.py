@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     begin = time.monotonic()
     settings = Settings.of_args(args)
     sampler = Sampler.load(settings, args.device)
-    chain = sampler.denoiser.chain if args.steps is None else sampler.chain
+    chain = sampler.denoiser.chain if args.steps is None else sampler.denoiser.chain.respaced(args.steps)
     given = choose_classes(sampler.model, args.classes, default=None)
     whole = open_images(args, [args.data], sampler.model, labelled=given is None)
     dataset = thinned(whole, args.count)

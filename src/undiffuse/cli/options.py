@@ -10,6 +10,7 @@ import textwrap
 from typing import Any, NoReturn
 
 from undiffuse.cli import values
+from undiffuse.methods import GRIDS, METHODS
 
 SHIPPED = "fashion-mnist-32"
 SHIPPED_CLASSIFIER = "fashion-mnist-32-classifier"
@@ -23,6 +24,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **keywords: Any) -> None:
         keywords.setdefault("formatter_class", Formatter)
         super().__init__(allow_abbrev=False, **keywords)
+        # An interval such as -1,3 is a value, as -1 is, not an option.
+        self._negative_number_matcher = re.compile(r"^-(\d|\.\d|inf)[\d.,e+\-inf]*$")
 
     def error(self, message: str) -> NoReturn:
         if "invalid choice" in message:
@@ -128,30 +131,73 @@ def settle(args: argparse.Namespace) -> None:
 
 
 def guidance_options(parser: argparse.ArgumentParser) -> None:
-    """--classifier, --guidance, --guidance-at."""
-    group = parser.add_argument_group("classifier guidance")
-    what = "noisy-image classifier: as --model (default: the model's own, if it has one)"
-    group.add_argument("--classifier", metavar="C", help=what)
-    strength = "its strength (default: 1 with --classifier, else 0, none)"
-    group.add_argument("--guidance", type=values.scale, metavar="SCALE", help=strength)
-    at = "where its gradient is taken: x_t (as released, default) or the mean (the paper; ancestral only)"
-    pick(group, "--guidance-at", ("x_t", "mean"), at, "x_t")
+    """--classifier, --guidance and what shapes it; --cfg, --autoguide; where and how often guidance acts."""
+    group = parser.add_argument_group("guidance by a classifier")
+    what = "noisy-image classifier: as --model (default: the model's own, if it has one); several may guide together"
+    group.add_argument("--classifier", action="append", metavar="C", help=what)
+    strength = "its strength (default: 1 with --classifier, else 0, none); once for each of several"
+    group.add_argument("--guidance", action="append", type=values.scale, metavar="SCALE", help=strength)
+    at = "where its gradient is taken: x_t (as released, default), the mean (the paper; ancestral only), or x0 (the "
+    at += "denoised image, through the network)"
+    pick(group, "--guidance-at", ("x_t", "mean", "x0"), at, "x_t")
+    temperature = "of the classifier: its scores are divided by T (default 1)"
+    group.add_argument("--guidance-temperature", type=values.rate, metavar="T", help=temperature)
+    normalize = "bring every gradient to one size: SCALE is then the shift against noise of size 1"
+    group.add_argument("--guidance-normalize", action="store_true", default=None, help=normalize)
+    group = parser.add_argument_group("guidance by comparison")
+    cfg = "classifier-free guidance: 1 none (default), 0 the model without class (needs train --label-dropout)"
+    group.add_argument("--cfg", type=values.scale, metavar="SCALE", help=cfg)
+    two = "the passes with and without class one after the other: half the memory"
+    group.add_argument("--cfg-two-passes", action="store_true", default=None, help=two)
+    auto = "a smaller or less trained version of the model, to be led away from: as --model"
+    group.add_argument("--autoguide", metavar="WEAK", help=auto)
+    weights = "its weights, as --weights; without --autoguide those of the model itself"
+    group.add_argument("--autoguide-weights", metavar="W", help=weights)
+    how = "strength: 1 none, default 2"
+    group.add_argument("--autoguide-scale", type=values.scale, metavar="SCALE", help=how)
+    rescale = "bring the contrast back to that without guidance, from 0 (default, not) to 1 (all of it)"
+    group.add_argument("--cfg-rescale", type=values.fraction, metavar="PHI", help=rescale)
+    group = parser.add_argument_group("where all guidance acts")
+    interval = "only at these noise levels: log-SNR such as -1,3, or sigma:0.2,1.6, or steps:0.2,0.8 (parts of the way)"
+    group.add_argument("--guidance-interval", type=values.interval_text, metavar="LO,HI", help=interval)
+    schedule = "constant (default), or growing from noise to image with the same mean strength"
+    pick(group, "--guidance-schedule", ("constant", "linear", "cosine"), schedule)
+    every = "computed at every K-th call, its last shift of the noise used again in between (default 1)"
+    group.add_argument("--guidance-every", type=values.positive, metavar="K", help=every)
 
 
 def sampler_options(parser: argparse.ArgumentParser, solver: bool = True) -> None:
-    """--solver, --steps, --eta, --clip; without `solver` those of deterministic DDIM."""
+    """--solver, --steps, --grid, --solver-options, --eta, --clip; without `solver` those of deterministic DDIM."""
     group = parser.add_argument_group("sampler" if solver else "sampler (DDIM)")
     if solver:
+        parser.epilog = methods_text()
+    if solver:
         default = "as published, else ancestral for a model that learns its variance, else ddim"
-        pick(group, "--solver", ("ancestral", "ddim"), f"the method (default: {default})")
-    default = "as published, else 100 with ancestral, ddim50 with ddim" if solver else "ddim50"
+        what = f"the method, one of those listed below (default: {default})"
+        group.add_argument("--solver", type=values.choice(*METHODS), metavar="NAME", help=what)
+    default = "as published, else by the method" if solver else "ddim50"
     group.add_argument("--steps", metavar="SPEC", help=f"{STEPS} (default: {default})")
+    if solver:
+        help = f"how N steps are laid out: {', '.join(GRIDS)} (default: by the method)"
+        group.add_argument("--grid", metavar="SPEC", help=help)
+        help = "settings of the method, such as churn=30,s_max=50"
+        group.add_argument("--solver-options", default="", metavar="KEY=VALUE,...", help=help)
     if solver:
         help = "noise of ddim, from 0 (default, none) to 1 (as much as ancestral) and beyond"
         group.add_argument("--eta", type=values.non_negative, default=0.0, metavar="E", help=help)
-        help = "ddim with guidance: do not clip again after the guidance, as in the original"
+        help = "with guidance: do not clip again after it, as the original does not in ddim"
         group.add_argument("--no-reclip", dest="reclip", action="store_false", help=help)
     clip_option(group)
+
+
+def methods_text() -> str:
+    """The methods and grids, a line each, for the end of a command's help."""
+    lines = ["methods (--solver) with default steps and grid, and their --solver-options:"]
+    for name, method in METHODS.items():
+        lines.append(f"  {name:14}{method.line:56}{method.steps:>4} {method.grid}")
+        lines += [f"      {key}={option.default}  {option.line}" for key, option in method.options.items()]
+    lines += ["", "grids (--grid) of a plain number of --steps:"]
+    return "\n".join([*lines, *(f"  {name:14}{line}" for name, line in GRIDS.items())])
 
 
 def upsampler_options(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +205,8 @@ def upsampler_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("upsampler, which enlarges the images")
     what = "super-resolution model: as --model, or auto (the published model's own); small images go into OUT/base"
     group.add_argument("--upsampler", metavar="UP", help=what)
-    pick(group, "--upsampler-solver", ("ancestral", "ddim"), "its method (default: found as for --solver)")
+    what = "its method (default: found as for --solver)"
+    group.add_argument("--upsampler-solver", type=values.choice(*METHODS), metavar="NAME", help=what)
     group.add_argument("--upsampler-steps", metavar="SPEC", help="its steps (default: found as for --steps)")
 
 

@@ -12,6 +12,7 @@ COMMANDS = {
     "quickstart": "sample the shipped model, guided and not: a minute, offline, on a CPU",
     "train": "train a diffusion model on your images",
     "train-classifier": "train a noisy-image classifier, for guidance",
+    "ema": "the average of any width of a run's weights, after training",
     "sample": "images from a model",
     "encode": "images to latents, by DDIM inversion",
     "decode": "latents back to images",
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", parser_class=options.Parser, prog="undiffuse", help=argparse.SUPPRESS
     )
-    for define in (_quickstart, _train, _train_classifier, _sample, _encode, _decode, _interpolate, _nll):
+    for define in (_quickstart, _train, _train_classifier, _ema, _sample, _encode, _decode, _interpolate, _nll):
         define(commands)
     for command in ("evaluate", "reference", "compare", "sweep"):
         getattr(evaluation_options, command)(_add, commands)
@@ -95,7 +96,7 @@ def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
     what.add_argument("--channels", type=int, choices=(1, 3, 4), metavar="1|3|4", help=channels)
     what.add_argument(
         "--set", dest="sets", type=values.assignment, action="append", default=[], metavar="FIELD=VALUE",
-        help="any field of the recipe: net.dropout=0.1, process.schedule=linear, train.weight_decay=0.01",
+        help="any field of the recipe: net.dropout=0.1, process.schedule=cosine+shift:0.5, train.weight_decay=0.01",
     )  # fmt: skip
     data = parser.add_argument_group("data")
     options.data_options(data, fit="the recipe's", tiny=True)
@@ -136,7 +137,10 @@ model.safetensors into the run folder. The same command again goes on where it w
 trains on several devices.{_DATA}""",
     )
     what, data = _training(parser)
-    what.add_argument("--unconditional", action="store_true", help="leave the labels out")
+    labelled = what.add_mutually_exclusive_group()
+    labelled.add_argument("--unconditional", action="store_true", help="leave the labels out")
+    dropped = "leave the labels of a part P of the images out, such as 0.1: for classifier-free guidance (sample --cfg)"
+    labelled.add_argument("--label-dropout", type=values.fraction, metavar="P", help=dropped)
     validation = "held-out images: other data, or a part of these such as 0.05"
     data.add_argument("--validation", metavar="DATA|PART", help=validation)
     evaluation_options.while_training(parser)
@@ -155,6 +159,25 @@ devices.{_DATA}""", module="train")  # fmt: skip
     noise.add_argument("--clean-fraction", type=values.fraction, metavar="P", help="share of clean images")
     validation = "held-out images: other data, a part of these (default 0.05), or none"
     data.add_argument("--validation", default="0.05", metavar="DATA|PART", help=validation)
+
+
+def _ema(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "ema",
+        "RUN --width W --out FILE ",
+        """\
+Makes the average of a run's weights that a power function of relative width W would have kept (Karras et al. 2024),
+from the snapshots that the run stored: train it with --set train.posthoc_widths=0.05,0.1 and --set
+train.posthoc_every=IMAGES. Writes it as a model.""",
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    width = "standard deviation of the average over the run's length, such as 0.1 (at most 0.288, the mean of all)"
+    parser.add_argument("--width", required=True, type=values.rate, metavar="W", help=width)
+    at = "after that many images, where there is a snapshot (default: the last)"
+    parser.add_argument("--at", type=values.positive, metavar="IMAGES", help=at)
+    parser.add_argument("--out", required=True, metavar="FILE", help="the model's file, such as average.safetensors")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
 
 
 def _sample(commands: Any) -> None:

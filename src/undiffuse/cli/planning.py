@@ -105,6 +105,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
         start.check(args.sets)
         recipe, why = start.into(recipe, size_pair(size)), f"{why}; its network and process are the model's"
     recipe = replace(recipe.with_classes(classes), data=replace(recipe.data, size=size, channels=channels))
+    if getattr(args, "label_dropout", None) is not None:
+        recipe = recipe.with_label_dropout(args.label_dropout)
     if partner is not None:
         recipe = replace(recipe, process=partner.process)
 

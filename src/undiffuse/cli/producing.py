@@ -127,7 +127,8 @@ class Watch:
 
 def plan(sampler: Sampler, batch: int) -> str:
     """What a run is going to take: parameters, memory of weights and activations, what is free."""
-    nets = [sampler.model.net, *([sampler.classifier.net] if sampler.classifier is not None else [])]
+    guides = [sampler.classifier] if sampler.classifier is not None else []
+    nets = [model.net for model in (sampler.model, *guides, *sampler.others)]
     count = " + ".join(f"{sum(p.numel() for p in net.parameters()) / 1e6:.3g}M" for net in nets)
     free = budget.free_bytes(sampler.device)
     left = f" of {size_text(free)} free" if free is not None else ""

@@ -47,7 +47,7 @@ def regenerate(args: argparse.Namespace) -> int:
         return _compare(args, original, record, job, index)
     if args.upsampler is not None:
         raise ValueError(f"{original} was made without an upsampler: leave --upsampler out")
-    settings = Settings.of_record(record, model, args.classifier, where)
+    settings = Settings.of_record(record, model, args.classifier, where, args.autoguide)
     if record.get("low_res_data") is not None and not is_text(record["low_res_data"]):
         raise ValueError(f"{where} has low_res_data = {shown(record['low_res_data'])}; expected text")
     sampler = Sampler.load(settings, args.device)
@@ -74,7 +74,9 @@ def _cascade(
     inner = f"the base in {where}"
     if base.get("rounding") != CUT:
         raise ValueError(f"{inner} has rounding = {shown(base.get('rounding'))}; expected {CUT}")
-    small = Sampler.load(Settings.of_record({**base, **files}, model, args.classifier, inner), args.device)
+    small = Sampler.load(
+        Settings.of_record({**base, **files}, model, args.classifier, inner, args.autoguide), args.device
+    )
     small.check_identity(base, inner)
     told = _told(record, small, where)
     with Progress("sampling the small image", 1, "image") as progress:

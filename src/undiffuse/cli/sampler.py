@@ -10,37 +10,34 @@ import argparse
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import undiffuse
-from undiffuse import checkpoints
 from undiffuse.adapters.published import Sampling
 from undiffuse.cli import budget
 from undiffuse.cli.console import Progress
+from undiffuse.cli.guiding import Guiding, check_identity, guide, listed, reference, settle
 from undiffuse.cli.options import SHIPPED
 from undiffuse.denoiser import ChainDenoiser, Denoiser, ProcessConfig
 from undiffuse.distributed import resolve_device
-from undiffuse.guidance import ClassifierGuidance, LevelClassifier
-from undiffuse.levels import Chain, ddim_spec
+from undiffuse.grids import Path, grid
+from undiffuse.levels import ddim_spec
+from undiffuse.methods import METHODS, method, read_options, write_options
 from undiffuse.models import (
     ClassifierModel,
     DiffusionModel,
-    check_pair,
-    load_classifier,
     load_diffusion,
     paired_classifier,
 )
-from undiffuse.nets.footprint import activation_bytes, store_weights_
+from undiffuse.nets.footprint import activation_bytes
 from undiffuse.noise import NoiseSource
 from undiffuse.sampling import Step, sample
-from undiffuse.solvers import DDIM, Ancestral, Solver
+from undiffuse.solvers import Solver, build
 from undiffuse.training.step import AUTOCAST, Forward
 
-DEFAULT_STEPS = {"ddim": 50, "ancestral": 100}
 _IMAGES = 12  # tensors of an image's size that a step of a sampler holds at once: x, the prediction's parts, noise
 
 
@@ -59,8 +56,8 @@ def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
 
 
 _IN_RECORD: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "solver": _one_of(*DEFAULT_STEPS),
-    "guidance_at": _one_of("x_t", "mean"),
+    "solver": _one_of(*METHODS),
+    "guidance_at": _one_of("x_t", "mean", "x0"),
     "clip": _one_of("static", "dynamic", "none"),
     "precision": _one_of("fp32", *AUTOCAST),
     "weights": (is_text, "text"),
@@ -73,11 +70,16 @@ _IN_RECORD: dict[str, tuple[Callable[[Any], bool], str]] = {
     "classifier": (lambda value: value is None or is_text(value), "text or null"),
 }
 """What a record says, each with what it must be and how a message calls that."""
+_LATER: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "grid": ("chain", is_text),
+    "solver_options": ("", lambda value: isinstance(value, str)),
+}
+"""Texts that a record has unless they are these, which all records of earlier versions meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a user chose: the files, and how to sample. None leaves the solver and its steps to `resolved`."""
+    """What a user chose: the files, and how to sample. None leaves the solver, its steps and grid to `resolved`."""
 
     model: str = SHIPPED
     weights: str | None = None
@@ -86,20 +88,23 @@ class Settings:
     guidance_at: str = "x_t"
     solver: str | None = None
     steps: str | None = None
+    grid: str | None = None
+    solver_options: str = ""
     eta: float = 0.0
     clip: str = "static"
     reclip: bool = True
     precision: str = "fp32"
+    guiding: Guiding = field(default_factory=Guiding)
 
     def __post_init__(self) -> None:
-        for name in ("model", "weights", "classifier", "steps"):
+        for name in ("model", "weights", "classifier", "steps", "grid"):
             given = getattr(self, name)
             if given is not None and not given.strip():
                 raise ValueError(f"--{name} is empty: give a value, or leave it out")
 
     def resolved(self, process: ProcessConfig, advice: Sampling | None = None) -> Settings:
-        """With solver and steps named: of a published model those of its authors. ValueError for settings that do not
-        go together.
+        """With solver, steps and grid named: of a published model those of its authors. ValueError for settings that do
+        not go together.
 
         A learned variance is what lets ancestral sampling do with few steps (Improved DDPM, section 4); a model with a
         fixed one is better served by DDIM.
@@ -110,24 +115,33 @@ class Settings:
             if advice is not None and not self.eta:
                 wants_ddim = advice.solver == "ddim" and self.guidance_at != "mean"
             solver = "ddim" if wants_ddim else "ancestral"
-        if solver not in DEFAULT_STEPS:
-            raise ValueError(f"unknown solver {solver!r}; choose one of {', '.join(DEFAULT_STEPS)}")
+        options = write_options(solver, read_options(solver, self.solver_options))
         if self.eta and solver != "ddim":
-            raise ValueError("--eta is the noise of ddim, and ancestral sampling has its own: leave it out")
-        if self.guidance and self.guidance_at == "mean" and solver == "ddim":
+            raise ValueError(f"--eta is the noise of ddim, and {solver} has its own or none: leave it out")
+        if self.guidance and self.guidance_at == "mean" and solver != "ancestral":
             raise ValueError("--guidance-at mean exists for ancestral sampling only; give --solver ancestral")
         steps = self.steps
         if steps is None and advice is not None and advice.solver == solver:
             steps = advice.steps
         elif steps is None:
-            steps = _default_steps(solver, process.steps)
-        return replace(self, solver=solver, steps=steps)
+            steps = _default_steps(solver, process, self.grid)
+        # Steps that are more than a number ("ddim25", "at:0,10,999") name trained ones.
+        grid = self.grid or (method(solver).grid if steps.strip().isdecimal() else "chain")
+        return replace(self, solver=solver, steps=steps, grid=grid, solver_options=options)
 
     @classmethod
     def of_args(cls, args: argparse.Namespace) -> Settings:
         """From parsed options; a command may lack some of them, and one without --solver means DDIM."""
         given = {name: getattr(args, name) for name in cls.__dataclass_fields__ if hasattr(args, name)}
         given.setdefault("solver", "ddim")
+        classifiers, scales = listed(given.get("classifier")), listed(given.get("guidance"))
+        if max(len(classifiers), len(scales)) > 1 and len(classifiers) != len(scales):
+            raise ValueError(
+                f"{len(classifiers)} classifiers and {len(scales)} strengths are given: several classifiers need "
+                "--guidance once for each, in their order"
+            )
+        given["classifier"], given["guidance"] = next(iter(classifiers), None), next(iter(scales), None)
+        given["guiding"] = Guiding.of_args(args, list(zip(classifiers, scales, strict=False))[1:], given["model"])
         if given.get("guidance") is None:
             given["guidance"] = 1.0 if given.get("classifier") else 0.0
         if given["guidance"] and not given.get("classifier"):
@@ -144,10 +158,11 @@ class Settings:
         cls,
         record: Mapping[str, Any],
         model: str | None = None,
-        classifier: str | None = None,
+        classifier: str | Sequence[str] | None = None,
         where: str = "the record",
+        autoguide: str | None = None,
     ) -> Settings:
-        """From the record of a picture; `model`, `classifier` are where the files are now.
+        """From the record of a picture; `model`, `classifier` (or several), `autoguide`: where the files are now.
 
         ValueError, which begins with `where`, if the record says too little, or something that no setting can be.
         """
@@ -157,28 +172,37 @@ class Settings:
         for name, (fits, expected) in _IN_RECORD.items():
             if not fits(record[name]):
                 raise ValueError(f"{where} has {name} = {shown(record[name])}; expected {expected}")
-        guide = None
+        later = {name: record.get(name, before) for name, (before, _) in _LATER.items()}
+        for name, (_, is_possible) in _LATER.items():
+            if not is_possible(later[name]):
+                raise ValueError(f"{where} has {name} = {shown(later[name])}; expected text")
+        guide, now = None, listed(classifier)
         if record["classifier"] is not None:
-            guide = record.get("classifier_file") if classifier is None else classifier
-            if classifier is None and not is_text(guide):
+            guide = now[0] if now else record.get("classifier_file")
+            if not is_text(guide):
                 raise ValueError(f"{where} has classifier_file = {shown(guide)}; expected text, or give --classifier")
-        kept = {name: record[name] for name in _IN_RECORD if name not in ("model", "model_file", "classifier")}
-        return cls(model=record["model_file"] if model is None else model, classifier=guide, **kept)
+        kept = {name: record[name] for name in _IN_RECORD if name not in ("model", "model_file", "classifier")} | later
+        guiding = Guiding.of_record(record, where, now[1:], autoguide)
+        return cls(model=record["model_file"] if model is None else model, classifier=guide, guiding=guiding, **kept)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A loaded model, ready to sample. `record` decides the images, `notes` are good to know."""
+    """A loaded model, ready to sample. `record` decides the images, `notes` are good to know.
+
+    `classifier`, `others`  the models that guide it: the first classifier, and all others
+    """
 
     settings: Settings
     model: DiffusionModel
     classifier: ClassifierModel | None
     device: torch.device
-    chain: Chain
+    chain: Path
     solver: Solver
     denoiser: Denoiser
     record: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    others: tuple[ClassifierModel | DiffusionModel, ...] = ()
 
     @classmethod
     def load(cls, settings: Settings, device: str = "auto") -> Sampler:
@@ -187,24 +211,27 @@ class Sampler:
         if settings.precision == "fp16" and where.type == "cpu":
             raise ValueError("--precision fp16 is for GPUs; on a CPU give bf16, which is as small, or fp32")
         model = load_diffusion(settings.model, weights=settings.weights)
-        _settle(model, settings.precision, where)
+        settle(model, settings.precision, where)
         settings = settings.resolved(model.process, model.published.sampling if model.published else None)
-        assert settings.steps is not None  # `resolved` names them
+        assert settings.solver and settings.steps and settings.grid  # `resolved` names them
         denoiser: Denoiser = network_denoiser(model, settings.clip, settings.precision, where)
-        chain = denoiser.chain.respaced(settings.steps)
-        classifier = None
-        if settings.guidance and settings.classifier:
-            classifier = load_classifier(settings.classifier)
-            check_pair(model, classifier)
-            _check_chains(model, classifier)
-            _settle(classifier, settings.precision, where)
-            network = Forward(classifier.net, settings.precision, where)
-            guide = LevelClassifier(network, classifier.process)
-            denoiser = ClassifierGuidance(denoiser, guide, settings.guidance, settings.guidance_at)
+        chain = grid(denoiser.chain, settings.steps, settings.grid)
+        judges = [(settings.classifier, settings.guidance)] if settings.guidance and settings.classifier else []
+        guides = guide(
+            settings.guiding,
+            [*judges, *settings.guiding.more_classifiers],
+            settings.guidance_at,
+            settings.clip,
+            settings.precision,
+            model,
+            denoiser,
+            chain,
+            where,
+        )
         record = {
             "model": model.digest,
             "weights": model.weights,
-            "classifier": classifier.digest if classifier else None,
+            "classifier": guides.classifier.digest if guides.classifier else None,
             "guidance": settings.guidance,
             "guidance_at": settings.guidance_at,
             "solver": settings.solver,
@@ -213,13 +240,17 @@ class Sampler:
             "clip": settings.clip,
             "reclip": settings.reclip,
             "precision": settings.precision,
+            **guides.record,
+            **{name: now for name, (before, _) in _LATER.items() if (now := getattr(settings, name)) != before},
         }
-        notes = {"model_file": _reference(settings.model), "version": undiffuse.__version__, "torch": torch.__version__}
-        if classifier:
-            notes["classifier_file"] = _reference(settings.classifier or "")
-        solver: Solver = DDIM(settings.eta, settings.reclip) if settings.solver == "ddim" else Ancestral()
+        notes = {"model_file": reference(settings.model), "version": undiffuse.__version__, "torch": torch.__version__}
+        notes |= guides.notes
+        options = read_options(settings.solver, settings.solver_options)
+        eta = {"eta": settings.eta} if settings.solver == "ddim" else {}
+        solver = build(settings.solver, settings.reclip, **eta, **options)
         notes["device"] = where.type
-        return cls(settings, model, classifier, where, chain, solver, denoiser, record, notes)
+        others = tuple(guides.others)
+        return cls(settings, model, guides.classifier, where, chain, solver, guides.denoiser, record, notes, others)
 
     def check_identity(self, record: Mapping[str, Any], where: str = "the record", option: str = "model") -> None:
         """ValueError, which calls it `where`, unless the loaded weights are those of a record.
@@ -234,6 +265,7 @@ class Sampler:
                     f"the {called} {file} is not the one of {where}: its weights are {_short(self.record[name])}, "
                     f"the record's {_short(record.get(name))}. Give --{called} the file it was made with"
                 )
+        check_identity(self.record, record, where)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -249,10 +281,15 @@ class Sampler:
         """About the most memory that one image takes while it is made, without the weights."""
         element = 4 if self.settings.precision == "fp32" else 2
         size = self.shape[1:]
-        needed = activation_bytes(self.model.net.config, size, element=element)
-        if self.classifier is not None:  # after the model has answered
-            config = self.classifier.net.config
-            needed = max(needed, activation_bytes(config, size, element=element, gradient=True))
+        through = self.settings.guidance_at == "x0" and self.classifier is not None
+        needed = activation_bytes(self.model.net.config, size, element=element, gradient=through)
+        if self.settings.guiding.cfg != 1 and not self.settings.guiding.cfg_two_passes:
+            needed *= 2  # with and without class in one batch
+        for other in (self.classifier, *self.others):  # after the model has answered, or while its graph is kept
+            if other is not None:
+                judges = isinstance(other, ClassifierModel)
+                one = activation_bytes(other.net.config, size, element=element, gradient=judges)
+                needed = needed + one if through and judges else max(needed, one)
         return needed + 4 * _IMAGES * math.prod(self.shape)
 
     def steps_of(
@@ -290,10 +327,13 @@ class Sampler:
     def text(self) -> str:
         """The settings in a few words, for captions."""
         s = self.settings
-        parts = [f"{s.solver}, {self.chain.steps} of {self.chain.parent_steps} steps"]
+        way = f"of {self.chain.parent_steps} steps" if s.grid in (None, "chain") else f"steps ({s.grid})"
+        parts = [f"{s.solver}, {self.chain.steps} {way}"]
+        parts += [s.solver_options] if s.solver_options else []
         parts += [f"eta {s.eta:g}"] if s.eta else []
-        at = " at the mean" if s.guidance_at == "mean" else ""
+        at = {"mean": " at the mean", "x0": " at x0"}.get(s.guidance_at, "")
         parts += [f"guidance {s.guidance:g}{at}"] if s.guidance else []
+        parts += s.guiding.text()
         parts += [f"clip {s.clip}"] if s.clip != "static" else []
         parts += [s.precision] if s.precision != "fp32" else []
         return ", ".join(parts)
@@ -343,37 +383,16 @@ def class_names(sampler: Sampler) -> list[str] | None:
     return [source.label_name(k) for k in range(source.num_classes)]
 
 
-def _settle(model: DiffusionModel | ClassifierModel, precision: str, device: torch.device) -> None:
-    """Bring a model that was just loaded to the device, where 16 bits are computed with also stored in 16 bits.
+def _default_steps(solver: str, process: ProcessConfig, grid: str | None) -> str:
+    """The method's default, at most the whole chain; for DDIM the original's grid where there is one.
 
-    Halved before it is moved, so that the device never holds it whole.
+    For a grid of explicit levels as many as it has.
     """
-    if precision in AUTOCAST:
-        _ = model.digest  # the identity of the weights as they are in the file: kept from here on
-        store_weights_(model.net, AUTOCAST[precision])
-    model.net.to(device)
-
-
-def _default_steps(solver: str, steps: int) -> str:
-    """The method's default, at most the whole chain; for DDIM the original's grid where there is one."""
-    count = min(DEFAULT_STEPS[solver], steps)
-    return (ddim_spec(steps, count) if solver == "ddim" else "") or str(count)
-
-
-def _check_chains(model: DiffusionModel, classifier: ClassifierModel) -> None:
-    """A classifier is asked at the model's noise levels, so it must have been trained on the same kind of process."""
-    ours, theirs = model.process.chain().alphas_cumprod, classifier.process.chain().alphas_cumprod
-    if theirs[-1] > 4 * ours[-1] + 1e-4:
-        raise ValueError(
-            f"this classifier does not fit the model: its noisiest images keep alpha_bar = {theirs[-1]:.2g}, the "
-            f"model's {ours[-1]:.2g}. Train one by `undiffuse train-classifier DATA --for MODEL`"
-        )
-
-
-def _reference(reference: str) -> str:
-    """How a record names a model: a run folder by the checkpoint it meant at the time."""
-    path = Path(reference)
-    return ((checkpoints.latest(path) if path.is_dir() else None) or path).as_posix()
+    if grid and grid.replace(" ", "").startswith("at:"):
+        return str(grid.count(",") + 1)
+    count = min(method(solver).steps, process.steps)
+    early = solver == "ddim" and grid in (None, "chain") and not process.needs_last_level
+    return (ddim_spec(process.steps, count) if early else "") or str(count)
 
 
 def shown(value: object) -> str:

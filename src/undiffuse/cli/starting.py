@@ -24,6 +24,7 @@ class Start:
     """What a run begins with. `net` and `process` are configurations, `objective` is what the model's manifest says.
 
     `model`  the model, until its weights have been taken over; None for a run that goes on
+    `levels` the density of noise levels it was trained with, which belongs to its process
     `init`   what became of its weights, as in the run's checkpoints; None until that is known
     """
 
@@ -33,6 +34,7 @@ class Start:
     objective: Mapping[str, Any] = field(default_factory=dict)
     model: DiffusionModel | ClassifierModel | None = None
     init: Mapping[str, Any] | None = None
+    levels: str = "uniform"
 
     @property
     def size(self) -> int | tuple[int, int]:
@@ -46,7 +48,9 @@ class Start:
         `size` is (height, width) of the pictures; an upsampler enlarges them by the factor it was trained for.
         """
         objective = None if recipe.objective is None else self._loss()
-        return replace(recipe, net=self.net, process=self.process, objective=objective, low_size=self._low_size(size))
+        train = replace(recipe.train, levels=self.levels)
+        low_size = self._low_size(size)
+        return replace(recipe, net=self.net, process=self.process, objective=objective, train=train, low_size=low_size)
 
     def check(self, sets: list[tuple[str, str]]) -> None:
         """ValueError for a --set that would make another network of it."""
@@ -110,10 +114,17 @@ def find_start(args: argparse.Namespace, kind: str) -> Start | None:
         if (manifest.get("init") or {}).get("from") == reference and manifest.get("kind") == kind:
             net = config_from_dict(manifest["net"], kind)
             process = ProcessConfig(**manifest["process"])
-            return Start(reference, net, process, manifest.get("objective") or {}, init=manifest["init"])
+            levels = _levels(manifest)
+            return Start(reference, net, process, manifest.get("objective") or {}, None, manifest["init"], levels)
         break
     model = load_classifier(reference) if kind == "classifier" else load_diffusion(reference)
-    return Start(reference, model.net.config, model.process, model.manifest.get("objective") or {}, model)
+    objective = model.manifest.get("objective") or {}
+    return Start(reference, model.net.config, model.process, objective, model, levels=_levels(model.manifest))
+
+
+def _levels(manifest: Mapping[str, Any]) -> str:
+    """The density that a model was trained with; the usual one where it does not say."""
+    return str((manifest.get("train") or {}).get("levels", "uniform"))
 
 
 def folder(args: argparse.Namespace) -> Path:

@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
         "scales": list(args.scales),
         "count": args.count or MADE,
         **{name: getattr(args, name) for name in (
-            "classifier", "guidance_at", "solver", "steps", "eta", "clip", "precision", "seed", "classes", "extractor",
-            "metrics", "model_weights", "reference_count",
+            "classifier", "guidance_at", "solver", "steps", "grid", "solver_options", "eta", "clip", "precision",
+            "seed", "classes", "extractor", "metrics", "model_weights", "reference_count",
         )},
     }  # fmt: skip
     _same_sweep(folder / SETTINGS, about, args.overwrite)

@@ -101,7 +101,9 @@ def build_task(args: argparse.Namespace, plan: Plan) -> Task:
         height, width = recipe.net.size
         low = (recipe.low_size * height // min(height, width), recipe.low_size * width // min(height, width))
     assert recipe.objective is not None  # Recipe checks that a diffusion model has one
-    return DiffusionTask(net, recipe.process, recipe.objective, labels=plan.labels, low_size=low)
+    return DiffusionTask(
+        net, recipe.process, recipe.objective, labels=plan.labels, label_dropout=recipe.label_dropout, low_size=low
+    )
 
 
 def summary(args: argparse.Namespace, plan: Plan, task: Task, init: Mapping[str, Any] | None = None) -> str:
@@ -124,9 +126,14 @@ def summary(args: argparse.Namespace, plan: Plan, task: Task, init: Mapping[str,
         what = f"classifier of {noisy}"
     else:
         told = f"told one of {task.labels_count} classes" if task.labels_count is not None else "unconditional"
+        told += f" (not in {100 * recipe.label_dropout:g} % of the images)" if recipe.label_dropout else ""
         what = f"diffusion model, {told}"
     process = recipe.process
-    loss = f", {recipe.objective.loss} loss" if recipe.objective is not None else ""
+    loss = ""
+    if recipe.objective is not None:
+        weighting = recipe.objective.weighting
+        loss = f", {recipe.objective.loss} loss" + ("" if weighting == "native" else f" weighted by {weighting}")
+        loss += "" if config.levels == "uniform" else f", levels {config.levels}"
     newest = checkpoints.latest(plan.out)
     state = f"goes on after {checkpoints.images_of(newest):,} images" if newest else "new"
     total = config.total_images
@@ -136,7 +143,7 @@ def summary(args: argparse.Namespace, plan: Plan, task: Task, init: Mapping[str,
         ("recipe", f"{recipe.name} ({plan.why})"),
         ("network", f"{what}, {parameters / 1e6:.2f} million parameters"),
         ("begins with", None if init is None or newest else _beginning(init)),
-        ("process", f"{process.steps} {process.schedule if process.betas is None else 'given'} steps, "
+        ("process", f"{process.levels_text}, "
                     + (f"predicts {process.target}, variance {process.variance}{loss}" if loss else "for guidance")),
         ("training", f"{total:,} images in batches of {config.batch}{_reduced(args, plan)} "
                      f"({total // config.batch:,} updates, {_epochs(total / len(dataset))} epochs)\n"

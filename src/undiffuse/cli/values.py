@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 
 MOST = 2**32
@@ -68,6 +69,27 @@ def scales(text: str) -> tuple[float, ...]:
     if not found or len(set(found)) != len(found):
         raise argparse.ArgumentTypeError(f"{_shown(text)}: expected different numbers, such as 0,0.5,1,2")
     return found
+
+
+def guidance_interval(text: str) -> tuple[str, float, float]:
+    """An interval of noise levels, such as -1,3 (log-SNR), sigma:0.2,1.6 or steps:0.2,0.8: (unit, low, high)."""
+    unit, colon, ends = text.strip().lower().rpartition(":")
+    parts = ends.split(",")
+    expected = 'expected LO,HI in log-SNR such as -1,3 (also inf), "sigma:0.2,1.6", or fractions "steps:0.2,0.8"'
+    try:
+        low, high = (float(part) for part in parts)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: {expected}") from None
+    least, most = {"": (-math.inf, math.inf), "sigma": (0, math.inf), "steps": (0, 1)}.get(unit, (1, 0))
+    if unit == "" and colon or not least <= low < high <= most:
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: {expected}, the first number below the second")
+    return unit or "logsnr", low, high
+
+
+def interval_text(text: str) -> str:
+    """An interval as `guidance_interval` reads it, as it was given."""
+    guidance_interval(text)
+    return text.strip().lower()
 
 
 def words(text: str) -> list[str]:

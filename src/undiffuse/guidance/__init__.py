@@ -1,5 +1,28 @@
-"""Guidance: a denoiser in, a denoiser out. To add a kind, write a file with a class that wraps a denoiser."""
+"""Guidance: a denoiser in, a denoiser out, so that kinds of guidance combine by nesting in any order.
 
+To add a kind, write a file with a class that wraps a denoiser: on `base.GradientGuidance` if it has a gradient to
+follow, on `base.Guided` with `contrast.extrapolated` if it compares two predictions.
+"""
+
+from undiffuse.guidance.autoguidance import Autoguidance
+from undiffuse.guidance.base import GradientGuidance, Guided
 from undiffuse.guidance.classifier import ClassifierGuidance, LevelClassifier
+from undiffuse.guidance.classifier_free import ClassifierFree
+from undiffuse.guidance.contrast import extrapolated
+from undiffuse.guidance.loss import LossGuidance
+from undiffuse.guidance.schedules import SCHEDULES, Interval, Schedule, product
 
-__all__ = ["ClassifierGuidance", "LevelClassifier"]
+__all__ = [
+    "SCHEDULES",
+    "Autoguidance",
+    "ClassifierFree",
+    "ClassifierGuidance",
+    "GradientGuidance",
+    "Guided",
+    "Interval",
+    "LevelClassifier",
+    "LossGuidance",
+    "Schedule",
+    "extrapolated",
+    "product",
+]

@@ -1,7 +1,7 @@
 """Recipes: Python functions that return frozen configurations, by name.
 
     fashion-mnist-32, smoke     this project's own: the shipped weights and a two-minute run
-    general-*                   for pictures of your own
+    general-*                   for pictures of your own; -v, -edm, -flow: with later processes than the papers'
     ddpm-*, improved-*, adm-*   the published models, with the papers' settings and results; not run here
 
 A recipe says everything about a run but where the pictures are. Nothing is built by looking one up.
@@ -13,7 +13,7 @@ import difflib
 import re
 from collections.abc import Callable
 
-from undiffuse.recipes import adm, classifiers, ddpm, fashion_mnist, general, improved
+from undiffuse.recipes import adm, classifiers, ddpm, fashion_mnist, general, improved, modern
 from undiffuse.recipes.base import Advice, Preparation, Recipe
 from undiffuse.recipes.general import for_data
 
@@ -23,6 +23,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "fashion-mnist-32-judge": fashion_mnist.fashion_mnist_32_judge,
     "smoke": fashion_mnist.smoke,
     **general.RECIPES,
+    **modern.RECIPES,
     **ddpm.RECIPES,
     **improved.RECIPES,
     **adm.RECIPES,

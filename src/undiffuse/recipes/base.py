@@ -43,6 +43,7 @@ class Recipe:
     `data_path`  the named data set it is for, None if it is for pictures of your own
     `published`  figures reported by the paper, by metric; beside them "source" (where they were read), "file" (the
                  released weights this recipe describes) and "unverified" (settings the sources do not settle)
+    `label_dropout`  share of the images trained without their label, for classifier-free guidance
     `measured`   what this project measured with it, or that it has not been run here
     """
 
@@ -58,6 +59,7 @@ class Recipe:
     advice: Advice = field(default_factory=Advice)
     data_path: str | None = None
     low_size: int | None = None
+    label_dropout: float = 0.0
     clean_fraction: float = 0.0
 
     def __post_init__(self) -> None:
@@ -81,6 +83,16 @@ class Recipe:
             return self
         null = self.net.null_class and classes is not None
         return replace(self, net=replace(self.net, num_classes=classes, null_class=null))
+
+    def with_label_dropout(self, share: float) -> Recipe:
+        """The same with a part of the images trained without their label, as the network's null class."""
+        if not isinstance(self.net, UNetConfig) or self.net.num_classes is None:
+            raise ValueError("labels can be left out of the training of a model only that is told them")
+        if not 0 < share < 1:
+            raise ValueError(
+                f"the share of images trained without their label must be above 0 and below 1; got {share}"
+            )
+        return replace(self, net=replace(self.net, null_class=True), label_dropout=share)
 
     def with_shape(self, size: int | tuple[int, int], channels: int) -> Recipe:
         """The same for another image size and number of channels; the network's widths stay as they are."""

@@ -1,12 +1,61 @@
-"""Sampling methods, one a file: how to go from a level of a chain to the next cleaner one.
+"""Sampling methods, one a file: how to go from a level of a path to the next cleaner one.
 
 A solver holds no loop, prints nothing and knows no network: it asks `denoise(x, level) -> Prediction`, and draws
-noise by calling `draw()`. To add one: write a file here with a class that follows `Solver`, export it
-here; the command line offers it once it stands in `cli/sampler.py: DEFAULT_STEPS` and `Sampler.load`.
+noise by calling `draw()`. To add one: write a file here with a class that follows `Solver`, describe it in
+`undiffuse.methods.METHODS`, and say here how it is built; tests then ask for its order, and the command line offers it.
 """
 
-from undiffuse.solvers.ancestral import Ancestral
-from undiffuse.solvers.base import Denoise, Draw, Solver
-from undiffuse.solvers.ddim import DDIM, ddim_move
+from __future__ import annotations
 
-__all__ = ["DDIM", "Ancestral", "Denoise", "Draw", "Solver", "ddim_move"]
+from collections.abc import Callable
+from typing import Any
+
+from undiffuse.methods import METHODS, Value, method
+from undiffuse.solvers.adams import Adams
+from undiffuse.solvers.adaptive import Adaptive
+from undiffuse.solvers.ancestral import Ancestral
+from undiffuse.solvers.base import Denoise, Draw, Solver, ddim_move
+from undiffuse.solvers.ddim import DDIM
+from undiffuse.solvers.dpmpp import DPMpp, DPMpp2S
+from undiffuse.solvers.edm import EDM
+from undiffuse.solvers.langevin import PredictorCorrector
+from undiffuse.solvers.pndm import PNDM
+from undiffuse.solvers.restart import Restart
+from undiffuse.solvers.unipc import UniPC
+
+__all__ = [
+    "DDIM", "EDM", "PNDM", "SOLVERS", "Adams", "Adaptive", "Ancestral", "DPMpp", "DPMpp2S", "Denoise", "Draw",
+    "PredictorCorrector", "Restart", "Solver", "UniPC", "build", "ddim_move",
+]  # fmt: skip
+
+SOLVERS = METHODS
+"""Name -> what the method is, its options, default steps and grid, and network calls."""
+
+_CLASSES: dict[str, Callable[..., Any]] = {
+    "ancestral": lambda reclip: Ancestral(),  # the learned step clips x0 before the guides, not after
+    "ddim": DDIM,
+    "euler": lambda **options: EDM(order=1, **options),
+    "heun": lambda **options: EDM(order=2, **options),
+    "dpmpp-2s": DPMpp2S,
+    "dpmpp-2m": lambda **options: DPMpp(order=2, **options),
+    "dpmpp-3m": lambda **options: DPMpp(order=3, **options),
+    "dpmpp-2m-sde": lambda **options: DPMpp(order=2, **options),
+    "dpmpp-3m-sde": lambda **options: DPMpp(order=3, **options),
+    "unipc": UniPC,
+    "deis": lambda **options: Adams(variable="ratio", **options),
+    "adams": lambda **options: Adams(variable="logsnr", **options),
+    "pndm": PNDM,
+    "restart": Restart,
+    "adaptive": Adaptive,
+    "pc": PredictorCorrector,
+}
+
+
+def build(name: str, reclip: bool = False, **options: Value) -> Solver:
+    """The solver of that name with its options (`SOLVERS[name].options`); ddim also takes `eta`.
+
+    `reclip` clips the denoised image again after guides have moved it. ValueError for unknown names and options.
+    """
+    eta = {"eta": options.pop("eta", 0.0)} if name == "ddim" else {}
+    settings = method(name).settings(options)
+    return _CLASSES[name](reclip=reclip, **eta, **settings)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from undiffuse.levels import Chain, Transition, expand
+from undiffuse.grids import Path
+from undiffuse.levels import Transition, expand
 from undiffuse.prediction import Prediction
 from undiffuse.solvers.base import Denoise, Draw
 
@@ -19,7 +20,7 @@ class Ancestral:
 
     name = "ancestral"
 
-    def init(self, x: Tensor, chain: Chain) -> None:
+    def init(self, x: Tensor, path: Path) -> None:
         return None
 
     def step(

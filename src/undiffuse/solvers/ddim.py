@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from undiffuse.levels import Chain, Level, Transition, expand
+from undiffuse.grids import Path
+from undiffuse.levels import Transition, expand
 from undiffuse.prediction import Prediction
-from undiffuse.solvers.base import Denoise, Draw
+from undiffuse.solvers.base import Denoise, Draw, ddim_move
 
 
 class DDIM:
@@ -26,7 +27,7 @@ class DDIM:
         self.eta = eta
         self.reclip = reclip
 
-    def init(self, x: Tensor, chain: Chain) -> None:
+    def init(self, x: Tensor, path: Path) -> None:
         return None
 
     def step(
@@ -41,9 +42,3 @@ class DDIM:
         direction = (target.sigma**2 - noise_std**2).sqrt()
         mean = expand(target.alpha, x) * prediction.x0 + expand(direction, x) * prediction.eps
         return mean + expand(noise_std, x) * draw(), None, prediction
-
-
-def ddim_move(prediction: Prediction, target: Level) -> Tensor:
-    """Carry a prediction to another level, cleaner or noisier: alpha' x0 + sigma' eps [B, C, H, W]."""
-    x = prediction.x
-    return expand(target.alpha, x) * prediction.x0 + expand(target.sigma, x) * prediction.eps

@@ -6,13 +6,16 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from undiffuse.ema import exponent_of
+from undiffuse.timesteps import parse_density
+
 PRECISIONS = ("fp32", "bf16", "fp16")
 LR_DECAYS = ("none", "linear", "cosine")
 
 # What may differ when a run is continued, because it changes nothing (or only the pace) of what is being trained.
 _OUTPUTS = ["log_every", "preview_every", "preview_count", "preview_steps", "validate_every", "validate_images"]
 _OUTPUTS += ["evaluate_every", "evaluate_images", "evaluate_steps"]
-_SAVING = ["save_every", "save_seconds", "keep", "milestones"]
+_SAVING = ["save_every", "save_seconds", "keep", "milestones", "posthoc_every"]
 FREE_TO_CHANGE = frozenset(["images", "steps", "device", "workers", "compile", "max_bad_updates", *_OUTPUTS, *_SAVING])
 # What may differ too, but changes the numbers from there on: said in a note.
 CHANGE_WITH_NOTE = frozenset(["lr", "warmup_images", "lr_decay", "grad_clip", "microbatch", "precision"])
@@ -31,7 +34,10 @@ class TrainConfig:
                    norm is logged anyway).
     Averages       `ema_decays` and `ema_warmup`, see `undiffuse.ema`.
     Precision      "fp32", "bf16" (autocast) or "fp16" (autocast with a dynamic loss scale); weights stay float32.
-    Times          `timesteps`: "uniform", "antithetic", "stratified" or "loss-second-moment".
+                   `posthoc_widths` of power-function averages kept beside them and stored every `posthoc_every` images
+                   (and at the end), from which averages of any width are made afterwards, see `training.posthoc`.
+    Times          `timesteps`: "uniform", "antithetic", "stratified" or "loss-second-moment"; `levels`: with which
+                   density, "uniform", "lognormal:-1.2,1.2", "logitnormal:0,1" or "uniform-logsnr", see `timesteps`.
     Cadence        `log_every`, `preview_every`, `validate_every`, `evaluate_every`, `save_every` in images, None: never
                    (a run always saves at its end); `save_seconds` saves by the clock as well. The last `keep`
                    checkpoints stay, and one every `milestones` images.
@@ -53,10 +59,13 @@ class TrainConfig:
     grad_clip: float | None = None
     ema_decays: tuple[float, ...] = (0.999, 0.9999)
     ema_warmup: bool = True
+    posthoc_widths: tuple[float, ...] = ()
+    posthoc_every: int | None = None
     precision: str = "fp32"
     compile: bool = False
     seed: int = 0
     timesteps: str = "uniform"
+    levels: str = "uniform"
     log_every: int | None = 10_000
     preview_every: int | None = 200_000
     preview_count: int = 20
@@ -82,7 +91,7 @@ class TrainConfig:
             )
         at_least_one = ["batch", "images", "steps", "microbatch", "keep", "milestones", "log_every", "preview_every"]
         at_least_one += ["preview_count", "preview_steps", "validate_every", "validate_images", "save_every"]
-        at_least_one += ["evaluate_every", "evaluate_steps"]
+        at_least_one += ["evaluate_every", "evaluate_steps", "posthoc_every"]
         for name in at_least_one:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -105,9 +114,18 @@ class TrainConfig:
             raise ValueError(f"lr_decay is one of {', '.join(LR_DECAYS)}; got {self.lr_decay!r}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}")
+        parse_density(self.levels)
+        for width in self.posthoc_widths:
+            exponent_of(width)  # ValueError for one that no power function has
+        if bool(self.posthoc_widths) != (self.posthoc_every is not None):
+            raise ValueError(
+                "averages of any width afterwards need both posthoc_widths, such as 0.05,0.1, and posthoc_every, the "
+                f"images between two snapshots; got {self.posthoc_widths} and {self.posthoc_every}"
+            )
         # JSON knows no tuples; a config read back from a checkpoint equals the one written
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "ema_decays", tuple(self.ema_decays))
+        object.__setattr__(self, "posthoc_widths", tuple(self.posthoc_widths))
 
     @property
     def total_images(self) -> int:

@@ -37,7 +37,7 @@ def find_broken_parts(
     names = sorted(terms)
     bad = torch.stack([~torch.isfinite(terms[name].detach().cpu()) for name in names])  # [terms, b]
     images = bad.any(dim=0)
-    where = torch.stack([inputs.positions[images], inputs.t[images], indices[images]], dim=1)
+    where = torch.stack([inputs.positions[images], inputs.t[images].round().long(), indices[images]], dim=1)
     where = ranks.gather(where.to(ranks.device)).cpu()
     counts = ranks.sum_(bad.sum(dim=1).float().to(ranks.device)).cpu()
     every = ranks.gather(inputs.positions.to(ranks.device)).cpu()

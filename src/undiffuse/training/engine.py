@@ -132,6 +132,7 @@ def _loop(run: Run, signals: StopSignals) -> str:
                 group["lr"] = lr
             state.optimizer.step()
             state.ema.update(state.updates)
+            state.powers.update(state.updates)
             run.inform_sampler(inputs, terms["loss"])
             state.tally.add(sorted(terms), sums, norm)
             state.updates += 1
@@ -161,6 +162,8 @@ def _loop(run: Run, signals: StopSignals) -> str:
             run.validate()
         if due(config.evaluate_every, before, state.images) or done:
             run.evaluate()
+        if due(config.posthoc_every, before, state.images) or done:
+            run.snapshot()
         save = save or due(config.save_every, before, state.images) or due(config.milestones, before, state.images)
         save = save or run.save_by_clock()
         # A run in trouble must not push out its good checkpoints.

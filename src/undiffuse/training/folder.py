@@ -12,13 +12,15 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
 from torch import Tensor
 
 from undiffuse import checkpoints
+from undiffuse.denoiser import ProcessConfig
+from undiffuse.objectives import ObjectiveConfig
 from undiffuse.training.config import TrainConfig, differences
 
 # Of a manifest, what says which run this is; the rest (progress, version, hashes) is how far it is.
@@ -131,6 +133,10 @@ def json_plain(value: Any) -> Any:
 
 def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     plain = json_plain(dict(identity))
+    # A setting that did not exist yet when a run was begun had the value that is the default now.
+    for section, config in _CONFIGS.items():
+        if isinstance(plain.get(section), dict) and (section != "objective" or plain.get("kind") == "diffusion"):
+            plain[section] = {**_defaults(config), **plain[section]}
     # A data set may be moved or decoded by more threads; its contents and their preparation may not change.
     data = plain.get("data") or {}
     prepared = {k: v for k, v in (data.get("config") or {}).items() if k not in ("path", "workers", "check")}
@@ -138,6 +144,14 @@ def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     # Of the model that a run began with, which it was; what became of its weights follows from that and the rest.
     plain["init"] = (plain.get("init") or {}).get("from")
     return plain
+
+
+_CONFIGS: dict[str, type] = {"train": TrainConfig, "process": ProcessConfig, "objective": ObjectiveConfig}
+
+
+def _defaults(config: type) -> dict[str, Any]:
+    """The fields of a dataclass that have a default, as JSON has them."""
+    return json_plain({f.name: f.default for f in fields(config) if f.default is not MISSING})
 
 
 def _lock(path: Path) -> IO[str] | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import undiffuse
+from undiffuse.checkpoints import images_of
 from undiffuse.data import Batch, ImageDataset, check_trainable
 from undiffuse.distributed import Ranks
 from undiffuse.noise import NoiseSource
@@ -21,7 +22,9 @@ from undiffuse.training.config import TrainConfig
 from undiffuse.training.diagnosis import describe, find_broken_parts
 from undiffuse.training.evaluation import BEST, Evaluator, keep_best
 from undiffuse.training.folder import RunFolder, json_plain
+from undiffuse.training.levels import placement
 from undiffuse.training.outputs import save_accuracy_curve, save_loss_curve, save_previews
+from undiffuse.training.posthoc import remove_after, save_snapshots
 from undiffuse.training.records import JsonlSink, Listener, Record
 from undiffuse.training.state import TrainState
 from undiffuse.training.step import Forward
@@ -53,7 +56,8 @@ class Run:
         task.net.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         task.net.train()
         self.chain_steps = task.process.steps
-        self.state = TrainState(task.net, config, self.chain_steps)
+        place = placement(task.process, config.levels, whole=not task.continuous)
+        self.state = TrainState(task.net, config, self.chain_steps, place)
         self._share = config.batch // ranks.world
         self.state.microbatch = min(self.state.microbatch, self._share)
         self.forward = Forward(task.net, config.precision, self.device, config.compile)
@@ -75,6 +79,7 @@ class Run:
             try:
                 self._stack.enter_context(self._folder)
                 resumed = self._folder.resume(identity)
+                remove_after(self._folder.path, images_of(resumed.path) if resumed is not None else 0)
                 if resumed is not None:
                     self.state.load(resumed.tensors, resumed.manifest["progress"], self.config)
                     self.checkpoint = resumed.path
@@ -280,6 +285,13 @@ class Run:
         if best is not None and self.ranks.is_main:
             keep_best(self._folder.path, self.task, state.ema, values["weights"], self.manifest(), best)
             self.tell("best", text=f"{best['metric']} {best['value']:.4g}, kept in {self._folder.path / BEST}")
+        self.ranks.barrier()
+
+    def snapshot(self) -> None:
+        """Stores the power-function averages, from which others are made after training."""
+        state = self.state
+        if state.powers.names and self.ranks.is_main:
+            save_snapshots(self._folder.path, state.powers, state.images, state.updates, self.manifest())
         self.ranks.barrier()
 
     def save_by_clock(self) -> bool:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.distributed import Ranks
-from undiffuse.ema import EMA
-from undiffuse.timesteps import TimestepSampler, make_timestep_sampler
+from undiffuse.ema import EMA, PowerEMA
+from undiffuse.timesteps import Place, TimestepSampler, make_timestep_sampler
 from undiffuse.training.config import TrainConfig
 from undiffuse.training.optim import LossScale, make_optimizer, optimizer_tensors
 from undiffuse.training.tally import Tally
@@ -32,11 +32,15 @@ class TrainState:
     seconds        time spent training, over all resumes
     """
 
-    def __init__(self, net: nn.Module, config: TrainConfig, steps_of_chain: int) -> None:
+    def __init__(
+        self, net: nn.Module, config: TrainConfig, steps_of_chain: int, placement: Place | None = None
+    ) -> None:
+        """`placement`: where in the process's levels a number of (0, 1) lies, None: evenly over the chain's steps."""
         self.net = net
         self.optimizer = make_optimizer(net, config)
         self.ema = EMA(net, config.ema_decays, config.ema_warmup)
-        self.sampler: TimestepSampler = make_timestep_sampler(config.timesteps, steps_of_chain)
+        self.powers = PowerEMA(net, config.posthoc_widths)
+        self.sampler: TimestepSampler = make_timestep_sampler(config.timesteps, steps_of_chain, placement)
         self.scale = LossScale(enabled=config.precision == "fp16")
         self.tally = Tally()
         self.images = self.steps = self.updates = self.skipped = self.bad_in_a_row = self.overflows = 0
@@ -46,7 +50,7 @@ class TrainState:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by their names in a checkpoint; weights, averages and optimiser state are the live ones."""
         named = {f"net.{name}": value for name, value in self.net.state_dict().items()}
-        named |= self.ema.tensors() | optimizer_tensors(self.net, self.optimizer)
+        named |= self.ema.tensors() | self.powers.tensors() | optimizer_tensors(self.net, self.optimizer)
         for name, array in self.sampler.state_dict().items():
             named[f"sampler.{name}"] = torch.from_numpy(array)
         return named

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from undiffuse.training.levels import bin_of
+
 QUARTILES = 4
 
 
@@ -16,10 +18,10 @@ def binned_sums(terms: Mapping[str, Tensor], t: Tensor, weights: Tensor, steps: 
     """Sums of one share of a batch, float64 [1 + terms, 1 + bins] on the CPU, terms in order of name.
 
     Column 0 belongs to all images, weighted by the timesteps' importance weights (so that its mean estimates the mean
-    over uniform t); column 1 + j to timesteps in [j, j+1) steps / bins, unweighted. Row 0 counts images. Sums of
-    several processes add up.
+    over uniform t); column 1 + j to timesteps (or positions of continuous levels) in [j, j+1) steps / bins,
+    unweighted. Row 0 counts images. Sums of several processes add up.
     """
-    where = (t * bins // steps).clamp(max=bins - 1)
+    where = bin_of(t, steps, bins)
     member = torch.nn.functional.one_hot(where, bins).to(torch.float64)
     columns = torch.cat([weights.cpu().double()[:, None], member], dim=1)
     values = torch.stack([terms[name].float() for name in sorted(terms)]).to("cpu").to(torch.float64)

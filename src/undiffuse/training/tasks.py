@@ -26,9 +26,9 @@ MAX_POSITION = 2**32  # image numbers a noise source tells apart
 class Inputs:
     """One process's share of a batch, ready for a network.
 
-    x0 [b, C, H, W] in [-1, 1]; labels [b] int64 or None; t [b] int64 on the CPU, the steps of the chain; weights [b],
-    importance weights of the timesteps; positions [b] int64 on the CPU, each image's number in the run's stream, which
-    together with `seed` determines all noise of this image.
+    x0 [b, C, H, W] in [-1, 1]; labels [b] int64 or None; t [b] on the CPU, int64 steps of the chain or float64
+    positions among continuous levels; weights [b], importance weights of the timesteps; positions [b] int64 on the CPU,
+    each image's number in the run's stream, which together with `seed` determines all noise of this image.
     """
 
     x0: Tensor
@@ -73,6 +73,7 @@ class Task(Protocol):
 
     kind: str
     process: ProcessConfig
+    continuous: bool
     labels: tuple[str, ...] | None
     labels_count: int | None
 
@@ -140,6 +141,7 @@ class DiffusionTask:
         if config.super_resolution != (low_size is not None):
             raise ValueError("give low_size for a super-resolution network, and only for one")
         self.net, self.process, self.objective = net, process, objective
+        self.continuous = process.continuous
         self.labels = tuple(labels) if labels is not None else None
         self.labels_count = config.num_classes
         self.label_dropout, self.low_size = label_dropout, low_size
@@ -191,7 +193,8 @@ class DiffusionTask:
         chain = self.process.chain()
         # Fresh noise washes out the errors of a young network, if it has learned how much of it to add.
         ancestral = self.process.learns_variance
-        chain = chain.respaced(str(min(steps, chain.steps)) if ancestral else ddim_spec(chain.steps, steps))
+        whole = ancestral or self.process.needs_last_level
+        chain = chain.respaced(str(min(steps, chain.steps)) if whole else ddim_spec(chain.steps, steps))
         solver = Ancestral() if ancestral else DDIM()
         cond = None
         if config.num_classes is not None:
@@ -216,6 +219,7 @@ class ClassifierTask:
     """
 
     kind = "classifier"
+    continuous = False  # it is told the steps of the process's chain, whatever lies between them
 
     def __init__(
         self,

@@ -1,0 +1,235 @@
+"""Ways from noise to image at any noise levels, also between the trained steps.
+
+A `Grid` is to a sampler what a `Chain` is: levels, and the transitions between them. Its levels come from a chain by a
+rule (`grid`): even in log-SNR, in EDM's root of sigma / alpha, in t or its root, or given one by one. A network hears
+of a level between its steps as a fraction of t (`denoiser.TimeAdapter`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from undiffuse.levels import Array, Chain, Index, Level, Transition
+from undiffuse.methods import GRIDS
+
+FARTHEST = 80.0
+"""sigma / alpha where grids by log-SNR or by EDM's rule begin at most (EDM's sigma_max): a cosine chain goes on to
+20,000, through levels in which nothing of an image is left, and a rule by sigma would spend most steps there."""
+
+
+class Grid:
+    """Levels from noise to image: `steps` transitions, number `steps` - 1 first (as in a chain), number 0 last.
+
+    `parent_steps`  length of the trained chain that it belongs to; None if it fits any
+    `spec`          the text it was made from
+    """
+
+    def __init__(
+        self, alpha: Sequence[float] | Array, sigma: Sequence[float] | Array, chain: Chain | None = None, spec: str = ""
+    ) -> None:
+        """`alpha`, `sigma` of the levels, noisiest first; the last one is where the grid ends, mostly (1, 0).
+
+        The path need not be variance preserving. ValueError unless every level is cleaner than the one before it.
+        """
+        given = [np.asarray(values, dtype=np.float64) for values in (alpha, sigma)]
+        if given[0].ndim != 1 or given[0].shape != given[1].shape or len(given[0]) < 2:
+            raise ValueError(
+                f"a grid needs the alphas and sigmas of at least 2 levels, got {given[0].shape} and {given[1].shape}"
+            )
+        self._alpha, self._sigma = given[0][::-1].copy(), given[1][::-1].copy()
+        with np.errstate(divide="ignore"):
+            self._logsnr = 2 * (np.log(self._alpha) - np.log(self._sigma))
+        if not (np.isfinite(given).all() and min(given[0].min(), given[1].min()) >= 0):
+            raise ValueError("alphas and sigmas are finite numbers of 0 or more")
+        if not (self._logsnr[:-1] > self._logsnr[1:]).all():
+            raise ValueError(
+                "the levels of a grid go from noisy to clean, each with a log-SNR above the one before; got "
+                + ", ".join(f"{value:.4g}" for value in self._logsnr[::-1])
+            )
+        self.steps = len(self._alpha) - 1
+        self.parent_steps = None if chain is None else chain.steps
+        self.spec = spec
+        if chain is None:
+            self._indices = np.append(-1.0, np.arange(self.steps))
+        else:
+            found = chain.index_of(Level(torch.from_numpy(self._alpha), torch.from_numpy(self._sigma))).numpy()
+            self._indices = np.where(self._sigma > 0, found, -1.0)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __repr__(self) -> str:
+        return f"Grid({self.steps} steps, log-SNR {self._logsnr[-1]:.4g}..{self._logsnr[0]:.4g})"
+
+    def level(self, k: Index) -> Level:
+        """Where transition `k` begins: 0 is the cleanest, `steps` - 1 the noisiest. An int, or a LongTensor [B]."""
+        return self._level(self._checked(k) + 1)
+
+    def transition(self, k: Index) -> Transition:
+        """The reverse step `k`, from its level to the next cleaner one; int or LongTensor [B].
+
+        With t the source and s the target: sigma_{t|s}^2 = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, the posterior
+        variance is sigma_{t|s}^2 sigma_s^2 / sigma_t^2, and the upper bound of the reverse variance the one that is
+        exact for data of unit variance (beta, where the path preserves the variance).
+        """
+        at = self._checked(k)
+        alpha, sigma, logsnr = self._alpha, self._sigma, self._logsnr
+        kept = -np.expm1(logsnr[at + 1] - logsnr[at])  # sigma_{t|s}^2 / sigma_t^2, without cancellation
+        posterior = kept * sigma[at] ** 2
+        coef_x0 = alpha[at] * kept
+        upper = posterior + coef_x0**2 / (1 + alpha[at + 1] ** 2 / sigma[at + 1] ** 2)
+        coef_xt = alpha[at + 1] / alpha[at] * (sigma[at] / sigma[at + 1]) ** 2
+        last = sigma[at] == 0
+        # As in a chain: the step onto the clean image is given the clipped variance of the one before it.
+        before = self._posterior(1) if self.steps > 1 else upper
+        return Transition(
+            source=self._level(at + 1),
+            target=self._level(at),
+            log_beta=torch.from_numpy(np.log(upper)),
+            log_posterior_variance=torch.from_numpy(np.log(np.where(last, before, posterior))),
+            posterior_variance=torch.from_numpy(posterior),
+            coef_x0=torch.from_numpy(coef_x0),
+            coef_xt=torch.from_numpy(coef_xt),
+            last=torch.from_numpy(last),
+            source_index=torch.from_numpy(self._indices[at + 1]),
+            target_index=torch.from_numpy(self._indices[at]),
+        )
+
+    def _posterior(self, k: int) -> float:
+        return float(-np.expm1(self._logsnr[k + 1] - self._logsnr[k]) * self._sigma[k] ** 2)
+
+    def _level(self, at: NDArray[np.int64]) -> Level:
+        return Level(torch.from_numpy(self._alpha[at]), torch.from_numpy(self._sigma[at]))
+
+    def _checked(self, k: Index) -> NDArray[np.int64]:
+        at = np.atleast_1d(k.cpu().numpy() if isinstance(k, Tensor) else np.asarray(k, dtype=np.int64))
+        if (at < 0).any() or (at >= self.steps).any():
+            raise ValueError(f"step {at.tolist()} is not in a grid of {self.steps} steps (0..{self.steps - 1})")
+        return at
+
+
+Path = Chain | Grid
+"""What a sampler goes down."""
+
+
+def grid(chain: Chain, steps: str | int | Sequence[int], spec: str = "chain") -> Path:
+    """The path of `steps` steps through the levels of a trained chain by the rule `spec`, ending on the clean image.
+
+    "chain"                `chain.respaced(steps)`: the original's spacings; `steps` may be any of its specifications
+    "logsnr"               even in log-SNR
+    "karras:rho=7"         even in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5)
+    "uniform"              even in t, both ends included; "trailing" leaves out the first trained step (t = 0),
+                           "leading" the last (Lin et al. 2023, table 2)
+    "quadratic"            even in the root of t (DDIM, D.2)
+    "at:-8,-4,-1,2,8"      these log-SNRs; `steps` must be as many
+
+    "logsnr" and "karras" take the log-SNR of both ends: "logsnr:from=-8,to=9". By default they are the chain's own, but
+    not noisier than `FARTHEST`. ValueError for what cannot be read.
+    """
+    name, _, rest = spec.replace(" ", "").partition(":")
+    if name not in GRIDS:
+        raise ValueError(f"unknown grid {name!r}; choose one of {', '.join(GRIDS)}")
+    if name == "chain":
+        if rest:
+            raise ValueError(f"the grid 'chain' takes no options (its steps say everything); got {rest!r}")
+        return chain.respaced(steps)
+    count = _count(steps, name)
+    if name == "at":
+        return _levels(chain, _explicit(rest, count), spec)
+    options = _options(name, rest)
+    if name in ("logsnr", "karras"):
+        ends = chain.level(torch.tensor([chain.steps - 1, 0])).logsnr.tolist()
+        first = options.get("from", max(ends[0], -2 * math.log(FARTHEST)))
+        last = options.get("to", ends[1])
+        if not (math.isfinite(first) and math.isfinite(last) and first < last):
+            raise ValueError(f"a grid goes from a lower to a higher log-SNR; got from {first:g} to {last:g}")
+        rho = options.get("rho", 7.0)
+        return _levels(chain, _spread(first, last, count, rho if name == "karras" else None), spec)
+    return _at_times(chain, _times(name, chain.steps, count), spec)
+
+
+def _spread(first: float, last: float, count: int, rho: float | None) -> Array:
+    """Log-SNRs from first to last: even, or with `rho` even in (sigma / alpha)^(1 / rho)."""
+    if rho is None:
+        return np.linspace(first, last, count, dtype=np.float64)
+    roots = np.linspace(math.exp(-first / 2 / rho), math.exp(-last / 2 / rho), count, dtype=np.float64)
+    inner = -2 * rho * np.log(roots)
+    return np.concatenate([[first], inner[1:-1], [last]])[:count] if count > 1 else np.array([first])
+
+
+def _times(name: str, total: int, count: int) -> Array:
+    """Step numbers from noisy to clean, fractional where they fall between."""
+    if count > total:
+        raise ValueError(f"a grid even in t cannot have more steps than the {total} trained ones; got {count}")
+    if name == "trailing":
+        return total - np.arange(count, dtype=np.float64) * (total / count) - 1
+    if name == "leading":
+        return np.arange(count, dtype=np.float64)[::-1] * (total / count)
+    fractions = np.linspace(1, 0, count, dtype=np.float64)
+    return (total - 1) * (fractions**2 if name == "quadratic" else fractions)
+
+
+def _at_times(chain: Chain, times: Array, spec: str) -> Grid:
+    """Levels at step numbers: exactly the chain's at whole ones, between them even in log-SNR."""
+    logsnr = chain.level(torch.arange(chain.steps)).logsnr.numpy()
+    whole = np.abs(times - np.round(times)) < 1e-9
+    below = np.floor(times + 1e-9).astype(np.int64)
+    above = np.minimum(below + 1, chain.steps - 1)
+    if not np.isfinite(logsnr[above[~whole]]).all():
+        raise ValueError(
+            f"this chain ends in pure noise, and between that and the step before there are no levels to put "
+            f"{len(times)} steps by {spec!r}; take as many steps as fall on trained ones, or a grid by log-SNR"
+        )
+    part = np.where(whole, 0.0, times - below)
+    with np.errstate(invalid="ignore"):
+        between = np.where(whole, 0.0, (1 - part) * logsnr[below] + part * logsnr[above])
+    level, own = Level.from_logsnr(between), chain.level(torch.from_numpy(np.round(times).astype(np.int64)))
+    alpha, sigma = (np.where(whole, a, b) for a, b in ((own.alpha, level.alpha), (own.sigma, level.sigma)))
+    return Grid(np.append(alpha, 1.0), np.append(sigma, 0.0), chain, spec)
+
+
+def _levels(chain: Chain, logsnr: Array, spec: str) -> Grid:
+    level = Level.from_logsnr(logsnr)
+    return Grid(np.append(level.alpha.numpy(), 1.0), np.append(level.sigma.numpy(), 0.0), chain, spec)
+
+
+def _count(steps: str | int | Sequence[int], name: str) -> int:
+    """A plain number of steps."""
+    text = steps.strip() if isinstance(steps, str) else steps
+    if isinstance(text, str) and text.isdecimal():
+        text = int(text)
+    if isinstance(text, bool) or not isinstance(text, int) or not 1 <= text <= 1_000_000:
+        raise ValueError(f"the grid {name!r} needs a plain number of steps, such as 20; got {steps!r}")
+    return text
+
+
+def _explicit(text: str, count: int) -> Array:
+    try:
+        values = sorted(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"cannot read log-SNRs from 'at:{text}'; give for example at:-8,-4,-1,2,8") from None
+    if len(values) != count:
+        raise ValueError(f"'at:{text}' has {len(values)} levels, which are as many steps, but {count} are asked for")
+    return np.array(values)
+
+
+def _options(name: str, text: str) -> dict[str, float]:
+    known = {"karras": ("from", "to", "rho"), "logsnr": ("from", "to")}.get(name, ())
+    found: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = part.partition("=")
+        if key not in known:
+            raise ValueError(f"the grid {name!r} has no option {key!r} (it has: {', '.join(known) or 'none'})")
+        try:
+            found[key] = float(value)
+        except ValueError:
+            raise ValueError(f"the grid {name!r}: {key}={value!r} is not a number") from None
+    if not found.get("rho", 1.0) > 0:
+        raise ValueError(f"the grid {name!r}: rho is a number above 0; got {found['rho']:g}")
+    return found

@@ -1,0 +1,90 @@
+"""Classifier-free guidance: a model with its condition against itself without it (Ho & Salimans 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from undiffuse.denoiser import Condition, Denoiser
+from undiffuse.guidance.autoguidance import checked_rescale
+from undiffuse.guidance.base import Guided
+from undiffuse.guidance.contrast import extrapolated, noise_shift, shifted_back
+from undiffuse.guidance.parts import doubled, halves
+from undiffuse.guidance.schedules import Schedule
+from undiffuse.levels import Level
+from undiffuse.prediction import Prediction
+
+
+class ClassifierFree(Guided):
+    """eps = eps_u + S (eps_c - eps_u): away from what the model says without the condition.
+
+    `null`      what stands for "no condition", by name of the condition: the number of the null class ({"y": 10}), or
+                a tensor that broadcasts to the condition
+    `scale`     S: 1 is no guidance, 0 the unconditional model, and w = S - 1 in the paper's convention
+    `rescale`   phi from 0 to 1, see `contrast.extrapolated`
+    `together`  both passes in one batch of twice the size; False: one after the other, in half the memory
+
+    A call costs two of the network, one where the scale in force is 1 or 0, and one where the last shift is used again
+    (`every`). The learned variance is that of the conditional pass; with S = 0 all is the unconditional model's. A
+    classifier that guides too goes outside, ClassifierGuidance(ClassifierFree(...)): it does not know the null class.
+    """
+
+    neutral = 1.0
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scale: float,
+        null: Mapping[str, int | float | Tensor],
+        *,
+        rescale: float = 0.0,
+        together: bool = True,
+        schedule: Schedule | None = None,
+        every: int = 1,
+    ) -> None:
+        super().__init__(denoiser, scale, schedule, every)
+        unknown = sorted(set(null) - denoiser.conditions)
+        if unknown or not null:
+            known = ", ".join(sorted(denoiser.conditions)) or "no conditions"
+            raise ValueError(
+                f"classifier-free guidance leaves a condition out: `null` must name some that the model takes "
+                f"({known}); got {', '.join(unknown) or 'none'}"
+            )
+        self.null = dict(null)
+        self.rescale = checked_rescale(rescale)
+        self.together = together
+
+    def __call__(self, x: Tensor, level: Level, cond: Condition | None = None) -> Prediction:
+        given = dict(cond or {})
+        missing = sorted(set(self.null) - set(given))
+        if missing:
+            raise ValueError(f"classifier-free guidance needs the condition to guide to: give {', '.join(missing)}")
+        weight = self.weight(level)
+        if self.idle(weight):
+            return self.denoiser(x, level, cond)
+        without = {**given, **{name: _filled(given[name], value) for name, value in self.null.items()}}
+        if bool((weight == 0).all()):
+            return self.denoiser(x, level, without)
+        if not self.reuse.due(x, level, cond) and self.reuse.kept is not None:
+            main = self.denoiser(x, level, cond)
+            return extrapolated(main, shifted_back(main, self.reuse.kept), weight, self.rescale)
+        if self.together:
+            main, reference = jointly(self.denoiser, x, level, given, without)
+        else:
+            main, reference = self.denoiser(x, level, given), self.denoiser(x, level, without)
+        self.reuse.kept = noise_shift(main, reference) if self.reuse.every > 1 else None
+        return extrapolated(main, reference, weight, self.rescale)
+
+
+def jointly(
+    denoiser: Denoiser, x: Tensor, level: Level, first: Condition, second: Condition
+) -> tuple[Prediction, Prediction]:
+    """The predictions at x [B, C, H, W] under two conditions, from one call for a batch of 2 B."""
+    cond = {name: torch.cat([first[name], second[name]]) for name in first}
+    return halves(denoiser(torch.cat([x, x]), doubled(level), cond))
+
+
+def _filled(given: Tensor, null: int | float | Tensor) -> Tensor:
+    return torch.as_tensor(null).to(given).expand_as(given)

@@ -1,0 +1,240 @@
+"""The options of guidance: what they build, their record, and training for classifier-free guidance."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cli_runs import call, one_thread, pixels, write_classifier, write_images, write_model
+from undiffuse.checkpoints import read_manifest
+from undiffuse.cli.guiding import Guiding
+from undiffuse.cli.parser import build_parser
+from undiffuse.cli.sampler import Sampler, Settings
+from undiffuse.cli.values import guidance_interval
+from undiffuse.guidance import Autoguidance, ClassifierFree, ClassifierGuidance
+from undiffuse.models import DiffusionModel, load_diffusion, save_model
+from undiffuse.nets import UNetConfig
+from undiffuse.pictures import read_record
+
+FAST = ("--steps", 4, "--device", "cpu", "--count", 1)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """A model with a null class, one without, and a classifier."""
+    folder = tmp_path_factory.mktemp("guides")
+    with one_thread():
+        plain = load_diffusion(write_model(folder / "plain.safetensors"))
+        assert isinstance(plain.net.config, UNetConfig)
+        config = plain.net.config.__class__(**{**vars(plain.net.config), "null_class": True})
+        torch.manual_seed(1)
+        net = config.build()
+        for parameter in net.parameters():  # the output layer begins at zero
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+        save_model(folder / "free.safetensors", DiffusionModel(net, plain.process, plain.labels))
+        write_classifier(folder / "judge.safetensors")
+        write_model(folder / "weak.safetensors", seed=3)
+        yield {name: folder / f"{name}.safetensors" for name in ("plain", "free", "judge", "weak")}
+
+
+def settings(*words: Any) -> Settings:
+    args = build_parser().parse_args(["sample", *map(str, words)])
+    return Settings.of_args(args)
+
+
+def made(out: Path, *words: Any) -> tuple[Path, dict[str, Any]]:
+    """The first image that `undiffuse sample` makes, and its record."""
+    assert call("sample", "--out", out, *FAST, *words) == 0
+    (picture,) = out.glob("*_seed*.png")
+    return picture, read_record(picture)
+
+
+def test_intervals_are_read() -> None:
+    assert guidance_interval("-1,3.5") == ("logsnr", -1.0, 3.5)
+    assert guidance_interval("-inf,2") == ("logsnr", -math.inf, 2.0)
+    assert guidance_interval("sigma:0.19,1.61") == ("sigma", 0.19, 1.61)
+    assert guidance_interval("Steps:0.2,0.8") == ("steps", 0.2, 0.8)
+    for text in ("3,-1", "1", "1,2,3", "a,b", "steps:0,2", "sigma:-1,2", "alpha:1,2", ":1,2", "nan,2", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected LO,HI"):
+            guidance_interval(text)
+
+
+def test_options_build_what_they_say(files: dict[str, Path]) -> None:
+    """Classifier-free guidance inside, autoguidance around it, the classifiers outside, all with schedule and every."""
+    sampler = Sampler.load(
+        settings(
+            files["free"], "--cfg", 3, "--cfg-rescale", 0.5, "--autoguide", files["weak"], "--autoguide-scale", 1.5,
+            "--classifier", files["judge"], "--guidance", 2, "--classifier", files["judge"], "--guidance", -0.5,
+            "--guidance-at", "x0", "--guidance-temperature", 2, "--guidance-normalize", "--guidance-every", 2,
+            "--guidance-schedule", "linear", "--guidance-interval", "-1,3", "--steps", 6,
+        ),
+        "cpu",
+    )  # fmt: skip
+    outer = sampler.denoiser
+    assert isinstance(outer, ClassifierGuidance)
+    inner = outer.denoiser
+    assert isinstance(inner, ClassifierGuidance)
+    assert (inner.scale, outer.scale, inner.at, inner.normalize) == (2.0, -0.5, "x0", True)
+    auto = inner.denoiser
+    assert isinstance(auto, Autoguidance)
+    assert (auto.scale, auto.rescale) == (1.5, 0.5)
+    free = auto.denoiser
+    assert isinstance(free, ClassifierFree)
+    assert (free.scale, free.rescale, free.null, free.together) == (3.0, 0.5, {"y": 3}, True)
+    level = sampler.model.process.chain().level(10)
+    for layer in (outer, inner, auto, free):
+        assert layer.reuse.every == 2
+        assert layer.schedule is not None
+        assert 0 <= float(layer.schedule(level)) <= 2
+    assert len(sampler.others) == 2
+    text = "guidance 2 at x0, and -0.5, temperature 2, normalised, cfg 3, autoguided 1.5, rescaled 0.5, interval -1,3"
+    assert text in sampler.text()
+
+
+def test_steps_of_an_interval_are_those_of_the_path(files: dict[str, Path]) -> None:
+    """The middle half of four steps is the second and the third, on whatever grid."""
+    for steps in ("4", "at:0,3,10,19"):
+        sampler = Sampler.load(
+            settings(files["free"], "--cfg", 2, "--guidance-interval", "steps:0.25,0.75", "--steps", steps), "cpu"
+        )
+        assert isinstance(sampler.denoiser, ClassifierFree)
+        schedule = sampler.denoiser.schedule
+        assert schedule is not None
+        assert [float(schedule(sampler.chain.level(k))) for k in (3, 2, 1, 0)] == [0, 1, 1, 0]
+    with pytest.raises(ValueError, match="none of the 4 steps"):
+        Sampler.load(settings(files["free"], "--cfg", 2, "--guidance-interval", "steps:0.3,0.4", "--steps", 4), "cpu")
+
+
+VARIANTS: dict[str, tuple[Any, ...]] = {
+    "cfg": ("free", "--cfg", 3, "--guidance-interval", "-2,9"),
+    "two passes": ("free", "--cfg", 3, "--cfg-two-passes", "--cfg-rescale", 0.7),
+    "auto": ("plain", "--autoguide", "weak", "--autoguide-scale", 3, "--guidance-schedule", "cosine"),
+    "classifiers": ("plain", "--classifier", "judge", "--guidance", 9, "--classifier", "judge", "--guidance", -20),
+    "x0": ("plain", "--classifier", "judge", "--guidance", 9, "--guidance-at", "x0", "--guidance-temperature", 0.5),
+    "normalised": ("plain", "--classifier", "judge", "--guidance", 0.5, "--guidance-normalize", "--guidance-every", 2),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_guided_images_differ_and_are_made_again(
+    name: str, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [files.get(word, word) if isinstance(word, str) else word for word in VARIANTS[name]]
+    picture, record = made(tmp_path / "a", *words)
+    unguided, plain = made(tmp_path / "b", words[0])
+    assert (pixels(picture) != pixels(unguided)).any()
+    told = set(record) - set(plain) - {"classifier_file"}
+    assert told, "the options are in the record"
+    settings_again = Settings.of_record(record)
+    assert settings_again.guiding != Guiding() or name == "x0"
+    capsys.readouterr()
+    assert call("sample", "--from-record", picture, "--out", tmp_path / "again.png", "--device", "cpu") == 0
+    assert "identical" in capsys.readouterr().out
+    assert set(read_record(tmp_path / "again.png")) == set(record)
+
+
+def test_old_records_mean_what_they_meant(files: dict[str, Path], tmp_path: Path) -> None:
+    """A record without the options, as all were, is one of no such guidance; new ones still lack them."""
+    _, record = made(tmp_path, files["plain"], "--classifier", files["judge"], "--guidance", 2)
+    assert Settings.of_record(record).guiding == Guiding()
+    new = {"cfg", "autoguide", "guidance_every", "guidance_interval", "guidance_schedule", "more_classifiers"}
+    assert not new & set(record)
+    assert (record["guidance"], record["guidance_at"]) == (2.0, "x_t")
+
+
+def test_records_that_cannot_be_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    _, record = made(tmp_path, files["plain"], "--autoguide", files["weak"])
+    wrong = [
+        ("cfg", "much", "a finite number"), ("cfg_rescale", 2, "from 0 to 1"), ("guidance_every", 0, "at least 1"),
+        ("guidance_schedule", "steep", "constant or linear or cosine"), ("guidance_interval", "3,1", "an interval"),
+        ("more_classifiers", [["a"]], "a list of pairs"), ("guidance_temperature", 0, "above 0"),
+        ("autoguide_file", None, "lacks autoguide_file"), ("guidance_normalize", 1, "true or false"),
+        ("more_classifiers", [["abc", 1.0]], "of 2 classifiers"),
+    ]  # fmt: skip
+    for name, value, expected in wrong:
+        with pytest.raises(ValueError, match=expected):
+            Settings.of_record({**record, name: value})
+    other = Settings.of_record(record, autoguide=str(files["plain"]))
+    with pytest.raises(ValueError, match="the model that guides is not the one"):
+        Sampler.load(other, "cpu").check_identity(record)
+    Sampler.load(Settings.of_record(record), "cpu").check_identity(record)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("plain", "--cfg", 3), "label-dropout"),
+        (("free", "--guidance-interval", "0,1"), "give --guidance, --cfg or --autoguide"),
+        (("free", "--cfg-rescale", 0.5), "--cfg or --autoguide"),
+        (("free", "--cfg", 2, "--guidance-temperature", 2), "give --guidance"),
+        (("free", "--autoguide-scale", 3), "give --autoguide"),
+        (("free", "--classifier", "judge", "--classifier", "judge", "--guidance", 1), "once for each"),
+        (("plain", "--autoguide", "judge"), "is a classifier"),
+        (("plain", "--autoguide", "fashion-mnist-32"), "weaker version of the model: it makes images of 1x32x32"),
+    ],
+)
+def test_options_that_do_not_fit(words: tuple[Any, ...], expected: str, files: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=expected):
+        Sampler.load(settings(*(files.get(w, w) if isinstance(w, str) else w for w in words)), "cpu")
+
+
+def test_weights_of_the_model_itself_can_guide() -> None:
+    chosen = settings("fashion-mnist-32", "--autoguide-weights", "net")
+    assert (chosen.guiding.autoguide, chosen.guiding.autoguide_weights) == ("fashion-mnist-32", "net")
+    assert settings("fashion-mnist-32").guiding == Guiding()
+
+
+def test_more_memory_is_expected(files: dict[str, Path]) -> None:
+    """Two passes in one batch, and a gradient through the network, take more for each image."""
+    size = lambda *words: Sampler.load(settings(*words), "cpu").bytes_per_image  # noqa: E731
+    judge = ("--classifier", files["judge"])
+    assert size(files["free"], "--cfg", 2) > 1.5 * size(files["free"])
+    assert size(files["free"], "--cfg", 2, "--cfg-two-passes") == size(files["free"])
+    assert size(files["free"], *judge, "--guidance-at", "x0") > size(files["free"], *judge)
+
+
+def test_training_without_labels_now_and_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`undiffuse train --label-dropout` makes a model for `--cfg`; the same command goes on, another refuses."""
+    with one_thread():
+        data = write_images(tmp_path / "data")
+        net = (
+            "model_channels=8",
+            "channel_mult=1,2",
+            "num_res_blocks=1",
+            "attention_resolutions=2",
+            "num_head_channels=8",
+        )
+        sets = [f"net.{field}" for field in net] + ["train.preview_every=none", "process.steps=50"]
+        words = [
+            "train",
+            data,
+            "--out",
+            tmp_path / "run",
+            "--label-dropout",
+            0.5,
+            "--steps",
+            3,
+            "--batch",
+            4,
+            "--size",
+            8,
+        ]
+        words += ["--device", "cpu", *(word for field in sets for word in ("--set", field))]
+        assert call(*words) == 0
+        assert "not in 50 % of the images" in capsys.readouterr().out
+        manifest = read_manifest(tmp_path / "run" / "model.safetensors")
+        assert manifest["net"]["null_class"] is True
+        assert manifest["objective"]["label_dropout"] == 0.5
+        _, record = made(tmp_path / "out", tmp_path / "run", "--cfg", 2)
+        assert record["cfg"] == 2.0
+        assert call(*words) == 0, "the same run, finished"
+        changed = [0.1 if word == 0.5 else word for word in words]
+        assert call(*changed) != 0
+        assert "label_dropout" in capsys.readouterr().err
+        assert call("train", data, "--unconditional", "--label-dropout", 0.1, "--out", tmp_path / "no") != 0

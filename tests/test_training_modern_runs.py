@@ -1,0 +1,168 @@
+"""Later processes from `undiffuse train` to `undiffuse sample`, and runs begun before they existed."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cli_runs import call, one_thread, write_images
+from test_cli_train import TINY
+from training_runs import run, tiny_task, told
+from undiffuse import checkpoints
+from undiffuse.adapters.export_diffusers import scheduler_config
+from undiffuse.adapters.exporting import level_obstacles
+from undiffuse.cli.sampler import Settings
+from undiffuse.cli.starting import find_start
+from undiffuse.denoiser import ChainDenoiser, ProcessConfig
+from undiffuse.models import DiffusionModel, load_diffusion, save_model
+from undiffuse.noise import NoiseSource
+from undiffuse.recipes import get
+from undiffuse.sampling import generate
+from undiffuse.solvers import Ancestral
+from undiffuse.training import read_records
+
+FIXED = ("process.variance=posterior", "objective.loss=simple")
+WAYS: dict[str, tuple[str, ...]] = {
+    "v": ("process.target=v", "objective.weighting=min-snr:5"),
+    "zero-terminal": ("process.target=v", "process.schedule=linear+zero-terminal", *FIXED),
+    "shifted": ("process.schedule=cosine+shift:0.5", "train.levels=lognormal:0,1.5", "objective.weighting=p2"),
+    "edm": ("process.family=edm", "process.target=F", *FIXED, "train.levels=lognormal"),
+    "flow": ("process.family=flow", "process.target=u", *FIXED, "train.levels=logitnormal"),
+}
+
+
+def sets(*fields: str) -> list[Any]:
+    return [word for field in fields for word in ("--set", field)]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    with one_thread():
+        yield
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_trains_improves_resumes_and_samples(way: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "photos", each=8)
+    words = ["train", images, *TINY, *sets(*WAYS[way]), "--lr", "4e-3", "--batch", 8, "--out", tmp_path / "run"]
+    words += sets("train.preview_steps=2", "train.preview_count=2", "train.warmup_images=1", "train.log_every=80")
+    words += sets("train.lr_decay=none", "net.dropout=0")
+    assert call(*words, "--images", 80) == 0
+    assert call(*words, "--images", 480) == 0  # the same run, longer
+    run_dir = tmp_path / "run"
+    errors = [r["mse"] for r in read_records(run_dir / "metrics.jsonl") if r["kind"] == "train"]
+    assert len(errors) == 6
+    assert errors[-1] < 0.8 * errors[0]
+    assert (run_dir / "previews").is_dir()
+    model = load_diffusion(run_dir / "model.safetensors")
+    written = json.loads((run_dir / "config.json").read_text())
+    assert written["process"]["target"] == model.process.target
+    assert written["process"]["family"] == model.process.family
+    out = tmp_path / "samples"
+    for solver in ("ddim", "ancestral"):
+        assert call("sample", run_dir, "--solver", solver, "--count", 3, "--steps", 5, "--out", out / solver) == 0
+    picture = sorted((out / "ddim").rglob("*.png"))
+    assert picture
+    assert call("nll", images, "--model", run_dir, "--count", 2, "--terms", 3, "--out", tmp_path / "nll") == 0
+    assert call("inspect", run_dir) == 0
+    told = capsys.readouterr().out
+    assert f"predicts {model.process.target}" in told
+    for form in ("openai", "diffusers", "onnx", "torch"):
+        if model.process.continuous:
+            assert call("export", run_dir, "--to", form, "--out", tmp_path / form) != 0
+            assert not (tmp_path / form).exists()
+
+
+def test_the_discrete_view_samples_like_its_model(tmp_path: Path) -> None:
+    """All that needs a chain (ancestral sampling, strides, the bound) takes a continuous model's own view."""
+    process = get("general-32-edm").process
+    chain = process.chain().respaced("7")
+    denoiser = of_one_image(process)
+    shape = (1, 2, 2)
+    x = generate(denoiser, chain, Ancestral(), NoiseSource(0, range(4)), shape)
+    torch.testing.assert_close(x, torch.full_like(x, 0.25), rtol=0, atol=1e-5)
+
+
+def of_one_image(process: ProcessConfig) -> ChainDenoiser:
+    """A denoiser of the family "edm" for data that is always 0.25."""
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        s = (4 * t.double()).exp().reshape(-1, 1, 1, 1)
+        d = process.sigma_data
+        seen = x * (s**2 + d**2).sqrt()
+        return ((0.25 - d**2 / (s**2 + d**2) * seen) * (s**2 + d**2).sqrt() / (s * d)).to(x.dtype)
+
+    return ChainDenoiser(network, process)
+
+
+def test_sampling_begins_where_training_ended() -> None:
+    """At the last level for chains that end in pure noise and for continuous levels; ADM's chains a little earlier."""
+    for process, steps in (
+        (ProcessConfig(schedule="cosine"), "ddim50"),
+        (ProcessConfig(schedule="cosine+zero-terminal", target="v"), "50"),
+        (get("general-32-edm").process, "50"),
+        (get("general-32-flow").process, "50"),
+    ):
+        resolved = Settings(solver="ddim").resolved(process)
+        assert resolved.steps == steps
+        assert (process.chain().respaced(steps).indices[-1] == process.steps - 1) == (steps == "50")
+
+
+def test_other_programs_are_told_the_betas_of_later_schedules() -> None:
+    process = ProcessConfig(schedule="cosine+zero-terminal", target="v", variance="posterior")
+    told = scheduler_config(process)
+    assert told["prediction_type"] == "v_prediction"
+    assert told["trained_betas"] == process.chain().betas.tolist()
+    assert scheduler_config(ProcessConfig(schedule="cosine"))["trained_betas"] is None
+    assert level_obstacles(ProcessConfig(target="F"))
+    assert level_obstacles(get("general-32-flow").process)
+    assert not level_obstacles(process)
+
+
+@pytest.mark.parametrize("name", [f"general-{size}-{way}" for size in (32, 64) for way in ("v", "edm", "flow")])
+def test_recipes_are_of_one_piece(name: str) -> None:
+    recipe = get(name)
+    assert recipe.name == name
+    assert recipe.net.out_channels == recipe.process.out_channels(recipe.net.in_channels)
+    assert recipe.objective is not None
+    assert (recipe.objective.loss == "hybrid") == recipe.process.learns_variance
+    assert recipe.train.posthoc_widths == (0.05, 0.1)
+
+
+def test_a_model_to_begin_with_brings_its_density(tmp_path: Path) -> None:
+    """How often each level is drawn belongs to a process, and goes on with it."""
+    path, train = tmp_path / "model.safetensors", {"levels": "lognormal:-1,1"}
+    for manifest, expected in (({"train": train}, "lognormal:-1,1"), ({}, "uniform")):
+        task = tiny_task()
+        save_model(path, DiffusionModel(net=task.net, process=task.process, labels=task.labels, manifest=manifest))
+        start = find_start(Namespace(init_from=str(path), out=str(tmp_path / "run"), data="x"), "diffusion")
+        assert start is not None
+        assert start.into(get("general-32-flow"), (8, 8)).train.levels == expected
+
+
+def test_runs_from_before_these_settings_go_on(tmp_path: Path) -> None:
+    """A checkpoint that knows nothing of families, weightings, densities or snapshots."""
+    run(tmp_path / "whole", images=32)
+    run(tmp_path / "old", images=16)
+    path = checkpoints.checkpoints(tmp_path / "old")[-1]
+    tensors, manifest = checkpoints.read(path)
+    for section, names in (
+        ("process", ("family", "sigma_min", "sigma_max", "sigma_data")),
+        ("objective", ("weighting",)),
+        ("train", ("levels", "posthoc_widths", "posthoc_every")),
+    ):
+        for name in names:
+            del manifest[section][name]
+    checkpoints.write(path, tensors, manifest)
+    assert load_diffusion(tmp_path / "old").process == tiny_task().process
+    assert run(tmp_path / "old", images=32).complete
+    ours, theirs = (checkpoints.read(checkpoints.checkpoints(tmp_path / part)[-1])[0] for part in ("whole", "old"))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert told(tmp_path / "whole")[-1] == told(tmp_path / "old")[-1]
+    with pytest.raises(ValueError, match=r"train.levels: 'uniform' -> 'lognormal'"):
+        run(tmp_path / "old", images=48, levels="lognormal")
