@@ -17,6 +17,7 @@ from undiffuse.adapters import foreign, imagenet_classes, importing, published
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier
 from undiffuse.nets import ClassifierConfig, DDPMConfig, DDPMUNet, NoisyClassifier, UNet, UNetConfig, config_from_dict
+from undiffuse.nets.skeleton import skeleton
 
 # How images are prepared for a model: what other images need to be treated like those it was trained on.
 _PREPARATION = ("size", "channels", "fit", "pad_value", "background")
@@ -190,8 +191,7 @@ def load_model(
 
 def _build(config: UNetConfig | DDPMConfig | ClassifierConfig, state: Mapping[str, torch.Tensor]) -> Any:
     """The network of `config` with the weights `state`, in float32; ValueError unless they fit exactly."""
-    with torch.device("meta"):
-        net = config.build()
+    net: Any = skeleton(config.build)
     expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
