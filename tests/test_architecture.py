@@ -17,12 +17,16 @@ PACKAGE = Path(next(iter(_SPEC.submodule_search_locations)))
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each room may look at, bottom up. A room is the first name after "undiffuse": a file or a folder.
-GROUND = {"levels", "noise", "nets", "ema", "pixels", "downloads", "distributed", "checkpoints", "timesteps"}
+GROUND = {"levels", "noise", "ema", "pixels", "downloads", "distributed", "checkpoints", "timesteps"}
 MATHEMATICS = {"levels", "noise", "prediction", "denoiser"}
 CORE = MATHEMATICS | {"solvers", "guidance", "objectives", "likelihood"}
-BELOW_TRAINING = GROUND | CORE | {"data", "pictures", "models", "sampling", "adapters", "metrics", "evaluation"}
+BELOW_TRAINING = (
+    GROUND | CORE | {"nets", "kernels", "data", "pictures", "models", "sampling", "adapters", "metrics", "evaluation"}
+)
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in GROUND},
+    "kernels": {"downloads"},
+    "nets": {"kernels"},
     "data": {"pixels", "downloads"},
     "pictures": {"pixels"},
     "prediction": {"levels"},

@@ -34,11 +34,11 @@ from undiffuse.models import (
     load_diffusion,
     paired_classifier,
 )
-from undiffuse.nets.footprint import activation_bytes, store_weights_
+from undiffuse.nets.footprint import Footprint, activation_bytes
+from undiffuse.nets.forward import AUTOCAST, inference_forward
 from undiffuse.noise import NoiseSource
 from undiffuse.sampling import Step, sample
 from undiffuse.solvers import DDIM, Ancestral, Solver
-from undiffuse.training.step import AUTOCAST, Forward
 
 DEFAULT_STEPS = {"ddim": 50, "ancestral": 100}
 _IMAGES = 12  # tensors of an image's size that a step of a sampler holds at once: x, the prediction's parts, noise
@@ -168,7 +168,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A loaded model, ready to sample. `record` decides the images, `notes` are good to know."""
+    """A loaded model, ready to sample. `record` decides the images, `notes` are good to know, `footprints` are those of
+    the model and, if it is guided, of the classifier."""
 
     settings: Settings
     model: DiffusionModel
@@ -179,6 +180,7 @@ class Sampler:
     denoiser: Denoiser
     record: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    footprints: tuple[Footprint, ...] = ()
 
     @classmethod
     def load(cls, settings: Settings, device: str = "auto") -> Sampler:
@@ -187,19 +189,21 @@ class Sampler:
         if settings.precision == "fp16" and where.type == "cpu":
             raise ValueError("--precision fp16 is for GPUs; on a CPU give bf16, which is as small, or fp32")
         model = load_diffusion(settings.model, weights=settings.weights)
-        _settle(model, settings.precision, where)
+        _ = model.digest  # the identity of the weights as they are in the file, before they are made ready
         settings = settings.resolved(model.process, model.published.sampling if model.published else None)
         assert settings.steps is not None  # `resolved` names them
-        denoiser: Denoiser = network_denoiser(model, settings.clip, settings.precision, where)
+        forward = inference_forward(model.net, settings.precision, where)
+        forwards = [forward]
+        denoiser: Denoiser = ChainDenoiser(forward, model.process, settings.clip)
         chain = denoiser.chain.respaced(settings.steps)
         classifier = None
         if settings.guidance and settings.classifier:
             classifier = load_classifier(settings.classifier)
             check_pair(model, classifier)
             _check_chains(model, classifier)
-            _settle(classifier, settings.precision, where)
-            network = Forward(classifier.net, settings.precision, where)
-            guide = LevelClassifier(network, classifier.process)
+            _ = classifier.digest
+            forwards.append(inference_forward(classifier.net, settings.precision, where, gradient=True))
+            guide = LevelClassifier(forwards[-1], classifier.process)
             denoiser = ClassifierGuidance(denoiser, guide, settings.guidance, settings.guidance_at)
         record = {
             "model": model.digest,
@@ -219,7 +223,8 @@ class Sampler:
             notes["classifier_file"] = _reference(settings.classifier or "")
         solver: Solver = DDIM(settings.eta, settings.reclip) if settings.solver == "ddim" else Ancestral()
         notes["device"] = where.type
-        return cls(settings, model, classifier, where, chain, solver, denoiser, record, notes)
+        footprints = tuple(forward.footprint for forward in forwards)
+        return cls(settings, model, classifier, where, chain, solver, denoiser, record, notes, footprints)
 
     def check_identity(self, record: Mapping[str, Any], where: str = "the record", option: str = "model") -> None:
         """ValueError, which calls it `where`, unless the loaded weights are those of a record.
@@ -299,11 +304,6 @@ class Sampler:
         return ", ".join(parts)
 
 
-def network_denoiser(model: DiffusionModel, clip: str, precision: str, device: torch.device) -> ChainDenoiser:
-    """The model's denoiser, its network called in the given precision ("fp32", "bf16", "fp16")."""
-    return ChainDenoiser(Forward(model.net, precision, device), model.process, clip)
-
-
 def choose_classes(model: DiffusionModel, given: Sequence[str] | None, default: str | None = "all") -> list[int] | None:
     """Class indices from --class options: names, numbers, comma lists, "all".
 
@@ -341,17 +341,6 @@ def class_names(sampler: Sampler) -> list[str] | None:
     if source is None or source.num_classes is None:
         return None
     return [source.label_name(k) for k in range(source.num_classes)]
-
-
-def _settle(model: DiffusionModel | ClassifierModel, precision: str, device: torch.device) -> None:
-    """Bring a model that was just loaded to the device, where 16 bits are computed with also stored in 16 bits.
-
-    Halved before it is moved, so that the device never holds it whole.
-    """
-    if precision in AUTOCAST:
-        _ = model.digest  # the identity of the weights as they are in the file: kept from here on
-        store_weights_(model.net, AUTOCAST[precision])
-    model.net.to(device)
 
 
 def _default_steps(solver: str, steps: int) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 import undiffuse
 from undiffuse.data import Batch, ImageDataset, check_trainable
 from undiffuse.distributed import Ranks
+from undiffuse.nets.forward import Forward
 from undiffuse.noise import NoiseSource
 from undiffuse.pixels import from_uint8
 from undiffuse.training.config import TrainConfig
@@ -24,7 +25,6 @@ from undiffuse.training.folder import RunFolder, json_plain
 from undiffuse.training.outputs import save_accuracy_curve, save_loss_curve, save_previews
 from undiffuse.training.records import JsonlSink, Listener, Record
 from undiffuse.training.state import TrainState
-from undiffuse.training.step import Forward
 from undiffuse.training.tasks import MAX_POSITION, DiffusionTask, Inputs, Task
 from undiffuse.training.validation import validate
 
