@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +242,27 @@ def test_built_once_and_not_loaded_if_others_could_have_written_it(
     file.chmod(file.stat().st_mode | stat.S_IWOTH)
     unbuilt(monkeypatch)
     assert "can be written by others: delete it" in kernels.status().reason
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="page faults are counted by Linux")
+def test_memory_is_kept_where_the_allocator_can_be_told() -> None:
+
+    program = """
+import resource, torch
+from undiffuse.kernels import keep_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        parts = [torch.ones(2**20) for _ in range(4)]  # 4 MiB each
+        del parts
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+first, kept = faults(), keep_memory()
+faults()
+print(first, kept, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    first, kept, after = done.stdout.split()
+    assert kept == "False" or int(after) < max(100, int(first) / 5)

@@ -169,3 +169,24 @@ def test_where_convolutions_cannot_be_packed_they_stay(monkeypatch: pytest.Monke
     with kernels.using("pure"), torch.no_grad():
         given, cond = inputs("adm")
         assert Forward(net, "fp32", CPU)(*given, **cond).isfinite().all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_network_is_not_packed_and_keeps_its_results(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[dict[str, Any]] = []
+
+    def compile_(net: nn.Module, **how: Any) -> Any:
+        compiled.append(how)
+        return net
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    net = built(NETS["adm"])
+    given, cond = inputs("adm")
+    with torch.no_grad():
+        plain = Forward(net, precision, CPU)(*given, **cond)
+        forward = inference_forward(net, precision, CPU, compiled=True)
+        assert apart(forward(*given, **cond), plain) < 1e-6
+    assert compiled == [{"dynamic": False, "mode": None}]
+    assert any(isinstance(module, nn.Conv2d) for module in net.modules())

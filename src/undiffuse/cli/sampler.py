@@ -25,6 +25,7 @@ from undiffuse.cli.options import SHIPPED
 from undiffuse.denoiser import ChainDenoiser, Denoiser, ProcessConfig
 from undiffuse.distributed import resolve_device
 from undiffuse.guidance import ClassifierGuidance, LevelClassifier
+from undiffuse.kernels import keep_memory
 from undiffuse.levels import Chain, ddim_spec
 from undiffuse.models import (
     ClassifierModel,
@@ -90,6 +91,7 @@ class Settings:
     clip: str = "static"
     reclip: bool = True
     precision: str = "fp32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("model", "weights", "classifier", "steps"):
@@ -192,7 +194,8 @@ class Sampler:
         _ = model.digest  # the identity of the weights as they are in the file, before they are made ready
         settings = settings.resolved(model.process, model.published.sampling if model.published else None)
         assert settings.steps is not None  # `resolved` names them
-        forward = inference_forward(model.net, settings.precision, where)
+        keep_memory()
+        forward = inference_forward(model.net, settings.precision, where, compiled=settings.compile)
         forwards = [forward]
         denoiser: Denoiser = ChainDenoiser(forward, model.process, settings.clip)
         chain = denoiser.chain.respaced(settings.steps)

@@ -31,7 +31,8 @@ class Forward:
         self.net = net
         self.footprint = Footprint.of(net) if footprint is None else footprint
         self.conditions: frozenset[str] = getattr(net, "conditions", frozenset())
-        self._call: Any = torch.compile(net) if compiled else net
+        self._call: Any = _compiled(net, device) if compiled else net
+        self._recorded = compiled and device.type == "cuda"
         self._device = device.type
         self._dtype = AUTOCAST.get(precision)
 
@@ -39,14 +40,25 @@ class Forward:
         x = channels_last(x)
         with torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None):
             out = self._call(x, t, **cond)
-        return out.float()
+        # A CUDA graph's result lies where the next call's will; a conversion to float32 copies it.
+        return out.clone() if self._recorded and out.dtype == torch.float32 else out.float()
 
 
-def inference_forward(net: nn.Module, precision: str, device: torch.device, *, gradient: bool = False) -> Forward:
+def _compiled(net: nn.Module, device: torch.device) -> Any:
+    """The network compiled for one size of input at a time; where it only is used on a GPU, recorded as CUDA graphs,
+    for which a network of some hundred small operations waits most."""
+    used = not any(parameter.requires_grad for parameter in net.parameters())
+    return torch.compile(net, dynamic=False, mode="reduce-overhead" if used and device.type == "cuda" else None)
+
+
+def inference_forward(
+    net: nn.Module, precision: str, device: torch.device, *, gradient: bool = False, compiled: bool = False
+) -> Forward:
     """The network made ready, in place, to be used only: on the device, frozen, weights in 16 bits where they are
     computed with in 16 bits, laid out for the CPU where it is one.
 
-    `gradient` keeps what a gradient with respect to the image needs (guidance by a classifier).
+    `gradient` keeps what a gradient with respect to the image needs (guidance by a classifier); `compiled` leaves all
+    to PyTorch's compiler, which fuses norms and what follows them by itself.
     """
     net.requires_grad_(False).eval()
     module: Any
@@ -58,6 +70,8 @@ def inference_forward(net: nn.Module, precision: str, device: torch.device, *, g
         store_weights_(net, dtype)  # before it moves, so that the device never holds it whole
     net.to(device)
     footprint = Footprint.of(net)  # a packed network has no parameters any more
-    if device.type == "cpu" and not gradient:
+    if device.type == "cpu" and not gradient and not compiled:
         pack_(net, dtype)
-    return Forward(net, precision, device, footprint=footprint)
+    else:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Forward(net, precision, device, compiled and not gradient, footprint)
