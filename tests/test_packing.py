@@ -10,10 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse import kernels
+from undiffuse.guidance import ClassifierGuidance
+from undiffuse.models import load_classifier, load_diffusion
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
 from undiffuse.nets.blocks import ResBlock
 from undiffuse.nets.forward import Forward, inference_forward
 from undiffuse.nets.packing import PackedConv2d, can_pack, pack_
+from undiffuse.noise import NoiseSource
+from undiffuse.sampling import generate
+from undiffuse.solvers import DDIM
 
 CPU = torch.device("cpu")
 TRUNK: dict[str, Any] = {
@@ -190,3 +195,19 @@ def test_a_compiled_network_is_not_packed_and_keeps_its_results(
         assert apart(forward(*given, **cond), plain) < 1e-6
     assert compiled == [{"dynamic": False, "mode": None}]
     assert any(isinstance(module, nn.Conv2d) for module in net.modules())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_models_ready_to_be_used_sample_the_same(precision: str) -> None:
+    def images(precision: str | None) -> Tensor:
+        model, judge = load_diffusion("fashion-mnist-32"), load_classifier("fashion-mnist-32-classifier")
+        before = model.digest
+        guided = ClassifierGuidance(
+            model.denoiser(precision=precision), judge.level_classifier(precision=precision), 2.0
+        )
+        assert model.digest == before
+        chain = guided.chain.respaced("ddim5")
+        return generate(guided, chain, DDIM(), NoiseSource(0, range(3)), (1, 32, 32), cond={"y": torch.arange(3)})
+
+    difference = (images(precision) - images(None)).abs()
+    assert float(difference.max()) < 2e-4 if precision == "fp32" else 0 < float(difference.mean()) < 0.03

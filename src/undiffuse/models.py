@@ -17,6 +17,7 @@ from undiffuse.adapters import foreign, imagenet_classes, importing, published
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier
 from undiffuse.nets import ClassifierConfig, DDPMConfig, DDPMUNet, NoisyClassifier, UNet, UNetConfig, config_from_dict
+from undiffuse.nets.forward import inference_forward
 from undiffuse.nets.skeleton import skeleton
 
 # How images are prepared for a model: what other images need to be treated like those it was trained on.
@@ -94,9 +95,18 @@ class DiffusionModel(_Model):
 
     net: UNet | DDPMUNet
 
-    def denoiser(self, clip: str = "static") -> ChainDenoiser:
-        """The model as a denoiser; `clip` as in `ChainDenoiser`."""
-        return ChainDenoiser(self.net, self.process, clip)
+    def denoiser(
+        self, clip: str = "static", *, precision: str | None = None, device: torch.device | str = "cpu"
+    ) -> ChainDenoiser:
+        """The model as a denoiser; `clip` as in `ChainDenoiser`.
+
+        With a `precision` ("fp32", "bf16", "fp16") the network is first made ready in place, on `device`, to be used
+        only: faster, but it has no gradients and can be neither trained nor saved any more.
+        """
+        if precision is None:
+            return ChainDenoiser(self.net, self.process, clip)
+        _ = self.digest  # while the weights are there as they are in the file
+        return ChainDenoiser(inference_forward(self.net, precision, torch.device(device)), self.process, clip)
 
 
 @dataclass(frozen=True)
@@ -105,9 +115,14 @@ class ClassifierModel(_Model):
 
     net: NoisyClassifier
 
-    def level_classifier(self) -> LevelClassifier:
-        """The classifier asked at noise levels, its weights frozen."""
-        return LevelClassifier(self.net, self.process)
+    def level_classifier(self, *, precision: str | None = None, device: torch.device | str = "cpu") -> LevelClassifier:
+        """The classifier asked at noise levels, its weights frozen; with a `precision` made ready as a denoiser is,
+        except that it keeps its gradient with respect to the image."""
+        if precision is None:
+            return LevelClassifier(self.net, self.process)
+        _ = self.digest
+        network = inference_forward(self.net, precision, torch.device(device), gradient=True)
+        return LevelClassifier(network, self.process)
 
 
 def resolve(reference: str | Path, weights: str | None = None) -> Path:
