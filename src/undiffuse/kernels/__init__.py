@@ -6,8 +6,8 @@ nothing depends on it but speed. `UNDIFFUSE_KERNELS` chooses: "auto" (the defaul
 it an error if they cannot be had. `status` tells what is used and why; `undiffuse inspect` shows it.
 """
 
-from undiffuse.kernels.allocator import keep_memory
+from undiffuse.kernels.allocator import keep_memory, return_memory
 from undiffuse.kernels.choice import Status, status, using
 from undiffuse.kernels.norm_act import norm_act
 
-__all__ = ["Status", "keep_memory", "norm_act", "status", "using"]
+__all__ = ["Status", "keep_memory", "norm_act", "return_memory", "status", "using"]

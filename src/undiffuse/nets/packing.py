@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from undiffuse.kernels import return_memory
 from undiffuse.nets.blocks import Attention, ResBlock
 from undiffuse.nets.ddpm import ResBlock as DDPMResBlock
 
@@ -35,6 +36,7 @@ def pack_(net: nn.Module, dtype: torch.dtype) -> None:
             elif isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.Conv1d) and isinstance(module, Attention)):
                 setattr(module, child, PackedPointwise(layer, precision))
     _pack_projections(net)
+    return_memory()
 
 
 @functools.lru_cache
@@ -82,6 +84,8 @@ class PackedConv2d(nn.Module):
             plain = weight.to_dense() if weight.layout != torch.strided else weight
             weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.how, list(size))
             self._packed = (size, weight)
+            del plain
+            return_memory()
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
