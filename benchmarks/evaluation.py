@@ -12,12 +12,12 @@ says what is compared.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
+from typing import Any
 
-import arithmetic
-import fidelity
+from common.measuring import keep
+from quality import arithmetic, fidelity
 
 PARTS = {"arithmetic": arithmetic, "fidelity": fidelity}
 TITLES = {
@@ -31,16 +31,12 @@ about is told in benchmarks/README.md. A ratio above 1 means that undiffuse take
 """
 
 
-def write(path: Path, found: dict[str, object]) -> None:
-    """Puts new results beside those of path.json and writes path.md from all of them."""
-    data, page = path.with_suffix(".json"), path.with_suffix(".md")
-    known = json.loads(data.read_text()) if data.exists() else {}
-    known.update(found)
-    data.write_text(json.dumps(known, indent=1) + "\n")
+def page(known: dict[str, Any]) -> str:
+    """The documentation's page, of all results."""
     sections = [
         f"## {TITLES[name.split()[0]]}\n\n{PARTS[name.split()[0]].table(known[name])}\n" for name in sorted(known)
     ]
-    page.write_text("\n".join([INTRODUCTION, *sections]))
+    return "\n".join([INTRODUCTION, *sections])
 
 
 def main() -> None:
@@ -60,7 +56,7 @@ def main() -> None:
         result = PARTS[part].measure(args)
         name = f"{part} {result['samples']}" if part == "arithmetic" else part
         if args.write is not None:
-            write(args.write, {name: result})
+            keep(args.write, {name: result}, page)
         print(f"\n{TITLES[part]}\n\n{PARTS[part].table(result)}\n", flush=True)
 
 

@@ -20,7 +20,6 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 GROUND = {
     "levels",
     "noise",
-    "nets",
     "ema",
     "pixels",
     "downloads",
@@ -32,9 +31,13 @@ GROUND = {
 }
 MATHEMATICS = {"levels", "grids", "noise", "prediction", "families", "denoiser"}
 CORE = MATHEMATICS | {"solvers", "guidance", "weightings", "objectives", "likelihood"}
-BELOW_TRAINING = GROUND | CORE | {"data", "pictures", "models", "sampling", "adapters", "metrics", "evaluation"}
+BELOW_TRAINING = (
+    GROUND | CORE | {"nets", "kernels", "data", "pictures", "models", "sampling", "adapters", "metrics", "evaluation"}
+)
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in GROUND},
+    "kernels": {"downloads"},
+    "nets": {"kernels"},
     "data": {"pixels", "downloads"},
     "pictures": {"pixels"},
     "levels": {"schedules"},

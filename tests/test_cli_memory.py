@@ -20,7 +20,7 @@ from undiffuse.cli import budget, producing
 from undiffuse.cli.job import Frames, Job
 from undiffuse.cli.sampler import Sampler, Settings
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
-from undiffuse.nets.footprint import activation_bytes, store_weights_, weight_bytes
+from undiffuse.nets.footprint import Footprint, activation_bytes, store_weights_
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import read_record, read_samples
 from undiffuse.sampling import Step
@@ -117,18 +117,19 @@ def test_the_estimate_is_what_lives_at_once(name: str, dtype: torch.dtype | None
 def test_the_estimate_follows_the_size_of_the_image() -> None:
     net = NETS["adm"]
     assert activation_bytes(net, (64, 64)) == 4 * activation_bytes(net)
-    assert activation_bytes(net, element=2) < 0.8 * activation_bytes(net)
+    for fused, share in ((True, 0.8), (False, 0.9)):
+        assert activation_bytes(net, element=2, fused=fused) < share * activation_bytes(net, fused=fused)
 
 
 @pytest.mark.parametrize("name", list(NETS))
 def test_weights_stored_in_16_bits_change_nothing_under_autocast(name: str) -> None:
     net, x = ready(name), image(name, 2)
-    before, full = answer(net, x, torch.bfloat16), weight_bytes(net)
+    before, full = answer(net, x, torch.bfloat16), Footprint.of(net).weights
     store_weights_(net, torch.bfloat16)
     after = answer(net, x, torch.bfloat16)
     assert after.dtype == torch.float32
     assert torch.equal(before, after)
-    assert weight_bytes(net) < 0.72 * full
+    assert Footprint.of(net).weights < 0.72 * full
     kinds = {type(m): p.dtype for m in net.modules() for p in m.parameters(recurse=False)}
     assert kinds[nn.Linear] == torch.float32
 
@@ -140,9 +141,8 @@ def test_half_precision_samples(name: str, files: dict[str, Path]) -> None:
     exact = Sampler.load(settings, "cpu")
     half = Sampler.load(replace(settings, precision="bf16"), "cpu")
     assert half.record == {**exact.record, "precision": "bf16"}  # the identity is that of the file's weights
-    assert weight_bytes(half.model.net) < weight_bytes(exact.model.net)
-    if half.classifier is not None and exact.classifier is not None:
-        assert weight_bytes(half.classifier.net) < weight_bytes(exact.classifier.net)
+    for one, other in zip(half.footprints, exact.footprints, strict=True):
+        assert one.weights < other.weights
     assert half.bytes_per_image < exact.bytes_per_image
     images = [s.steps_of(NoiseSource(0, [0, 1, 2]), [0, 1, 2]) for s in (exact, half)]
     difference = (images[0] - images[1]).abs()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from PIL import Image
 from cli_runs import call, pixels
 from undiffuse import models
 from undiffuse.checkpoints import read_manifest
+from undiffuse.cli import quickstart
+from undiffuse.cli.quickstart import Shown
+from undiffuse.cli.sampler import Sampler
 from undiffuse.models import SHIPPED, resolve
 from undiffuse.pictures import read_record
 
@@ -38,6 +42,29 @@ def test_it_draws_ten_classes_twice_and_the_path(tmp_path: Path, capsys: pytest.
     with Image.open(out / "quickstart.png") as page:
         assert page.width > 1000
         assert page.height > guided.shape[0] + unguided.shape[0]
+
+
+def test_a_first_look_comes_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the long part begins, one image of each class in fewer steps is there to be looked at, and told."""
+    first, seen = tmp_path / "first.png", []
+    whole = quickstart.sample_rows
+
+    def watched(samplers: list[Sampler], *rest: Any) -> list[Shown]:
+        seen.append((len(samplers), first.is_file()))
+        return whole(samplers, *rest)
+
+    monkeypatch.setattr(quickstart, "sample_rows", watched)
+    assert call("quickstart", "--out", tmp_path, "--per-class", 1, "--steps", 21, "--seed", 3) == 0
+    assert seen == [(1, False), (2, True)]
+    told = capsys.readouterr().out
+    assert told.index(f"A first look, in 20 steps only: {first}") < told.index("Done in")
+    record = read_record(first)
+    assert (record["command"], record["seed"], record["steps"], record["guidance"]) == ("quickstart", 3, "20", 0.0)
+    look, plain = pixels(first), pixels(tmp_path / "unguided.png")
+    assert look.shape == plain.shape
+    assert np.abs(look - plain).mean() < 30  # the same noise in nearly as many steps
 
 
 @pytest.mark.slow

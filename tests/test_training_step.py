@@ -12,9 +12,11 @@ from training_runs import Recorder, run, tiny_config, tiny_data, tiny_task
 from undiffuse import checkpoints
 from undiffuse.data import batches
 from undiffuse.distributed import Ranks
+from undiffuse.nets.footprint import is_out_of_memory
+from undiffuse.nets.forward import Forward
 from undiffuse.training import NonFiniteError, read_records
 from undiffuse.training.run import Run
-from undiffuse.training.step import Forward, accumulate, accumulate_within_memory, is_out_of_memory
+from undiffuse.training.step import accumulate, accumulate_within_memory
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -17,11 +17,11 @@ from undiffuse.data import batches
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.distributed import Ranks
 from undiffuse.nets import UNetConfig
+from undiffuse.nets.forward import Forward
 from undiffuse.noise import NoiseSource
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.training import DiffusionTask, Inputs, outputs, seeded, train
 from undiffuse.training.run import Run
-from undiffuse.training.step import Forward
 
 
 def first_inputs(task: Any, batch: int = 4, **changes: Any) -> Inputs:

@@ -49,7 +49,7 @@ class Level:
 
     @classmethod
     def from_logsnr(cls, logsnr: float | NDArray[np.floating] | Tensor) -> Level:
-        """The variance-preserving level with log(alpha^2 / sigma^2) = `logsnr`; infinite at the clean image, at noise."""
+        """The variance-preserving level with log(alpha^2 / sigma^2) = `logsnr`, infinite at both ends."""
         logsnr = torch.as_tensor(logsnr, dtype=torch.float64).reshape(-1)
         return cls(torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt())
 

@@ -17,6 +17,8 @@ from undiffuse.adapters import foreign, imagenet_classes, importing, published
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier
 from undiffuse.nets import ClassifierConfig, DDPMConfig, DDPMUNet, NoisyClassifier, UNet, UNetConfig, config_from_dict
+from undiffuse.nets.forward import inference_forward
+from undiffuse.nets.skeleton import skeleton
 
 # How images are prepared for a model: what other images need to be treated like those it was trained on.
 _PREPARATION = ("size", "channels", "fit", "pad_value", "background")
@@ -98,9 +100,18 @@ class DiffusionModel(_Model):
 
     net: UNet | DDPMUNet
 
-    def denoiser(self, clip: str = "static") -> ChainDenoiser:
-        """The model as a denoiser; `clip` as in `ChainDenoiser`."""
-        return ChainDenoiser(self.net, self.process, clip)
+    def denoiser(
+        self, clip: str = "static", *, precision: str | None = None, device: torch.device | str = "cpu"
+    ) -> ChainDenoiser:
+        """The model as a denoiser; `clip` as in `ChainDenoiser`.
+
+        With a `precision` ("fp32", "bf16", "fp16") the network is first made ready in place, on `device`, to be used
+        only: faster, but it has no gradients and can be neither trained nor saved any more.
+        """
+        if precision is None:
+            return ChainDenoiser(self.net, self.process, clip)
+        _ = self.digest  # while the weights are there as they are in the file
+        return ChainDenoiser(inference_forward(self.net, precision, torch.device(device)), self.process, clip)
 
 
 @dataclass(frozen=True)
@@ -109,9 +120,14 @@ class ClassifierModel(_Model):
 
     net: NoisyClassifier
 
-    def level_classifier(self) -> LevelClassifier:
-        """The classifier asked at noise levels, its weights frozen."""
-        return LevelClassifier(self.net, self.process)
+    def level_classifier(self, *, precision: str | None = None, device: torch.device | str = "cpu") -> LevelClassifier:
+        """The classifier asked at noise levels, its weights frozen; with a `precision` made ready as a denoiser is,
+        except that it keeps its gradient with respect to the image."""
+        if precision is None:
+            return LevelClassifier(self.net, self.process)
+        _ = self.digest
+        network = inference_forward(self.net, precision, torch.device(device), gradient=True)
+        return LevelClassifier(network, self.process)
 
 
 def resolve(reference: str | Path, weights: str | None = None) -> Path:
@@ -195,8 +211,7 @@ def load_model(
 
 def _build(config: UNetConfig | DDPMConfig | ClassifierConfig, state: Mapping[str, torch.Tensor]) -> Any:
     """The network of `config` with the weights `state`, in float32; ValueError unless they fit exactly."""
-    with torch.device("meta"):
-        net = config.build()
+    net: Any = skeleton(config.build)
     expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

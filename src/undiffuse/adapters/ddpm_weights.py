@@ -16,12 +16,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from undiffuse.adapters import diffusers_config
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.nets import DDPMConfig, DDPMUNet
+from undiffuse.nets import DDPMConfig
+from undiffuse.nets.skeleton import skeleton
 
 ORIGINAL = "original"
 DIFFUSERS = "diffusers"
@@ -140,7 +140,7 @@ def convert(
 
 def config_names(config: DDPMConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the network's weights, in their order."""
-    return {name: tuple(value.shape) for name, value in _without_memory(config).state_dict().items()}
+    return {name: tuple(value.shape) for name, value in skeleton(config.build).state_dict().items()}
 
 
 def diffusers_name(name: str, levels: int) -> str:
@@ -246,14 +246,9 @@ def _attending(config: DDPMConfig) -> set[int]:
     return {width for level, width in enumerate(config.widths) if 2**level in at} | {config.widths[-1]}
 
 
-def _without_memory(config: DDPMConfig) -> DDPMUNet:
-    with torch.device("meta"):
-        return config.build()
-
-
 def _check_groups(config: DDPMConfig, stated: int) -> None:
     """ValueError unless all group norms of our network have as many groups as the file's."""
-    groups = {module.num_groups for module in _without_memory(config).modules() if isinstance(module, nn.GroupNorm)}
+    groups = {module.num_groups for module in skeleton(config.build).modules() if isinstance(module, nn.GroupNorm)}
     if groups != {stated}:
         raise ValueError(
             f"its group norms have {stated} groups, those of our network of {'/'.join(map(str, config.widths))} "

@@ -24,6 +24,7 @@ from undiffuse.adapters.exporting import Exported, Model
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 from undiffuse.nets.blocks import Attention
+from undiffuse.nets.skeleton import skeleton
 
 GROUPS = 32
 _CLASSES = {"UNetModel": UNetConfig, "SuperResModel": UNetConfig, "EncoderUNetModel": ClassifierConfig}
@@ -167,8 +168,7 @@ def read_back(path: Path) -> UNet | NoisyClassifier:
         config = openai_flags.classifier_config({k: v for k, v in about["flags"].items() if k not in process})
     else:
         config = openai_flags.unet_config(about["flags"])
-    with torch.device("meta"):
-        net = config.build()
+    net = skeleton(config.build)
     net.load_state_dict(state, assign=True)
     return net.eval()
 

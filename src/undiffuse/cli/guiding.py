@@ -15,7 +15,7 @@ import torch
 
 from undiffuse import checkpoints
 from undiffuse.cli.values import guidance_interval
-from undiffuse.denoiser import ChainDenoiser, Denoiser
+from undiffuse.denoiser import Denoiser
 from undiffuse.grids import Path as Levels
 from undiffuse.guidance import (
     SCHEDULES,
@@ -28,8 +28,8 @@ from undiffuse.guidance import (
     product,
 )
 from undiffuse.models import ClassifierModel, DiffusionModel, check_pair, load_classifier, load_diffusion
-from undiffuse.nets.footprint import store_weights_
-from undiffuse.training.step import AUTOCAST, Forward
+from undiffuse.nets.footprint import Footprint
+from undiffuse.nets.forward import inference_forward
 
 
 def _number(value: Any, least: float = -1e30, most: float = 1e30) -> bool:
@@ -173,11 +173,13 @@ _IN_RECORD = {
 
 @dataclass
 class Guides:
-    """A denoiser with all that guides it: the models loaded for it, and what a record and its notes say of them."""
+    """A denoiser with all that guides it: the models loaded for it, what they take, and what a record and its notes say
+    of them."""
 
     denoiser: Denoiser
     classifier: ClassifierModel | None = None
     others: list[ClassifierModel | DiffusionModel] = field(default_factory=list)
+    footprints: list[Footprint] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -218,8 +220,8 @@ def guide(
     if guiding.autoguide is not None:
         other = load_diffusion(guiding.autoguide, weights=guiding.autoguide_weights)
         _check_reference(model, other)
-        settle(other, precision, device)
-        asked = ChainDenoiser(Forward(other.net, precision, device), other.process, clip)
+        asked = other.denoiser(clip, precision=precision, device=device)
+        out.footprints.append(asked.network.footprint)
         rescale = guiding.cfg_rescale
         out.denoiser = Autoguidance(out.denoiser, asked, guiding.autoguide_scale, rescale=rescale, **shared)
         out.others.append(other)
@@ -236,8 +238,9 @@ def guide(
                 f"classifiers that guide together must know the same classes: {loaded[0].num_classes} and "
                 f"{found.num_classes}"
             )
-        settle(found, precision, device)
-        network = Forward(found.net, precision, device)
+        _ = found.digest  # of the weights as they are in the file, before they are made ready
+        network = inference_forward(found.net, precision, device, gradient=True)
+        out.footprints.append(network.footprint)
         judge = LevelClassifier(network, found.process, guiding.guidance_temperature)
         normalize = guiding.guidance_normalize
         out.denoiser = ClassifierGuidance(out.denoiser, judge, scale, at, normalize=normalize, **shared)
@@ -273,17 +276,6 @@ def check_identity(ours: Mapping[str, Any], record: Mapping[str, Any], where: st
 def listed(value: Any) -> list[Any]:
     """The values of an option that may be given several times, once, or not at all."""
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def settle(model: DiffusionModel | ClassifierModel, precision: str, device: torch.device) -> None:
-    """Bring a model that was just loaded to the device, where 16 bits are computed with also stored in 16 bits.
-
-    Halved before it is moved, so that the device never holds it whole.
-    """
-    if precision in AUTOCAST:
-        _ = model.digest  # the identity of the weights as they are in the file: kept from here on
-        store_weights_(model.net, AUTOCAST[precision])
-    model.net.to(device)
 
 
 def reference(given: str) -> str:

@@ -89,8 +89,9 @@ def environment() -> str:
     import torch
 
     import undiffuse
+    from undiffuse.kernels import status
 
-    devices = []
+    kernels, devices = status(), []
     for k in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(k)
         devices.append(f"cuda:{k} {about.name}, {about.total_memory / 2**30:.0f} GiB")
@@ -105,6 +106,7 @@ def environment() -> str:
         ("torch", torch.__version__),
         ("others", f"numpy {np.__version__}, pillow {PIL.__version__}, safetensors {safetensors.__version__}"),
         ("devices", "\n".join(devices)),
+        ("kernels", f"{kernels.active} ({kernels.reason})"),
         ("shipped", "\n".join(shipped)),
     ]
     return fields(rows, indent=0)

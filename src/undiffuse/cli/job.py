@@ -13,11 +13,11 @@ from torch import Tensor
 from undiffuse.cli.console import Progress
 from undiffuse.cli.low_res import LowRes, Made
 from undiffuse.cli.sampler import Sampler
+from undiffuse.nets.footprint import is_out_of_memory
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import spaced
 from undiffuse.pixels import Rounding, to_uint8
 from undiffuse.sampling import Step
-from undiffuse.training.step import is_out_of_memory
 
 FRAMES = 24
 

@@ -89,6 +89,8 @@ def device_options(parser: argparse.ArgumentParser) -> None:
     device_option(group)
     precision = "of the network (default fp32); fp16 on GPUs only"
     pick(group, "--precision", ("fp32", "bf16", "fp16"), precision, "fp32")
+    compiled = "torch.compile the network: minutes at first, faster after that; on GPUs with CUDA graphs"
+    group.add_argument("--compile", action="store_true", help=compiled)
 
 
 def model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:

@@ -14,7 +14,6 @@ from undiffuse.cli import budget, writing
 from undiffuse.cli.console import Progress, duration, fields, say
 from undiffuse.cli.job import Frames, Job
 from undiffuse.cli.sampler import Sampler
-from undiffuse.nets.footprint import kernel_bytes, weight_bytes
 from undiffuse.pictures import SampleWriter, save_animation, save_png
 from undiffuse.sampling import Step
 
@@ -127,14 +126,12 @@ class Watch:
 
 def plan(sampler: Sampler, batch: int) -> str:
     """What a run is going to take: parameters, memory of weights and activations, what is free."""
-    guides = [sampler.classifier] if sampler.classifier is not None else []
-    nets = [model.net for model in (sampler.model, *guides, *sampler.others)]
-    count = " + ".join(f"{sum(p.numel() for p in net.parameters()) / 1e6:.3g}M" for net in nets)
+    count = " + ".join(f"{net.parameters / 1e6:.3g}M" for net in sampler.footprints)
     free = budget.free_bytes(sampler.device)
     left = f" of {size_text(free)} free" if free is not None else ""
-    needed = batch * sampler.bytes_per_image + max(map(kernel_bytes, nets))
+    needed = batch * sampler.bytes_per_image + max(net.kernel for net in sampler.footprints)
     text = (
-        f"{count} parameters, {size_text(sum(map(weight_bytes, nets)))} weights; batch {batch}, "
+        f"{count} parameters, {size_text(sum(net.weights for net in sampler.footprints))} weights; batch {batch}, "
         f"about {size_text(needed)}{left}; {sampler.chain.steps} steps"
     )
     return fields([("plan  ", text)])

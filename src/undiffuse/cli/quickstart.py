@@ -28,6 +28,7 @@ from undiffuse.pictures import draw_grid, save_animation, save_png, spaced, stac
 from undiffuse.pixels import to_uint8
 from undiffuse.sampling import Step
 
+FIRST_STEPS = 20  # of the first look: the fewest that leave every class recognisable
 PATH_ROWS = 8
 FRAMES = 25
 
@@ -57,10 +58,12 @@ def run(args: argparse.Namespace) -> int:
     classes = [k for _ in range(args.per_class) for k in range(len(names))]
     say(f"Sampling {len(classes)} images of {len(names)} classes twice, without guidance and guided by the classifier")
     say(f"({plain.text()}), on {plain.device.type}.")
+    folder = Path(args.out)
+    if plain.chain.steps > FIRST_STEPS:
+        _first_look(Sampler.load(Settings(solver="ancestral", steps=str(FIRST_STEPS)), args.device), args.seed, folder)
     with Progress("sampling", 2 * len(classes), "images") as progress:
         first, second = sample_rows([plain, guided], args.seed, args.per_class, len(names), progress)
 
-    folder = Path(args.out)
     record = {"command": "quickstart", "seed": args.seed, **guided.record, **guided.notes, "per_class": args.per_class}
     rows = spaced(len(second.path), PATH_ROWS)
     path = np.concatenate([second.path[k] for k in rows])
@@ -91,6 +94,17 @@ def run(args: argparse.Namespace) -> int:
     told = [*_NEXT, (f"inspect {quoted(str(folder / 'quickstart.png'))}", "how this picture was made")]
     say("\nWhat to type next:\n" + table([[f"undiffuse {words}", what] for words, what in told], indent=2))
     return 0
+
+
+def _first_look(sampler: Sampler, seed: int, folder: Path) -> None:
+    """One image of each class in a few steps, so that there is something to see within seconds."""
+    names = class_names(sampler) or []
+    with Progress("a first look", len(names), "images") as progress:
+        (row,) = sample_rows([sampler], seed, 1, len(names), progress)
+    record = {"command": "quickstart", "seed": seed, **sampler.record, **sampler.notes, "per_class": 1}
+    path = folder / "first.png"
+    save_png(path, draw_grid(row.pixels, len(names), column_labels=names), record, overwrite=True)
+    say(f"A first look, in {FIRST_STEPS} steps only: {path}")
 
 
 def sample_rows(samplers: list[Sampler], seed: int, rows: int, row: int, progress: Progress) -> list[Shown]:

@@ -7,10 +7,9 @@ import dataclasses
 import json
 from typing import Any
 
-import torch
-
 from undiffuse import recipes
 from undiffuse.cli.console import fields, say, table
+from undiffuse.nets.skeleton import skeleton
 from undiffuse.recipes import Recipe
 
 _NO_FIGURES = ("source", "file", "unverified")  # what a recipe publishes beside numbers
@@ -73,8 +72,7 @@ def details(recipe: Recipe) -> str:
 
 def parameters(recipe: Recipe) -> int:
     """How many parameters the network has; nothing is allocated."""
-    with torch.device("meta"):
-        net: Any = recipe.net.build()
+    net: Any = skeleton(recipe.net.build)
     return sum(p.numel() for p in net.parameters())
 
 

@@ -19,11 +19,12 @@ import undiffuse
 from undiffuse.adapters.published import Sampling
 from undiffuse.cli import budget
 from undiffuse.cli.console import Progress
-from undiffuse.cli.guiding import Guiding, check_identity, guide, listed, reference, settle
+from undiffuse.cli.guiding import Guiding, check_identity, guide, listed, reference
 from undiffuse.cli.options import SHIPPED
 from undiffuse.denoiser import ChainDenoiser, Denoiser, ProcessConfig
 from undiffuse.distributed import resolve_device
 from undiffuse.grids import Path, grid
+from undiffuse.kernels import keep_memory
 from undiffuse.levels import ddim_spec
 from undiffuse.methods import METHODS, method, read_options, write_options
 from undiffuse.models import (
@@ -32,11 +33,11 @@ from undiffuse.models import (
     load_diffusion,
     paired_classifier,
 )
-from undiffuse.nets.footprint import activation_bytes
+from undiffuse.nets.footprint import Footprint, activation_bytes
+from undiffuse.nets.forward import AUTOCAST, inference_forward
 from undiffuse.noise import NoiseSource
 from undiffuse.sampling import Step, sample
 from undiffuse.solvers import Solver, build
-from undiffuse.training.step import AUTOCAST, Forward
 
 _IMAGES = 12  # tensors of an image's size that a step of a sampler holds at once: x, the prediction's parts, noise
 
@@ -95,6 +96,7 @@ class Settings:
     reclip: bool = True
     precision: str = "fp32"
     guiding: Guiding = field(default_factory=Guiding)
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("model", "weights", "classifier", "steps", "grid"):
@@ -191,6 +193,7 @@ class Sampler:
     """A loaded model, ready to sample. `record` decides the images, `notes` are good to know.
 
     `classifier`, `others`  the models that guide it: the first classifier, and all others
+    `footprints`            of the model and of what guides it
     """
 
     settings: Settings
@@ -203,6 +206,7 @@ class Sampler:
     record: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     others: tuple[ClassifierModel | DiffusionModel, ...] = ()
+    footprints: tuple[Footprint, ...] = ()
 
     @classmethod
     def load(cls, settings: Settings, device: str = "auto") -> Sampler:
@@ -211,15 +215,19 @@ class Sampler:
         if settings.precision == "fp16" and where.type == "cpu":
             raise ValueError("--precision fp16 is for GPUs; on a CPU give bf16, which is as small, or fp32")
         model = load_diffusion(settings.model, weights=settings.weights)
-        settle(model, settings.precision, where)
+        _ = model.digest  # the identity of the weights as they are in the file, before they are made ready
         settings = settings.resolved(model.process, model.published.sampling if model.published else None)
         assert settings.solver and settings.steps and settings.grid  # `resolved` names them
-        denoiser: Denoiser = network_denoiser(model, settings.clip, settings.precision, where)
-        chain = grid(denoiser.chain, settings.steps, settings.grid)
+        keep_memory()
         judges = [(settings.classifier, settings.guidance)] if settings.guidance and settings.classifier else []
+        judges += settings.guiding.more_classifiers
+        through = bool(judges) and settings.guidance_at == "x0"  # the gradient goes through the network too
+        forward = inference_forward(model.net, settings.precision, where, gradient=through, compiled=settings.compile)
+        denoiser: Denoiser = ChainDenoiser(forward, model.process, settings.clip)
+        chain = grid(denoiser.chain, settings.steps, settings.grid)
         guides = guide(
             settings.guiding,
-            [*judges, *settings.guiding.more_classifiers],
+            judges,
             settings.guidance_at,
             settings.clip,
             settings.precision,
@@ -249,8 +257,10 @@ class Sampler:
         eta = {"eta": settings.eta} if settings.solver == "ddim" else {}
         solver = build(settings.solver, settings.reclip, **eta, **options)
         notes["device"] = where.type
-        others = tuple(guides.others)
-        return cls(settings, model, guides.classifier, where, chain, solver, guides.denoiser, record, notes, others)
+        others, footprints = tuple(guides.others), (forward.footprint, *guides.footprints)
+        return cls(
+            settings, model, guides.classifier, where, chain, solver, guides.denoiser, record, notes, others, footprints
+        )
 
     def check_identity(self, record: Mapping[str, Any], where: str = "the record", option: str = "model") -> None:
         """ValueError, which calls it `where`, unless the loaded weights are those of a record.
@@ -337,11 +347,6 @@ class Sampler:
         parts += [f"clip {s.clip}"] if s.clip != "static" else []
         parts += [s.precision] if s.precision != "fp32" else []
         return ", ".join(parts)
-
-
-def network_denoiser(model: DiffusionModel, clip: str, precision: str, device: torch.device) -> ChainDenoiser:
-    """The model's denoiser, its network called in the given precision ("fp32", "bf16", "fp16")."""
-    return ChainDenoiser(Forward(model.net, precision, device), model.process, clip)
 
 
 def choose_classes(model: DiffusionModel, given: Sequence[str] | None, default: str | None = "all") -> list[int] | None:

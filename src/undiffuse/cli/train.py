@@ -16,6 +16,7 @@ from undiffuse.cli.writing import quoted
 from undiffuse.data import check_trainable
 from undiffuse.data.labels import listed
 from undiffuse.distributed import resolve_device
+from undiffuse.kernels import keep_memory
 from undiffuse.models import load_model, save_model
 from undiffuse.training import (
     ClassifierTask,
@@ -38,6 +39,7 @@ MODES = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
+    keep_memory()
     plan = make_plan(args)
     task = build_task(args, plan)
     init = plan.start.begin(task.net, task.process, plan.labels) if plan.start is not None else None

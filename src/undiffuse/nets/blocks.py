@@ -7,6 +7,7 @@ Parameter names and shapes equal those of the released OpenAI models, so that th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-_SHORT = 128  # tokens up to which plain products beat the fused kernel in bfloat16 on a CPU
+from undiffuse.kernels import norm_act
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -33,16 +34,18 @@ def norm_groups(channels: int) -> int:
 class GroupNorm(nn.GroupNorm):
     """Group norm whose statistics are computed in float32 whatever the input's precision.
 
-    eps is 1e-5 in Improved DDPM's and ADM's networks and 1e-6 in DDPM's.
+    eps is 1e-5 in Improved DDPM's and ADM's networks and 1e-6 in DDPM's. What follows a norm in these networks is part
+    of the same operation, so that an activation is read and written once: `scale` and `shift` [B, C] make it
+    GN(x) (1 + scale) + shift, `act` puts a SiLU behind it.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__(norm_groups(channels), channels, eps=eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype in (torch.float16, torch.bfloat16):
-            return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
-        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, *, act: bool = False
+    ) -> Tensor:
+        return norm_act(x, self.num_groups, self.weight, self.bias, self.eps, scale=scale, shift=shift, act=act)
 
 
 def time_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -55,6 +58,15 @@ def time_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tenso
     angles = t.float()[:, None] * torch.exp(-math.log(max_period) * exponents)[None]
     embedding = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
     return F.pad(embedding, (0, 1)) if width % 2 else embedding
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x [B, C, H, W] laid out as [B, H, W, C], in which convolutions and norms are fastest; layers keep the layout.
+
+    Applied behind the first convolution: of an image of one channel both layouts are the same, and a convolution takes
+    it for the other one.
+    """
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def zero_init(module: AnyModule) -> AnyModule:
@@ -138,26 +150,23 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if out_channels == channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """`emb` is the embedding after its SiLU, which is the same for all blocks."""
         return maybe_checkpointed(self._forward, self.use_checkpoint, x, emb)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        norm_in, activation, conv_in = self.in_layers
-        h = activation(norm_in(x))
+        norm_in, _, conv_in = self.in_layers
+        h = norm_in(x, act=True)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv_in(h)
-        # The embedding path stays in float32 under autocast: its products are tiny and steer every channel.
-        with torch.autocast(x.device.type, enabled=False):
-            conditioning = self.emb_layers(emb.float())[:, :, None, None].to(h.dtype)
-        norm_out, *rest = self.out_layers
+        conditioning = projected(self.emb_layers[1], emb)
+        norm_out, _, dropout, conv_out = self.out_layers
         if self.use_scale_shift_norm:
             scale, shift = conditioning.chunk(2, dim=1)
-            h = torch.addcmul(shift, norm_out(h), 1 + scale)
+            h = norm_out(h, scale, shift, act=True)
         else:
-            h = norm_out(h + conditioning)
-        for layer in rest:
-            h = layer(h)
-        out = self.skip_connection(x) + h
+            h = norm_out(h + conditioning[:, :, None, None].to(h.dtype), act=True)
+        out = convolved_onto(self.skip_connection(x), conv_out, dropout(h))
         return out * self.gain if self.gain != 1.0 else out
 
 
@@ -185,12 +194,41 @@ class Attention(nn.Module):
         return maybe_checkpointed(self._forward, self.use_checkpoint, x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        b, c, height, width = x.shape
-        # [B, HW, C] is a free view of a channels-last tensor, so the 1x1 convolutions are plain products.
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)
-        attended = multi_head_attention(pointwise(self.qkv, tokens), self.heads, self.new_order)
-        out = x + pointwise(self.proj_out, attended).reshape(b, height, width, c).permute(0, 3, 1, 2)
+        attended = multi_head_attention(tokens_of(self.qkv, self.norm(x)), self.heads, self.new_order)
+        out = convolved_onto(x, self.proj_out, as_image(attended, x.shape[2:]))
         return out * self.gain if self.gain != 1.0 else out
+
+
+def as_image(tokens: Tensor, size: Sequence[int]) -> Tensor:
+    """[B, H W, C] as channels-last [B, C, H, W]."""
+    return tokens.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
+
+
+def tokens_of(conv: nn.Module, x: Tensor) -> Tensor:
+    """A 1x1 convolution of x [B, C, H, W] as tokens [B, H W, C']; of a channels-last x they are a free view."""
+    if isinstance(conv, nn.Conv1d):
+        return pointwise(conv, x.permute(0, 2, 3, 1).flatten(1, 2))
+    return conv(x).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def projected(linear: nn.Module, emb: Tensor) -> Tensor:
+    """linear(emb) in float32, also under autocast: these products are tiny and steer every channel."""
+    if not torch.is_autocast_enabled(emb.device.type):
+        return linear(emb)
+    with torch.autocast(emb.device.type, enabled=False):
+        return linear(emb)
+
+
+def convolved_onto(base: Tensor, conv: nn.Module, x: Tensor) -> Tensor:
+    """base + conv(x) [B, C, H, W], by the convolution itself where it can."""
+    onto = getattr(conv, "onto", None)
+    if onto is not None:
+        return onto(base, x)
+    if isinstance(conv, nn.Conv1d):  # a 1x1 convolution as a plain product
+        out = as_image(pointwise(conv, x.permute(0, 2, 3, 1).flatten(1, 2)), x.shape[2:])
+    else:
+        out = conv(x)
+    return out.add_(base) if out.dtype == base.dtype else base + out  # nothing else needs a convolution's result
 
 
 def pointwise(conv: nn.Conv1d, tokens: Tensor) -> Tensor:
@@ -202,8 +240,8 @@ def multi_head_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
     """Softmax attention of packed projections qkv [B, L, 3C] -> [B, L, C] by the framework's fused kernel.
 
     softmax(q k^T / sqrt(C / heads)) v per head; `new_order` tells how the 3C columns are laid out (see `Attention`).
-    Training in bfloat16 on a CPU uses plain products for short sequences, where the fused kernel's backward pass takes
-    four to eight times as long (measured in docs/experiments.md).
+    In bfloat16 on a CPU plain products are faster for short sequences, up to eight times with the backward pass
+    (measured in docs/experiments.md).
     """
     b, length, width = qkv.shape
     d = width // (3 * heads)
@@ -211,12 +249,21 @@ def multi_head_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
         q, k, v = qkv.view(b, length, 3, heads, d).permute(2, 0, 3, 1, 4)
     else:
         q, k, v = qkv.view(b, length, heads, 3, d).permute(3, 0, 2, 1, 4)
-    if qkv.requires_grad and qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and length <= _SHORT:
-        weights = torch.softmax((q / math.sqrt(d)) @ k.transpose(2, 3), dim=-1, dtype=torch.float32)
-        attended = weights.to(v.dtype) @ v
+    if _plain_products(qkv, b * heads):
+        q, k, v = (part.reshape(b * heads, length, d) for part in (q, k, v))
+        scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=1 / math.sqrt(d))
+        attended = torch.bmm(torch.softmax(scores, dim=-1), v).view(b, heads, length, d)
     else:
         attended = F.scaled_dot_product_attention(q, k, v)
     return attended.transpose(1, 2).reshape(b, length, heads * d)
+
+
+def _plain_products(qkv: Tensor, sequences: int) -> bool:
+    """Whether plain products beat the fused kernel: in bfloat16 on a CPU for short sequences, if there are many or
+    gradients are wanted."""
+    if qkv.device.type != "cpu" or qkv.dtype != torch.bfloat16:
+        return False
+    return qkv.shape[1] <= 512 and (qkv.requires_grad or sequences >= 16)
 
 
 def maybe_checkpointed(function, use_checkpoint: bool, *inputs: Tensor) -> Tensor:  # type: ignore[no-untyped-def]

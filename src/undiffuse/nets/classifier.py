@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from undiffuse.nets.blocks import GroupNorm, multi_head_attention, pointwise, zero_init
@@ -91,9 +92,13 @@ class NoisyClassifier(Trunk):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         self.config.check_input(x, t)
-        h, outputs = self.encode(x, self.embed_time(t))
+        h, outputs = self.encode(x, F.silu(self.embed_time(t)))
         with torch.autocast(x.device.type, enabled=False):
             dtype = next(self.out.parameters()).dtype
             if self.config.pool.startswith("spatial"):
                 return self.out(torch.cat([o.to(dtype).mean(dim=(2, 3)) for o in [*outputs, h]], dim=1))
-            return self.out(h.to(dtype))
+            norm, _, *head = self.out
+            h = norm(h.to(dtype), act=True)
+            for layer in head:
+                h = layer(h)
+            return h

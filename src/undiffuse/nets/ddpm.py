@@ -22,7 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from undiffuse.nets.blocks import GroupNorm, Upsample, maybe_checkpointed, multi_head_attention, zero_init
+from undiffuse.nets.blocks import (
+    GroupNorm,
+    Upsample,
+    channels_last,
+    convolved_onto,
+    maybe_checkpointed,
+    multi_head_attention,
+    projected,
+    zero_init,
+)
 from undiffuse.nets.config import NetworkConfig
 
 EPS = 1e-6
@@ -103,15 +112,13 @@ class ResBlock(nn.Module):
         self.nin_shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """`emb` is the embedding after its SiLU, which is the same for all blocks."""
         return maybe_checkpointed(self._forward, self.use_checkpoint, x, emb)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        # The embedding path stays in float32 under autocast: its products are tiny and steer every channel.
-        with torch.autocast(x.device.type, enabled=False):
-            conditioning = self.temb_proj(F.silu(emb.float()))[:, :, None, None].to(h.dtype)
-        h = self.conv2(self.dropout(F.silu(self.norm2(h + conditioning))))
-        return self.nin_shortcut(x) + h
+        h = self.conv1(self.norm1(x, act=True))
+        h = h + projected(self.temb_proj, emb)[:, :, None, None].to(h.dtype)
+        return convolved_onto(self.nin_shortcut(x), self.conv2, self.dropout(self.norm2(h, act=True)))
 
 
 class Attention(nn.Module):
@@ -254,8 +261,8 @@ class DDPMUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         self.config.check_input(x, t)
-        emb = self.temb(t)
-        skips = [self.conv_in(x)]
+        emb = F.silu(self.temb(t))
+        skips = [channels_last(self.conv_in(x))]
         for level in self.down:
             skips += level(skips[-1], emb)
         h = self.mid(skips[-1], emb)
@@ -263,4 +270,4 @@ class DDPMUNet(nn.Module):
             h = level(h, emb, skips)
         # The last layers run in the input's precision (float32): the prediction itself is never rounded to 16 bit.
         with torch.autocast(x.device.type, enabled=False):
-            return self.conv_out(F.silu(self.norm_out(h.to(self.conv_out.weight.dtype))))
+            return self.conv_out(self.norm_out(h.to(self.norm_out.weight.dtype), act=True))

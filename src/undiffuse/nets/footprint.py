@@ -1,18 +1,28 @@
-"""What a network takes of memory when it is only used: its weights, stored in 16 bits too, and its activations.
+"""What a network takes of memory when it is only used: its weights, stored in 16 bits too, and its activations; and how
+it is told that memory did not suffice.
 
-Nothing is run for it: the numbers follow from the configuration and the size of the images.
+Nothing is run for the numbers: they follow from the configuration and the size of the images.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
+from undiffuse.kernels import status
 from undiffuse.nets.classifier import ClassifierConfig
 from undiffuse.nets.ddpm import DDPMConfig
 from undiffuse.nets.unet import UNetConfig
 
 _FLOAT32 = ("out.", "conv_out.")  # the last layers, which run in float32 whatever the precision
+_OUT_OF_MEMORY = (
+    "out of memory",  # CUDA, MPS, accelerators
+    "can't allocate memory",  # the CPU allocator
+    "not enough memory",  # the CPU allocator on Windows
+    "alloc_failed",  # cuBLAS, cuDNN
+)
 
 
 def store_weights_(net: nn.Module, dtype: torch.dtype) -> None:
@@ -27,15 +37,28 @@ def store_weights_(net: nn.Module, dtype: torch.dtype) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
-def weight_bytes(net: nn.Module) -> int:
-    """Bytes of a network's parameters as they are stored."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in net.parameters())
+@dataclass(frozen=True)
+class Footprint:
+    """What a network takes, whatever the batch.
 
+    `parameters`  how many
+    `weights`     bytes of them as they are stored
+    `kernel`      about what kernels need beside tensors: the largest convolution's weights, reordered
+    """
 
-def kernel_bytes(net: nn.Module) -> int:
-    """About what kernels need beside tensors, whatever the batch: the largest convolution's weights, reordered."""
-    convolutions = (m for m in net.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d)))
-    return 2 * max(m.weight.numel() * m.weight.element_size() for m in convolutions)
+    parameters: int
+    weights: int
+    kernel: int
+
+    @classmethod
+    def of(cls, net: nn.Module) -> Footprint:
+        """Of a network as it is now."""
+        convolutions = (m for m in net.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d)))
+        return cls(
+            parameters=sum(p.numel() for p in net.parameters()),
+            weights=sum(p.numel() * p.element_size() for p in net.parameters()),
+            kernel=2 * max(m.weight.numel() * m.weight.element_size() for m in convolutions),
+        )
 
 
 def activation_bytes(
@@ -44,19 +67,22 @@ def activation_bytes(
     *,
     element: int = 4,
     gradient: bool = False,
+    fused: bool | None = None,
 ) -> int:
     """About the most memory in bytes that one image's activations take at any time of a call.
 
     `size`      (height, width) of the image; default the trained size
     `element`   bytes of a number: 4 in float32, 2 under autocast to 16 bits (norms compute in float32 all the same)
     `gradient`  with the gradient with respect to the image, as guidance by a classifier takes it
+    `fused`     whether norms are one operation with what follows them; default whether the CPU has compiled kernels
 
     Without a gradient that is the skip connections made and not yet used, and what the residual block or attention at
     work holds; with one it is what all layers keep for it. What kernels need beside tensors is not in it, see
-    `kernel_bytes`.
+    `Footprint`.
     """
     height, width = size or config.size
-    walk = _Walk(height * width, element, gradient)
+    fused = status().active == "compiled" if fused is None else fused
+    walk = _Walk(height * width, element, gradient, fused)
     channels, factor = config.widths[0], 1
     skips = [(channels, factor)]
 
@@ -95,8 +121,8 @@ def activation_bytes(
 class _Walk:
     """The most that lives at once on the way through a network, block by block."""
 
-    def __init__(self, pixels: int, element: int, gradient: bool) -> None:
-        self.pixels, self.element, self.gradient = pixels, element, gradient
+    def __init__(self, pixels: int, element: int, gradient: bool, fused: bool) -> None:
+        self.pixels, self.element, self.gradient, self.fused = pixels, element, gradient, fused
         self.most = self._kept = 0.0
 
     def tensor(self, channels: int, factor: int) -> float:
@@ -110,18 +136,23 @@ class _Walk:
             self._attention(held + self.tensor(outputs, factor), outputs, factor)
 
     def residual(self, held: float, inputs: int, outputs: int, factor: int) -> None:
-        """Beside what others hold, a block has a norm in float32 and its activation, or three tensors of its output."""
+        """Beside what others hold, a block has what goes into a convolution and what comes out, or three tensors of its
+        output; where norms are not one operation and in 16 bits, a norm in float32 and what it came from."""
         e = self.element
-        working = max(8 * inputs, e * (inputs + outputs), outputs * (e + 8), 3 * e * outputs)
-        # For the gradient: both norms' inputs (in float32) and what goes into both activations and convolutions.
-        kept = 4 * (inputs + outputs) * (e < 4) + e * (2 * inputs + 4 * outputs)
+        working = max(e * (inputs + outputs), 3 * e * outputs)
+        kept = 2 * e * (inputs + outputs)  # for the gradient: what goes into norms and convolutions
+        if not self.fused:
+            if e < 4 or self.gradient:
+                working = max(8 * inputs, outputs * (e + 8), working)
+            kept += 4 * (inputs + outputs) * (e < 4) + 2 * e * outputs  # and what lies between norm and activation
         self._pass(held, working, kept, factor)
 
     def _attention(self, held: float, channels: int, factor: int) -> None:
         e = self.element
         # Tokens, their three projections, the attended values in two layouts, the result.
-        working = max(8, 7 * e) * channels
-        self._pass(held, working, (4 * (e < 4) + 7 * e) * channels, factor)
+        working = max(8 * (not self.fused), 7 * e) * channels
+        # In 16 bits with copies for plain products, see `blocks.multi_head_attention`.
+        self._pass(held, working, (7 * e if e == 4 else 11 * e + 4 * (not self.fused)) * channels, factor)
 
     def _pass(self, held: float, working: float, kept: float, factor: int) -> None:
         area = self.pixels / factor**2
@@ -130,3 +161,10 @@ class _Walk:
             self.most = max(self.most, self._kept + area * working)
         else:
             self.most = max(self.most, held + area * working)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for the errors by which torch says that memory did not suffice."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undiffuse.nets.blocks import Attention, Downsample, ResBlock, time_embedding
+from undiffuse.nets.blocks import Attention, Downsample, ResBlock, channels_last, time_embedding
 from undiffuse.nets.config import NetworkConfig
 
 
@@ -117,14 +117,16 @@ class Trunk(nn.Module):
         self.channels = channels
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """Embedding [B, 4 model_channels] of times t [B], in float32 also under autocast."""
+        """Embedding [B, 4 model_channels] of times t [B], in float32 also under autocast; before its last SiLU."""
         with torch.autocast(t.device.type, enabled=False):
             return self.time_embed(time_embedding(t, self.config.model_channels))
 
     def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """x [B, C, H, W], emb [B, E] -> (middle output, [outputs of the encoder stages])."""
-        outputs = []
-        for stage in self.input_blocks:
+        """x [B, C, H, W], emb [B, E] after its SiLU -> (middle output, [outputs of the encoder stages])."""
+        first, *others = self.input_blocks
+        x = channels_last(first(x, emb))
+        outputs = [x]
+        for stage in others:
             x = stage(x, emb)
             outputs.append(x)
         return self.middle_block(x, emb), outputs

@@ -82,7 +82,7 @@ class UNet(Trunk):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, low_res: Tensor | None = None) -> Tensor:
         self.config.check_input(x, t)
-        emb = self._embed(x, t, y)
+        emb = F.silu(self._embed(x, t, y))
         if self.config.super_resolution:
             if low_res is None:
                 raise ValueError("a super-resolution network needs low_res, the image [B, C, h, w] to enlarge")
@@ -97,7 +97,8 @@ class UNet(Trunk):
             h = stage(torch.cat([h, skips.pop()], dim=1), emb)
         # The last layers run in the input's precision (float32): the prediction itself is never rounded to 16 bit.
         with torch.autocast(x.device.type, enabled=False):
-            return self.out(h.to(next(self.out.parameters()).dtype))
+            norm, _, conv = self.out
+            return conv(norm(h.float(), act=True))
 
     def _embed(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         emb = self.embed_time(t)

@@ -41,7 +41,7 @@ def fashion_mnist_32() -> Recipe:
         objective=ObjectiveConfig(loss="hybrid"),
         train=TrainConfig(
             batch=64,
-            images=230_000,
+            images=280_000,
             lr=1e-3,
             warmup_images=20_000,
             lr_decay="cosine",

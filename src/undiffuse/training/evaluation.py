@@ -23,10 +23,10 @@ from undiffuse.ema import EMA
 from undiffuse.evaluation import MadeImages, Summary, evaluate, extract
 from undiffuse.metrics import Estimate, MetricError
 from undiffuse.metrics.extractors import Extractor
+from undiffuse.nets.forward import Forward
 from undiffuse.pixels import to_uint8
 from undiffuse.training.config import TrainConfig
 from undiffuse.training.outputs import evaluating
-from undiffuse.training.step import Forward
 from undiffuse.training.tasks import DiffusionTask
 
 __all__ = ["BEST", "Evaluator"]

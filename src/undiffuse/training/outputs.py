@@ -13,13 +13,13 @@ from PIL import Image
 from torch import nn
 
 from undiffuse.ema import EMA
+from undiffuse.nets.forward import Forward
 from undiffuse.pictures.curve import draw_curve
 from undiffuse.pictures.files import atomic_file
 from undiffuse.pictures.grid import draw_grid
 from undiffuse.pixels import to_uint8
 from undiffuse.training.config import TrainConfig
 from undiffuse.training.records import read_records
-from undiffuse.training.step import Forward
 from undiffuse.training.tasks import Task
 
 MOST_COLUMNS = 12

@@ -16,6 +16,7 @@ import undiffuse
 from undiffuse.checkpoints import images_of
 from undiffuse.data import Batch, ImageDataset, check_trainable
 from undiffuse.distributed import Ranks
+from undiffuse.nets.forward import Forward
 from undiffuse.noise import NoiseSource
 from undiffuse.pixels import from_uint8
 from undiffuse.training.config import TrainConfig
@@ -27,7 +28,6 @@ from undiffuse.training.outputs import save_accuracy_curve, save_loss_curve, sav
 from undiffuse.training.posthoc import remove_after, save_snapshots
 from undiffuse.training.records import JsonlSink, Listener, Record
 from undiffuse.training.state import TrainState
-from undiffuse.training.step import Forward
 from undiffuse.training.tasks import MAX_POSITION, DiffusionTask, Inputs, Task
 from undiffuse.training.validation import validate
 

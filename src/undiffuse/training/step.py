@@ -3,49 +3,16 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from undiffuse.distributed import Ranks
+from undiffuse.nets.footprint import is_out_of_memory
+from undiffuse.nets.forward import Forward
 from undiffuse.training.config import TrainConfig
 from undiffuse.training.randomness import derived_seed, seeded
 from undiffuse.training.tasks import Inputs, Task
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_OUT_OF_MEMORY = (
-    "out of memory",  # CUDA, MPS, accelerators
-    "can't allocate memory",  # the CPU allocator
-    "not enough memory",  # the CPU allocator on Windows
-    "alloc_failed",  # cuBLAS, cuDNN
-)
-
-
-class Forward:
-    """The network as it is called in training: compiled if asked for, under autocast in 16-bit runs, float32 in and
-    out.
-    """
-
-    def __init__(self, net: nn.Module, precision: str, device: torch.device, compiled: bool = False) -> None:
-        self.net = net
-        self.conditions: frozenset[str] = getattr(net, "conditions", frozenset())
-        self._call: Any = torch.compile(net) if compiled else net
-        self._device = device.type
-        self._dtype = AUTOCAST.get(precision)
-
-    def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None):
-            out = self._call(x, t, **cond)
-        return out.float()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for the errors by which torch says that memory did not suffice."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
 
 
 def accumulate(

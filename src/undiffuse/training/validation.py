@@ -11,10 +11,10 @@ import torch
 from undiffuse.data import ImageDataset, pass_once
 from undiffuse.distributed import Ranks
 from undiffuse.ema import EMA
+from undiffuse.nets.forward import Forward
 from undiffuse.pixels import from_uint8
 from undiffuse.training.config import TrainConfig
 from undiffuse.training.outputs import evaluating
-from undiffuse.training.step import Forward
 from undiffuse.training.tally import QUARTILES, binned_sums, means
 from undiffuse.training.tasks import Inputs, Task
 

@@ -1,8 +1,8 @@
 """From uint8 images to FID, IS, KID, precision and recall: ours against torch-fidelity, with the same weights.
 
-Both run in a virtual environment of their own (`prepare`), each in a process of its own, in turns. The weights are
-random, which costs what the published ones do. torch-fidelity imports torchvision, which it needs for data sets and
-image files only; where torchvision cannot be imported, empty modules with the names it looks for stand in.
+Both run in a virtual environment of their own (`common.installing`), each in a process of its own, in turns. The
+weights are random, which costs what the published ones do. torch-fidelity imports torchvision, which it needs for data
+sets and image files only; where torchvision cannot be imported, empty modules with the names it looks for stand in.
 """
 
 from __future__ import annotations
@@ -11,51 +11,18 @@ import argparse
 import json
 import subprocess
 import sys
-import types
-import venv
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import Run, Stages, compare, described, environment, in_turns, median, surroundings
+from common.installing import prepared, stand_in
+from common.measuring import Run, Stages, compare, described, environment, in_turns, median, surroundings
 
 PEER = "torch-fidelity==0.4.0"
+SUPPORT = ("numpy", "scipy", "pillow", "tqdm", "safetensors")
 SIDES = ("torch-fidelity", "undiffuse")
 SEED = 2020  # torch-fidelity's own, for the order of images in its score
 SPLITS, SUBSETS = 10, 100
 TOLERANCES = {"FID": 1e-3, "IS": 1e-4, "KID": 0.1, "precision": 3e-3, "recall": 3e-3}
-
-
-def prepare(folder: Path) -> Path:
-    """The Python of a virtual environment with torch-fidelity and what it imports, made if it is not there."""
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        import torch
-
-        venv.create(folder, with_pip=True, clear=True)
-        install = [str(python), "-m", "pip", "install", "--quiet"]
-        version = torch.__version__.split("+")[0]
-        wanted = [f"torch=={version}", "numpy", "scipy", "pillow", "tqdm", "safetensors"]
-        subprocess.run([*install, *wanted], check=True)
-        # Without its dependencies: torchvision would bring another build of torch.
-        subprocess.run([*install, "--no-deps", PEER], check=True)
-        (folder / "ready").touch()
-    return python
-
-
-def stand_in() -> None:
-    """Puts modules in torchvision's place if it cannot be imported; nothing of them is ever called."""
-    try:
-        import torchvision  # noqa: F401
-    except Exception:  # a build for another torch fails in its own ways
-        names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.datasets")
-        for name in names:
-            sys.modules[name] = types.ModuleType(name)
-            parent, _, last = name.rpartition(".")
-            if parent:
-                setattr(sys.modules[parent], last, sys.modules[name])
-        for name in ("CIFAR10", "CIFAR100", "STL10"):
-            setattr(sys.modules["torchvision.datasets"], name, type(name, (), {}))
 
 
 def weights() -> dict[str, Any]:
@@ -201,13 +168,15 @@ def child(what: str, side: str, path: str, count: int, size: int, threads: int) 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Both sides in turns, everything and the network alone; for JSON."""
-    python = prepare(args.folder / "venv")
+    python = prepared(args.folder / "venv", SUPPORT, [PEER])
     path = args.folder / "weights.pth"
-    subprocess.run([str(python), __file__, "weights", str(path)], check=True, env=environment(args.threads))
+    subprocess.run(
+        [str(python), "-m", "quality.fidelity", "weights", str(path)], check=True, env=environment(args.threads)
+    )
 
     def command(what: str, side: str) -> list[str]:
         numbers = [str(n) for n in (args.images, args.size, args.threads)]
-        return [str(python), __file__, what, side, str(path), *numbers]
+        return [str(python), "-m", "quality.fidelity", what, side, str(path), *numbers]
 
     whole = in_turns(SIDES, args.repeats, lambda side: command("all", side), args.threads)
     compare(whole, TOLERANCES)

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from measuring import Run, Stages, compare, described, in_turns, median, surroundings
+from common.measuring import Run, Stages, compare, described, in_turns, median, surroundings
 
 POOL, SPATIAL, CLASSES = 2048, 2023, 1008
 SAMPLES, REFERENCE = 50_000, 10_000
@@ -41,7 +41,7 @@ def head() -> np.ndarray:
 
 
 def theirs(pool: list[np.ndarray], spatial: list[np.ndarray], weights: np.ndarray, threads: int) -> Run:
-    import original
+    from quality import original
 
     stages = Stages()
     both = [[original.moments(side) for side in sides] for sides in (pool, spatial)]
@@ -104,7 +104,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Both sides in turns; for JSON."""
 
     def command(side: str) -> list[str]:
-        return [sys.executable, __file__, side, str(args.scale), str(args.threads), args.distances]
+        return [sys.executable, "-m", "quality.arithmetic", side, str(args.scale), str(args.threads), args.distances]
 
     runs = in_turns(SIDES, args.repeats, command, args.threads)
     compare(runs, TOLERANCES)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 Run = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout
 
 
 class Stages:
@@ -25,8 +26,7 @@ class Stages:
     """
 
     def __init__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is what it is now
-        self.before = _status("VmRSS")
+        self.before = restart_peak()
         self.seconds: dict[str, float] = {}
         self.cpu: dict[str, float] = {}
         self._last = time.perf_counter(), time.process_time()
@@ -39,22 +39,27 @@ class Stages:
 
     def result(self, values: dict[str, float]) -> Run:
         """Everything for JSON, with the numbers that were computed."""
-        peak = _status("VmHWM") - self.before
+        peak = 1024 * kilobytes("VmHWM") - self.before
         return {"values": values, "seconds": self.seconds, "cpu_seconds": self.cpu, "memory": peak}
 
 
-def _status(name: str) -> int:
-    """Bytes by one line of /proc/self/status."""
+def kilobytes(name: str) -> int:
+    """The number of one line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(name + ":")).split()[1])
+    return int(next(line for line in lines if line.startswith(name + ":")).split()[1])
+
+
+def restart_peak() -> int:
+    """Makes this process's peak memory (VmHWM) what it holds now, and returns that in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return 1024 * kilobytes("VmRSS")
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Variables for a run: this checkout's package, and so many threads in every library."""
+    """Variables for a run: this checkout's package and benchmarks, so many threads everywhere, no progress bars."""
     libraries = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    source = str(Path(__file__).resolve().parent.parent / "src")
-    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, **dict.fromkeys(libraries, str(threads)), "PYTHONPATH": path}
+    path = os.pathsep.join(filter(None, [str(ROOT / "src"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **dict.fromkeys(libraries, str(threads)), "PYTHONPATH": path, "TQDM_DISABLE": "1"}
 
 
 def in_turns(
@@ -114,3 +119,25 @@ def described(about: dict[str, Any]) -> str:
         f"{about['date']}; {about['processor']}, {about['cores']} cores, {about['threads']} threads, {natively} "
         f"bfloat16 arithmetic, {about['memory_gib']} GiB; load {about['load']} when it ended; {versions}."
     )
+
+
+def commit() -> str:
+    """The checkout's commit, and whether its package differs from it; "unknown" outside of a repository."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--", "src", "benchmarks").strip()
+        return git("rev-parse", "--short", "HEAD").strip() + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def keep(path: Path, found: dict[str, Any], page: Callable[[dict[str, Any]], str]) -> None:
+    """Puts new results beside those of path.json and writes path.md, the `page` of all of them."""
+    data = path.with_suffix(".json")
+    known = json.loads(data.read_text()) if data.exists() else {}
+    known.update(found)
+    data.write_text(json.dumps(known, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(known))

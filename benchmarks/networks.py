@@ -1,0 +1,181 @@
+"""How fast the networks are: ours against OpenAI's, azula's, diffusers' and denoising-diffusion-pytorch's.
+
+    python benchmarks/networks.py --write docs/benchmarks-networks   # all, kept for the documentation; two hours
+    python benchmarks/networks.py forward start                      # some parts
+    python benchmarks/networks.py --full                             # with what takes minutes a call
+    python benchmarks/networks.py --quick                            # does everything run? Measures nothing
+
+Linux; on the GPU where there is one (--device). The other libraries are installed into a virtual environment under
+build/benchmarks. README.md says what is compared, and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common.blocks import Pace, whole
+from common.installing import prepared
+from common.measuring import commit, environment, keep, surroundings
+from unets import imports
+from unets.tables import page
+
+PEERS = {
+    "guided-diffusion-sdk": "1.0.0",
+    "azula": "0.11.1",
+    "diffusers": "0.42.1",
+    "denoising-diffusion-pytorch": "2.3.4",
+    "ema-pytorch": "0.8.3",
+    "accelerate": "1.15.0",
+}
+SUPPORT = (
+    *("numpy", "pillow", "safetensors", "tqdm", "einops", "scipy", "pyyaml", "packaging", "requests", "filelock"),
+    *("regex", "importlib_metadata", "huggingface-hub", "psutil", "blobfile", "gdown", "setuptools"),
+)
+PARTS = ("forward", "training", "sampling", "guided", "start", "imports")
+# (model, batch), and those that only --full measures
+CELLS: dict[str, tuple[tuple[str, int], ...]] = {
+    "forward": (("S", 1), ("S", 8), ("S", 32), ("M", 1), ("M", 8), ("L", 1)),
+    "training": (("S", 16), ("M", 8)),
+    "sampling": (("S", 16),),
+    "guided": (("S", 16),),
+}
+FULL: dict[str, tuple[tuple[str, int], ...]] = {"forward": (("M", 32), ("L", 8)), "sampling": (("M", 8),)}
+LARGE: dict[str, tuple[tuple[str, int], ...]] = {  # on a GPU
+    "forward": (("S", 128), ("M", 32), ("L", 8)),
+    "training": (("S", 128), ("M", 64)),
+    "sampling": (("M", 32),),
+    "guided": (("S", 128),),
+}
+PATIENCE = {"forward": 400.0, "training": 900.0, "sampling": 900.0, "guided": 900.0}  # seconds a cell
+
+
+def cells(part: str, args: argparse.Namespace) -> list[tuple[str, int]]:
+    """What is measured of a part."""
+    chosen = list(CELLS[part])
+    if args.full:
+        chosen += FULL.get(part, ())
+    if args.device == "cuda":
+        chosen += [cell for cell in LARGE.get(part, ()) if cell not in chosen]
+    if args.models:
+        chosen = [cell for cell in chosen if cell[0] in args.models]
+    if args.quick:  # every way of computing, the least work
+        chosen = list(dict.fromkeys((model, 2 if part == "training" else 1) for model, _ in chosen))
+    return chosen
+
+
+class Bench:
+    """Runs workers in the peers' environment."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        pinned = [f"{name}=={version}" for name, version in PEERS.items()]
+        self.python = args.python or prepared(args.folder / "networks-venv", SUPPORT, pinned)
+        self.weights = args.folder / "networks"
+        self._run(["unets.preparing", str(self.weights)])
+        self.about = json.loads(self._run(["unets.sides", args.device]))
+        self.sides = [name for name in self.about["sides"] if not args.sides or name in args.sides]
+
+    def command(self, action: str, part: str, model: str, batch: int, sides: Sequence[str]) -> list[str]:
+        """A worker's command line, for now: it carries the time."""
+        rounds = min(self.args.rounds, 3) if part in ("sampling", "guided") else self.args.rounds
+        pace = Pace(rounds=rounds, most=3 * rounds, patience=PATIENCE.get(part, 600.0))
+        task = {
+            "action": action,
+            "what": part,
+            "model": model,
+            "batch": batch,
+            "sides": list(sides),
+            "device": self.args.device,
+            "folder": str(self.weights),
+            "quick": self.args.quick,
+            "pace": asdict(pace),
+            "threads": self.args.threads,
+        }
+        return [str(self.python), "-W", "ignore", "-m", "unets.worker", str(time.time()), json.dumps(task)]
+
+    def worker(self, action: str, part: str, model: str, batch: int, sides: Sequence[str]) -> dict[str, Any]:
+        """A worker's result."""
+        return json.loads(self._checked(self.command(action, part, model, batch, sides)))
+
+    def _run(self, module: list[str]) -> str:
+        return self._checked([str(self.python), "-W", "ignore", "-m", *module])
+
+    def _checked(self, command: list[str]) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(self.args.threads))
+        if done.returncode:
+            sys.exit(f"{' '.join(command[3:])} failed:\n{done.stderr}")
+        return (done.stdout.splitlines() or [""])[-1]
+
+    def cell(self, part: str, model: str, batch: int) -> dict[str, Any]:
+        """Timings and errors of all sides together, then the memory of each alone."""
+        print(f"{part}, {model}, batch {batch}", flush=True)
+        found = self.worker("together", part, model, batch, self.sides)
+        for name, timing in found["timings"].items():
+            print(f"  {name}: {1000 * timing['seconds']:.1f} ms", flush=True)
+        found["memory"] = {name: self.worker("memory", part, model, batch, [name]) for name in found["timings"]}
+        return {"part": part, "model": model, "batch": batch, **found}
+
+    def result(self, part: str) -> Any:
+        """Of a part."""
+        if part == "start":
+            return self.start()
+        if part == "imports":
+            return imports.measure(self.python, 1 if self.args.quick else 3, self.args.threads)
+        return [self.cell(part, *chosen) for chosen in cells(part, self.args)]
+
+    def start(self) -> dict[str, Any]:
+        """Fresh processes, in turns."""
+
+        def run(side: str) -> dict[str, Any]:
+            found = self.worker("start", "start", "S", 1, [side])
+            print(f"start, {side}: {sum(found['seconds'].values()):.1f} s", flush=True)
+            return found
+
+        return whole({side: partial(run, side) for side in self.sides}, 1 if self.args.quick else 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("--models", nargs="*", choices=["S", "M", "L"], help="only these")
+    parser.add_argument("--sides", nargs="*", metavar="NAME", help="only these, for instance guided ours ours-bf16")
+    parser.add_argument("--full", action="store_true", help="also what takes minutes a call")
+    parser.add_argument("--quick", action="store_true", help="each cell once, with the smallest batch")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=7, help="undisturbed blocks a row (default 7; of sampling 3)")
+    parser.add_argument("--folder", type=Path, default=Path("build/benchmarks"), help="environment, weights")
+    parser.add_argument("--python", type=Path, help="of an environment with the other libraries, instead of making one")
+    parser.add_argument("--write", type=Path, metavar="PATH", help="put the results into PATH.json and PATH.md")
+    args = parser.parse_args()
+    args.folder = args.folder.resolve()
+    if args.device is None:
+        args.device = "cuda" if Path("/dev/nvidia0").exists() else "cpu"
+
+    bench = Bench(args)
+    found: dict[str, Any] = {}
+    for part in args.parts or PARTS:
+        result = bench.result(part)
+        about = surroundings(args.threads, ("torch", "numpy"))
+        about["versions"] |= PEERS
+        about |= {"device": bench.about["device"], "kernels": bench.about["kernels"], "commit": commit()}
+        about |= {"quick": args.quick, "sides": bench.about["sides"]}
+        peaks = bench.worker("roofline", "roofline", "S", 1, [])
+        found[f"{args.device} {part}"] = {"results": result, "about": about, **peaks}
+        if args.write is not None:
+            keep(args.write, found, page)
+    print(f"\n{page(found)}")
+
+
+if __name__ == "__main__":
+    main()

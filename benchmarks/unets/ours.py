@@ -1,0 +1,126 @@
+"""undiffuse as a side of the benchmarks: the calls that its own command line and training engine make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from unets.models import MODELS, STEPS, STRIDE, Batch
+from unets.sides import DECAY, LEARNING_RATE, Sampling, Setting, Training
+
+from undiffuse import kernels
+from undiffuse.denoiser import ChainDenoiser, ProcessConfig
+from undiffuse.ema import EMA
+from undiffuse.guidance import ClassifierGuidance, LevelClassifier
+from undiffuse.nets import ClassifierConfig, UNetConfig
+from undiffuse.nets.forward import Forward, inference_forward
+from undiffuse.noise import NoiseSource
+from undiffuse.objectives import ObjectiveConfig
+from undiffuse.sampling import generate
+from undiffuse.solvers import DDIM
+from undiffuse.training.config import TrainConfig
+from undiffuse.training.optim import LossScale, gradient_norm, make_optimizer
+from undiffuse.training.tasks import DiffusionTask, Inputs
+
+GUIDANCE = 1.0
+PROCESS = ProcessConfig(schedule="linear", steps=STEPS, target="eps", variance="range")
+
+
+class Undiffuse:
+    """Our own network. `setting.kernels` chooses the kernels for whatever is called."""
+
+    same = True
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.net = UNetConfig(**setting.model.arguments).build()
+        self.net.load_state_dict(load_file(setting.model.weights(setting.folder)))
+        self.net.to(setting.device).eval()
+        self._forward: Any = None
+
+    def _inference(self) -> Any:
+        if self._forward is None:  # it changes the network's weights, which a training step needs as they are
+            with kernels.using(self.setting.kernels):
+                self._forward = inference_forward(self.net, self.setting.precision, self.setting.device)
+        return self._forward
+
+    def forward(self, batch: Batch) -> Tensor:
+        with torch.no_grad(), kernels.using(self.setting.kernels):
+            return self._inference()(batch.x, batch.t.float(), y=batch.y)
+
+    def sampling(self) -> Sampling:
+        return self._sampler(ChainDenoiser(self._inference(), PROCESS))
+
+    def guided(self) -> Sampling:
+        setting = self.setting
+        net = ClassifierConfig(**MODELS["S-classifier"].arguments).build()
+        net.load_state_dict(load_file(MODELS["S-classifier"].weights(setting.folder)))
+        with kernels.using(setting.kernels):
+            network = inference_forward(net, setting.precision, setting.device, gradient=True)
+        classifier = LevelClassifier(network, PROCESS)
+        return self._sampler(ClassifierGuidance(ChainDenoiser(self._inference(), PROCESS), classifier, GUIDANCE))
+
+    def _sampler(self, denoiser: Any) -> Sampling:
+        chain = denoiser.chain.respaced(STRIDE)
+
+        def run(batch: Batch) -> Tensor:
+            noise = NoiseSource(0, range(len(batch)))
+            with kernels.using(self.setting.kernels):
+                return generate(
+                    denoiser,
+                    chain,
+                    DDIM(),
+                    noise,
+                    batch.x.shape[1:],
+                    cond={"y": batch.y},
+                    x_T=batch.x,
+                    device=self.setting.device,
+                )
+
+        return run
+
+    def task(self, batch: Batch) -> tuple[DiffusionTask, Any, Inputs]:
+        """What a training step of the hybrid loss is made of."""
+        task = DiffusionTask(self.net.train(), PROCESS, ObjectiveConfig(loss="hybrid"))
+        with kernels.using(self.setting.kernels):
+            forward = Forward(self.net, self.setting.precision, self.setting.device)
+        weights = torch.ones(len(batch), device=batch.x.device)
+        positions = torch.arange(len(batch))
+        return (
+            task,
+            forward,
+            Inputs(x0=batch.x, labels=batch.y, t=batch.t.cpu(), weights=weights, positions=positions, seed=0),
+        )
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(the loss, the noise that it was taken with)."""
+        task, forward, inputs = self.task(batch)
+        with kernels.using(self.setting.kernels):
+            return task.terms(forward, inputs)["loss"].mean(), inputs.normal()
+
+    def training(self, batch: Batch) -> Training:
+        task, forward, inputs = self.task(batch)
+        config = TrainConfig(images=1, lr=LEARNING_RATE, ema_decays=(DECAY,), precision=self.setting.precision)
+        optimizer, average = make_optimizer(self.net, config), EMA(self.net, config.ema_decays)
+        parameters = list(self.net.parameters())
+        scale = LossScale(enabled=self.setting.precision == "fp16")
+        updates = 0
+
+        def run() -> Tensor:
+            nonlocal updates
+            with kernels.using(self.setting.kernels):
+                loss = (task.terms(forward, inputs)["loss"] * inputs.weights).sum() / len(batch)
+                (loss * scale.value).backward()  # type: ignore[no-untyped-call]
+                gradients = [p.grad for p in parameters if p.grad is not None]
+                scale.unscale_(gradients)
+                # The engine looks at the norm before it dares to update.
+                if gradient_norm(gradients) < float("inf"):
+                    optimizer.step()
+                    average.update(updates)
+                optimizer.zero_grad(set_to_none=True)
+            updates += 1
+            return loss.detach()
+
+        return run

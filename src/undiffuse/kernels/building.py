@@ -1,0 +1,119 @@
+"""Compile the kernels with the machine's compiler and load them; nothing of PyTorch is needed for it but its OpenMP."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from undiffuse.downloads import cache_dir
+
+SOURCE = Path(__file__).with_name("norm_act.c")
+# -fopenmp is for the compiler only: the linker would bring a second OpenMP into the process.
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-Wno-psabi")
+MACHINES = ("x86_64", "aarch64")
+PATIENCE = 120.0  # seconds for the compiler
+
+
+class Unavailable(Exception):
+    """Why there are no compiled kernels here."""
+
+
+def load() -> ctypes.CDLL:
+    """The library, from the cache folder or freshly built; `Unavailable` says why not."""
+    if sys.platform != "linux" or platform.machine() not in MACHINES:
+        raise Unavailable(f"they are for Linux on {' or '.join(MACHINES)}, not {sys.platform} on {platform.machine()}")
+    try:
+        file = _built()
+        _share_openmp()
+        return _declared(ctypes.CDLL(str(file)))
+    except OSError as error:
+        raise Unavailable(f"they cannot be built or loaded: {error}") from None
+
+
+def _built() -> Path:
+    source = SOURCE.read_bytes()
+    file = cache_dir("kernels") / f"norm_act-{_digest(source)}.so"
+    if file.exists():
+        _check_owner(file)
+        return file
+    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
+    if not shutil.which(compiler[0]):
+        raise Unavailable(f"there is no C compiler ({compiler[0] or 'cc, gcc'}) here")
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    own = file.parent / f".{secrets.token_hex(6)}"  # two processes may build at once
+    parts = [own.with_suffix(".o"), own.with_suffix(".so")]
+    try:
+        _run([*compiler, *FLAGS, "-c", str(SOURCE), "-o", str(parts[0])])
+        _run([*compiler, "-shared", str(parts[0]), "-o", str(parts[1])])
+        os.chmod(parts[1], 0o700)
+        os.replace(parts[1], file)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+    return file
+
+
+def _run(command: list[str]) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"the compiler did not finish within {PATIENCE:g} seconds: {shlex.join(command)}") from None
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr or "").strip().splitlines()
+        said = next((line for line in lines if "error" in line), lines[-1] if lines else f"exit {error.returncode}")
+        raise Unavailable(f"the compiler failed: {said}") from None
+
+
+def _digest(source: bytes) -> str:
+    """Of all that decides the machine code: the source, the flags, the compiler asked for, and the processor."""
+    processor = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    about = "\0".join([*FLAGS, os.environ.get("CC", ""), platform.machine(), platform.libc_ver()[1], processor])
+    return hashlib.sha256(source + about.encode()).hexdigest()[:24]
+
+
+def _check_owner(file: Path) -> None:
+    """Code that others could have written is not loaded."""
+    about = file.stat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise Unavailable(f"{file} belongs to or can be written by others: delete it")
+
+
+def _share_openmp() -> None:
+    """Make the OpenMP that PyTorch uses visible to the kernels. OSError where it uses none."""
+    beside = Path(torch.__file__).parent
+    places = sorted([*beside.glob("lib/libgomp*.so*"), *beside.parent.glob("torch.libs/libgomp*.so*")])
+    mapped = Path("/proc/self/maps").read_text()
+    for place in [str(place) for place in places] + ["libgomp.so.1"]:
+        if place in mapped or "/" + place in mapped:
+            ctypes.CDLL(place, mode=ctypes.RTLD_GLOBAL)
+            return
+    raise OSError("PyTorch does not use GNU OpenMP here")
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    shape = [count, count, count, count]
+    for name in ("f32", "bf16"):
+        forward = getattr(library, f"undiffuse_forward_{name}")
+        forward.argtypes = (
+            [pointer] * 6 + [count] + [pointer] * 3 + shape + [ctypes.c_float, ctypes.c_int, ctypes.c_int]
+        )
+        forward.restype = None
+        backward = getattr(library, f"undiffuse_backward_{name}")
+        backward.argtypes = [pointer] * 7 + [count] + [pointer] * 5 + shape + [ctypes.c_int, ctypes.c_int]
+        backward.restype = None
+    return library

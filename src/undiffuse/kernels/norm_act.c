@@ -1,0 +1,299 @@
+/* Group norm, a scale and a shift for each image and channel, and SiLU, in one operation: forward and backward.
+
+   z = (x - mean) rstd weight (1 + scale) + bias (1 + scale) + shift,     y = z sigmoid(z) or z
+
+   x and y are channels-last, [batch][pixels][channels], in float32 or bfloat16; everything else is float32. Pixels are
+   cut into chunks whose size depends on the shape alone, and their sums are added in order, so that results depend
+   neither on the number of threads nor on the other images of the batch.
+
+   It is loaded by ctypes and finds OpenMP in the library that PyTorch brought along: a second one in the same process
+   would compete with it for the cores. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#define W 16 /* numbers worked on at once; channels are a multiple of it */
+#define ALWAYS static inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(4 * W)));
+typedef int32_t vi __attribute__((vector_size(4 * W)));
+typedef uint32_t vu __attribute__((vector_size(4 * W)));
+typedef uint16_t vh __attribute__((vector_size(2 * W)));
+
+ALWAYS vf all(float value) { return (vf){0} + value; }
+
+ALWAYS vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+
+ALWAYS vf load_f32(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
+
+ALWAYS void store_f32(float *p, vf v) { memcpy(p, &v, sizeof v); }
+
+#if defined(__AVX512F__) && defined(__AVX512BF16__)
+ALWAYS vf load_bf16(const uint16_t *p)
+{
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+}
+
+ALWAYS void store_bf16(uint16_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v)); }
+#else
+ALWAYS vf load_bf16(const uint16_t *p)
+{
+    vh h;
+    memcpy(&h, p, sizeof h);
+    return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+
+ALWAYS void store_bf16(uint16_t *p, vf v)
+{
+    vu u = (vu)v;
+    vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16; /* to nearest, ties to even */
+    vu quiet = (u >> 16) | 0x40;                       /* rounding could turn NaN into infinity */
+    vu mask = (vu)(v != v);
+    vh h = __builtin_convertvector((quiet & mask) | (rounded & ~mask), vh);
+    memcpy(p, &h, sizeof h);
+}
+#endif
+
+/* exp(-z), by a polynomial on [-ln 2 / 2, ln 2 / 2]; to about 1e-7, or 1e-4 if `rough`. */
+ALWAYS vf exp_minus(vf z, int rough)
+{
+    vf x = choose(z > 87.0f, all(-87.0f), -z);
+    x = choose(x > 87.0f, all(87.0f), x); /* NaN fails both comparisons and stays */
+    vf n = x * 1.44269504f + 12582912.0f; /* adding 1.5 2^23 rounds to a whole number, left in the lowest bits */
+    vi whole = (vi)n - 0x4b400000;
+    n -= 12582912.0f;
+    vf r = x - n * 0.693359375f, p;
+    r += n * 2.12194440e-4f;
+    if (rough) {
+        p = (all(0.5049633f) + r * 0.1678490f) * r * r + r + 1.0f;
+    } else {
+        p = all(1.3981999507e-3f) + r * 1.9875691500e-4f;
+        p = p * r + 8.3334519073e-3f;
+        p = p * r + 4.1665795894e-2f;
+        p = p * r + 1.6666665459e-1f;
+        p = p * r + 5.0000001201e-1f;
+        p = p * r * r + r + 1.0f;
+    }
+    return p * (vf)((whole + 127) << 23);
+}
+
+ALWAYS vf sigmoid_f32(vf z) { return 1.0f / (1.0f + exp_minus(z, 0)); }
+
+/* Results in bfloat16 are rounded to 4e-3, so that less will do. */
+ALWAYS vf sigmoid_bf16(vf z)
+{
+    vf d = 1.0f + exp_minus(z, 1);
+#ifdef __AVX512F__
+    return (vf)_mm512_rcp14_ps((__m512)d);
+#else
+    return 1.0f / d;
+#endif
+}
+
+/* Pixels of a chunk: of about 16,384 numbers, that is 64 KiB in float32. */
+ALWAYS int64_t chunk_pixels(int64_t channels)
+{
+    int64_t rows = 16384 / channels;
+    return rows < 8 ? 8 : rows;
+}
+
+ALWAYS int64_t chunk_count(int64_t pixels, int64_t channels)
+{
+    int64_t rows = chunk_pixels(channels);
+    return (pixels + rows - 1) / rows;
+}
+
+/* The factor and the summand of z = x a + s for the channels of one group of one image. */
+static void coefficients(float *a, float *s, const float *weight, const float *bias, const float *scale,
+                         const float *shift, float mean, float rstd, int64_t from, int64_t to)
+{
+    for (int64_t c = from; c < to; c++) {
+        float k = scale ? 1.0f + scale[c] : 1.0f, w = rstd * weight[c];
+        a[c] = w * k;
+        s[c] = (bias[c] - mean * w) * k + (shift ? shift[c] : 0.0f);
+    }
+}
+
+/* A group's mean and 1 / standard deviation, from sums of differences to each channel's first number. */
+static void moments(float *mean, float *rstd, const float *sums, const float *first, int64_t chunks, int64_t pixels,
+                    int64_t channels, int64_t group, int64_t size, float eps)
+{
+    double total = 0, spread = 0, between = 0, share = 1.0 / (double)pixels;
+    for (int64_t c = group * size; c < (group + 1) * size; c++) {
+        double sum = 0, squares = 0;
+        for (int64_t k = 0; k < chunks; k++) {
+            sum += sums[2 * k * channels + c];
+            squares += sums[(2 * k + 1) * channels + c];
+        }
+        double centre = first[c] + sum * share;
+        total += centre;
+        between += centre * centre;
+        spread += squares - sum * sum * share;
+    }
+    double centre = total / size;
+    double variance = (spread * share + between - size * centre * centre) / size;
+    *mean = (float)centre;
+    *rstd = (float)(1.0 / sqrt((variance > 0 ? variance : variance == variance ? 0 : variance) + eps));
+}
+
+#define KERNELS(NAME, TYPE, LOAD, STORE)                                                                               \
+                                                                                                                       \
+    /* Sums over a chunk of x - first and of its square, for W channels a time. */                                     \
+    static void sums_##NAME(const TYPE *x, const float *first, float *out, int64_t rows, int64_t channels)             \
+    {                                                                                                                  \
+        for (int64_t c = 0; c < channels; c += W) {                                                                    \
+            vf k = load_f32(first + c), s0 = all(0), s1 = all(0), q0 = all(0), q1 = all(0);                            \
+            int64_t r = 0;                                                                                             \
+            for (; r + 1 < rows; r += 2) {                                                                             \
+                vf d0 = LOAD(x + r * channels + c) - k, d1 = LOAD(x + (r + 1) * channels + c) - k;                     \
+                s0 += d0, q0 += d0 * d0, s1 += d1, q1 += d1 * d1;                                                      \
+            }                                                                                                          \
+            if (r < rows) {                                                                                            \
+                vf d0 = LOAD(x + r * channels + c) - k;                                                                \
+                s0 += d0, q0 += d0 * d0;                                                                               \
+            }                                                                                                          \
+            store_f32(out + c, s0 + s1);                                                                               \
+            store_f32(out + channels + c, q0 + q1);                                                                    \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    static void apply_##NAME(const TYPE *x, TYPE *y, const float *a, const float *s, int64_t rows, int64_t channels,   \
+                             int act)                                                                                  \
+    {                                                                                                                  \
+        for (int64_t r = 0; r < rows; r++, x += channels, y += channels)                                               \
+            for (int64_t c = 0; c < channels; c += W) {                                                                \
+                vf z = LOAD(x + c) * load_f32(a + c) + load_f32(s + c);                                                \
+                STORE(y + c, act ? z * sigmoid_##NAME(z) : z);                                                                \
+            }                                                                                                          \
+    }                                                                                                                  \
+                                                                                                                       \
+    /* x [batch][pixels][channels] -> y, mean and rstd [batch][groups]. scale, shift: rows of `stride` or null.        \
+       work: batch * (2 * chunks + 3) * channels floats. */                                                            \
+    void undiffuse_forward_##NAME(const TYPE *x, TYPE *y, const float *weight, const float *bias, const float *scale,  \
+                                  const float *shift, int64_t stride, float *mean, float *rstd, float *work,           \
+                                  int64_t batch, int64_t pixels, int64_t channels, int64_t groups, float eps, int act, \
+                                  int threads)                                                                         \
+    {                                                                                                                  \
+        int64_t size = channels / groups, most = chunk_pixels(channels), chunks = chunk_count(pixels, channels);  \
+        int64_t plane = pixels * channels, need = (2 * chunks + 3) * channels;                                         \
+        if (batch * plane < 16384) threads = 1;                                                                        \
+        _Pragma("omp parallel num_threads(threads)")                                                                   \
+        {                                                                                                              \
+            _Pragma("omp for schedule(static)") for (int64_t i = 0; i < batch * chunks; i++)                           \
+            {                                                                                                          \
+                int64_t b = i / chunks, k = i % chunks, from = k * most;                                               \
+                int64_t rows = pixels - from < most ? pixels - from : most;                                            \
+                float *mine = work + b * need;                                                                           \
+                float own[channels];                                                                                   \
+                for (int64_t c = 0; c < channels; c += W) store_f32(own + c, LOAD(x + b * plane + c));                 \
+                if (k == 0) memcpy(mine, own, sizeof own);                                                             \
+                sums_##NAME(x + b * plane + from * channels, own, mine + (3 + 2 * k) * channels, rows, channels);      \
+            }                                                                                                          \
+            _Pragma("omp for schedule(static)") for (int64_t i = 0; i < batch * groups; i++)                           \
+            {                                                                                                          \
+                int64_t b = i / groups, group = i % groups;                                                            \
+                float *mine = work + b * need;                                                                         \
+                moments(mean + i, rstd + i, mine + 3 * channels, mine, chunks, pixels, channels, group, size, eps);    \
+                coefficients(mine + channels, mine + 2 * channels, weight, bias, scale ? scale + b * stride : 0,       \
+                             shift ? shift + b * stride : 0, mean[i], rstd[i], group * size, (group + 1) * size);      \
+            }                                                                                                          \
+            _Pragma("omp for schedule(static)") for (int64_t i = 0; i < batch * chunks; i++)                           \
+            {                                                                                                          \
+                int64_t b = i / chunks, from = i % chunks * most, at = b * plane + from * channels;                    \
+                int64_t rows = pixels - from < most ? pixels - from : most;                                            \
+                const float *a = work + b * need + channels;                                                           \
+                apply_##NAME(x + at, y + at, a, a + channels, rows, channels, act);                                    \
+            }                                                                                                          \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    ALWAYS vf slope_##NAME(vf x, vf g, vf a, vf s, int act)                                                            \
+    {                                                                                                                  \
+        if (!act) return g;                                                                                            \
+        vf z = x * a + s, p = sigmoid_##NAME(z);                                                                        \
+        return g * p * (1.0f + z * (1.0f - p));                                                                        \
+    }                                                                                                                  \
+                                                                                                                       \
+    /* With the gradient g of y: gx, and for each image and channel the sums over pixels of dz ((x - mean) rstd) into  \
+       gain [batch][channels] and of dz into offset. work: batch * (2 * chunks + 4) * channels floats. */              \
+    void undiffuse_backward_##NAME(const TYPE *x, const TYPE *g, TYPE *gx, const float *weight, const float *bias,     \
+                                   const float *scale, const float *shift, int64_t stride, const float *mean,          \
+                                   const float *rstd, float *gain, float *offset, float *work, int64_t batch,          \
+                                   int64_t pixels, int64_t channels, int64_t groups, int act, int threads)             \
+    {                                                                                                                  \
+        int64_t size = channels / groups, most = chunk_pixels(channels), chunks = chunk_count(pixels, channels);  \
+        int64_t plane = pixels * channels, need = (2 * chunks + 4) * channels;                                         \
+        if (batch * plane < 16384) threads = 1;                                                                        \
+        _Pragma("omp parallel num_threads(threads)")                                                                   \
+        {                                                                                                              \
+            _Pragma("omp for schedule(static)") for (int64_t b = 0; b < batch; b++)                                    \
+            {                                                                                                          \
+                float *mine = work + b * need;                                                                         \
+                for (int64_t i = b * groups, group = 0; group < groups; group++, i++) {                                \
+                    coefficients(mine, mine + channels, weight, bias, scale ? scale + b * stride : 0,                  \
+                                 shift ? shift + b * stride : 0, mean[i], rstd[i], group * size, (group + 1) * size);  \
+                    for (int64_t c = group * size; c < (group + 1) * size; c++) mine[2 * channels + c] = mean[i];      \
+                }                                                                                                      \
+            }                                                                                                          \
+            _Pragma("omp for schedule(static)") for (int64_t i = 0; i < batch * chunks; i++)                           \
+            {                                                                                                          \
+                int64_t b = i / chunks, k = i % chunks, from = k * most, at = b * plane + from * channels;             \
+                int64_t rows = pixels - from < most ? pixels - from : most;                                            \
+                float *mine = work + b * need, *out = mine + (4 + 2 * k) * channels;                                   \
+                for (int64_t c = 0; c < channels; c += W) {                                                            \
+                    vf a = load_f32(mine + c), s = load_f32(mine + channels + c);                                      \
+                    vf m = load_f32(mine + 2 * channels + c), along = all(0), flat = all(0);                           \
+                    for (int64_t r = 0; r < rows; r++) {                                                               \
+                        vf v = LOAD(x + at + r * channels + c);                                                        \
+                        vf d = slope_##NAME(v, LOAD(g + at + r * channels + c), a, s, act);                            \
+                        flat += d, along += d * (v - m);                                                               \
+                    }                                                                                                  \
+                    store_f32(out + c, along);                                                                         \
+                    store_f32(out + channels + c, flat);                                                               \
+                }                                                                                                      \
+            }                                                                                                          \
+            _Pragma("omp for schedule(static)") for (int64_t i = 0; i < batch * groups; i++)                           \
+            {                                                                                                          \
+                int64_t b = i / groups, group = i % groups;                                                            \
+                float *mine = work + b * need;                                                                         \
+                double flat = 0, along = 0, r = rstd[i], count = (double)pixels * size;                                \
+                for (int64_t c = group * size; c < (group + 1) * size; c++) {                                          \
+                    double sum = 0, product = 0, k = weight[c] * (scale ? 1.0f + scale[b * stride + c] : 1.0f);        \
+                    for (int64_t j = 0; j < chunks; j++) {                                                             \
+                        product += mine[(4 + 2 * j) * channels + c];                                                   \
+                        sum += mine[(5 + 2 * j) * channels + c];                                                       \
+                    }                                                                                                  \
+                    gain[b * channels + c] = (float)(product * r);                                                     \
+                    offset[b * channels + c] = (float)sum;                                                             \
+                    flat += k * sum, along += k * product * r;                                                         \
+                }                                                                                                      \
+                /* gx = a dz - (rstd / count) (flat + (x - mean) rstd along) */                                        \
+                for (int64_t c = group * size; c < (group + 1) * size; c++) {                                          \
+                    mine[4 * channels + c] = (float)(r * flat / count);                                                \
+                    mine[5 * channels + c] = (float)(r * r * along / count);                                           \
+                }                                                                                                      \
+            }                                                                                                          \
+            _Pragma("omp for schedule(static)") for (int64_t i = 0; i < batch * chunks; i++)                           \
+            {                                                                                                          \
+                int64_t b = i / chunks, from = i % chunks * most, at = b * plane + from * channels;                    \
+                int64_t rows = pixels - from < most ? pixels - from : most;                                            \
+                const float *mine = work + b * need;                                                                   \
+                for (int64_t r = 0; r < rows; r++)                                                                     \
+                    for (int64_t c = 0; c < channels; c += W) {                                                        \
+                        int64_t p = at + r * channels + c;                                                             \
+                        vf v = LOAD(x + p), a = load_f32(mine + c), s = load_f32(mine + channels + c);                 \
+                        vf d = slope_##NAME(v, LOAD(g + p), a, s, act);                                                \
+                        vf rest = load_f32(mine + 4 * channels + c);                                                   \
+                        rest += (v - load_f32(mine + 2 * channels + c)) * load_f32(mine + 5 * channels + c);           \
+                        STORE(gx + p, a * d - rest);                                                                   \
+                    }                                                                                                  \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+
+KERNELS(f32, float, load_f32, store_f32)
+KERNELS(bf16, uint16_t, load_bf16, store_bf16)

@@ -1,0 +1,199 @@
+"""Group norm, scale and shift, and SiLU as one operation."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from undiffuse.kernels.choice import library
+
+LANES = 16  # channels the compiled kernels work on at once
+_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+def norm_act(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    act: bool = True,
+) -> Tensor:
+    """SiLU(GN(x) (1 + scale) + shift) [B, C, H, W] in x's precision; with `act` False without the SiLU.
+
+    x [B, C, H, W] in any floating precision; weight, bias [C]; scale, shift [B, C] in float32, or both None. Statistics
+    and everything between are float32, or float64 where x is. Differentiable with respect to all of them, twice too.
+
+    The compiled kernel serves channels-last float32 and bfloat16 on a CPU; all else goes through `norm_act_pure`.
+    """
+    lib = _library(x)
+    if lib is None:
+        return norm_act_pure(x, groups, weight, bias, eps, scale, shift, act)
+    inputs = (x, weight, bias, scale, shift)
+    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in inputs):
+        return _NormAct.apply(*inputs, groups, eps, act)
+    return _forward(lib, *inputs, groups, eps, act)[0]
+
+
+def norm_act_pure(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: bool,
+) -> Tensor:
+    """`norm_act` in PyTorch's operations."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    h = F.group_norm(wide, groups, weight.to(wide.dtype), bias.to(wide.dtype), eps)
+    del wide
+    keeps = torch.is_grad_enabled() or torch.compiler.is_compiling()  # what lies between
+    if scale is not None and shift is not None:
+        factor, summand = (part.to(h.dtype)[:, :, None, None] for part in (1 + scale, shift))
+        h = torch.addcmul(summand, h, factor) if keeps else h.mul_(factor).add_(summand)
+    if act:
+        h = F.silu(h, inplace=not keeps)
+    return h.to(x.dtype)
+
+
+def _library(x: Tensor) -> ctypes.CDLL | None:
+    if (
+        x.device.type != "cpu"
+        or x.dtype not in _NAMES
+        or x.ndim != 4
+        or x.shape[1] % LANES
+        or not x.is_contiguous(memory_format=torch.channels_last)
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return None
+    return library()
+
+
+def _forward(
+    lib: ctypes.CDLL,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    groups: int,
+    eps: float,
+    act: bool,
+) -> tuple[Tensor, Tensor]:
+    """The result, and a tensor that begins with mean and 1 / standard deviation, both [B, groups]."""
+    b, c, height, width = x.shape
+    pixels, count = height * width, b * groups
+    y = torch.empty_like(x)
+    moments = torch.empty(2 * count + _work(b, pixels, c, 3), dtype=torch.float32)
+    at = moments.data_ptr()
+    scale_at, shift_at, stride, kept = _conditions(scale, shift)
+    function = lib.undiffuse_forward_f32 if x.dtype == torch.float32 else lib.undiffuse_forward_bf16
+    function(
+        x.data_ptr(), y.data_ptr(), _float(weight, kept), _float(bias, kept), scale_at, shift_at, stride,
+        at, at + 4 * count, at + 8 * count, b, pixels, c, groups, eps, act, torch.get_num_threads(),
+    )  # fmt: skip
+    return y, moments
+
+
+def _work(batch: int, pixels: int, channels: int, rows: int) -> int:
+    """Floats the kernels work in: `rows` and two for every chunk of an image's pixels (chunk_pixels in the source)."""
+    chunks = -(-pixels // max(8, 16384 // channels))
+    return batch * (2 * chunks + rows) * channels
+
+
+class _NormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        groups: int,
+        eps: float,
+        act: bool,
+    ) -> Tensor:
+        lib = library()
+        assert lib is not None  # or this function would not be used
+        y, moments = _forward(lib, x, weight, bias, scale, shift, groups, eps, act)
+        moments = moments[: 2 * len(x) * groups].clone()
+        ctx.save_for_backward(x, weight, bias, scale, shift, moments)
+        ctx.groups, ctx.eps, ctx.act = groups, eps, act
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, bias, scale, shift, moments = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative
+            return (*_differentiable(ctx, grad, x, weight, bias, scale, shift), None, None, None)
+        lib = library()
+        assert lib is not None
+        b, c, height, width = x.shape
+        pixels = height * width
+        grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        gx = torch.empty_like(x)
+        sums = torch.empty(2, b, c, dtype=torch.float32)
+        work = torch.empty(_work(b, pixels, c, 4), dtype=torch.float32)
+        at = moments.data_ptr()
+        scale_at, shift_at, stride, kept = _conditions(scale, shift)
+        getattr(lib, f"undiffuse_backward_{_NAMES[x.dtype]}")(
+            x.data_ptr(), grad.data_ptr(), gx.data_ptr(), _float(weight, kept), _float(bias, kept), scale_at, shift_at,
+            stride, at, at + 4 * b * ctx.groups, sums.data_ptr(), sums[1].data_ptr(), work.data_ptr(),
+            b, pixels, c, ctx.groups, ctx.act, torch.get_num_threads(),
+        )  # fmt: skip
+        gain, offset = sums  # of z with respect to the normalised x's factor and to its summand, per image and channel
+        if scale is None:
+            return gx, gain.sum(0), offset.sum(0), None, None, None, None, None
+        factor = 1 + scale
+        return (
+            gx,
+            (gain * factor).sum(0),
+            (offset * factor).sum(0),
+            torch.addcmul(gain * weight, offset, bias),
+            offset,
+            None,
+            None,
+            None,
+        )
+
+
+def _differentiable(ctx: Any, grad: Tensor, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients by PyTorch's operations, as functions that can be differentiated again."""
+    x, weight, bias, scale, shift = inputs
+    assert x is not None and weight is not None and bias is not None
+    with torch.enable_grad():
+        y = norm_act_pure(x, ctx.groups, weight, bias, ctx.eps, scale, shift, ctx.act)
+        needs = ctx.needs_input_grad
+        wanted = [part for part, needed in zip(inputs, needs, strict=False) if needed and part is not None]
+        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
+    return tuple(next(found) if needed else None for needed in needs[: len(inputs)])
+
+
+def _conditions(scale: Tensor | None, shift: Tensor | None) -> tuple[int | None, int | None, int, list[Tensor]]:
+    """Addresses of scale and shift, their common stride, and what must live as long as they are used."""
+    if scale is None or shift is None:
+        return None, None, 0, []
+    (stride, step), kept = scale.stride(), [scale, shift]
+    if step != 1 or shift.stride() != (stride, 1) or not scale.dtype == shift.dtype == torch.float32:
+        kept = [scale.float().contiguous(), shift.float().contiguous()]
+        stride = kept[0].stride(0)
+    return kept[0].data_ptr(), kept[1].data_ptr(), stride, kept
+
+
+def _float(parameter: Tensor, kept: list[Tensor]) -> int:
+    if parameter.dtype != torch.float32 or not parameter.is_contiguous():
+        parameter = parameter.float().contiguous()
+        kept.append(parameter)
+    return parameter.data_ptr()

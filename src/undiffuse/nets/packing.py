@@ -1,0 +1,167 @@
+"""Layers whose weights are laid out once for the CPU, for networks that are only used.
+
+oneDNN computes with weights in a layout of its own, which it otherwise makes at every call, and adds a convolution's
+result to a tensor on the way. The layers of a network that is packed are replaced in place: it computes the same, but
+can be neither trained nor saved any more.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from undiffuse.kernels import return_memory
+from undiffuse.nets.blocks import Attention, ResBlock
+from undiffuse.nets.ddpm import ResBlock as DDPMResBlock
+
+_ROWS = 1024  # the number of rows for which products are laid out, which matters little
+_LAST = ("out.", "conv_out.")  # the last layers, which run in float32 whatever the precision
+
+
+def pack_(net: nn.Module, dtype: torch.dtype) -> None:
+    """Replace the layers of `net`, on a CPU and to be used without gradients, by packed ones that compute in `dtype`.
+
+    Embeddings, norms and the last layers stay in float32. Does nothing where this PyTorch cannot do it.
+    """
+    if not can_pack(dtype):
+        return
+    for name, module in list(net.named_modules()):
+        for child, layer in module.named_children():
+            precision = torch.float32 if f"{name}.{child}.".lstrip(".").startswith(_LAST) else dtype
+            if isinstance(layer, nn.Conv2d) and set(layer.kernel_size) != {1}:
+                setattr(module, child, PackedConv2d(layer, precision))
+            elif isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.Conv1d) and isinstance(module, Attention)):
+                setattr(module, child, PackedPointwise(layer, precision))
+    _pack_projections(net)
+    return_memory()
+
+
+@functools.lru_cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether packed convolutions exist here and give what plain ones give (they are not part of PyTorch's public
+    interface)."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        with torch.no_grad():
+            conv = nn.Conv2d(16, 16, 3, padding=1)
+            conv.weight.copy_(torch.linspace(-1, 1, conv.weight.numel()).view_as(conv.weight))
+            packed = PackedConv2d(conv, dtype)
+            x = torch.linspace(-1, 1, 16 * 25).view(1, 16, 5, 5).to(dtype)
+            x = x.contiguous(memory_format=torch.channels_last)
+            plain = conv.to(dtype)(x).float()
+            near = 1e-5 if dtype == torch.float32 else 0.02
+            single = nn.Conv2d(16, 16, 1).to(dtype)
+            product, other = PackedPointwise(single, dtype), single(x).float()
+            results = [(packed(x), plain), (packed.onto(x, x), plain + x.float())]
+            results += [(product(x), other), (product.onto(x, x), other + x.float())]
+            return all(torch.allclose(a.float(), b, near, near * float(b.abs().max())) for a, b in results)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+class PackedConv2d(nn.Module):
+    """A convolution with its weights in oneDNN's layout; what it is given is cast to the weights' precision.
+
+    The layout depends on the input's size, and one that does not fit can be fifty times slower than none. So it is made
+    when the first input comes, and made anew when another size comes.
+    """
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.how = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        self._packed: tuple[torch.Size | None, Tensor] = (None, conv.weight.detach().to(dtype))
+
+    def weight_for(self, size: torch.Size) -> Tensor:
+        """The weights as inputs of that size want them."""
+        made_for, weight = self._packed
+        if made_for != size:
+            plain = weight.to_dense() if weight.layout != torch.strided else weight
+            weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.how, list(size))
+            self._packed = (size, weight)
+            del plain
+            return_memory()
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(
+            x.to(self.dtype), self.weight_for(x.shape), self.bias, *self.how, "none", [], ""
+        )
+
+    def onto(self, base: Tensor, x: Tensor) -> Tensor:
+        """base + conv(x)."""
+        weight = self.weight_for(x.shape)
+        return torch.ops.mkldnn._convolution_pointwise.binary(
+            x.to(self.dtype), base.to(self.dtype), weight, self.bias, *self.how, "add", 1.0, None, [], None
+        )
+
+
+class PackedPointwise(nn.Module):
+    """A 1x1 convolution of channels-last images as a product, whose layout hardly depends on the number of pixels."""
+
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        weight = conv.weight.detach().to(dtype).flatten(1)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.to(self.dtype).permute(0, 2, 3, 1)
+        out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+        return out.permute(0, 3, 1, 2)
+
+    def onto(self, base: Tensor, x: Tensor) -> Tensor:
+        """base + conv(x)."""
+        rows, others = (part.to(self.dtype).permute(0, 2, 3, 1) for part in (x, base))
+        out = torch.ops.mkldnn._linear_pointwise.binary(rows, others, self.weight, self.bias, "add")
+        return out.permute(0, 3, 1, 2)
+
+
+def _pack_projections(net: nn.Module) -> None:
+    """One product for all projections of the embedding."""
+    owners: list[tuple[nn.Module, str, Any]] = []
+    for module in net.modules():
+        if isinstance(module, ResBlock):
+            owners.append((module.emb_layers, "1", module.emb_layers[1]))
+        elif isinstance(module, DDPMResBlock):
+            owners.append((module, "temb_proj", module.temb_proj))
+    if not owners:
+        return
+    together = _Together([linear for _, _, linear in owners])
+    start = 0
+    for owner, name, linear in owners:
+        setattr(owner, name, _Part(together, start, start + linear.out_features))
+        start += linear.out_features
+
+
+class _Together:
+    """Linear layers of one input as one; the last result is kept, for the parts ask one after the other."""
+
+    def __init__(self, layers: list[nn.Linear]) -> None:
+        self.weight = torch.cat([layer.weight.detach() for layer in layers])
+        self.bias = torch.cat([layer.bias.detach() for layer in layers])
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, emb: Tensor) -> Tensor:
+        last = self._last
+        if last is None or last[0] is not emb:
+            last = (emb, nn.functional.linear(emb, self.weight, self.bias))
+            self._last = last
+        return last[1]
+
+
+class _Part(nn.Module):
+    """Columns `start` to `stop` of layers that are computed together."""
+
+    def __init__(self, together: _Together, start: int, stop: int) -> None:
+        super().__init__()
+        self.together, self.start, self.stop = together, start, stop
+
+    def forward(self, emb: Tensor) -> Tensor:
+        return self.together(emb)[:, self.start : self.stop]
