@@ -17,7 +17,7 @@ from undiffuse.cli import COMMANDS
 
 MATHEMATICS = (
     "levels", "prediction", "denoiser", "nets", "noise", "objectives", "timesteps", "likelihood", "solvers", "guidance",
-    "sampling",
+    "sampling", "editing",
 )  # fmt: skip
 ALL = (*MATHEMATICS, "checkpoints", "models", "data", "pictures", "metrics", "evaluation", "training", "recipes")
 # Packages that are slow to import, or not ours to need.
@@ -38,8 +38,9 @@ SLOW_LIBRARY = (
 )  # fmt: skip
 NOT_FOR_SAMPLING = ("undiffuse.training", "undiffuse.metrics", "undiffuse.evaluation", "undiffuse.recipes")
 OF_HELP = {
-    "undiffuse", "undiffuse.cli", "undiffuse.cli.console", "undiffuse.cli.evaluation_options", "undiffuse.cli.options",
-    "undiffuse.cli.parser", "undiffuse.cli.values",
+    "undiffuse", "undiffuse.cli", "undiffuse.cli.console", "undiffuse.cli.editing_options",
+    "undiffuse.cli.evaluation_options", "undiffuse.cli.options", "undiffuse.cli.parser", "undiffuse.cli.values",
+    "undiffuse.methods",
 }  # fmt: skip
 MOST_FOR_HELP = 60  # modules, those of argparse included; between 35 and 45 by the version of Python
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 Value = float | int | str
 Given = Mapping[str, Value]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
+class Option(NamedTuple):
     """A setting of a method. `default` tells its type (int, float, or one of `words`); numbers lie in [low, high]."""
 
     default: Value
@@ -40,8 +39,7 @@ class Option:
         return value
 
 
-@dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(NamedTuple):
     """A sampling method.
 
     `line`     what it is, in one line
@@ -56,7 +54,7 @@ class Method:
     order: int
     steps: int
     grid: str
-    options: Mapping[str, Option] = field(default_factory=dict)
+    options: Mapping[str, Option] = {}
     calls: Callable[[int, Given], int | None] = lambda steps, given: steps
 
     def settings(self, given: Given | None = None) -> dict[str, Value]:

@@ -50,7 +50,7 @@ def sample(
 
     Gradients are off inside the steps and as the caller left them between the steps.
     """
-    _check(denoiser, path, cond)
+    check_path(denoiser, path, cond)
     x = noise.normal(shape, step=0, purpose="x_T", device=device) if x_T is None else x_T.to(device)
     if len(noise) != len(x) or tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(f"x_T is {list(x.shape)}, but {len(noise)} images of {list(shape)} are to be sampled")
@@ -101,7 +101,7 @@ def encode(
     one step further, to pure noise, as the original code does (ADM found that leaving this step out reconstructs
     better).
     """
-    _check(denoiser, path, cond)
+    check_path(denoiser, path, cond)
     x = x0
     with torch.no_grad():
         for k in range(path.steps if to_noise else path.steps - 1):
@@ -131,7 +131,8 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     return left * a + right * b
 
 
-def _check(denoiser: Denoiser, path: Path, cond: Condition | None) -> None:
+def check_path(denoiser: Denoiser, path: Path, cond: Condition | None) -> None:
+    """ValueError unless the path is one of the denoiser's own and it can use the conditions."""
     if path.parent_steps not in (None, denoiser.chain.steps):
         raise ValueError(
             f"the path goes through a chain of {path.parent_steps} steps, but the model was trained on "

@@ -69,18 +69,28 @@ def sweep(add: Any, commands: Any) -> None:
     """`undiffuse sweep`."""
     parser = add(commands, "sweep", "REFERENCE ", """\
 Evaluates a model at several strengths of guidance: the trade-off between fidelity and diversity, as a table and a plot,
-with error bars and the distance between real images for comparison. The same command again goes on where it was
-stopped.""")  # fmt: skip
+with error bars and the distance between real images for comparison. Or, with --solvers, --calls or --grids, by several
+solvers with several budgets of network calls: the frontier of quality against cost, which settings on it equal a long
+run within the errors, and the file by which `undiffuse sample --budget` chooses. The same command again goes on where
+it was stopped.""")  # fmt: skip
     parser.add_argument("reference", metavar="REFERENCE", help="images, or a reference file")
     group = parser.add_argument_group("what is swept")
-    scales = "strengths of guidance (default 0,0.5,1,2,4,8)"
-    group.add_argument(
-        "--scales", type=values.scales, default=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0), metavar="S,S", help=scales
-    )
+    scales = "strengths of guidance (default 0,0.5,1,2,4,8; of a frontier 0)"
+    group.add_argument("--scales", type=values.scales, metavar="S,S", help=scales)
+    solvers = "of a frontier: methods of `undiffuse sample --help` (default ddim,dpmpp-2m,unipc)"
+    group.add_argument("--solvers", type=values.words, metavar="NAME,NAME", help=solvers)
+    calls = "of a frontier: budgets of network calls, each used for as many steps as fit (default 5,10,20,50)"
+    group.add_argument("--calls", type=values.counts, metavar="N,N", help=calls)
+    grids = "of a frontier: how the steps are laid out (default: own, each method's default)"
+    group.add_argument("--grids", nargs="+", metavar="SPEC", help=grids)
+    against = "of a frontier: the long run that others shall equal, SOLVER:STEPS or none (default ancestral:250)"
+    group.add_argument("--against", metavar="S:N", help=against)
+    by = "of a frontier: the metric that decides (default: the first Frechet distance)"
+    group.add_argument("--by", metavar="M", help=by)
     floor = "real images, as many as samples, that are measured like samples (such as the training data)"
     group.add_argument("--floor", metavar="DATA", help=floor)
     _measured(parser)
-    _images(parser, "samples at each strength (default 2000)")
+    _images(parser, "samples at each setting (default 2000)")
     _model(parser, swept=True)
     _run(parser, "folder (default sweep)")
 

@@ -1,4 +1,4 @@
-"""Images as `encode`, `interpolate` and `nll` read them: data or single files, prepared as the model was trained."""
+"""Images as commands read them: data or single files, prepared as the model was trained."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ from undiffuse.pictures import read_record
 from undiffuse.pixels import from_uint8
 
 
-def open_images(args: argparse.Namespace, paths: Sequence[str], model: DiffusionModel, labelled: bool) -> ImageDataset:
+def open_images(
+    args: argparse.Namespace,
+    paths: Sequence[str],
+    model: DiffusionModel,
+    labelled: bool,
+    size: tuple[int, int] | None = None,
+) -> ImageDataset:
     """The images of `paths`: one data set, or image files.
 
-    labelled: whether the labels are wanted, numbered as the model's classes. ValueError for what is neither, for
+    labelled: whether the labels are wanted, numbered as the model's classes; size: (height, width) they are brought to,
+    if not the model's. ValueError for what is neither, for
     several data sets, and for images of a model that enlarges others.
     """
     if model.net.config.super_resolution:
@@ -30,7 +37,7 @@ def open_images(args: argparse.Namespace, paths: Sequence[str], model: Diffusion
     config = DataConfig(
         path=str(paths[0]),
         labels=getattr(args, "labels", "auto") if labelled and not files else "none",
-        size=(height, width),
+        size=size or (height, width),
         channels=channels,
         fit=args.fit or trained.get("fit", "crop"),
         background=_background(trained.get("background", 255)),

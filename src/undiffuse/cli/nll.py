@@ -1,4 +1,4 @@
-"""`undiffuse nll`: the variational bound of a model on images, in bits per dimension, term by term."""
+"""`undiffuse nll`: likelihood of images in bits per dimension, by the bound (term by term), by the flow, or both."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from undiffuse.cli.console import Progress, duration, fields, say
+from undiffuse.cli.console import Progress, duration, fields, say, table
 from undiffuse.cli.images import labels_of, model_images, open_images, thinned
+from undiffuse.cli.nll_flow import flow_config, flow_lines, row_of, settings_of, summarise_flow, why_they_differ
 from undiffuse.cli.sampler import Sampler, Settings, choose_classes
 from undiffuse.data import BrokenImageError, ImageDataset
 from undiffuse.data.labels import listed
-from undiffuse.likelihood import bits_per_dim, mean_and_error
+from undiffuse.levels import Chain
+from undiffuse.likelihood import Bound, FlowConfig, bits_per_dim, flow_bits_per_dim, mean_and_error
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import draw_curve, save_png
 from undiffuse.pictures.files import atomic_file
@@ -31,8 +33,9 @@ TERMS = ("vb", "mse", "xstart_mse")
 def run(args: argparse.Namespace) -> int:
     """The command."""
     begin = time.monotonic()
+    flow, bound = flow_config(args), args.method != "flow"
     settings = Settings.of_args(args)
-    sampler = Sampler.load(settings, args.device)
+    sampler = Sampler.load(settings, args.device, gradient=flow is not None)
     chain = sampler.denoiser.chain if args.steps is None else sampler.denoiser.chain.respaced(args.steps)
     given = choose_classes(sampler.model, args.classes, default=None)
     whole = open_images(args, [args.data], sampler.model, labelled=given is None)
@@ -41,13 +44,14 @@ def run(args: argparse.Namespace) -> int:
     terms = None if args.terms is None or args.terms >= chain.steps else args.terms
     size = sampler.batch_size(args.batch)
 
-    skipped = ("solver", "eta", "classifier", "guidance", "guidance_at")
+    skipped = ("solver", "steps", "eta", "classifier", "guidance", "guidance_at")
     about = {
         "command": "nll",
         **{name: value for name, value in sampler.record.items() if name not in skipped},
-        "steps": chain.indices.tolist() if args.steps is not None else "all",
-        "terms": terms if terms is not None else "all",
+        **({"steps": chain.indices.tolist() if args.steps is not None else "all"} if bound else {}),
+        **({"terms": terms if terms is not None else "all"} if bound else {}),
         "decoder": args.decoder,
+        **({} if flow is None else settings_of(args.method, flow)),
         "seed": args.seed,
         "data": dataset.source.fingerprint,
         "classes": given,
@@ -61,30 +65,58 @@ def run(args: argparse.Namespace) -> int:
             kept, broken = _readable(dataset, indices)
             row: dict[str, Any] = {"images": indices, "broken": broken}
             if kept:
-                bound = bits_per_dim(
-                    sampler.denoiser, chain, model_images(dataset, kept, sampler.device), NoiseSource(args.seed, kept),
-                    cond=sampler.condition(None if labels is None else [labels[i] for i in kept]),
-                    decoder=args.decoder, terms=terms,
-                )  # fmt: skip
-                row |= {"total": bound.total.tolist(), "prior": bound.prior.tolist(), "l0": bound.vb[:, 0].tolist()}
-                row |= {name: torch.nansum(getattr(bound, name), 0).tolist() for name in TERMS}
-                row["measured"] = (~bound.vb.isnan()).sum(0).tolist()
+                x0, noise = model_images(dataset, kept, sampler.device), NoiseSource(args.seed, kept)
+                cond = sampler.condition(None if labels is None else [labels[i] for i in kept])
+                if bound:
+                    row |= _bound_row(
+                        bits_per_dim(sampler.denoiser, chain, x0, noise, cond=cond, decoder=args.decoder, terms=terms)
+                    )
+                if flow is not None:
+                    row["flow"] = row_of(flow_bits_per_dim(sampler.denoiser, x0, noise, cond=cond, config=flow))
             partial.add(row)
             progress.advance(len(indices))
 
     rows = partial.rows
-    result = summarise(rows)
+    result = summarise(rows) if bound else {}
+    if flow is not None:
+        result = _with_flow(result, rows, chain, flow)
+    result["images"] = sum(len(row["images"]) - len(row["broken"]) for row in rows)
+    result["not_readable"] = [item for row in rows for item in row["broken"]]
     result["not_readable"] += [f"{item.name} ({item.reason})" for item in whole.source.excluded]
     result["images_in_data"] = len(whole)
     result["settings"] = {**about, **sampler.notes, "data_source": dataset.source.where}
-    steps = per_step(rows, chain.indices.tolist())
+    steps = per_step(rows, chain.indices.tolist()) if bound else None
     with atomic_file(folder / REPORT, overwrite=True) as file:
         head = json.dumps(result, indent=1, allow_nan=False)[:-2]  # without its closing brace
-        file.write(f'{head},\n "per_step": {json.dumps(steps, allow_nan=False)}\n}}\n'.encode())
-    curve = _curve(result, steps, chain.parent_steps)
-    save_png(folder / CURVE, curve, {**about, "total": result["bits_per_dim"]}, overwrite=True)
-    say(_text(result, dataset, terms, chain.steps, folder, time.monotonic() - begin))
+        tail = "" if steps is None else f',\n "per_step": {json.dumps(steps, allow_nan=False)}'
+        file.write(f"{head}{tail}\n}}\n".encode())
+    if steps is not None:
+        curve = _curve(result, steps, chain.parent_steps)
+        save_png(folder / CURVE, curve, {**about, "total": result["bits_per_dim"]}, overwrite=True)
+    say(_text(result, dataset, terms, chain.steps, folder, time.monotonic() - begin, flow))
     return 0
+
+
+def _bound_row(bound: Bound) -> dict[str, Any]:
+    """A batch as JSON: of every image the totals, of every level the sums."""
+    row: dict[str, Any] = {"total": bound.total.tolist(), "prior": bound.prior.tolist(), "l0": bound.vb[:, 0].tolist()}
+    row |= {name: torch.nansum(getattr(bound, name), 0).tolist() for name in TERMS}
+    return row | {"measured": (~bound.vb.isnan()).sum(0).tolist()}
+
+
+def _with_flow(result: dict[str, Any], rows: list[dict[str, Any]], chain: Chain, config: FlowConfig) -> dict[str, Any]:
+    """The report with the flow's numbers, and beside a bound the mean difference, image by image, with its error."""
+    full = [row["flow"] for row in rows if "flow" in row]
+    if not full:
+        raise ValueError("no image could be read")
+    flow = summarise_flow(full, chain, config)
+    if not result:
+        return {"bits_per_dim": flow["bits_per_dim"], "standard_error": flow["standard_error"], "flow": flow}
+    of_flow = np.concatenate([np.array(row["values"]).mean((1, 2)) for row in full])
+    of_bound = np.concatenate([row["total"] for row in rows if "total" in row])
+    mean, error = mean_and_error(torch.from_numpy(of_bound - of_flow))
+    difference = {"bound_minus_flow": mean, "error_of_difference": None if math.isnan(error) else error}
+    return {**result, "flow": flow, **difference}
 
 
 class Partial:
@@ -141,8 +173,6 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "prior": over_images("prior")[0],
         "decoder": decoder,
         "decoder_error": decoder_error,
-        "images": sum(len(row["total"]) for row in full),
-        "not_readable": [item for row in rows for item in row["broken"]],
     }
 
 
@@ -161,25 +191,47 @@ def per_step(rows: list[dict[str, Any]], indices: list[int]) -> dict[str, list[A
 
 
 def _text(
-    result: dict[str, Any], dataset: ImageDataset, terms: int | None, steps: int, folder: Path, took: float
+    result: dict[str, Any],
+    dataset: ImageDataset,
+    terms: int | None,
+    steps: int,
+    folder: Path,
+    took: float,
+    config: FlowConfig | None,
 ) -> str:
-    total = f"{result['bits_per_dim']:.4f}"
-    error = result["standard_error"]
+    flow, bound = result.get("flow"), "rate" in result
     every = "every step" if terms is None else f"{terms} of {steps:,} steps for each image (unbiased)"
     of = f" of {result['images_in_data']:,}, evenly spaced" if result["images"] < result["images_in_data"] else ""
     broken = result["not_readable"]
-    rows: list[tuple[str, object]] = [
-        ("total", total if error is None else f"{total} +/- {error:.4f}"),
-        ("rate", f"{result['rate']:.4f} (what the noise levels cost, of it the prior {result['prior']:.2g})"),
-        ("decoder", f"{result['decoder']:.4f} (the last step, to 8-bit pixels)"),
+    both = bound and flow is not None
+    rows: list[tuple[str, object]] = [] if both else [("total", _number(result))]
+    if both:
+        rows.append(("difference", _number(result, "bound_minus_flow", "error_of_difference")))
+    if bound:
+        rows += [
+            ("rate", f"{result['rate']:.4f} (what the noise levels cost, of it the prior {result['prior']:.2g})"),
+            ("decoder", f"{result['decoder']:.4f} (the last step, to 8-bit pixels)"),
+        ]
+    rows += [
         ("images", f"{result['images']:,}{of}, from {dataset.source.where}"),
         ("left out", f"{len(broken)}: {listed(broken)}" if broken else None),
-        ("terms", every),
-        ("files", f"{folder / REPORT}, {folder / CURVE}"),
-    ]  # fmt: skip
-    note = "" if error is not None else "\n  (one image has no standard error)"
+        ("terms", every if bound else None),
+    ]
+    if flow is not None:
+        rows += flow_lines(flow, result["images"])
+    rows.append(("files", f"{folder / REPORT}, {folder / CURVE}" if bound else str(folder / REPORT)))
+    note = "" if result["standard_error"] is not None else "\n  (one image has no standard error)"
     title = "Bits per dimension, an upper bound on the negative log-likelihood"
-    return f"{title} ({duration(took)}):\n{fields(rows)}{note}"
+    head = f"{title} ({duration(took)}):\n"
+    if both and flow is not None and config is not None:
+        beside = [["bound", _number(result), str(terms or steps)], ["flow", _number(flow), f"{flow['calls']:.0f}"]]
+        head += table(beside, ("method", "bits/dim", "network calls an image"), right=(2,), indent=2) + "\n"
+        note += f"\n{why_they_differ(flow, config)}"
+    return f"{head}{fields(rows)}{note}"
+
+
+def _number(of: Mapping[str, Any], name: str = "bits_per_dim", error: str = "standard_error") -> str:
+    return f"{of[name]:.4f}" if of[error] is None else f"{of[name]:.4f} +/- {of[error]:.4f}"
 
 
 def _curve(result: dict[str, Any], data: dict[str, list[Any]], steps: int) -> Any:

@@ -168,8 +168,9 @@ def guidance_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guidance-every", type=values.positive, metavar="K", help=every)
 
 
-def sampler_options(parser: argparse.ArgumentParser, solver: bool = True) -> None:
-    """--solver, --steps, --grid, --solver-options, --eta, --clip; without `solver` those of deterministic DDIM."""
+def sampler_options(parser: argparse.ArgumentParser, solver: bool = True) -> Any:
+    """--solver, --steps, --grid, --solver-options, --eta, --clip; without `solver` those of deterministic DDIM. Returns
+    their group."""
     group = parser.add_argument_group("sampler" if solver else "sampler (DDIM)")
     if solver:
         parser.epilog = methods_text()
@@ -190,6 +191,7 @@ def sampler_options(parser: argparse.ArgumentParser, solver: bool = True) -> Non
         help = "with guidance: do not clip again after it, as the original does not in ddim"
         group.add_argument("--no-reclip", dest="reclip", action="store_false", help=help)
     clip_option(group)
+    return group
 
 
 def methods_text() -> str:

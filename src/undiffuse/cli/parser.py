@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 import undiffuse
-from undiffuse.cli import evaluation_options, options, values
+from undiffuse.cli import editing_options, evaluation_options, options, values
+from undiffuse.methods import METHODS
 
 COMMANDS = {
     "quickstart": "sample the shipped model, guided and not: a minute, offline, on a CPU",
@@ -17,11 +18,16 @@ COMMANDS = {
     "encode": "images to latents, by DDIM inversion",
     "decode": "latents back to images",
     "interpolate": "the way between two images or two seeds, through the latents",
+    "inpaint": "fill a part of images",
+    "restore": "enlarge or sharpen images with any model",
+    "vary": "variations of images, by way of noise",
+    "translate": "images carried from one class to another",
     "nll": "likelihood of images, in bits per dimension",
     "evaluate": "FID, sFID, IS, precision, recall, KID and more, with errors and provenance",
     "reference": "a reference file to evaluate against",
     "compare": "evaluations side by side",
-    "sweep": "the trade-off of guidance: metrics at several strengths, as table and plot",
+    "sweep": "the trade-off of guidance, or of quality and network calls, as table and plot",
+    "tune-steps": "the noise levels on which a solver errs least, for a number of steps",
     "inspect": "what a file, a run, a picture or your data is",
     "recipes": "the recipes, with published and measured results",
     "models": "the published models and ImageNet's classes, to find and to look up",
@@ -46,11 +52,14 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", parser_class=options.Parser, prog="undiffuse", help=argparse.SUPPRESS
     )
-    for define in (_quickstart, _train, _train_classifier, _ema, _sample, _encode, _decode, _interpolate, _nll):
+    for define in (_quickstart, _train, _train_classifier, _ema, _sample, _encode, _decode, _interpolate):
         define(commands)
+    for command in ("inpaint", "restore", "vary", "translate"):
+        getattr(editing_options, command)(_add, commands)
+    _nll(commands)
     for command in ("evaluate", "reference", "compare", "sweep"):
         getattr(evaluation_options, command)(_add, commands)
-    for define in (_inspect, _recipes, _models, _export):
+    for define in (_tune_steps, _inspect, _recipes, _models, _export):
         define(commands)
     return parser
 
@@ -191,7 +200,9 @@ seed and i, not on --batch or --count. Every PNG carries the record to make it a
     )
     options.model_options(parser, positional=True)
     options.guidance_options(parser)
-    options.sampler_options(parser)
+    sampler = options.sampler_options(parser)
+    budget = "the best solver, steps and grid within CALLS network calls, by a frontier that `undiffuse sweep` measured"
+    sampler.add_argument("--budget", type=values.positive, metavar="CALLS", help=budget)
     options.upsampler_options(parser)
     run = parser.add_argument_group("run and output")
     options.seed_option(run)
@@ -272,14 +283,17 @@ def _nll(commands: Any) -> None:
         "nll",
         "DATA ",
         f"""\
-Measures the variational bound of a model on images, in bits per dimension and term by term. Prints the total with its
-standard error, writes bits.json and bits.png. The same command again goes on where it was stopped.{_DATA}""",
+Measures the likelihood of images in bits per dimension: by the variational bound, term by term, by the probability
+flow, or by both beside each other. Prints the total with its standard error, writes bits.json and bits.png. The same
+command again goes on where it was stopped.{_DATA}""",
     )
     parser.add_argument("data", metavar="DATA", help="images that the model was not trained on")
     options.model_options(parser)
     group = parser.add_argument_group("measurement")
     count = "images, evenly spaced over DATA (default 256)"
     group.add_argument("--count", type=values.amount, default=256, metavar="N|all", help=count)
+    method = "the variational bound (default), the probability flow, or both"
+    options.pick(group, "--method", ("bound", "flow", "both"), method, "bound")
     terms = "noise levels evaluated for each image: K give an unbiased estimate (default 50), all the bound itself"
     group.add_argument("--terms", type=values.amount, default=50, metavar="K|all", help=terms)
     sub_chain = f"the bound of a sub-chain: {options.STEPS} (default: all steps)"
@@ -287,11 +301,53 @@ standard error, writes bits.json and bits.png. The same command again goes on wh
     decoder = "probability of 8-bit pixels: exact (default), or the original's approximation"
     options.pick(group, "--decoder", ("exact", "tanh"), decoder, "exact")
     options.clip_option(group)
+    flow = parser.add_argument_group("the flow")
+    probes = "random probes of its divergence (default 1), a backward pass each; all: exact, for small images"
+    flow.add_argument("--probes", type=values.amount, default=1, metavar="K|all", help=probes)
+    draws = "draws of the noise that makes pixels continuous, a whole measurement each (default 1)"
+    flow.add_argument("--draws", type=values.positive, default=1, metavar="K", help=draws)
+    dequantise = "that noise: uniform (default), or the model's first level with its decoder, as in the bound"
+    options.pick(flow, "--dequantise", ("uniform", "noise"), dequantise, "uniform")
+    tol = "error of a step: of x, and of nats per dimension (default 1e-5)"
+    flow.add_argument("--tol", type=values.rate, default=1e-5, metavar="X", help=tol)
     run = parser.add_argument_group("run and output")
     options.class_option(run, "class of all images (default: the data's labels)")
     options.seed_option(run)
     options.output_options(run, "folder (default nll)", "nll")
     options.data_options(parser.add_argument_group("data"))
+    options.device_options(parser)
+
+
+def _tune_steps(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "tune-steps",
+        "[MODEL] --steps N ",
+        """\
+Chooses the noise levels at which a solver of the flow makes N steps, so that its images are nearest to those of a fine
+solution from the same noise. Levels optimised for the model and the grids by name are tried on some noise, and measured
+on fresh noise. Prints and writes the best one, for --grid.""",
+        module="tune_steps",
+    )
+    options.model_options(parser, positional=True)
+    options.guidance_options(parser)
+    group = parser.add_argument_group("what is tuned")
+    flow = tuple(name for name, method in METHODS.items() if method.kind == "ode" and name != "adaptive")
+    group.add_argument("--steps", type=values.positive, required=True, metavar="N", help="steps, such as 10")
+    group.add_argument(
+        "--solver", type=values.choice(*flow), default="dpmpp-2m", metavar="NAME",
+        help=f"one of {', '.join(flow)} (default dpmpp-2m)",
+    )  # fmt: skip
+    group.add_argument("--solver-options", default="", metavar="KEY=VALUE,...", help="settings of the method")
+    group.add_argument("--no-reclip", dest="reclip", action="store_false", help="with guidance: as for `sample`")
+    options.clip_option(group)
+    run = parser.add_argument_group("run and output")
+    options.seed_option(run)
+    count = "images to choose by, and as many to measure by (default 32, or what fits)"
+    run.add_argument("--count", type=values.positive, default=32, metavar="N", help=count)
+    options.class_option(run, 'classes, which the images cycle through (default "all")')
+    run.add_argument("--out", metavar="FILE", help="JSON file (default steps-SOLVER-N.json)")
+    run.add_argument("--overwrite", action="store_true", help="replace FILE")
     options.device_options(parser)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from undiffuse.cli.console import fields, say
 from undiffuse.cli.job import Job
 from undiffuse.cli.low_res import LowRes
 from undiffuse.cli.producing import Run, produce
@@ -27,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is of an upsampler: give --upsampler, or leave it out")
     sampler = Sampler.load(Settings.of_args(args), args.device)
+    if "measured" in sampler.notes:
+        say(fields([("budget", sampler.notes["measured"])]))
     low = LowRes.of_args(args, sampler.model)
     classes = classes_to_guide(sampler, args.classes) if args.classes or low is None or low.labels is None else None
     record = {"command": "sample", "seed": args.seed, **sampler.record, "classes": listed(classes, sampler)}

@@ -18,6 +18,7 @@ from torch import Tensor
 import undiffuse
 from undiffuse.adapters.published import Sampling
 from undiffuse.cli import budget
+from undiffuse.cli.calls import within_budget
 from undiffuse.cli.console import Progress
 from undiffuse.cli.guiding import Guiding, check_identity, guide, listed, reference
 from undiffuse.cli.options import SHIPPED
@@ -80,7 +81,8 @@ _LATER: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a user chose: the files, and how to sample. None leaves the solver, its steps and grid to `resolved`."""
+    """What a user chose: the files, and how to sample. None leaves the solver, its steps and grid to `resolved`, or,
+    with a `budget` of network calls, to what was measured (`calls.within_budget`)."""
 
     model: str = SHIPPED
     weights: str | None = None
@@ -97,6 +99,7 @@ class Settings:
     precision: str = "fp32"
     guiding: Guiding = field(default_factory=Guiding)
     compile: bool = False
+    budget: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "weights", "classifier", "steps", "grid"):
@@ -194,6 +197,7 @@ class Sampler:
 
     `classifier`, `others`  the models that guide it: the first classifier, and all others
     `footprints`            of the model and of what guides it
+    `gradient`              whether the denoised image can be differentiated
     """
 
     settings: Settings
@@ -207,22 +211,29 @@ class Sampler:
     notes: dict[str, Any] = field(default_factory=dict)
     others: tuple[ClassifierModel | DiffusionModel, ...] = ()
     footprints: tuple[Footprint, ...] = ()
+    gradient: bool = False
 
     @classmethod
-    def load(cls, settings: Settings, device: str = "auto") -> Sampler:
-        """Load the files and check that all belongs together (ValueError otherwise)."""
+    def load(cls, settings: Settings, device: str = "auto", gradient: bool = False) -> Sampler:
+        """Load the files and check that all belongs together (ValueError otherwise).
+
+        `gradient`: whether the caller differentiates the denoised image, whatever guides it.
+        """
         where = resolve_device(device)
         if settings.precision == "fp16" and where.type == "cpu":
             raise ValueError("--precision fp16 is for GPUs; on a CPU give bf16, which is as small, or fp32")
         model = load_diffusion(settings.model, weights=settings.weights)
-        _ = model.digest  # the identity of the weights as they are in the file, before they are made ready
+        digest = model.digest  # the identity of the weights as they are in the file, before they are made ready
+        told = ""
+        if settings.budget is not None:
+            settings, told = within_budget(settings, digest)
         settings = settings.resolved(model.process, model.published.sampling if model.published else None)
         assert settings.solver and settings.steps and settings.grid  # `resolved` names them
         keep_memory()
         judges = [(settings.classifier, settings.guidance)] if settings.guidance and settings.classifier else []
         judges += settings.guiding.more_classifiers
-        through = bool(judges) and settings.guidance_at == "x0"  # the gradient goes through the network too
-        forward = inference_forward(model.net, settings.precision, where, gradient=through, compiled=settings.compile)
+        gradient = gradient or bool(judges) and settings.guidance_at == "x0"  # through the network too
+        forward = inference_forward(model.net, settings.precision, where, gradient=gradient, compiled=settings.compile)
         denoiser: Denoiser = ChainDenoiser(forward, model.process, settings.clip)
         chain = grid(denoiser.chain, settings.steps, settings.grid)
         guides = guide(
@@ -253,14 +264,17 @@ class Sampler:
         }
         notes = {"model_file": reference(settings.model), "version": undiffuse.__version__, "torch": torch.__version__}
         notes |= guides.notes
+        if told:
+            notes["measured"] = told
         options = read_options(settings.solver, settings.solver_options)
         eta = {"eta": settings.eta} if settings.solver == "ddim" else {}
         solver = build(settings.solver, settings.reclip, **eta, **options)
         notes["device"] = where.type
         others, footprints = tuple(guides.others), (forward.footprint, *guides.footprints)
         return cls(
-            settings, model, guides.classifier, where, chain, solver, guides.denoiser, record, notes, others, footprints
-        )
+            settings, model, guides.classifier, where, chain, solver, guides.denoiser, record, notes, others,
+            footprints, gradient,
+        )  # fmt: skip
 
     def check_identity(self, record: Mapping[str, Any], where: str = "the record", option: str = "model") -> None:
         """ValueError, which calls it `where`, unless the loaded weights are those of a record.
@@ -292,7 +306,8 @@ class Sampler:
         element = 4 if self.settings.precision == "fp32" else 2
         size = self.shape[1:]
         through = self.settings.guidance_at == "x0" and self.classifier is not None
-        needed = activation_bytes(self.model.net.config, size, element=element, gradient=through)
+        gradient = through or self.gradient
+        needed = activation_bytes(self.model.net.config, size, element=element, gradient=gradient)
         if self.settings.guiding.cfg != 1 and not self.settings.guiding.cfg_two_passes:
             needed *= 2  # with and without class in one batch
         for other in (self.classifier, *self.others):  # after the model has answered, or while its graph is kept

@@ -1,11 +1,14 @@
-"""`undiffuse sweep`: what guidance buys and what it costs, at several strengths, as reports, a table and a plot."""
+"""`undiffuse sweep`: what guidance buys and what it costs, at several strengths, as reports, a table and a plot.
+
+A sweep over solvers and network calls is `frontier`'s; what both share is here.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from undiffuse.cli.evaluate import known_metrics, measure
 from undiffuse.cli.reporting import markdown, side_by_side
 from undiffuse.cli.sampler import Sampler
 from undiffuse.cli.sides import MADE, Side, is_model, made_by, model_settings, preparation_of, stored
-from undiffuse.distributed import session
+from undiffuse.distributed import Ranks, session
 from undiffuse.evaluation import Report, read_reference
 from undiffuse.evaluation.summary import is_reference
 from undiffuse.metrics import MetricError
@@ -28,6 +31,7 @@ from undiffuse.pictures.names import safe
 
 TABLE, PLOT, SETTINGS = "table.md", "plot.png", "sweep.json"
 PANEL = (760, 420)
+SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -39,52 +43,85 @@ class Point:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """The command: the strengths of guidance, or with --solvers, --calls or --grids a frontier."""
+    if args.solvers or args.calls or args.grids:
+        from undiffuse.cli import frontier
+
+        return frontier.run(args)
+    for name in ("against", "by"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} is of a frontier: give --solvers and --calls, or leave it out")
     begin = time.monotonic()
-    known_metrics(args.metrics)
     folder = Path(args.out or "sweep")
-    if is_model(args.reference):
-        raise MetricError(
-            f"the reference must be images or a reference file; there is no folder or file {args.reference}"
-        )
-    about = {
-        "model": args.model,
-        "reference": args.reference,
-        "floor": args.floor,
-        "scales": list(args.scales),
-        "count": args.count or MADE,
-        **{name: getattr(args, name) for name in (
-            "classifier", "guidance_at", "solver", "steps", "grid", "solver_options", "eta", "clip", "precision",
-            "seed", "classes", "extractor", "metrics", "model_weights", "reference_count",
-        )},
-    }  # fmt: skip
-    _same_sweep(folder / SETTINGS, about, args.overwrite)
+    scales = args.scales or SCALES
+    about = settings_of(args) | {"scales": list(scales)}
+    same_sweep(folder / SETTINGS, about, args.overwrite)
     points: list[Point] = []
     with session(args.device) as ranks:
-        given = read_reference(args.reference) if is_reference(args.reference) else None
-        names = args.extractor or build.default_names([args.model, args.reference], given)
-        extractors = build.build(names, args.weights, args.grey, ranks.device)
-        sampler = _sampler(args, args.scales[0], ranks.device)
-        prepared = preparation_of(args, sampler, extractors)
-        reference = stored(args.reference, args, prepared, count=args.reference_count)
-        count = args.count or MADE
-        if args.floor is not None:
-            floor = stored(args.floor, args, prepared, count=count)
-            report = measure("real images", floor, reference, None, extractors, ranks, args)
-            points += [] if report is None else [Point(None, report)]
-        for scale in args.scales:
-            if ranks.is_main:
-                say(f"guidance {scale:g} ...")
-            sampler = _sampler(args, scale, ranks.device)
-            side = Side(images=made_by(sampler, args, count))
-            report = measure(f"guidance {scale:g}", side, reference, None, extractors, ranks, args)
-            points += [] if report is None else [Point(scale, report)]
+        plans = [Plan(f"guidance {scale:g}", {"guidance": scale}) for scale in scales]
+        for plan, report, made_with in measured(args, plans, ranks):
+            sampler = made_with or sampler_of(args, plans[0], ranks)
+            points.append(Point(None if plan is None else plan.changes["guidance"], report))
         if not ranks.is_main:
             return 0
     _write(folder, about, points, sampler)
     say(_table(points))
     say(f"\n{folder / TABLE}, {PLOT} and a report for each row written after {duration(time.monotonic() - begin)}")
     return 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One thing to measure: what it is called, and how its options differ from those given."""
+
+    title: str
+    changes: Mapping[str, Any]
+
+
+def measured(
+    args: argparse.Namespace, plans: Sequence[Plan], ranks: Ranks
+) -> Iterator[tuple[Plan | None, Report, Sampler | None]]:
+    """(plan, report, its sampler) one after the other, first (None, report, None) of the real images where --floor
+    names some; nothing in the helper processes of a torchrun."""
+    known_metrics(args.metrics)
+    if is_model(args.reference):
+        raise MetricError(
+            f"the reference must be images or a reference file; there is no folder or file {args.reference}"
+        )
+    given = read_reference(args.reference) if is_reference(args.reference) else None
+    names = args.extractor or build.default_names([args.model, args.reference], given)
+    extractors = build.build(names, args.weights, args.grey, ranks.device)
+    prepared = preparation_of(args, sampler_of(args, plans[0], ranks), extractors)
+    reference = stored(args.reference, args, prepared, count=args.reference_count)
+    count = args.count or MADE
+    if args.floor is not None:
+        floor = stored(args.floor, args, prepared, count=count)
+        report = measure("real images", floor, reference, None, extractors, ranks, args)
+        if report is not None:
+            yield None, report, None
+    for plan in plans:
+        if ranks.is_main:
+            say(f"{plan.title} ...")
+        sampler = sampler_of(args, plan, ranks)
+        side = Side(images=made_by(sampler, args, count))
+        report = measure(plan.title, side, reference, None, extractors, ranks, args)
+        if report is not None:
+            yield plan, report, sampler
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides a sweep's numbers, of what all kinds of it have."""
+    names = (
+        "model", "reference", "floor", "classifier", "guidance_at", "solver", "steps", "grid", "solver_options", "eta",
+        "clip", "precision", "seed", "classes", "extractor", "metrics", "model_weights", "reference_count",
+    )  # fmt: skip
+    return {**{name: getattr(args, name) for name in names}, "count": args.count or MADE}
+
+
+def sampler_of(args: argparse.Namespace, plan: Plan, ranks: Ranks) -> Sampler:
+    """The model with the sampler of a plan."""
+    given = argparse.Namespace(**{**vars(args), **plan.changes})
+    return Sampler.load(model_settings(given, args.model), str(ranks.device))
 
 
 def metric_names(points: Sequence[Point]) -> list[str]:
@@ -159,12 +196,7 @@ def _pairs(panels: Sequence[Image.Image]) -> list[Image.Image]:
     return rows
 
 
-def _sampler(args: argparse.Namespace, scale: float, device: Any) -> Sampler:
-    given = argparse.Namespace(**{**vars(args), "guidance": scale})
-    return Sampler.load(model_settings(given, args.model), str(device))
-
-
-def _same_sweep(path: Path, about: dict[str, Any], overwrite: bool) -> None:
+def same_sweep(path: Path, about: dict[str, Any], overwrite: bool) -> None:
     """ValueError if the folder holds another sweep, whose files would be mixed with these."""
     if overwrite or not path.exists():
         return
@@ -203,4 +235,4 @@ def _write(folder: Path, about: dict[str, Any], points: Sequence[Point], sampler
         file.write(json.dumps({"settings": about, "rows": files}, indent=1).encode() + b"\n")
 
 
-__all__ = ["Point", "plot", "run"]
+__all__ = ["Plan", "Point", "measured", "plot", "run", "same_sweep", "sampler_of", "settings_of"]

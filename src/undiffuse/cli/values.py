@@ -71,6 +71,14 @@ def scales(text: str) -> tuple[float, ...]:
     return found
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Several whole numbers of at least 1, such as 5,10,20."""
+    found = tuple(positive(part.strip()) for part in text.split(",") if part.strip())
+    if not found or len(set(found)) != len(found):
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected different whole numbers, such as 5,10,20")
+    return found
+
+
 def guidance_interval(text: str) -> tuple[str, float, float]:
     """An interval of noise levels, such as -1,3 (log-SNR), sigma:0.2,1.6 or steps:0.2,0.8: (unit, low, high)."""
     unit, colon, ends = text.strip().lower().rpartition(":")
@@ -127,6 +135,14 @@ def seed_pair(text: str) -> tuple[int, int]:
     if len(parts) != 2:
         raise argparse.ArgumentTypeError(f"{text!r}: expected two seeds, such as 1,2")
     return seed(parts[0]), seed(parts[1])
+
+
+def rectangle(text: str) -> tuple[int, int, int, int]:
+    """A rectangle of pixels: "top,left,height,width"."""
+    parts = text.split(",")
+    if len(parts) != 4:
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected top,left,height,width in pixels, such as 8,8,16,16")
+    return natural(parts[0]), natural(parts[1]), positive(parts[2]), positive(parts[3])
 
 
 def assignment(text: str) -> tuple[str, str]:

@@ -1,0 +1,195 @@
+"""Quality against network calls: what settings of a sampler were measured to give, which of them are worth taking.
+
+A frontier belongs to the weights it was measured with (their digest) and lies in a small JSON file: in the folder of
+the sweep that made it, in the cache, where `undiffuse sample --budget` finds it, or beside a model that comes with this
+package.
+
+**Equality.** Two values a, b with independent standard errors are called equal where |a - b| <= 1.96 sqrt(ea^2 + eb^2):
+a difference that a two-sided test at 5 % does not tell from none. It is not a proof of equality: differences of less
+than `resolution`, the right side, cannot be seen. Errors that two settings share (the reference images, the noise they
+begin with) make the test more lenient than its name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from undiffuse.downloads import cache_dir
+from undiffuse.pictures.files import atomic_file
+
+__all__ = ["Frontier", "Point", "keep", "known", "pareto"]
+
+FORMAT = 1
+Z = 1.96  # of a two-sided test at 5 %
+ENDING = ".frontier.json"
+_SETTINGS = ("solver", "steps", "grid", "solver_options", "eta", "guidance", "guidance_at")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One setting of the sampler and what it was measured to give.
+
+    `calls`   of the model's network for an image; a classifier's calls come on top
+    `value`, `stderr`  of the frontier's metric
+    """
+
+    solver: str
+    steps: str
+    grid: str
+    calls: int
+    value: float
+    stderr: float | None = None
+    solver_options: str = ""
+    eta: float = 0.0
+    guidance: float = 0.0
+    guidance_at: str = "x_t"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the images, by the names of the command line."""
+        return {name: getattr(self, name) for name in _SETTINGS}
+
+    @property
+    def text(self) -> str:
+        """In a few words: "dpmpp-2m 10 logsnr, guidance 1"."""
+        parts = [self.solver, self.steps, *([] if self.grid == "chain" else [self.grid])]
+        parts += [self.solver_options] if self.solver_options else []
+        parts += [f"eta {self.eta:g}"] if self.eta else []
+        return " ".join(parts) + (f", guidance {self.guidance:g}" if self.guidance else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frontier:
+    """All points of one sweep.
+
+    `model`      digest of the weights
+    `metric`, `rising`  what was measured, and whether more of it is better
+    `points`     what was swept; `references` the settings that the others shall equal, at most one a guidance scale
+    `about`      how it was measured: samples, reference images, seed, extractor
+    """
+
+    model: str
+    metric: str
+    rising: bool
+    points: tuple[Point, ...]
+    references: tuple[Point, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def best(self, calls: int, guidance: float = 0.0, guidance_at: str = "x_t") -> Point:
+        """The best point of that guidance with at most so many calls. ValueError where there is none."""
+        alike = [p for p in (*self.points, *self.references) if p.guidance == guidance]
+        alike = [p for p in alike if not guidance or p.guidance_at == guidance_at]
+        if not alike:
+            known = ", ".join(f"{g:g}" for g in sorted({p.guidance for p in self.points}))
+            raise ValueError(f"this frontier was not measured at guidance {guidance:g} ({guidance_at}), but at {known}")
+        within = [p for p in alike if p.calls <= calls]
+        if not within:
+            raise ValueError(
+                f"nothing was measured with as few as {calls} calls; the least is {min(p.calls for p in alike)}"
+            )
+        return min(within, key=lambda p: (self._cost(p), p.calls))
+
+    def pareto(self) -> list[Point]:
+        """The points that no other one beats, by rising calls: see `pareto`."""
+        return pareto((*self.points, *self.references), self.rising)
+
+    def reference_of(self, point: Point) -> Point | None:
+        """The reference setting of the same guidance."""
+        return next((r for r in self.references if r.guidance == point.guidance), None)
+
+    def verdict(self, point: Point) -> str:
+        """ "equal", "better" or "worse" than the reference of the same guidance by the test above; "" without one, or
+        where an error is not known."""
+        reference, reach = self.reference_of(point), self.resolution(point)
+        if reference is None or reach is None or point.settings == reference.settings:
+            return ""
+        difference = self._cost(point) - self._cost(reference)
+        return "equal" if abs(difference) <= reach else "worse" if difference > 0 else "better"
+
+    def resolution(self, point: Point) -> float | None:
+        """The least difference from the reference that the test tells from none."""
+        reference = self.reference_of(point)
+        if reference is None or None in (point.stderr, reference.stderr):
+            return None
+        return Z * math.hypot(point.stderr or 0.0, reference.stderr or 0.0)
+
+    def _cost(self, point: Point) -> float:
+        return -point.value if self.rising else point.value
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the JSON file, whole or not at all; FileExistsError unless `overwrite`."""
+        content = {"kind": "frontier", "format": FORMAT, **asdict(self)}
+        with atomic_file(path, overwrite=overwrite) as file:
+            file.write(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Frontier:
+        """Back from `save`; ValueError for anything else."""
+        return cls._read(Path(path).read_bytes(), str(path))
+
+    @classmethod
+    def _read(cls, data: bytes, where: str) -> Frontier:
+        try:
+            content = json.loads(data)
+            if content.pop("kind") != "frontier" or content.pop("format") != FORMAT:
+                raise ValueError("not a frontier of this version")
+            for name in ("points", "references"):
+                content[name] = tuple(_point(entry) for entry in content[name])
+            if not content["points"] or not isinstance(content["model"], str):
+                raise ValueError("no points, or no model")
+            return cls(**content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{where} is no frontier, or it is damaged ({error}): make it by `undiffuse sweep`"
+            ) from None
+
+
+def pareto(points: Sequence[Point], rising: bool) -> list[Point]:
+    """Those with a better value than every point of as few or fewer calls, by rising calls. Errors do not count."""
+    found: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.calls, -p.value if rising else p.value)):
+        if not found or (point.value > found[-1].value if rising else point.value < found[-1].value):
+            found.append(point)
+    return found
+
+
+def keep(frontier: Frontier) -> Path:
+    """Put a frontier where `known` finds it, in place of an earlier one of the same weights."""
+    return frontier.save(_place(frontier.model), overwrite=True)
+
+
+def known(model: str) -> Frontier | None:
+    """The frontier of the weights with this digest: measured here, or shipped; None where there is none."""
+    path = _place(model)
+    if path.is_file():
+        found = Frontier.load(path)
+        if found.model != model:
+            raise ValueError(f"{path} is the frontier of another model: remove it")
+        return found
+    for entry in (resources.files("undiffuse") / "assets").iterdir():
+        if entry.name.endswith(ENDING):
+            shipped = Frontier._read(entry.read_bytes(), entry.name)
+            if shipped.model == model:
+                return shipped
+    return None
+
+
+def _place(model: str) -> Path:
+    return cache_dir("frontiers", f"{model[:40]}{ENDING}")
+
+
+def _point(entry: Mapping[str, Any]) -> Point:
+    point = Point(**entry)
+    errors = [point.value, *([] if point.stderr is None else [point.stderr])]
+    texts = (point.solver, point.steps, point.grid, point.solver_options, point.guidance_at)
+    numbers = [*errors, point.eta, point.guidance, point.calls]
+    if not all(isinstance(t, str) for t in texts) or not all(math.isfinite(n) for n in numbers) or point.calls < 1:
+        raise ValueError(f"a point has {entry!r}"[:120])
+    return point

@@ -1,0 +1,11 @@
+"""Likelihood of images in bits per dimension: by the variational bound, and by the probability flow."""
+
+from __future__ import annotations
+
+from undiffuse.likelihood.bound import Bound, bits_per_dim, mean_and_error, prior_bits
+from undiffuse.likelihood.flow import Density, FlowBits, FlowConfig, flow_bits_per_dim, flow_density, flow_ends
+
+__all__ = [
+    "Bound", "Density", "FlowBits", "FlowConfig", "bits_per_dim", "flow_bits_per_dim", "flow_density", "flow_ends",
+    "mean_and_error", "prior_bits",
+]  # fmt: skip

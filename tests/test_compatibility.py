@@ -1,0 +1,109 @@
+"""Every prediction x variance x solver x guidance runs and agrees with its oracle, or is refused with a reason."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import compatibility
+from compatibility import Cell, cells, outcome
+from undiffuse.guidance import ClassifierFree
+from undiffuse.methods import METHODS
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "compatibility.md"
+# Solvers that look at levels between those of the path, where a network that predicts the previous mean has no answer.
+LEAVE = {"dpmpp-2s", "dpmpp-3m", "deis", "adams", "pndm", "restart", "adaptive"}
+STRIDE = 23  # of the cells, every so many-th by default, prime to the length of every axis; all in the slow test
+
+
+def reason(cell: Cell) -> str | None:
+    """Why a cell must be refused, as a part of the message; None where it must run."""
+    if cell.family != "chain":
+        if cell.variance in ("range", "direct"):
+            return "is learned from the bound, a sum over the steps of a chain"
+        if cell.kind == "mean":
+            return "is the mean of a chain's step"
+        if cell.family == "flow" and cell.kind == "eps":
+            return "says nothing at t = 1, which is pure noise"
+    off = cell.place == "between" or cell.solver in LEAVE
+    at_mean = cell.guidance == "classifier at the mean" and cell.solver != "ancestral"
+    if cell.kind == "mean" and off:
+        if at_mean and cell.place == "trained":
+            return "guidance at the mean exists for ancestral sampling only"  # asked before the path is left
+        return "a prediction of the previous mean is defined at the steps of its chain only"
+    if at_mean:
+        return "guidance at the mean exists for ancestral sampling only"
+    if cell.variance == "direct" and cell.solver == "ancestral" and cell.place == "between":
+        return "a directly learned variance is defined at the steps of its chain only"
+    return None
+
+
+def check(some: list[Cell]) -> Counter[str]:
+    """How often each outcome came; AssertionError where one is not as it should be."""
+    found: Counter[str] = Counter()
+    for cell in some:
+        why, message = reason(cell), outcome(cell)
+        assert (message == "") if why is None else (why in message), (cell, why, message)
+        found["runs" if why is None else why] += 1
+    return found
+
+
+EVERY = list(cells())
+
+
+def test_a_part_of_the_matrix() -> None:
+    found = check(EVERY[::STRIDE])
+    assert found["runs"] > 300
+    assert len(found) == 7  # all reasons came up
+    some = EVERY[::STRIDE]
+    for axis in ("family", "kind", "variance", "solver", "guidance", "place"):
+        assert {getattr(cell, axis) for cell in some} == {getattr(cell, axis) for cell in EVERY}
+
+
+@pytest.mark.slow
+def test_the_whole_matrix_and_its_page() -> None:
+    found = check(EVERY)
+    assert sum(found.values()) == len(EVERY) == 3 * 6 * 5 * len(METHODS) * 7 * 2
+    assert compatibility.page(EVERY, reason) == PAGE.read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_is_refused() -> None:
+    """The page is made from `reason`, to which the other tests hold every cell."""
+    assert compatibility.page(EVERY, reason) == PAGE.read_text(encoding="utf-8")
+
+
+def test_a_wrong_coefficient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison is sharp enough to see a mistake of a few per cent in a guidance, a conversion and a variance."""
+    cell = Cell("chain", "v", "range", "dpmpp-2m", "cfg", "trained")
+    ancestral = Cell("chain", "v", "range", "ancestral", "none", "trained")
+    check([cell, ancestral])
+    call = ClassifierFree.weight
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassifierFree, "weight", lambda self, level: 1.03 * call(self, level))
+        with pytest.raises(AssertionError, match=re.escape("cfg")):
+            outcome(cell)
+    with monkeypatch.context() as patch:
+        noise = property(lambda self: 1.02 * (self._sigma * self.x + self._alpha * self.v))
+        patch.setattr(compatibility.Prediction, "eps", noise)
+        with pytest.raises(AssertionError, match="dpmpp-2m"):
+            outcome(cell)
+    with monkeypatch.context() as patch:
+        patch.setattr(compatibility.Perfect, "__call__", _with_fraction(0.4, compatibility.Perfect.__call__))
+        with pytest.raises(AssertionError, match="ancestral"):
+            outcome(ancestral)
+
+
+def _with_fraction(fraction: float, call: Any) -> Any:
+    """The network with another output for the variance."""
+
+    def changed(self: Any, seen: Tensor, told: Tensor, y: Tensor | None = None) -> Tensor:
+        out = call(self, seen, told, y)
+        return torch.cat([out[:, :1], torch.full_like(out[:, 1:], 2 * fraction - 1)], dim=1)
+
+    return changed
