@@ -1,6 +1,6 @@
 """How fast the networks are: ours against OpenAI's, azula's, diffusers' and denoising-diffusion-pytorch's.
 
-    python benchmarks/networks.py --write docs/benchmarks-networks   # all, kept for the documentation; two hours
+    python benchmarks/networks.py --write docs/benchmarks-networks   # all, kept for the documentation; an hour
     python benchmarks/networks.py forward start                      # some parts
     python benchmarks/networks.py --full                             # with what takes minutes a call
     python benchmarks/networks.py --quick                            # does everything run? Measures nothing
