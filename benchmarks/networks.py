@@ -1,6 +1,6 @@
 """How fast the networks are: ours against OpenAI's, azula's, diffusers' and denoising-diffusion-pytorch's.
 
-    python benchmarks/networks.py --write docs/benchmarks-networks   # all, kept for the documentation; two hours
+    python benchmarks/networks.py --write docs/benchmarks-networks   # all, kept for the documentation; an hour
     python benchmarks/networks.py forward start                      # some parts
     python benchmarks/networks.py --full                             # with what takes minutes a call
     python benchmarks/networks.py --quick                            # does everything run? Measures nothing
@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.blocks import Pace, whole
+from common.blocks import QUICK, Pace, in_turns, whole
 from common.installing import prepared
 from common.measuring import commit, environment, keep, surroundings
 from unets import imports
@@ -73,6 +73,38 @@ def cells(part: str, args: argparse.Namespace) -> list[tuple[str, int]]:
     return chosen
 
 
+class Served:
+    """A worker that waits for its turns."""
+
+    def __init__(self, command: list[str], surrounding: dict[str, str]) -> None:
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=surrounding)
+        self.ready = self._answer() == "ready"
+
+    def __call__(self) -> tuple[float, float]:
+        """A block's seconds a call, and cores used by others."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        seconds, foreign = self._answer()
+        return seconds, foreign
+
+    def end(self) -> dict[str, Any]:
+        """Its memory; the process ends."""
+        out, _ = self.process.communicate()
+        return json.loads(out.splitlines()[-1])
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            try:
+                return json.loads(line)
+            except json.JSONDecodeError:  # what a library printed
+                continue
+        _, err = self.process.communicate()
+        sys.exit(f"a worker failed:\n{err}")
+
+
 class Bench:
     """Runs workers in the peers' environment."""
 
@@ -85,10 +117,15 @@ class Bench:
         self.about = json.loads(self._run(["unets.sides", args.device]))
         self.sides = [name for name in self.about["sides"] if not args.sides or name in args.sides]
 
+    def pace(self, part: str) -> Pace:
+        """How long to measure."""
+        if self.args.quick:
+            return QUICK
+        rounds = min(self.args.rounds, 3) if part in ("sampling", "guided") else self.args.rounds
+        return Pace(rounds=rounds, most=3 * rounds, patience=PATIENCE.get(part, 600.0))
+
     def command(self, action: str, part: str, model: str, batch: int, sides: Sequence[str]) -> list[str]:
         """A worker's command line, for now: it carries the time."""
-        rounds = min(self.args.rounds, 3) if part in ("sampling", "guided") else self.args.rounds
-        pace = Pace(rounds=rounds, most=3 * rounds, patience=PATIENCE.get(part, 600.0))
         task = {
             "action": action,
             "what": part,
@@ -98,7 +135,7 @@ class Bench:
             "device": self.args.device,
             "folder": str(self.weights),
             "quick": self.args.quick,
-            "pace": asdict(pace),
+            "pace": asdict(self.pace(part)),
             "threads": self.args.threads,
         }
         return [str(self.python), "-W", "ignore", "-m", "unets.worker", str(time.time()), json.dumps(task)]
@@ -119,11 +156,20 @@ class Bench:
     def cell(self, part: str, model: str, batch: int) -> dict[str, Any]:
         """Timings and errors of all sides together, then the memory of each alone."""
         print(f"{part}, {model}, batch {batch}", flush=True)
-        found = self.worker("together", part, model, batch, self.sides)
-        for name, timing in found["timings"].items():
+        errors = self.worker("errors", part, model, batch, self.sides)
+        served = {name: served for name in self.sides if (served := self.serve(part, model, batch, name)) is not None}
+        timings = {name: timing.result() for name, timing in in_turns(served, self.pace(part)).items()}
+        for name, timing in timings.items():
             print(f"  {name}: {1000 * timing['seconds']:.1f} ms", flush=True)
-        found["memory"] = {name: self.worker("memory", part, model, batch, [name]) for name in found["timings"]}
-        return {"part": part, "model": model, "batch": batch, **found}
+        memory = {name: one.end() for name, one in served.items()}
+        return {
+            "part": part, "model": model, "batch": batch, "timings": timings, "errors": errors, "memory": memory
+        }  # fmt: skip
+
+    def serve(self, part: str, model: str, batch: int, side: str) -> Served | None:
+        """A side in a process of its own, ready; None if it does not have this."""
+        served = Served(self.command("serve", part, model, batch, [side]), environment(self.args.threads))
+        return served if served.ready else None
 
     def result(self, part: str) -> Any:
         """Of a part."""

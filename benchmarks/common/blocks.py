@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,17 @@ def interleaved(
     for function in sides.values():
         function()
         synchronize()
-    order, found = list(sides), {name: Timing() for name in sides}
+    return in_turns({name: partial(block, call, pace.seconds, synchronize) for name, call in sides.items()}, pace)
+
+
+def in_turns(blocks: Mapping[str, Callable[[], tuple[float, float]]], pace: Pace) -> dict[str, Timing]:
+    """Has every side run blocks, in turns; each returns what `block` does, from here or from a process of its own."""
+    order, found = list(blocks), {name: Timing() for name in blocks}
     began = time.perf_counter()
     for number in range(pace.most):
         shift = number % len(order)
         for name in order[shift:] + order[:shift]:
-            seconds, foreign = _block(sides[name], pace.seconds, synchronize)
+            seconds, foreign = blocks[name]()
             (found[name].clean if foreign <= FOREIGN else found[name].disturbed).append(seconds)
         enough = all(len(timing.clean) >= pace.rounds for timing in found.values())
         if enough or time.perf_counter() - began > pace.patience:
@@ -106,8 +112,8 @@ def whole(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict
     }
 
 
-def _block(function: Callable[[], Any], seconds: float, synchronize: Callable[[], None]) -> tuple[float, float]:
-    """(seconds a call, cores used by others meanwhile)."""
+def block(function: Callable[[], Any], seconds: float, synchronize: Callable[[], None]) -> tuple[float, float]:
+    """Calls for so many seconds, once at least: (seconds a call, cores used by others meanwhile)."""
     before, began, calls = others(), time.perf_counter(), 0
     while True:
         function()

@@ -34,6 +34,7 @@ class Undiffuse:
     same = True
 
     def __init__(self, setting: Setting) -> None:
+        kernels.keep_memory()  # as the command line does
         self.setting = setting
         self.net = UNetConfig(**setting.model.arguments).build()
         self.net.load_state_dict(load_file(setting.model.weights(setting.folder)))

@@ -12,9 +12,9 @@ from unets import imports
 INTRODUCTION = """# Benchmarks of the networks
 
 Written by `python benchmarks/networks.py --write docs/benchmarks-networks` from docs/benchmarks-networks.json; how the
-numbers come about is told in benchmarks/README.md. All sides of a table were timed in one process, in turns, on the
-same inputs; times are medians. A ratio is guided-diffusion's time over the row's: above 1 is faster. `undiffuse
-evaluate` has a page of its own, benchmarks.md.
+numbers come about is told in benchmarks/README.md. All sides of a table were timed in turns, each in a process of its
+own, on the same inputs; times are medians. A ratio is guided-diffusion's time over the row's: above 1 is faster.
+`undiffuse evaluate` has a page of its own, benchmarks.md.
 """
 PARTS = {
     "forward": "Forward pass",

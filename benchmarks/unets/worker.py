@@ -1,6 +1,6 @@
 """One process of the benchmark of networks: `python -m unets.worker CLOCK TASK`, in JSON; its last line is the result.
 
-`together` compares all sides in this process; `memory` and `start` look at one side, which has the process to itself.
+`errors` compares all sides in this process; `serve` and `start` look at one side, which has the process to itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common.blocks import QUICK, Pace, interleaved
+from common.blocks import QUICK, Pace, block
 from common.measuring import kilobytes, restart_peak
 from torch import Tensor
 from unets.models import MODELS, Batch, Model, batch, training_images
@@ -65,14 +65,39 @@ class Task:
             torch.cuda.synchronize()
 
 
-def together(task: Task) -> dict[str, Any]:
-    """All sides in turns: timings, and errors by side."""
+def errors(task: Task) -> dict[str, dict[str, float]]:
+    """Errors by side, see `_errors`."""
+    return _errors(task, {name: task.load(name) for name in task.names}, task.inputs())
+
+
+def serve(task: Task) -> dict[str, Any]:
+    """Makes the one side ready and says so; then runs a block for every line that comes in, and answers with its
+    seconds a call and what others used meanwhile. At the end of the input: the side's peak of memory, of the whole
+    process, and beyond its imports, weights and inputs; bytes.
+    """
+    (name,) = task.names
     inputs = task.inputs()
-    libraries = {name: task.load(name) for name in task.names}
-    errors = _errors(task, libraries, inputs)
-    calls = {name: call for name, library in libraries.items() if (call := task.call(library, inputs)) is not None}
-    found = interleaved(calls, task.pace, task.synchronize)
-    return {"timings": {name: timing.result() for name, timing in found.items()}, "errors": errors}
+    call = task.call(task.load(name), inputs)
+    if call is None:
+        return {}
+    before = _restart_memory(task)
+    call()
+    task.synchronize()
+    print(json.dumps("ready"), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(block(call, task.pace.seconds, task.synchronize)), flush=True)
+    peak = torch.cuda.max_memory_allocated() if task.device.type == "cuda" else kilobytes("VmHWM") * 1024
+    return {"peak": peak, "beyond": peak - before}
+
+
+def _restart_memory(task: Task) -> int:
+    """Bytes held now, from where the peak is counted."""
+    if task.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    with suppress(OSError, AttributeError):  # glibc: what loading left behind is no part of the work
+        ctypes.CDLL(None).malloc_trim(0)
+    return restart_peak()
 
 
 def _errors(task: Task, libraries: dict[str, Library], inputs: Batch) -> dict[str, dict[str, float]]:
@@ -129,29 +154,6 @@ def _difference(found: Tensor, expected: Tensor) -> dict[str, float]:
     }
 
 
-def memory(task: Task) -> dict[str, Any]:
-    """The one side's peak while it works: of the whole process, and beyond its imports, weights and inputs; bytes."""
-    (name,) = task.names
-    inputs = task.inputs()
-    library = task.load(name)
-    call = task.call(library, inputs)
-    if call is None:
-        return {}
-    if task.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        for _ in range(3):
-            call()
-        return {"peak": torch.cuda.max_memory_allocated(), "beyond": torch.cuda.max_memory_allocated() - before}
-    with suppress(OSError, AttributeError):  # glibc: what loading left behind is no part of the work
-        ctypes.CDLL(None).malloc_trim(0)
-    before = restart_peak()
-    for _ in range(1 if task.pace is QUICK or task.what in ("sampling", "guided") else 3):
-        call()
-    peak = kilobytes("VmHWM") * 1024
-    return {"peak": peak, "beyond": peak - before}
-
-
 def start(task: Task) -> dict[str, Any]:
     """Seconds of a fresh process by stage: torch; the library and its network with weights; a call; then an image in
     25 steps. And the most memory that it had, in bytes.
@@ -186,5 +188,5 @@ def roofline(task: Task) -> dict[str, Any]:
 if __name__ == "__main__":
     STARTED = float(sys.argv[1])  # the clock when whoever wants this started the process
     chosen = json.loads(sys.argv[2])
-    actions = {"together": together, "memory": memory, "start": start, "roofline": roofline}
+    actions = {"errors": errors, "serve": serve, "start": start, "roofline": roofline}
     print(json.dumps(actions[chosen["action"]](Task(chosen))))

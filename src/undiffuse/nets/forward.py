@@ -32,7 +32,7 @@ class Forward:
         self.footprint = Footprint.of(net) if footprint is None else footprint
         self.conditions: frozenset[str] = getattr(net, "conditions", frozenset())
         self._call: Any = _compiled(net, device) if compiled else net
-        self._recorded = compiled and device.type == "cuda"
+        self._recorded = compiled and device.type == "cuda"  # the result may lie in a graph's memory
         self._device = device.type
         self._dtype = AUTOCAST.get(precision)
 
@@ -45,10 +45,11 @@ class Forward:
 
 
 def _compiled(net: nn.Module, device: torch.device) -> Any:
-    """The network compiled for one size of input at a time; where it only is used on a GPU, recorded as CUDA graphs,
-    for which a network of some hundred small operations waits most."""
-    used = not any(parameter.requires_grad for parameter in net.parameters())
-    return torch.compile(net, dynamic=False, mode="reduce-overhead" if used and device.type == "cuda" else None)
+    """The network compiled. Where it is only used, for one size of input at a time, and on a GPU recorded as CUDA
+    graphs, for which a network of some hundred small operations waits most."""
+    if any(parameter.requires_grad for parameter in net.parameters()):
+        return torch.compile(net)
+    return torch.compile(net, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
 
 
 def inference_forward(
