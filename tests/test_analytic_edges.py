@@ -60,7 +60,7 @@ def test_a_chain_that_ends_in_pure_noise_is_sampled(target: str, solver: DDIM | 
 
 
 def test_noise_prediction_on_a_chain_that_ends_in_pure_noise_is_refused() -> None:
-    with pytest.raises(ValueError, match="predict 'v', 'x0' or 'mean'"):
+    with pytest.raises(ValueError, match="predict 'v', 'x0', 'u', 'F' or 'mean'"):
         ChainDenoiser(lambda x, t: x, ProcessConfig(betas=(0.1, 1.0), variance="posterior"))
 
 

@@ -62,7 +62,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("solver", "euler"), ("solver", None), ("solver", ["ddim"]), ("solver", {}),
+        ("solver", "eulers"), ("solver", None), ("solver", ["ddim"]), ("solver", {}),
         ("clip", "wild"), ("clip", 3), ("precision", "fp8"), ("guidance_at", "nowhere"),
         ("guidance", "strong"), ("guidance", True), ("guidance", 10**400), ("guidance", None),
         ("eta", -1), ("eta", [0]), ("reclip", "yes"), ("reclip", 1), ("steps", 3), ("steps", ""), ("steps", None),

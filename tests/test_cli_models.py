@@ -99,7 +99,8 @@ def test_its_command_lines_can_be_typed(name: str) -> None:
         if args.command == "sample":
             model = published.get(args.model)
             assert (args.low_res is not None) == (model.kind == "upsampler")
-            assert args.guidance == (model.sampling.guidance or None)  # type: ignore[union-attr]
+            guidance = model.sampling.guidance  # type: ignore[union-attr]
+            assert args.guidance == ([guidance] if guidance else None)
             for text in args.classes or []:
                 imagenet_classes.index_of(text)
         else:

@@ -89,8 +89,8 @@ def test_a_wrong_coefficient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(AssertionError, match=re.escape("cfg")):
             outcome(cell)
     with monkeypatch.context() as patch:
-        noise = property(lambda self: 1.02 * (self._sigma * self.x + self._alpha * self.v))
-        patch.setattr(compatibility.Prediction, "eps", noise)
+        image = property(lambda self: 1.02 * (self._alpha * self.x - self._sigma * self.v))
+        patch.setattr(compatibility.Prediction, "x0", image)
         with pytest.raises(AssertionError, match="dpmpp-2m"):
             outcome(cell)
     with monkeypatch.context() as patch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from torch import Tensor
@@ -12,8 +13,6 @@ from torch import Tensor
 from undiffuse.levels import Array, Level
 from undiffuse.prediction import Prediction
 from undiffuse.solvers.base import Denoise, ddim_move, half_logsnr, moved
-
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,12 @@ class Past:
         return Past((where, *self.where)[:keep], (value, *self.values)[:keep])
 
 
+@cache
+def _gauss() -> tuple[Array, Array]:
+    """Nodes in [-1, 1] and weights of 48 points; NumPy's polynomials are imported for nobody else."""
+    return np.polynomial.legendre.leggauss(48)
+
+
 def lagrange_integrals(
     points: Sequence[float], start: float, end: float, density: Callable[[Array], Array]
 ) -> list[float]:
@@ -37,9 +42,10 @@ def lagrange_integrals(
 
     Gauss-Legendre with 48 nodes: exact to rounding for a constant density, and for exponentials over any step.
     """
+    nodes, weights = _gauss()
     half = (end - start) / 2
-    at = start + half * (1 + _NODES)
-    measure = half * _WEIGHTS * density(at)
+    at = start + half * (1 + nodes)
+    measure = half * weights * density(at)
     return [
         float(
             measure
