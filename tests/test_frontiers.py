@@ -62,6 +62,9 @@ def test_equality_is_the_stated_test() -> None:
     assert [FRONTIER.verdict(p) for p in POINTS] == ["worse", "equal", "worse", "worse", ""]
     assert FRONTIER.verdict(LONG) == ""
     assert FRONTIER.verdict(point(9, 1.0, stderr=None)) == ""
+    paired = point(9, 1.1, difference_stderr=0.04)  # of the same images: sharper than 1.96 * 0.14
+    assert FRONTIER.resolution(paired) == pytest.approx(1.96 * 0.04)
+    assert FRONTIER.verdict(paired) == "worse"
 
 
 def test_it_is_kept_by_the_weights_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from undiffuse.metrics import (
     frechet_infinity,
     frechet_influence,
     frechet_two_halves,
+    paired_error,
 )
 from undiffuse.metrics import frechet as module
 
@@ -160,6 +161,33 @@ def test_standard_error_and_corrections_against_monte_carlo(r: np.random.Generat
     error = spread / math.sqrt(len(plain))
     assert abs(np.mean(halves) - truth) < 3.5 * error * np.std(halves) / spread
     assert abs(np.mean(infinite) - truth) < 3.5 * float(np.std(infinite)) / math.sqrt(len(plain))
+
+
+def test_the_error_of_a_difference_against_monte_carlo(r: np.random.Generator) -> None:
+    """Two sets of samples that share part of their chance, and the reference images, as two solvers do."""
+    apart, paired, independent = [], [], []
+    for _ in range(120):
+        common, y = torch.from_numpy(r.standard_normal((300, 4))), torch.from_numpy(r.standard_normal((400, 4)))
+        other = torch.from_numpy(r.standard_normal((300, 4)))
+        samples = (1.3 * common + 0.5, 1.2 * (0.9 * common + 0.436 * other) + 0.6)
+        a, b = (
+            frechet_estimate(of(x), of(y), features=x, reference_features=y, splits=0) for x in samples
+        )  # fmt: skip
+        error = paired_error(a, b)
+        assert error is not None
+        assert error == paired_error(b, a)
+        apart.append(a.value - b.value)
+        paired.append(error)
+        independent.append(math.hypot(a.stderr or 0, b.stderr or 0))
+    spread = float(np.std(apart, ddof=1))
+    assert np.mean(paired) == pytest.approx(spread, rel=0.2)  # a spread of 120 is known to 6.5%
+    assert np.mean(independent) > 1.5 * spread  # what would have been said without pairs
+    assert paired_error(a, a) == 0
+    few = frechet_estimate(of(samples[0][:200]), of(y), features=samples[0][:200], reference_features=y, splits=0)
+    known = frechet_estimate(of(samples[0]), of(y), features=samples[0], splits=0)
+    bare = frechet_estimate(of(samples[0]), of(y), splits=0)
+    assert [paired_error(a, other) for other in (few, known, bare)] == [None, None, None]
+    assert "influence" not in a.to_dict()
 
 
 def test_bias_near_the_reference(r: np.random.Generator) -> None:

@@ -4,10 +4,10 @@ A frontier belongs to the weights it was measured with (their digest) and lies i
 the sweep that made it, in the cache, where `undiffuse sample --budget` finds it, or beside a model that comes with this
 package.
 
-**Equality.** Two values a, b with independent standard errors are called equal where |a - b| <= 1.96 sqrt(ea^2 + eb^2):
-a difference that a two-sided test at 5 % does not tell from none. It is not a proof of equality: differences of less
-than `resolution`, the right side, cannot be seen. Errors that two settings share (the reference images, the noise they
-begin with) make the test more lenient than its name.
+**Equality.** Two values are called equal where they differ by at most 1.96 standard errors of their difference: what a
+two-sided test at 5 % does not tell from none. That error is of the same images (`metrics.paired_error`): what two
+settings share, the reference images and the noise they begin with, cancels. Where it is not known, both errors are
+taken as independent, which is too lenient. Equality is not proven by it: differences below `resolution` cannot be seen.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Point:
 
     `calls`   of the model's network for an image; a classifier's calls come on top
     `value`, `stderr`  of the frontier's metric
+    `difference_stderr`  of the difference from the reference, over the same images; None where it is not known
     """
 
     solver: str
@@ -45,6 +46,7 @@ class Point:
     calls: int
     value: float
     stderr: float | None = None
+    difference_stderr: float | None = None
     solver_options: str = ""
     eta: float = 0.0
     guidance: float = 0.0
@@ -117,6 +119,8 @@ class Frontier:
         reference = self.reference_of(point)
         if reference is None or None in (point.stderr, reference.stderr):
             return None
+        if point.difference_stderr is not None:
+            return Z * point.difference_stderr
         return Z * math.hypot(point.stderr or 0.0, reference.stderr or 0.0)
 
     def _cost(self, point: Point) -> float:
@@ -187,7 +191,7 @@ def _place(model: str) -> Path:
 
 def _point(entry: Mapping[str, Any]) -> Point:
     point = Point(**entry)
-    errors = [point.value, *([] if point.stderr is None else [point.stderr])]
+    errors = [value for value in (point.value, point.stderr, point.difference_stderr) if value is not None]
     texts = (point.solver, point.steps, point.grid, point.solver_options, point.guidance_at)
     numbers = [*errors, point.eta, point.guidance, point.calls]
     if not all(isinstance(t, str) for t in texts) or not all(math.isfinite(n) for n in numbers) or point.calls < 1:

@@ -25,7 +25,7 @@ from undiffuse.evaluation import Report
 from undiffuse.frontiers import Frontier, Point
 from undiffuse.grids import grid
 from undiffuse.methods import METHODS, method, read_options
-from undiffuse.metrics import Estimate, MetricError
+from undiffuse.metrics import Estimate, MetricError, paired_error
 from undiffuse.pictures import draw_curve, save_png
 from undiffuse.pictures.files import atomic_file
 from undiffuse.pictures.names import safe
@@ -73,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
                 rows.append((plan, report, _point(sampler)))
         if not ranks.is_main:
             return 0
-    done = [Row(_valued(point, report, metric), report) for _, report, point in rows]
-    count = len(done) - len(long)
+    count = len(rows) - len(long)
+    against_of = {point.guidance: report for _, report, point in rows[count:]}
+    done = [Row(_valued(point, report, against_of.get(point.guidance), metric), report) for _, report, point in rows]
     frontier = Frontier(
         model=first.model.digest,
         metric=metric,
@@ -177,9 +178,11 @@ def _metric(report: Report, wanted: str | None) -> str:
     raise MetricError(f"--by {wanted}: there is no such metric; there are {', '.join(names)}")
 
 
-def _valued(point: Point, report: Report, metric: str) -> Point:
+def _valued(point: Point, report: Report, reference: Report | None, metric: str) -> Point:
+    """The point with its value, and the error of its difference from the reference of the same guidance."""
     estimate = _estimate(report, metric)
-    return replace(point, value=estimate.value, stderr=estimate.stderr)
+    apart = None if reference in (None, report) else paired_error(estimate, _estimate(reference, metric))
+    return replace(point, value=estimate.value, stderr=estimate.stderr, difference_stderr=apart)
 
 
 def _estimate(report: Report, metric: str) -> Estimate:
@@ -245,8 +248,8 @@ def _write(
         _table(frontier, rows, floor),
         "",
         f"equal: the difference from the reference of the same guidance, {_references(frontier)}, is at most "
-        f"{frontiers.Z} times the root of both squared standard errors (a two-sided test at 5 %). That is no proof of "
-        "equality: differences below the last column cannot be seen.",
+        f"{frontiers.Z} standard errors of that difference, over the same reference images and the same beginnings (a "
+        "two-sided test at 5 %). That is no proof of equality: differences below the last column cannot be seen.",
     ]
     _put(folder / TABLE, "\n".join(text) + "\n")
     out = io.StringIO()

@@ -6,7 +6,7 @@ are there as a whole.
 """
 
 from undiffuse.metrics.accuracy import ClassAccuracy
-from undiffuse.metrics.estimate import Card, Estimate, MetricError, check_same_protocol
+from undiffuse.metrics.estimate import Card, Estimate, Influence, MetricError, check_same_protocol, paired_error
 from undiffuse.metrics.frechet import (
     FrechetDistance,
     frechet_bias,
@@ -30,6 +30,7 @@ __all__ = [
     "Estimate",
     "FeatureStore",
     "FrechetDistance",
+    "Influence",
     "InceptionScore",
     "KernelDistance",
     "MetricError",
@@ -51,4 +52,5 @@ __all__ = [
     "manifold_metrics",
     "memorisation",
     "nearest",
+    "paired_error",
 ]

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-__all__ = ["Card", "Estimate", "MetricError", "check_same_protocol"]
+from torch import Tensor
+
+__all__ = ["Card", "Estimate", "Influence", "MetricError", "check_same_protocol", "paired_error"]
 
 
 class MetricError(ValueError):
@@ -78,6 +80,17 @@ def check_same_protocol(samples: Card | None, reference: Card | None) -> None:
     )
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Influence:
+    """How much each image moves a value, to first order: `samples` [N] and `reference` [M].
+
+    The value's variance is var(samples) / N + var(reference) / M; None for a side that counts as known.
+    """
+
+    samples: Tensor | None = None
+    reference: Tensor | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """One metric's value.
@@ -89,6 +102,7 @@ class Estimate:
     `extra`        further numbers of the same computation (corrected values, ranks, spreads)
     `warnings`     what a reader must know before trusting the value
     `card`         how the features were made
+    `influence`    of each image, where it is known: for `paired_error`, never stored
     """
 
     name: str
@@ -102,6 +116,7 @@ class Estimate:
     settings: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     card: Card | None = None
+    influence: Influence | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
@@ -120,4 +135,30 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        values = asdict(replace(self, influence=None))
+        del values["influence"]
+        return values
+
+
+def paired_error(a: Estimate, b: Estimate) -> float | None:
+    """Standard error of a.value - b.value, two values of the same metric against the same reference images.
+
+        var = var_i(a_i - b_i) / N + var_j(a_j - b_j) / M
+
+    over the influences of sample i and of reference image j on each. What both share, the reference images and (where
+    image i of both began with the same noise and class) part of the samples' chance, cancels; where nothing is shared
+    it is the error of independent values. None where influences are not known or the counts differ.
+    """
+    if a.influence is None or b.influence is None:
+        return None
+    variance = 0.0
+    for ours, theirs in (
+        (a.influence.samples, b.influence.samples),
+        (a.influence.reference, b.influence.reference),
+    ):
+        if ours is None and theirs is None:
+            continue
+        if ours is None or theirs is None or len(ours) != len(theirs) or len(ours) < 2:
+            return None
+        variance += float((ours - theirs).double().var()) / len(ours)
+    return math.sqrt(variance)

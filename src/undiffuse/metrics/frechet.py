@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.metrics.checks import as_features
-from undiffuse.metrics.estimate import Card, Estimate, MetricError, check_same_protocol
+from undiffuse.metrics.estimate import Card, Estimate, Influence, MetricError, check_same_protocol
 from undiffuse.metrics.moments import ROWS, SINGULAR, FeatureStore, Moments, Statistics
 
 __all__ = [
@@ -248,10 +248,10 @@ def frechet_estimate(
     random halvings, 0 for none); with `reference_features` [M, D] the reference's sampling error is part of the former.
     """
     comparison = _Comparison(x, reference)
-    stderr = None
-    method = None
+    influence, stderr, method = None, None, None
     if features is not None and x.rank_bound == x.dimension:
-        stderr, method = _error(comparison, features, reference_features), "influence function"
+        influence = _influences(comparison, features, reference_features)
+        stderr, method = _error(influence), "influence function"
     value = comparison.distance()
     warnings = []
     extra: dict[str, float] = {
@@ -283,16 +283,21 @@ def frechet_estimate(
         settings={"splits": splits, "seed": seed},
         warnings=tuple(warnings),
         card=card,
+        influence=influence,
     )
 
 
-def _error(comparison: _Comparison, features: Tensor, reference_features: Tensor | None) -> float:
-    influence = comparison.influence(as_features(features, comparison.x.dimension))
-    variance = float(influence.var()) / len(influence)
-    if reference_features is not None and comparison.reference.rank_bound == comparison.x.dimension:
-        theirs = comparison.influence_of_reference(as_features(reference_features, comparison.x.dimension))
-        variance += float(theirs.var()) / len(theirs)
-    return variance**0.5
+def _influences(comparison: _Comparison, features: Tensor, reference_features: Tensor | None) -> Influence:
+    dimension = comparison.x.dimension
+    ours, theirs = comparison.influence(as_features(features, dimension)), None
+    if reference_features is not None and comparison.reference.rank_bound == dimension:
+        theirs = comparison.influence_of_reference(as_features(reference_features, dimension))
+    return Influence(samples=ours, reference=theirs)
+
+
+def _error(influence: Influence) -> float:
+    sides = [side for side in (influence.samples, influence.reference) if side is not None]
+    return float(sum(float(side.var()) / len(side) for side in sides)) ** 0.5
 
 
 class FrechetDistance:

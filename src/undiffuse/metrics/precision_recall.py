@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.metrics.checks import as_features, same_dimension
-from undiffuse.metrics.estimate import Card, Estimate, MetricError, check_same_protocol
+from undiffuse.metrics.estimate import Card, Estimate, Influence, MetricError, check_same_protocol
 from undiffuse.metrics.moments import FeatureStore
 from undiffuse.metrics.neighbours import TILE, Precision, kth_neighbour, squares
 
@@ -71,7 +71,7 @@ def manifold_metrics(
     if len(samples) != len(reference):
         warnings.append("recall and coverage depend on the number of samples: compare runs of equal counts")
 
-    def estimate(name: str, values: Tensor, per: int, neighbours: int) -> Estimate:
+    def estimate(name: str, values: Tensor, per: int, neighbours: int, of: str) -> Estimate:
         values = values.to(torch.float64)
         spread = float(values.std()) if len(values) > 1 else 0.0
         return Estimate(
@@ -84,13 +84,14 @@ def manifold_metrics(
             settings={"k": neighbours, "distances": precision},
             warnings=tuple(warnings),
             card=card,
+            influence=Influence(**{of: values / per}),
         )
 
     return {
-        "precision": estimate("precision", inside, 1, k),
-        "recall": estimate("recall", recalled, 1, k),
-        "density": estimate("density", balls, k_density, k_density),
-        "coverage": estimate("coverage", covered, 1, k_density),
+        "precision": estimate("precision", inside, 1, k, "samples"),
+        "recall": estimate("recall", recalled, 1, k, "reference"),
+        "density": estimate("density", balls, k_density, k_density, "samples"),
+        "coverage": estimate("coverage", covered, 1, k_density, "reference"),
     }
 
 
