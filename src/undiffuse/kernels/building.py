@@ -18,7 +18,8 @@ import torch
 
 from undiffuse.downloads import cache_dir
 
-SOURCE = Path(__file__).with_name("norm_act.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("norm_act.c", "convolution.c"))
+HEADER = Path(__file__).with_name("vectors.h")
 # -fopenmp is for the compiler only: the linker would bring a second OpenMP into the process.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-Wno-psabi")
 MACHINES = ("x86_64", "aarch64")
@@ -42,8 +43,8 @@ def load() -> ctypes.CDLL:
 
 
 def _built() -> Path:
-    source = SOURCE.read_bytes()
-    file = cache_dir("kernels") / f"norm_act-{_digest(source)}.so"
+    text = b"\0".join(file.read_bytes() for file in (*SOURCES, HEADER))
+    file = cache_dir("kernels") / f"kernels-{_digest(text)}.so"
     if file.exists():
         _check_owner(file)
         return file
@@ -52,14 +53,16 @@ def _built() -> Path:
         raise Unavailable(f"there is no C compiler ({compiler[0] or 'cc, gcc'}) here")
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     own = file.parent / f".{secrets.token_hex(6)}"  # two processes may build at once
-    parts = [own.with_suffix(".o"), own.with_suffix(".so")]
+    whole = own.with_suffix(".so")
+    objects = [own.with_suffix(f".{number}.o") for number in range(len(SOURCES))]
     try:
-        _run([*compiler, *FLAGS, "-c", str(SOURCE), "-o", str(parts[0])])
-        _run([*compiler, "-shared", str(parts[0]), "-o", str(parts[1])])
-        os.chmod(parts[1], 0o700)
-        os.replace(parts[1], file)
+        for source, part in zip(SOURCES, objects, strict=True):
+            _run([*compiler, *FLAGS, "-c", str(source), "-o", str(part)])
+        _run([*compiler, "-shared", *map(str, objects), "-o", str(whole)])
+        os.chmod(whole, 0o700)
+        os.replace(whole, file)
     finally:
-        for part in parts:
+        for part in (*objects, whole):
             part.unlink(missing_ok=True)
     return file
 
@@ -76,7 +79,7 @@ def _run(command: list[str]) -> None:
 
 
 def _digest(source: bytes) -> str:
-    """Of all that decides the machine code: the source, the flags, the compiler asked for, and the processor."""
+    """Of all that decides the machine code: the sources, the flags, the compiler asked for, and the processor."""
     processor = ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -116,4 +119,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         backward = getattr(library, f"undiffuse_backward_{name}")
         backward.argtypes = [pointer] * 7 + [count] + [pointer] * 5 + shape + [ctypes.c_int, ctypes.c_int]
         backward.restype = None
+        with contextlib.suppress(AttributeError):  # there with AVX-512 only
+            convolution = getattr(library, f"undiffuse_convolution_{name}")
+            convolution.argtypes = [pointer] * 7 + [count] * 6 + [ctypes.c_int]
+            convolution.restype = None
     return library

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.kernels import return_memory
+from undiffuse.kernels.convolution import filter_3x3, filters_fast, taps
 from undiffuse.nets.blocks import Attention, ResBlock
 from undiffuse.nets.ddpm import ResBlock as DDPMResBlock
 
+_PLAIN = ([1, 1], [1, 1], [1, 1], 1)  # padding, stride, dilation, groups
 _ROWS = 1024  # the number of rows for which products are laid out, which matters little
 _LAST = ("out.", "conv_out.")  # the last layers, which run in float32 whatever the precision
 
@@ -64,10 +66,11 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 class PackedConv2d(nn.Module):
-    """A convolution with its weights in oneDNN's layout; what it is given is cast to the weights' precision.
+    """A convolution with its weights laid out for its inputs' size; they are cast to the weights' precision.
 
-    The layout depends on the input's size, and one that does not fit can be fifty times slower than none. So it is made
-    when the first input comes, and made anew when another size comes.
+    Inputs of many pixels go through the kernel of `kernels.convolution`, where there is one, all others through oneDNN,
+    whose layout depends on the input's size: one that does not fit can be fifty times slower than none. So weights are
+    laid out when the first input comes, and anew when another size comes.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
@@ -75,27 +78,37 @@ class PackedConv2d(nn.Module):
         self.dtype = dtype
         self.how = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
-        self._packed: tuple[torch.Size | None, Tensor] = (None, conv.weight.detach().to(dtype))
+        self._out = conv.out_channels if self.how == _PLAIN and conv.kernel_size == (3, 3) else None
+        self._packed: tuple[torch.Size | None, bool, Tensor] = (None, False, conv.weight.detach().to(dtype))
 
-    def weight_for(self, size: torch.Size) -> Tensor:
-        """The weights as inputs of that size want them."""
-        made_for, weight = self._packed
-        if made_for != size:
+    def weight_for(self, size: torch.Size) -> tuple[bool, Tensor]:
+        """The weights as inputs of that size want them, and whether that is for the kernel."""
+        filtered = self._out is not None and filters_fast(size, self._out, self.dtype)
+        made_for, before, weight = self._packed
+        if (made_for, before) != (size, filtered):
             plain = weight.to_dense() if weight.layout != torch.strided else weight
-            weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.how, list(size))
-            self._packed = (size, weight)
+            if before:
+                plain = plain.permute(3, 2, 0, 1).contiguous()
+            if filtered:
+                weight = taps(plain)
+            else:
+                weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.how, list(size))
+            self._packed = (size, filtered, weight)
             del plain
             return_memory()
-        return weight
+        return filtered, weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._convolution_pointwise(
-            x.to(self.dtype), self.weight_for(x.shape), self.bias, *self.how, "none", [], ""
-        )
+        filtered, weight = self.weight_for(x.shape)
+        if filtered:
+            return filter_3x3(x.to(self.dtype), weight, self.bias)
+        return torch.ops.mkldnn._convolution_pointwise(x.to(self.dtype), weight, self.bias, *self.how, "none", [], "")
 
     def onto(self, base: Tensor, x: Tensor) -> Tensor:
         """base + conv(x)."""
-        weight = self.weight_for(x.shape)
+        filtered, weight = self.weight_for(x.shape)
+        if filtered:
+            return filter_3x3(x.to(self.dtype), weight, self.bias, base)
         return torch.ops.mkldnn._convolution_pointwise.binary(
             x.to(self.dtype), base.to(self.dtype), weight, self.bias, *self.how, "add", 1.0, None, [], None
         )

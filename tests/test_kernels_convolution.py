@@ -1,0 +1,166 @@
+"""The compiled 3x3 convolution: a direct sum's numbers, for every shape; bits that depend on nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from undiffuse import kernels
+from undiffuse.kernels import convolution
+from undiffuse.kernels.convolution import filter_3x3, filters_fast, taps
+from undiffuse.nets.packing import PackedConv2d, can_pack
+
+LARGE = torch.Size((1, 32, 64, 64))
+KINDS = [dtype for dtype in (torch.float32, torch.bfloat16) if filters_fast(LARGE, 32, dtype)]
+needs_kernel = pytest.mark.skipif(torch.float32 not in KINDS, reason="no compiled convolution on this processor")
+# [B, C, H, W] and output channels: odd sizes, one pixel, fewer tiles than a block and one more, a panel of half width
+SHAPES = [
+    (1, 32, 1, 1, 16), (1, 32, 2, 3, 32), (2, 64, 5, 4, 48), (3, 32, 8, 8, 80), (1, 96, 7, 9, 32), (5, 32, 3, 14, 16),
+    (1, 32, 8, 34, 64), (2, 160, 6, 6, 112),
+]  # fmt: skip
+
+
+def drawn(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, weight, bias and base."""
+    batch, channels, height, width, out = shape
+    r = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, channels, height, width, generator=r).to(dtype)
+    weight = (torch.randn(out, channels, 3, 3, generator=r) / (9 * channels) ** 0.5).to(dtype)
+    bias, base = torch.randn(out, generator=r), torch.randn(batch, out, height, width, generator=r).to(dtype)
+    return *(part.contiguous(memory_format=torch.channels_last) for part in (x, weight)), bias, base
+
+
+def exact(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None) -> Tensor:
+    y = nn.functional.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=1)
+    return y if base is None else y + base.double()
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("parts", ["", "bias", "base", "bias base"])
+def test_it_is_the_convolution(shape: tuple[int, ...], parts: str, dtype: torch.dtype) -> None:
+    x, weight, bias, base = drawn(shape, dtype)
+    given = (bias if "bias" in parts else None, base if "base" in parts else None)
+    y = filter_3x3(x, taps(weight), *given)
+    truth = exact(x, weight, *given)
+    assert y.dtype == dtype and y.shape == truth.shape
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    bound = 3e-6 if dtype == torch.float32 else 0.04
+    assert float((y - truth).abs().max()) < bound
+
+
+@needs_kernel
+def test_its_error_is_that_of_a_direct_sum() -> None:
+    x, weight, _, _ = drawn((2, 128, 16, 16, 64), torch.float32)
+    truth = exact(x, weight, None, None)
+    errors = [
+        float((y - truth).square().mean().sqrt())
+        for y in (filter_3x3(x, taps(weight), None), nn.functional.conv2d(x, weight, padding=1))
+    ]
+    assert errors[0] < 2 * errors[1]
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", KINDS)
+def test_bits_depend_neither_on_threads_nor_on_the_batch(dtype: torch.dtype) -> None:
+    x, weight, bias, base = drawn((5, 64, 9, 10, 48), dtype)
+    w, before = taps(weight), torch.get_num_threads()
+    y = filter_3x3(x, w, bias, base)
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(filter_3x3(x, w, bias, base), y)
+    finally:
+        torch.set_num_threads(before)
+    for k in range(5):
+        assert torch.equal(filter_3x3(x[k : k + 1], w, bias, base[k : k + 1])[0], y[k])
+
+
+@needs_kernel
+def test_what_it_is_given_in_another_layout_is_laid_out() -> None:
+    x, weight, bias, base = drawn((2, 32, 6, 6, 32), torch.float32)
+    y = filter_3x3(x, taps(weight), bias, base)
+    assert torch.equal(filter_3x3(x.contiguous(), taps(weight.contiguous()), bias, base.contiguous()), y)
+
+
+@needs_kernel
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_seen(value: float) -> None:
+    x, weight, _, _ = drawn((1, 32, 8, 8, 32), torch.float32)
+    x[0, 3, 4, 4] = value
+    y = filter_3x3(x, taps(weight), None)
+    assert not torch.isfinite(y[0, :, 3:6, 3:6]).any()
+    assert torch.isfinite(y[0, :, :, :2]).all()
+
+
+@needs_kernel
+def test_large_numbers_come_through() -> None:
+    x, weight, _, _ = drawn((1, 32, 8, 8, 32), torch.float32)
+    plain = filter_3x3(x, taps(weight), None)
+    assert torch.allclose(filter_3x3(x * 2.0**100, taps(weight), None), plain * 2.0**100, rtol=0, atol=0)
+
+
+def test_where_it_is_used() -> None:
+    for size, out, dtype in (
+        ((1, 32, 16, 16), 32, torch.float32),  # few tiles
+        ((1, 48, 64, 64), 32, torch.float32),  # half a panel of inputs
+        ((1, 32, 64, 64), 24, torch.float32),
+        ((1, 32, 64, 64), 32, torch.float64),
+        ((1, 32, 32, 32), 32, torch.bfloat16),
+    ):
+        assert not filters_fast(size, out, dtype)
+    with kernels.using("pure"):
+        assert not filters_fast(LARGE, 32, torch.float32)
+        with pytest.raises(ValueError, match="no compiled convolution"):
+            filter_3x3(torch.zeros(1, 32, 4, 4), torch.zeros(3, 3, 32, 32), None)
+
+
+@needs_kernel
+def test_a_weight_that_does_not_fit_is_refused() -> None:
+    x, weight, _, _ = drawn((1, 32, 8, 8, 64), torch.float32)
+    for wrong in (weight, taps(weight)[:, :, :16], taps(weight).double()):
+        with pytest.raises(ValueError, match="no compiled convolution"):
+            filter_3x3(x, wrong, None)
+
+
+@needs_kernel
+@pytest.mark.skipif(not can_pack(torch.float32), reason="this PyTorch cannot pack convolutions")
+@pytest.mark.parametrize("dtype", KINDS)
+@torch.no_grad()
+def test_a_packed_layer_changes_with_its_inputs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From oneDNN's layout to the kernel's and back, with the same weights, also where kernels are switched off."""
+    used: list[bool] = []
+    monkeypatch.setattr(
+        "undiffuse.nets.packing.filter_3x3", lambda *given: (used.append(True), convolution.filter_3x3(*given))[1]
+    )
+    conv = nn.Conv2d(32, 48, 3, padding=1)
+    layer = PackedConv2d(conv, dtype)
+    for size, fast in ((4, False), (64, True), (4, False), (48, True), (64, True)):
+        x = torch.randn(1, 32, size, size, generator=torch.Generator().manual_seed(size)).to(dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        truth = exact(x, conv.weight.to(dtype), conv.bias, None)
+        for mode in ("auto", "pure", "auto"):
+            used.clear()
+            with kernels.using(mode):
+                y, more = layer(x), layer.onto(torch.ones_like(truth, dtype=dtype), x)
+            assert bool(used) == (fast and mode == "auto")
+            for got, wanted in ((y, truth), (more, truth + 1)):
+                assert float((got - wanted).abs().max()) < (1e-5 if dtype == torch.float32 else 0.04)
+
+
+def test_strided_and_grouped_convolutions_are_left_alone() -> None:
+    if not can_pack(torch.float32):
+        pytest.skip("this PyTorch cannot pack convolutions")
+    x = torch.randn(1, 32, 64, 64, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last)
+    for more in (
+        {"stride": 2, "padding": 1},
+        {"groups": 2, "padding": 1},
+        {"padding": 0},
+        {"dilation": 2, "padding": 1},
+    ):
+        conv = nn.Conv2d(32, 32, 3, **more)
+        with torch.no_grad():
+            assert torch.allclose(PackedConv2d(conv, torch.float32)(x), conv(x), atol=1e-5)
