@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from undiffuse import kernels
 from undiffuse.kernels import convolution
-from undiffuse.kernels.convolution import filter_3x3, filters_fast, taps
+from undiffuse.kernels.convolution import conv_3x3, filter_3x3, filters_fast, taps
 from undiffuse.nets.packing import PackedConv2d, can_pack
 
 LARGE = torch.Size((1, 32, 64, 64))
@@ -164,3 +164,61 @@ def test_strided_and_grouped_convolutions_are_left_alone() -> None:
         conv = nn.Conv2d(32, 32, 3, **more)
         with torch.no_grad():
             assert torch.allclose(PackedConv2d(conv, torch.float32)(x), conv(x), atol=1e-5)
+
+
+def leaves(*parts: Tensor) -> list[Tensor]:
+    return [part.clone().requires_grad_() for part in parts]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wanted", ["x", "x weight bias", "weight", "bias"])
+@pytest.mark.parametrize("size", [6, 48])
+def test_gradients(size: int, wanted: str, dtype: torch.dtype) -> None:
+    """Of a loss in float64, for few and for many tiles, as far as gradients are wanted."""
+    x, weight, bias, base = drawn((1, 32, size, size, 64), dtype)
+    parts = {"x": x, "weight": weight, "bias": bias.to(dtype)}
+    own = {name: part.clone().requires_grad_(name in wanted.split()) for name, part in parts.items()}
+    wide = {name: part.double().requires_grad_(name in wanted.split()) for name, part in parts.items()}
+    y = conv_3x3(own["x"], own["weight"], own["bias"])
+    truth = nn.functional.conv2d(wide["x"], wide["weight"], wide["bias"], padding=1)
+    (y * base).float().sum().backward()
+    (truth * base.double()).sum().backward()
+    for name, part in own.items():
+        assert (part.grad is not None) == (name in wanted.split())
+        if part.grad is not None:
+            assert part.grad.dtype == dtype
+            error = (part.grad - wide[name].grad).norm() / wide[name].grad.norm()
+            assert float(error) < (2e-6 if dtype == torch.float32 else 0.02), name
+
+
+def test_second_derivatives() -> None:
+    x, weight, bias, _ = drawn((1, 32, 32, 32, 32), torch.float32)
+    found = []
+    for function in (conv_3x3, lambda *parts: nn.functional.conv2d(*parts, padding=1)):
+        own = leaves(x, weight, bias)
+        (gx,) = torch.autograd.grad(function(*own).square().sum(), own[0], create_graph=True)
+        found.append(torch.autograd.grad(gx.square().sum(), own, allow_unused=True))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_under_autocast_gradients_come_back_in_float32() -> None:
+    x, weight, bias, _ = drawn((2, 32, 32, 32, 32), torch.float32)
+    found = []
+    for mode in ("auto", "pure"):
+        own = leaves(x, weight, bias)
+        with kernels.using(mode), torch.autocast("cpu", dtype=torch.bfloat16):
+            y = conv_3x3(*own)
+        assert y.dtype == torch.bfloat16
+        y.float().square().sum().backward()
+        assert all(part.grad is not None and part.grad.dtype == torch.float32 for part in own)
+        found.append([part.grad for part in own])
+    for ours, theirs in zip(*found, strict=True):
+        assert float((ours - theirs).norm() / theirs.norm()) < 0.02  # type: ignore[union-attr]
+
+
+def test_without_gradients_nothing_is_kept() -> None:
+    x, weight, bias, _ = drawn((1, 32, 32, 32, 32), torch.float32)
+    assert conv_3x3(x, weight, bias).grad_fn is None
+    with torch.no_grad():
+        assert not conv_3x3(*leaves(x, weight, bias)).requires_grad

@@ -8,6 +8,7 @@ it an error if they cannot be had. `status` tells what is used and why; `undiffu
 
 from undiffuse.kernels.allocator import keep_memory, return_memory
 from undiffuse.kernels.choice import Status, status, using
+from undiffuse.kernels.convolution import conv_3x3
 from undiffuse.kernels.norm_act import norm_act
 
-__all__ = ["Status", "keep_memory", "norm_act", "return_memory", "status", "using"]
+__all__ = ["Status", "conv_3x3", "keep_memory", "norm_act", "return_memory", "status", "using"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from undiffuse.kernels.choice import library
@@ -14,6 +16,56 @@ BLOCK, ROWS, PANEL, SKEW = 16, 8, 32, 32  # tiles at a time, and constants of th
 LEAST = {torch.float32: 256, torch.bfloat16: 512}
 """Tiles of 2x2 results from which on it beats oneDNN: the filters are transformed at each call."""
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+def conv_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """conv(x) + bias [B, out, H, W] of stride 1 and padding 1; weight [out, in, 3, 3]. Differentiable, twice too.
+
+    The compiled kernel serves large inputs on a CPU in float32 and bfloat16, autocast included, and their gradients
+    with respect to x; all else is PyTorch's convolution.
+    """
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if (
+        dtype not in LEAST
+        or x.device.type != "cpu"
+        or x.ndim != 4
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or not filters_fast(x.shape, weight.shape[0], dtype)
+    ):
+        return F.conv2d(x, weight, bias, padding=1)
+    x, weight = x.to(dtype), weight.to(dtype)
+    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
+        return _Conv3x3.apply(x, weight, bias)
+    return filter_3x3(x, taps(weight), bias)
+
+
+class _Conv3x3(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        return filter_3x3(x, taps(weight), bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, bias = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # for a second derivative
+            with torch.enable_grad():
+                y = F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), padding=1)
+            wanted = [part for part, needed in zip((x, weight, bias), needs, strict=True) if needed]
+            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+            return tuple(next(found) if needed else None for needed in needs)
+        grad = grad.to(x.dtype)
+        fast = needs[0] and filters_fast(grad.shape, x.shape[1], x.dtype)
+        gx, gw, gb = torch.ops.aten.convolution_backward(
+            grad, x, weight, None if bias is None else bias.shape, (1, 1), (1, 1), (1, 1), False, (0, 0), 1,
+            (needs[0] and not fast, needs[1], needs[2]),
+        )  # fmt: skip
+        if fast:  # the convolution with the filters turned round, from outputs to inputs
+            gx = filter_3x3(grad, weight.flip(2, 3).permute(2, 3, 0, 1).contiguous(), None)
+        return gx, gw, None if gb is None else gb.to(bias.dtype)
 
 
 def filters_fast(size: torch.Size | tuple[int, ...], out_channels: int, dtype: torch.dtype) -> bool:

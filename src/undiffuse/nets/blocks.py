@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from undiffuse.kernels import norm_act
+from undiffuse.kernels import conv_3x3, norm_act
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -69,6 +69,16 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution of stride 1 and padding 1 (`kernels.conv_3x3`), with nn.Conv2d's parameters."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_3x3(x, self.weight, self.bias)
+
+
 def zero_init(module: AnyModule) -> AnyModule:
     """Set all parameters of `module` to zero and return it (last layer of every residual branch)."""
     for parameter in module.parameters():
@@ -102,7 +112,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, use_conv: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
+        self.conv = Conv3x3(channels, channels) if use_conv else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(upsample(x))
@@ -137,7 +147,7 @@ class ResBlock(nn.Module):
         self.use_checkpoint = use_checkpoint
         self.resample = {"none": None, "up": upsample, "down": downsample}[resample]
         self.gain = math.sqrt(0.5) if rescale else 1.0
-        self.in_layers = nn.Sequential(GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(GroupNorm(channels), nn.SiLU(), Conv3x3(channels, out_channels))
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(embedding, 2 * out_channels if use_scale_shift_norm else out_channels)
         )
@@ -145,7 +155,7 @@ class ResBlock(nn.Module):
             GroupNorm(out_channels),
             nn.SiLU(),
             nn.Dropout(dropout),
-            zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+            zero_init(Conv3x3(out_channels, out_channels)),
         )
         self.skip_connection = nn.Identity() if out_channels == channels else nn.Conv2d(channels, out_channels, 1)
 

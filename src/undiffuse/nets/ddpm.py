@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from undiffuse.nets.blocks import (
+    Conv3x3,
     GroupNorm,
     Upsample,
     channels_last,
@@ -104,11 +105,11 @@ class ResBlock(nn.Module):
         super().__init__()
         self.use_checkpoint = config.use_checkpoint
         self.norm1 = GroupNorm(channels, EPS)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(channels, out_channels)
         self.temb_proj = nn.Linear(4 * config.model_channels, out_channels)
         self.norm2 = GroupNorm(out_channels, EPS)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.nin_shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:

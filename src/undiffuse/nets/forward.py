@@ -17,7 +17,8 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Forward:
     """The network as it is called: compiled if asked for, under autocast in 16-bit runs, float32 in and out.
 
-    `precision` is "fp32", "bf16" or "fp16"; `footprint` is what the network took when this was made.
+    `precision` is "fp32", "bf16" or "fp16"; `footprint` is what the network took when this was made; `packed` says that
+    its layers have no gradients.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class Forward:
         device: torch.device,
         compiled: bool = False,
         footprint: Footprint | None = None,
+        packed: bool = False,
     ) -> None:
         self.net = net
         self.footprint = Footprint.of(net) if footprint is None else footprint
@@ -35,8 +37,14 @@ class Forward:
         self._recorded = compiled and device.type == "cuda"  # the result may lie in a graph's memory
         self._device = device.type
         self._dtype = AUTOCAST.get(precision)
+        self._packed = packed
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        if self._packed and x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "this network was made ready without gradients, and one with respect to its input is wanted: make it "
+                "ready with gradient=True"
+            )
         x = channels_last(x)
         with torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None):
             out = self._call(x, t, **cond)
@@ -71,8 +79,9 @@ def inference_forward(
         store_weights_(net, dtype)  # before it moves, so that the device never holds it whole
     net.to(device)
     footprint = Footprint.of(net)  # a packed network has no parameters any more
-    if device.type == "cpu" and not gradient and not compiled:
+    packed = device.type == "cpu" and not gradient and not compiled
+    if packed:
         pack_(net, dtype)
     else:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Forward(net, precision, device, compiled and not gradient, footprint)
+    return Forward(net, precision, device, compiled and not gradient, footprint, packed)
