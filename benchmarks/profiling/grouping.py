@@ -18,7 +18,7 @@ UNEXPLAINED = "unexplained: "
 PYTHON = "Python: "
 
 FORWARD = (
-    (r"conv", "convolutions, forward"),
+    (r"[cC]onv", "convolutions, forward"),
     (r"addmm|::mm\b|linear|matmul|baddbmm", "linear layers, forward"),
     (r"::cat\b", "skips joined, forward"),
     (r"group_norm|silu|sigmoid", "norm blocks, forward"),
@@ -32,9 +32,9 @@ FORWARD = (
     ),
 )
 BACKWARD = (
-    (r"Convolution", "convolutions, backward"),
+    (r"Conv", "convolutions, backward"),
     (r"NormAct|GroupNorm|Silu", "norm blocks, backward"),
-    (r"Bmm|Softmax|ScaledDotProduct", "attention products, backward"),
+    (r"[Bb]mm|Softmax|ScaledDotProduct", "attention products, backward"),
     (r"Addmm|^Mm|Linear|TBackward", "linear layers, backward"),
     (r"AccumulateGrad", "gradients kept, backward"),
     (r"Cat|Slice|Split|Narrow|Chunk|Index|Select", "skips and parts put together, backward"),
@@ -79,6 +79,11 @@ REASONS = {
 _SCOPED = frozenset(
     ("optimiser", "average", "gradient norm", "noise", "data", "inputs", "objective", "statistics", "sampler")
 )
+_INNER = {
+    "norm blocks": "norm blocks, forward",
+    "attention": "attention products, forward",
+    "convolutions": "convolutions, forward",
+}
 _NODE = "autograd::engine::evaluate_function: "
 
 
@@ -117,14 +122,11 @@ def part_of(event: Any) -> str:
         above = above.cpu_parent
     scope = next((n.removeprefix(PREFIX) for n in names if n.startswith(PREFIX)), "step")
     if event.name.startswith(PREFIX):  # its own time is what is between the operations
-        inner = {"norm blocks": "norm blocks, forward", "attention": "attention products, forward"}
-        return inner.get(scope, scope if scope in _SCOPED and scope != "objective" else PYTHON + scope)
+        return _INNER.get(scope, scope if scope in _SCOPED and scope != "objective" else PYTHON + scope)
     if scope in _SCOPED:
         return scope
-    if scope == "norm blocks":
-        return "norm blocks, forward"
-    if scope == "attention":
-        return "attention products, forward"
+    if scope in _INNER:
+        return _INNER[scope]
     if scope == "backward":
         node = next((n.removeprefix(_NODE) for n in reversed(names) if n.startswith(_NODE)), "")
         if not node:  # between the nodes

@@ -12,7 +12,7 @@ import torch
 from torch.profiler import record_function
 
 from undiffuse.ema import EMA
-from undiffuse.nets import blocks
+from undiffuse.nets import blocks, packing
 from undiffuse.nets.forward import Forward
 from undiffuse.noise import NoiseSource
 from undiffuse.training import engine
@@ -22,6 +22,7 @@ from undiffuse.training.tasks import DiffusionTask
 PREFIX = "scope: "
 _FUNCTIONS: tuple[tuple[Any, str, str], ...] = (
     (blocks, "norm_act", "norm blocks"),
+    (packing, "filter_3x3", "convolutions"),
     (blocks, "multi_head_attention", "attention"),
     (Forward, "__call__", "network"),
     (NoiseSource, "normal", "noise"),
