@@ -6,7 +6,7 @@
    constants are 0, 1 and 1/2, and its error in float32 is that of a direct sum.
 
    x, y and base are channels-last, [batch][height][width][channels]; w [3][3][cin][cout]. Channels are multiples of W,
-   cin in bfloat16 of 2 W. y = conv(x) + bias + base, the last two where they are given. In bfloat16 the transformed
+   cin of 2 W. y = conv(x) + bias + base, the last two where they are given. In bfloat16 the transformed
    inputs and filters are rounded to it, sums are float32.
 
    A tile's sums are made in one order whatever the number of threads and the other tiles. It needs 32 registers of 16
@@ -84,8 +84,12 @@ ALWAYS void product_f32(const float *a, int64_t stride, const float *b, float *c
         for (int j = 0; j < n; j++) store_f32(c + (r * n + j) * W, s[r][j]);
 }
 
-/* Numbers W of row k of b [depth][width], from column c. */
-ALWAYS void put_f32(float *b, int64_t k, int64_t width, int64_t c, vf v) { store_f32(b + k * width + c, v); }
+/* W numbers of rows k and k + 1 of b [depth][width], from column c; k is even. */
+ALWAYS void put_f32(float *b, int64_t k, int64_t width, int64_t c, vf v, vf next)
+{
+    store_f32(b + k * width + c, v);
+    store_f32(b + (k + 1) * width + c, next);
+}
 
 #ifdef __AVX512BF16__
 /* The same with sums of two products at once: b has rows 2k and 2k + 1 interleaved. */
@@ -111,11 +115,11 @@ ALWAYS void product_bf16(const uint16_t *a, int64_t stride, const uint16_t *b, f
         for (int j = 0; j < n; j++) store_f32(c + (r * n + j) * W, (vf)s[r][j]);
 }
 
-ALWAYS void put_bf16(uint16_t *b, int64_t k, int64_t width, int64_t c, vf v)
+ALWAYS void put_bf16(uint16_t *b, int64_t k, int64_t width, int64_t c, vf v, vf next)
 {
-    uint16_t part[W], *to = b + (k & ~(int64_t)1) * width + 2 * c + (k & 1);
-    store_bf16(part, v);
-    for (int i = 0; i < W; i++) to[2 * i] = part[i];
+    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
+    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)next));
+    _mm512_storeu_si512(b + k * width + 2 * c, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 #endif
 
@@ -126,11 +130,15 @@ ALWAYS void put_bf16(uint16_t *b, int64_t k, int64_t width, int64_t c, vf v)
     {                                                                                                                  \
         int64_t first = c / PANEL * PANEL, width = cout - first < PANEL ? W : PANEL;                                   \
         TYPE *panel = u + 16 * first * cin;                                                                            \
-        for (int64_t i = 0; i < cin; i++) {                                                                            \
-            vf g[9], v[16];                                                                                            \
-            for (int k = 0; k < 9; k++) g[k] = LOAD(w + (k * cin + i) * cout + c);                                     \
+        for (int64_t i = 0; i < cin; i += 2) {                                                                         \
+            vf g[9], h[9], v[16], next[16];                                                                            \
+            for (int k = 0; k < 9; k++) {                                                                              \
+                g[k] = LOAD(w + (k * cin + i) * cout + c);                                                             \
+                h[k] = LOAD(w + (k * cin + i + 1) * cout + c);                                                         \
+            }                                                                                                          \
             filters(g, v);                                                                                             \
-            for (int k = 0; k < 16; k++) put_##NAME(panel + k * cin * width, i, width, c - first, v[k]);               \
+            filters(h, next);                                                                                          \
+            for (int k = 0; k < 16; k++) put_##NAME(panel + k * cin * width, i, width, c - first, v[k], next[k]);      \
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \

@@ -13,7 +13,7 @@ from undiffuse.kernels.choice import library
 from undiffuse.kernels.norm_act import LANES
 
 BLOCK, ROWS, PANEL, SKEW = 16, 8, 32, 32  # tiles at a time, and constants of the source
-LEAST = {torch.float32: 256, torch.bfloat16: 512}
+LEAST = 256
 """Tiles of 2x2 results from which on it beats oneDNN: the filters are transformed at each call."""
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -26,7 +26,7 @@ def conv_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     if (
-        dtype not in LEAST
+        dtype not in _NAMES
         or x.device.type != "cpu"
         or x.ndim != 4
         or torch.compiler.is_compiling()
@@ -72,7 +72,7 @@ def filters_fast(size: torch.Size | tuple[int, ...], out_channels: int, dtype: t
     """Whether there is a compiled kernel for inputs [B, C, H, W] in that precision, and it is worth while."""
     batch, channels, height, width = size
     tiles = batch * -(-height // 2) * -(-width // 2)
-    if dtype not in LEAST or tiles < LEAST[dtype] or channels % PANEL or out_channels % LANES:
+    if dtype not in _NAMES or tiles < LEAST or channels % PANEL or out_channels % LANES:
         return False
     return _function(dtype) is not None
 
