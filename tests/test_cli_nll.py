@@ -111,6 +111,42 @@ def test_it_goes_on_where_it_was_stopped(
     assert call(*words, "--out", out, "--decoder", "tanh", "--overwrite") == 0
 
 
+@pytest.mark.parametrize("name", ["bits.json", "bits.partial.jsonl"])
+@pytest.mark.parametrize("content", ["{}", "[1]\n", "no record\n"])
+def test_what_it_did_not_make_stays(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    out = tmp_path / "nll"
+    out.mkdir()
+    (out / name).write_text(content)
+    words = ("nll", images, "--model", model, "--terms", 2, "--count", 1, "--out", out)
+    assert call(*words) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (out / name).read_text() == content
+    assert call(*words, "--overwrite") == 0
+    assert report(out)["images"] == 1
+
+
+def test_nothing_of_another_measurement_is_left(model: Path, images: Path, tmp_path: Path) -> None:
+    """Its curve would stand beside a flow, which has none."""
+    words = ("nll", images, "--model", model, "--count", 1, "--out", tmp_path / "nll")
+    assert call(*words) == 0
+    assert (tmp_path / "nll" / "bits.png").exists()
+    assert call(*words, "--method", "flow", "--tol", 0.1, "--overwrite") == 0
+    assert not (tmp_path / "nll" / "bits.png").exists()
+
+
+def test_images_are_prepared_alike_when_it_goes_on(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_images(tmp_path / "images", each=1, size=(12, 8))
+    words = ("nll", images, "--model", model, "--terms", 2, "--out", tmp_path / "nll")
+    assert call(*words, "--fit", "crop") == 0
+    assert "each as 8x8" in " ".join(capsys.readouterr().out.split())
+    assert call(*words, "--fit", "pad") == 2
+    assert "differs in fit" in capsys.readouterr().err
+
+
 def test_the_curve_shows_measurements_not_chance() -> None:
     whole = grouped([0, 5, 9], [2, 2, 2], [1.0, 2.0, 3.0], 2)
     assert whole == [(0, 1), (5, 2), (9, 3)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cli_runs import call, write_images, write_model
-from undiffuse.cli.nll_flow import certain_pixel, summarise_flow
+from undiffuse.cli.nll_flow import certain_pixel, flow_clip, summarise_flow
 from undiffuse.data import DataConfig
 from undiffuse.levels import named_chain
 from undiffuse.likelihood import FlowConfig, flow_bits_per_dim, mean_and_error
@@ -38,8 +38,9 @@ def report(folder: Path) -> dict[str, Any]:
 def test_both_stand_beside_each_other(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("nll", images, "--model", model, "--terms", 4, "--seed", 5, "--tol", 0.01, "--probes", 2, "--draws", 2)
-    assert call(*words, "--method", "both", "--out", tmp_path / "both", "--batch", 2) == 0
+    words = ("nll", images, "--model", model, "--terms", 4, "--seed", 5)
+    flow_words = ("--method", "both", "--tol", 0.01, "--probes", 2, "--draws", 2)
+    assert call(*words, *flow_words, "--out", tmp_path / "both", "--batch", 2) == 0
     both = report(tmp_path / "both")
     told = capsys.readouterr().out
 
@@ -49,7 +50,7 @@ def test_both_stand_beside_each_other(
     cond = {"y": torch.tensor(dataset.source.labels)}
     config = FlowConfig(probes=2, draws=2, tol=0.01)
     loaded.net.requires_grad_(False).eval()
-    flow = flow_bits_per_dim(loaded.denoiser(), x0, NoiseSource(5, range(3)), cond=cond, config=config)
+    flow = flow_bits_per_dim(loaded.denoiser("none"), x0, NoiseSource(5, range(3)), cond=cond, config=config)
     total, error = mean_and_error(flow.total)
     assert both["flow"]["bits_per_dim"] == pytest.approx(total, rel=1e-4)
     assert both["flow"]["standard_error"] == pytest.approx(error, rel=1e-2)
@@ -101,6 +102,8 @@ def test_the_flow_alone_goes_on_where_it_was_stopped(
     capsys.readouterr()
     assert call(*words, "--out", out, "--probes", 2) == 2
     assert "holds another measurement (it differs in probes)" in capsys.readouterr().err
+    assert call(*words, "--out", out, "--tol", 0.03, "--clip", "none", "--draws", 2) == 2
+    assert "(it differs in draws, flow_clip, tol)" in capsys.readouterr().err
     assert len(calls) == 3
 
 
@@ -109,6 +112,63 @@ def test_the_flow_has_no_steps(model: Path, images: Path, tmp_path: Path, capsys
     assert call(*words, "--out", tmp_path / "nll") == 2
     assert "leave it out" in capsys.readouterr().err
     assert not (tmp_path / "nll").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--tol", 1e-3, "--probes", "all"), "--probes, --tol would do nothing"),
+        (("--dequantise", "uniform"), "--method both"),
+        (("--method", "flow", "--terms", "all"), "--terms are the bound's"),
+        (("--method", "flow", "--tol", 1), "between 0 and 1"),
+        (("--method", "flow", "--tol", 0), "above 0"),
+        (("--method", "flow", "--probes", 0), "at least 1"),
+        (("--method", "flow", "--draws", 0), "at least 1"),
+    ],
+)
+def test_options_that_cannot_be_meant(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[object, ...], told: str
+) -> None:
+    assert call("nll", images, "--model", model, *words, "--out", tmp_path / "nll") == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "nll").exists()
+
+
+def test_a_sub_chain_is_the_bounds_alone(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The flow keeps the whole chain's cleanest level, and says so."""
+    words = ("nll", images, "--model", model, "--tol", 0.1, "--steps", "at:5,19", "--method", "both", "--count", 1)
+    assert call(*words, "--out", tmp_path / "uniform") == 0
+    found = report(tmp_path / "uniform")
+    clean = load_diffusion(model).denoiser().chain.level(0)
+    assert found["flow"]["cleanest_level"] == pytest.approx(float(clean.sigma / clean.alpha))
+    assert found["per_step"]["step"] == [5, 19]
+    capsys.readouterr()
+    assert call(*words, "--out", tmp_path / "noise", "--dequantise", "noise") == 0
+    assert "the bound's is the sub-chain's" in capsys.readouterr().out
+
+
+def test_the_flow_is_not_clipped_unless_that_is_asked_for(model: Path, images: Path, tmp_path: Path) -> None:
+    found = {}
+    for clip in ("none", "static", None):
+        out = tmp_path / str(clip)
+        given = () if clip is None else ("--clip", clip)
+        words = ("--method", "both", "--tol", 0.1, "--terms", 4, *given, "--out", out)
+        assert call("nll", images, "--model", model, *words) == 0
+        found[clip] = report(out)
+    assert found[None]["flow"] == found["none"]["flow"] != found["static"]["flow"]
+    assert found[None]["bits_per_dim"] == found["static"]["bits_per_dim"] != found["none"]["bits_per_dim"]
+    assert [found[clip]["settings"]["flow_clip"] for clip in found] == ["none", "static", "none"]
+
+
+def test_with_the_bounds_decoder_the_flow_is_clipped_as_the_bound() -> None:
+    from argparse import Namespace
+
+    shared = FlowConfig(dequantise="noise")
+    assert flow_clip(Namespace(), shared) == "static"
+    assert flow_clip(Namespace(clip="none"), shared) == "none"
+    assert flow_clip(Namespace(), FlowConfig()) == "none"
 
 
 def test_errors_tell_what_chance_adds() -> None:

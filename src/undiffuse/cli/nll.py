@@ -16,10 +16,19 @@ import torch
 
 from undiffuse.cli.console import Progress, duration, fields, say, table
 from undiffuse.cli.images import labels_of, model_images, open_images, thinned
-from undiffuse.cli.nll_flow import flow_config, flow_lines, row_of, settings_of, summarise_flow, why_they_differ
+from undiffuse.cli.nll_flow import (
+    flow_clip,
+    flow_config,
+    flow_lines,
+    row_of,
+    settings_of,
+    summarise_flow,
+    why_they_differ,
+)
 from undiffuse.cli.sampler import Sampler, Settings, choose_classes
 from undiffuse.data import BrokenImageError, ImageDataset
 from undiffuse.data.labels import listed
+from undiffuse.denoiser import ChainDenoiser
 from undiffuse.levels import Chain
 from undiffuse.likelihood import Bound, FlowConfig, bits_per_dim, flow_bits_per_dim, mean_and_error
 from undiffuse.noise import NoiseSource
@@ -28,6 +37,7 @@ from undiffuse.pictures.files import atomic_file
 
 REPORT, CURVE, PARTIAL = "bits.json", "bits.png", "bits.partial.jsonl"
 TERMS = ("vb", "mse", "xstart_mse")
+DEFAULT_TERMS = 50
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,19 +51,23 @@ def run(args: argparse.Namespace) -> int:
     whole = open_images(args, [args.data], sampler.model, labelled=given is None)
     dataset = thinned(whole, args.count)
     labels = labels_of(dataset, sampler.model, given)
-    terms = None if args.terms is None or args.terms >= chain.steps else args.terms
+    wanted = getattr(args, "terms", DEFAULT_TERMS)
+    terms = None if wanted is None or wanted >= chain.steps else wanted
     size = sampler.batch_size(args.batch)
+    assert isinstance(sampler.denoiser, ChainDenoiser)  # nothing guides it here
+    followed = sampler.denoiser.clipping(flow_clip(args, flow))
 
-    skipped = ("solver", "steps", "eta", "classifier", "guidance", "guidance_at")
+    skipped = ("solver", "steps", "eta", "classifier", "guidance", "guidance_at", *(() if bound else ("clip",)))
     about = {
         "command": "nll",
         **{name: value for name, value in sampler.record.items() if name not in skipped},
         **({"steps": chain.indices.tolist() if args.steps is not None else "all"} if bound else {}),
         **({"terms": terms if terms is not None else "all"} if bound else {}),
         "decoder": args.decoder,
-        **({} if flow is None else settings_of(args.method, flow)),
+        **({} if flow is None else settings_of(args, flow)),
         "seed": args.seed,
         "data": dataset.source.fingerprint,
+        **({} if args.fit is None else {"fit": args.fit}),
         "classes": given,
     }
     folder = Path(args.out)
@@ -72,14 +86,14 @@ def run(args: argparse.Namespace) -> int:
                         bits_per_dim(sampler.denoiser, chain, x0, noise, cond=cond, decoder=args.decoder, terms=terms)
                     )
                 if flow is not None:
-                    row["flow"] = row_of(flow_bits_per_dim(sampler.denoiser, x0, noise, cond=cond, config=flow))
+                    row["flow"] = row_of(flow_bits_per_dim(followed, x0, noise, cond=cond, config=flow))
             partial.add(row)
             progress.advance(len(indices))
 
     rows = partial.rows
     result = summarise(rows) if bound else {}
     if flow is not None:
-        result = _with_flow(result, rows, chain, flow)
+        result = _with_flow(result, rows, sampler.denoiser.chain, flow)
     result["images"] = sum(len(row["images"]) - len(row["broken"]) for row in rows)
     result["not_readable"] = [item for row in rows for item in row["broken"]]
     result["not_readable"] += [f"{item.name} ({item.reason})" for item in whole.source.excluded]
@@ -93,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
     if steps is not None:
         curve = _curve(result, steps, chain.parent_steps)
         save_png(folder / CURVE, curve, {**about, "total": result["bits_per_dim"]}, overwrite=True)
-    say(_text(result, dataset, terms, chain.steps, folder, time.monotonic() - begin, flow))
+    strided = chain.steps != chain.parent_steps
+    say(_text(result, dataset, terms, chain.steps, folder, time.monotonic() - begin, flow, strided))
     return 0
 
 
@@ -128,6 +143,11 @@ class Partial:
         folder.mkdir(parents=True, exist_ok=True)
         ours = json.loads(json.dumps(dict(about)))
         lines = [] if overwrite else _lines(self.path)
+        if not (lines or overwrite) and any((folder / name).exists() for name in (REPORT, PARTIAL)):
+            raise ValueError(
+                f"{folder} holds a measurement that does not tell how it was made, so it cannot go on: name another "
+                "--out, or replace it with --overwrite"
+            )
         if lines:
             differing = [k for k in sorted({*lines[0], *ours}) if lines[0].get(k) != ours.get(k)]
             if differing:
@@ -139,6 +159,8 @@ class Partial:
         text = "".join(json.dumps(line) + "\n" for line in [ours, *self.rows])
         with atomic_file(self.path, overwrite=True) as file:  # without a line that a kill cut short
             file.write(text.encode())
+        for name in (REPORT, CURVE) if overwrite else ():  # which would stand for this measurement until it is finished
+            (folder / name).unlink(missing_ok=True)
 
     def missing(self, count: int) -> list[int]:
         """Which of `count` images are still to be measured."""
@@ -198,6 +220,7 @@ def _text(
     folder: Path,
     took: float,
     config: FlowConfig | None,
+    strided: bool,
 ) -> str:
     flow, bound = result.get("flow"), "rate" in result
     every = "every step" if terms is None else f"{terms} of {steps:,} steps for each image (unbiased)"
@@ -212,13 +235,14 @@ def _text(
             ("rate", f"{result['rate']:.4f} (what the noise levels cost, of it the prior {result['prior']:.2g})"),
             ("decoder", f"{result['decoder']:.4f} (the last step, to 8-bit pixels)"),
         ]
+    height, width, _ = dataset.shape
     rows += [
-        ("images", f"{result['images']:,}{of}, from {dataset.source.where}"),
+        ("images", f"{result['images']:,}{of}, from {dataset.source.where}, each as {width}x{height}"),
         ("left out", f"{len(broken)}: {listed(broken)}" if broken else None),
         ("terms", every if bound else None),
     ]
     if flow is not None:
-        rows += flow_lines(flow, result["images"])
+        rows += flow_lines(flow, result["images"], result["settings"]["precision"])
     rows.append(("files", f"{folder / REPORT}, {folder / CURVE}" if bound else str(folder / REPORT)))
     note = "" if result["standard_error"] is not None else "\n  (one image has no standard error)"
     title = "Bits per dimension, an upper bound on the negative log-likelihood"
@@ -226,7 +250,7 @@ def _text(
     if both and flow is not None and config is not None:
         beside = [["bound", _number(result), str(terms or steps)], ["flow", _number(flow), f"{flow['calls']:.0f}"]]
         head += table(beside, ("method", "bits/dim", "network calls an image"), right=(2,), indent=2) + "\n"
-        note += f"\n{why_they_differ(flow, config)}"
+        note += f"\n{why_they_differ(flow, config, strided)}"
     return f"{head}{fields(rows)}{note}"
 
 
@@ -275,11 +299,13 @@ def _readable(dataset: ImageDataset, indices: list[int]) -> tuple[list[int], lis
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON lines; none if there is no file."""
+    """The whole lines of a file of JSON lines, up to the first that is no record; none if there is no file."""
     out = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             out.append(json.loads(line))
         except json.JSONDecodeError:
             break
+        if not isinstance(out[-1], dict):
+            return out[:-1]
     return out

@@ -16,22 +16,38 @@ from undiffuse.likelihood import FlowBits, FlowConfig, flow_ends, mean_and_error
 
 def flow_config(args: argparse.Namespace) -> FlowConfig | None:
     """The settings from parsed options; None where only the bound is measured. ValueError for what does not fit."""
+    given = {name: getattr(args, name) for name in ("probes", "draws", "dequantise", "tol") if hasattr(args, name)}
     if args.method == "bound":
+        if given:
+            names = ", ".join(f"--{name}" for name in given)
+            raise ValueError(
+                f"{names} would do nothing, because only the bound is measured: give --method flow or --method both, "
+                "or leave it out"
+            )
         return None
     if args.method == "flow" and args.steps is not None:
         raise ValueError(
             "--steps chooses a sub-chain for the bound, and the flow has no steps of its own to choose: leave it out, "
             "or give --method both"
         )
-    return FlowConfig(
-        probes=args.probes, draws=args.draws, dequantise=args.dequantise, decoder=args.decoder, tol=args.tol
-    )
+    if args.method == "flow" and hasattr(args, "terms"):
+        raise ValueError("--terms are the bound's, and only the flow is measured: leave it out, or give --method both")
+    return FlowConfig(decoder=args.decoder, **given)
 
 
-def settings_of(method: str, config: FlowConfig) -> dict[str, Any]:
+def flow_clip(args: argparse.Namespace, config: FlowConfig | None) -> str:
+    """How the flow's denoised image is clipped: as was asked; else as the bound's where the two share a decoder, and
+    with uniform dequantisation, which puts pixels beyond -1 and 1, not at all.
+    """
+    uniform = config is not None and config.dequantise == "uniform"
+    return str(getattr(args, "clip", "none" if uniform else "static"))
+
+
+def settings_of(args: argparse.Namespace, config: FlowConfig) -> dict[str, Any]:
     """What of the settings decides the numbers, for the record."""
     return {
-        "method": method,
+        "method": args.method,
+        "flow_clip": flow_clip(args, config),
         "probes": "all" if config.probes is None else config.probes,
         "draws": config.draws,
         "dequantise": config.dequantise,
@@ -74,13 +90,15 @@ def summarise_flow(rows: Sequence[dict[str, Any]], chain: Chain, config: FlowCon
     }
 
 
-def flow_lines(flow: dict[str, Any], images: int) -> list[tuple[str, object]]:
+def flow_lines(flow: dict[str, Any], images: int, precision: str) -> list[tuple[str, object]]:
     """The numbers of the flow, for the page that is printed."""
     parts = [("probes", flow["probe_error"]), ("draws", flow["draw_error"])]
     told = ", ".join(f"{name} {error:.4f}" for name, error in parts if error is not None)
     forced = flow["images_with_forced_steps"]
+    rounded = f"{precision} bends the flow, and its gradients do not see it: measure with --precision fp32"
     return [
         ("of the error", f"{told} bits by chance of the measurement" if told else None),
+        ("rounding", rounded if precision != "fp32" else None),
         ("flow", f"{flow['calls']:.0f} network calls an image (most {flow['most_calls']:,}), each with its gradients"),
         (
             "rough",
@@ -91,8 +109,16 @@ def flow_lines(flow: dict[str, Any], images: int) -> list[tuple[str, object]]:
     ]
 
 
-def why_they_differ(flow: dict[str, Any], config: FlowConfig) -> str:
-    """Bound and flow beside each other mean different things; which, in a line."""
+def why_they_differ(flow: dict[str, Any], config: FlowConfig, strided: bool = False) -> str:
+    """Bound and flow beside each other mean different things; which, in a line.
+
+    `strided`: the bound's is a sub-chain.
+    """
+    if config.dequantise == "noise" and strided:
+        return (
+            "Both bound -log2 P of 8-bit pixels: the bound's is the sub-chain's, the flow has the whole chain's "
+            "levels, and its first level and decoder."
+        )
     if config.dequantise == "noise":
         return (
             "Both bound -log2 P of 8-bit pixels with the same first noise level and decoder; they differ by what the "

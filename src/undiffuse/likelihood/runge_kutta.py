@@ -23,7 +23,7 @@ _FROM = (
 """The last row gives the new value too."""
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
-_FIRST, _LEAST = 1 / 100, 1 / 1000  # of the whole way: the first trial, and what is taken whatever its error
+_FIRST, _LEAST = 1 / 30, 1 / 1000  # of the whole way: the first trial, and what is taken whatever its error
 
 Slope = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(x [n, ...], u [n] float64, which rows these are [n]) -> (dx/du of x's shape, dq/du [n, P] float64)."""
@@ -49,7 +49,7 @@ def integrate(slope: Slope, x: Tensor, begin: float, end: float, tol: float, wei
     relative to 1 + |x|; of every integral times `weight`. That is the error of one step; those of all steps add up.
     The length of a row's steps depends on nothing but the row. Rows that have arrived are not computed any further.
 
-    ValueError where the way leaves the finite numbers.
+    ValueError where the way or an integral leaves the finite numbers.
     """
     whole = end - begin
     u = torch.full((len(x),), begin, dtype=torch.float64)
@@ -69,10 +69,10 @@ def integrate(slope: Slope, x: Tensor, begin: float, end: float, tol: float, wei
         accepted = (error <= 1) | short
         taken = rows[accepted]
         there = taken.to(x.device)
-        if not bool(torch.isfinite(new[accepted.to(x.device)]).all()):
+        if not bool(torch.isfinite(new[accepted.to(x.device)]).all() and torch.isfinite(gain[accepted]).all()):
             raise ValueError(
-                "the flow left the finite numbers: the network's output is not finite, or it was never trained at "
-                "these levels. Check the weights, or use --precision fp32"
+                "the flow left the finite numbers: the network's output or its gradient is not finite, or it was never "
+                "trained at these levels. Check the weights, or use --precision fp32"
             )
         x[there], first[there] = new[accepted.to(x.device)], last[accepted.to(x.device)]
         q[taken] += gain[accepted]
@@ -80,8 +80,7 @@ def integrate(slope: Slope, x: Tensor, begin: float, end: float, tol: float, wei
         arrived = step >= end - u[rows]
         u[taken] = torch.where(arrived, end, u[rows] + step)[accepted]
         calls[rows] += len(_AT)
-        # The last step is as short as what is left of the way, which is no failure of the tolerance.
-        forced[rows] += (short & ~arrived & (error > 1)).long()
+        forced[rows] += (short & (error > 1)).long()
         factor = (_SAFETY * error.clamp(min=1e-12) ** (-1 / 5)).clamp(_SHRINK, _GROW)
         length[rows] = (step * factor).clamp(min=whole * _LEAST)
         rows = rows[u[rows] < end]
@@ -108,7 +107,7 @@ def _trial(
         slopes.append(dx)
         rates.append(dq)
     scale = tol * (1 + x.abs().maximum(new.abs()))
-    wrong = (h * _sum(_ERROR, slopes) / scale).double().flatten(1).square().mean(1).sqrt().cpu()
+    wrong = (h * _sum(_ERROR, slopes) / scale).cpu().double().flatten(1).square().mean(1).sqrt()
     wrong_q = (step[:, None] * _sum(_ERROR, rates)).abs().amax(1) * weight / tol
     gain = step[:, None] * _sum(_FROM[-1], rates[:-1])
     error = torch.nan_to_num(wrong.maximum(wrong_q), nan=torch.inf, posinf=torch.inf)
