@@ -63,6 +63,8 @@ def test_inpainting_keeps_what_is_known(method: str, model: Path, images: Path, 
     assert record["source"] == "left/0.png"
     assert len(record["mask"]) == 64
     assert ("zeta" in record, "resamples" in record) == (method == "dps", method == "repaint")
+    solver = {"repaint": "ancestral", "dps": "ddim", "pigdm": "dpmpp-2m", "mmps": "dpmpp-2m"}[method]
+    assert record["solver"] == solver  # of a model that learns its variance
     assert (out / "grid.png").is_file()
     stamps = [file.stat().st_mtime_ns for file in files]
     files[1].unlink()
@@ -108,7 +110,8 @@ def test_restoring(task: tuple[str, float], model: Path, images: Path, tmp_path:
     assert near < 0.25 * error_of(told, "the results, .* differ by")
     assert error_of(told, "differ from the whole images by") > 0
     assert read_record(next((tmp_path / "guided").glob("0*.png")))[task[0][2:]] == task[1]
-    assert call(*words, "--method", "mmps", "--iterations", 1, "--out", tmp_path / "mmps") == 0
+    assert call(*words, "--iterations", 1, "--out", tmp_path / "one") == 0
+    assert call(*words, "--method", "pigdm", "--out", tmp_path / "pigdm") == 0
     assert call(*words, "--method", "dps", "--out", tmp_path / "dps") == 0
 
 
@@ -120,6 +123,22 @@ def test_small_images_are_enlarged(model: Path, tmp_path: Path) -> None:
     assert made.shape == (3, 8, 8)
     again = made.reshape(3, 4, 2, 4, 2).mean((2, 4))
     assert np.sqrt(((again - originals(small)) ** 2).mean()) < 20
+
+
+def test_images_of_another_size_are_not_made_smaller_unasked(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("restore", images, "--upscale", 2, "--model", model, *FAST, "--out", tmp_path / "out")
+    assert call(*words) == 2
+    assert "left/0.png is 8x8 (width x height), but what the model enlarges 2 times is 4x4" in capsys.readouterr().err
+    assert call(*words, "--fit", "crop") == 0
+
+
+def test_a_solver_that_is_asked_for_is_taken(model: Path, images: Path, tmp_path: Path) -> None:
+    words = ("restore", images / "top" / "0.png", "--deblur", 1, "--model", model, *FAST, "--class", "top")
+    for more, solver in ((("--solver", "heun"), "heun"), (("--eta", 1), "ddim"), ((), "dpmpp-2m")):
+        assert call(*words, *more, "--out", tmp_path / solver) == 0
+        assert read_record(next((tmp_path / solver).glob("0*.png")))["solver"] == solver
 
 
 def test_variations_are_the_farther_the_stronger(
@@ -175,7 +194,11 @@ def test_translation(model: Path, images: Path, tmp_path: Path, capsys: pytest.C
         (["restore", "IMAGES"], "one of the arguments --upscale --deblur is required"),
         (["restore", "IMAGES", "--upscale", "3"], "--upscale 3 does not divide"),
         (["restore", "IMAGES", "--upscale", "1"], "whole factor of 2 or more"),
-        (["restore", "IMAGES", "--deblur", "1", "--iterations", "2"], "--iterations is of --method mmps, not pigdm"),
+        (["restore", "IMAGES", "--deblur", "1", "--zeta", "2"], "--zeta is of --method dps, not mmps"),
+        (
+            ["restore", "IMAGES", "--deblur", "1", "--method", "mmps", "--data-std", "1"],
+            "--data-std is of --method pigdm",
+        ),
         (["vary", "IMAGES", "--strength", "0"], "changes nothing"),
         (["vary", "IMAGES", "--strength", "0.5", "--logsnr", "1"], "not allowed with argument"),
         (["translate", "IMAGES"], "the following arguments are required: --to"),

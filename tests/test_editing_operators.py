@@ -57,6 +57,12 @@ def test_adjoint_and_solve(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATORS)
+def test_the_largest_singular_value(name: str) -> None:
+    operator = OPERATORS[name]()
+    assert operator.norm == pytest.approx(float(torch.linalg.matrix_norm(matrix(operator), 2)), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
 def test_without_noise_it_is_the_pseudo_inverse(name: str) -> None:
     operator = OPERATORS[name]()
     y = operator(images(3))

@@ -14,6 +14,7 @@ from torch import Tensor
 from oracles import Mixture, Noise64, OracleDenoiser
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.editing import DPS, Blur, Downsampling, Mask, ObservationGuidance, Operator, repaint
+from undiffuse.editing.observation import solved
 from undiffuse.grids import grid
 from undiffuse.guidance import LossGuidance
 from undiffuse.levels import Level, named_chain
@@ -146,16 +147,19 @@ def test_dps_asks_the_network_as_often_as_its_solver() -> None:
         assert counts[0] == counts[1]
 
 
-def test_the_step_of_dps() -> None:
-    """z times the gradient of the distance, which has length z where x0 moves as x does; shorter near the goal."""
-    operator, x = OPERATORS["mask"], Noise64(3, 4).normal(SHAPE)
-    transition, y = CHAIN.transition(400), observation(FULL, OPERATORS["mask"]).expand(4, -1, -1, -1)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_step_of_dps(name: str) -> None:
+    """z times the gradient of the distance, which has length z where x0 moves as x does; shorter near the goal. The
+    distance is in units in which the operator lengthens nothing."""
+    operator, x = OPERATORS[name], Noise64(3, 4).normal(SHAPE)
+    transition, y = CHAIN.transition(400), observation(FULL, operator).expand(4, -1, -1, -1)
     denoiser = OracleDenoiser(FULL, CHAIN)
     plain, _, _ = DDIM().step(denoiser, x, transition, None, lambda number=0: x)
     for zeta in (1e-3, 50.0):
         moved, _, _ = DPS(DDIM(), operator, y, zeta).step(denoiser, x, transition, None, lambda number=0: x)
         at = x.clone().requires_grad_()
         distance = (y - operator(denoiser(at, transition.source).x0)).flatten(1).norm(dim=1)
+        distance = distance * (2 if name == "downsampling" else 1)
         loss = distance if zeta < 1 else 0.5 * distance**2  # within z of the goal
         expected = -(zeta if zeta < 1 else 1.0) * torch.autograd.grad(loss.sum(), at)[0]
         torch.testing.assert_close(moved - plain, expected)
@@ -234,6 +238,17 @@ def test_reusing_the_gradient() -> None:
     torch.testing.assert_close(results[1], results[2], rtol=0, atol=0.2)
 
 
+def test_what_is_used_again_is_the_shift_of_the_noise() -> None:
+    """sigma g, so that the gradient of the next call is larger as the noise is less."""
+    y = observation(FULL, OPERATORS["mask"])
+    guided = ObservationGuidance(OracleDenoiser(FULL, CHAIN), OPERATORS["mask"], NOISE, every=2)
+    cond, x, found = {"observed": y}, Noise64(0, 1).normal(SHAPE), []
+    for level in (CHAIN.level(600), CHAIN.level(200)):
+        (guide,) = guided(x, level, cond).guides
+        found.append(level.sigma * guide.gradient(x, level))
+    torch.testing.assert_close(found[0], found[1])
+
+
 class Linear(torch.nn.Module):
     """A network that predicts x0 = 5 x, far beyond white and black."""
 
@@ -271,6 +286,51 @@ def test_bad_input_is_told() -> None:
     with pytest.raises(ValueError, match="outside any other guidance"):
         outer = ObservationGuidance(guided, Blur(1.0), 0.1)
         outer(x, level, {"observed": x[..., :1, :1]})
+
+
+def test_next_to_pure_noise_nothing_guides() -> None:
+    """There the derivative of x0 is the network's error times sigma / alpha, up to 20,000 on a cosine chain."""
+    chain = named_chain("cosine", 1000)
+    denoiser, operator = OracleDenoiser(FULL, chain), OPERATORS["mask"]
+    x, y = Noise64(3, 4).normal(SHAPE), observation(FULL, operator).expand(4, -1, -1, -1)
+    guided = ObservationGuidance(denoiser, operator, 0.1, iterations=2)
+    ratio = [float(chain.level(k).sigma / chain.level(k).alpha) for k in range(1000)]
+    first = next(k for k in range(1000) if ratio[k] > 100)
+    assert 900 < first < 999
+    for k in (first - 1, first, 999):
+        prediction = guided(x, chain.level(k), {"observed": y})
+        assert len(prediction.guides) == (k < first)
+        transition = chain.transition(k)
+        steps = [solver.step(denoiser, x, transition, None, lambda number=0: x)[0]
+                 for solver in (DDIM(), DPS(DDIM(), operator, y))]  # fmt: skip
+        assert torch.equal(steps[0], steps[1]) == (k >= first)
+
+
+def test_conjugate_gradients_begin_with_too_little() -> None:
+    """Stopped early, moment matching moves x0 less than it should; Pi-GDM moves it too far where data vary much."""
+    operator = Mask(SEEN)
+    wide = Mixture(SHAPE, FULL.weights, FULL.means, torch.tensor([[100.0, 1.0, 0.01, 0.01]]).double(), FULL.rotations)
+    level, x = CHAIN.level(900), Noise64(0, 1).normal(SHAPE)
+    y = operator(torch.full((1, *SHAPE), 0.8, dtype=torch.float64))
+    denoiser, exact = OracleDenoiser(wide, CHAIN), posterior(wide, operator, y, NOISE)
+    target = exact.score(x, level.alpha, level.sigma) - denoiser(x, level).score
+    sizes = []
+    for settings in ({"iterations": 1}, {"iterations": 4}, {"data_std": 0.5}):
+        guided = ObservationGuidance(denoiser, operator, NOISE, **settings)
+        sizes.append(float((guided_score(guided, level, x, y) - denoiser(x, level).score).norm() / target.norm()))
+    assert sizes[0] < 1.01
+    assert sizes[1] == pytest.approx(1)
+    assert sizes[2] > 10
+
+
+def test_an_image_stops_where_the_jacobian_is_not_positive() -> None:
+    """Each image by itself: the one with the negative product keeps 0, the others are solved."""
+    diagonal = torch.tensor([[1.0, 4.0], [-1.0, -2.0], [2.0, 3.0]]).reshape(3, 1, 1, 2)
+    found = solved(lambda u: diagonal * u, lambda u: u, torch.ones(3, 1, 1, 2), 2)
+    expected = torch.tensor([[1.0, 0.25], [0.0, 0.0], [0.5, 1 / 3]]).reshape(3, 1, 1, 2)
+    torch.testing.assert_close(found, expected)
+    exact = solved(lambda u: diagonal * u, lambda u: u / diagonal.abs(), torch.ones(3, 1, 1, 2), 5)
+    torch.testing.assert_close(exact, expected)
 
 
 def test_no_guidance_at_scale_nought() -> None:

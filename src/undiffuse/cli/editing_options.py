@@ -8,6 +8,7 @@ from typing import Any
 from undiffuse.cli import options, values
 
 _IMAGES = "IMAGES is a folder, .zip, .npz, fashion-mnist[:test], or image files."
+_SOLVERS = "Without --solver, pigdm and mmps are used with dpmpp-2m, dps with ddim."
 _SAME = "The same command again makes only what is missing; grid.png shows before and after."
 
 
@@ -19,7 +20,9 @@ Fills a part of images. What is outside the mask is kept, pixel for pixel. {_IMA
   repaint   the known part is put in after every step, and every stretch gone --resamples times
   dps       a step towards the known part after every step of the sampler
   pigdm     the sampler is guided by how probable the known part is
-  mmps      the same with the model's own covariance, --iterations more backward passes a call""")  # fmt: skip
+  mmps      the same with the model's own covariance, --iterations more backward passes a call
+
+{_SOLVERS}""")  # fmt: skip
     _images(parser)
     what = parser.add_argument_group("what is filled, and how")
     hole = what.add_mutually_exclusive_group(required=True)
@@ -40,9 +43,11 @@ def restore(add: Any, commands: Any) -> None:
 Enlarges or sharpens images with any model, by sampling images that look like IMAGES when made smaller or blurred.
 {_IMAGES} {_SAME}
 
-  pigdm     the sampler is guided by how probable IMAGES are
-  mmps      the same with the model's own covariance, --iterations more backward passes a call
-  dps       a step towards IMAGES after every step of the sampler""")  # fmt: skip
+  mmps      the sampler is guided by how probable IMAGES are, --iterations + 1 backward passes a call
+  pigdm     the same without the model's own covariance, one backward pass a call
+  dps       a step towards IMAGES after every step of the sampler
+
+{_SOLVERS}""")  # fmt: skip
     _images(parser)
     what = parser.add_argument_group("what is restored, and how")
     task = what.add_mutually_exclusive_group(required=True)
@@ -52,7 +57,7 @@ Enlarges or sharpens images with any model, by sampling images that look like IM
     task.add_argument("--deblur", type=values.rate, metavar="STD", help=deblur)
     degrade = "IMAGES are whole: make them smaller or blurred first, and measure how near the results come to them"
     what.add_argument("--degrade", action="store_true", help=degrade)
-    options.pick(what, "--method", ("pigdm", "mmps", "dps"), "see above (default pigdm)", "pigdm")
+    options.pick(what, "--method", ("mmps", "pigdm", "dps"), "see above (default mmps)", "mmps")
     _observation(what)
     _sampling(parser, "restored")
 
@@ -103,12 +108,12 @@ def _strength(parser: argparse.ArgumentParser, default: float) -> None:
 
 
 def _observation(group: Any) -> None:
-    zeta = "length of a step of dps, in pixels of size [-1, 1] (default 1)"
+    zeta = "length of a step of dps, of all pixels in [-1, 1] together (default 1)"
     group.add_argument("--zeta", type=values.rate, metavar="Z", help=zeta)
     group.add_argument("--iterations", type=values.positive, metavar="K", help="of mmps (default 3)")
     noise = "standard deviation of noise in IMAGES, in 8-bit levels; of pigdm, mmps (default 1)"
     group.add_argument("--noise", type=values.non_negative, metavar="STD", help=noise)
-    std = "standard deviation of the model's images, in [-1, 1]; of pigdm, mmps (default 0.5)"
+    std = "standard deviation of the model's images, in [-1, 1]: the larger, the weaker; of pigdm (default 1)"
     group.add_argument("--data-std", type=values.rate, metavar="D", help=std)
 
 

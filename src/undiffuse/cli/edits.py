@@ -6,7 +6,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.cli import budget, writing
+from undiffuse.cli import writing
 from undiffuse.cli.console import Progress, duration, say
 from undiffuse.cli.images import labels_of, model_images, open_images, thinned
-from undiffuse.cli.sampler import Sampler, class_names, classes_to_guide
+from undiffuse.cli.sampler import Sampler, Settings, class_names, classes_to_guide
 from undiffuse.data import ImageDataset
 from undiffuse.editing import DPS, OBSERVED, ObservationGuidance, Operator
-from undiffuse.nets.footprint import activation_bytes
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import draw_grid, save_png
 from undiffuse.pixels import to_uint8
@@ -80,7 +79,6 @@ def produce(
     record: Mapping[str, Any],
     text: str,
     *,
-    gradient: bool = False,
     classes: Callable[[list[int] | None], list[int] | None] = lambda labels: labels,
 ) -> None:
     """Make what is missing of the results, write the page, tell what was done.
@@ -88,7 +86,6 @@ def produce(
     `make`      images as they were read, noise, classes, a listener of steps -> results
     `seen`      how the page shows what the results were made from, where that is not the images themselves
     `record`    what decides the results beside the sampler; `text` says it in a few words
-    `gradient`  whether `make` differentiates through the network
     `classes`   of the results, from those of the images
     """
     begin = time.monotonic()
@@ -103,7 +100,7 @@ def produce(
     writer = writing.open_writer(
         folder, args.format, args.overwrite, (GRID,), run=run, notes=sampler.notes, label_names=names
     )
-    todo, size = writer.missing(total), _batch(args, sampler, gradient)
+    todo, size = writer.missing(total), sampler.batch_size(args.batch)
     errors: dict[str, list[Tensor]] = {}
     with Progress(args.command, len(todo), "images") as progress:
         for start in range(0, len(todo), size):
@@ -144,16 +141,6 @@ def mean_square(difference: Tensor) -> Tensor:
     return difference.flatten(1).square().mean(1)
 
 
-def _batch(args: argparse.Namespace, sampler: Sampler, gradient: bool) -> int:
-    if args.batch is not None or not gradient:
-        return sampler.batch_size(args.batch)
-    element = 4 if sampler.settings.precision == "fp32" else 2
-    graph = activation_bytes(sampler.model.net.config, sampler.shape[1:], element=element, gradient=True)
-    if sampler.settings.guiding.cfg != 1:
-        graph *= 2
-    return budget.images_at_once(sampler.bytes_per_image + graph, sampler.device)
-
-
 def _page(
     sampler: Sampler,
     given: Given,
@@ -181,9 +168,12 @@ def _page(
     )
 
 
+_SOLVERS = {"dps": "ddim", "pigdm": "dpmpp-2m", "mmps": "dpmpp-2m"}
+"""Of methods by gradient, if nothing is said. These clip x0 after it was moved; ancestral sampling moves its mean, and
+does not clip. DPS shifts x behind the solver's back, which one that remembers would take for the flow's own change."""
 _OF_METHOD = {"resamples": ("repaint",), "jump": ("repaint",), "zeta": ("dps",), "iterations": ("mmps",),
-              "noise": ("pigdm", "mmps"), "data_std": ("pigdm", "mmps")}  # fmt: skip
-_USUAL = {"resamples": 5, "jump": 4, "zeta": 1.0, "iterations": 3, "noise": 1.0, "data_std": 0.5}
+              "noise": ("pigdm", "mmps"), "data_std": ("pigdm",)}  # fmt: skip
+_USUAL = {"resamples": 5, "jump": 4, "zeta": 1.0, "iterations": 3, "noise": 1.0, "data_std": 1.0}
 
 
 def method_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -196,6 +186,15 @@ def method_settings(args: argparse.Namespace) -> dict[str, Any]:
         elif value is not None:
             raise ValueError(f"--{name.replace('_', '-')} is of --method {' or '.join(methods)}, not {args.method}")
     return found
+
+
+def sampler_of(args: argparse.Namespace) -> Sampler:
+    """The sampler of the options, with the solver that suits the method where none was asked for."""
+    settings = Settings.of_args(args)
+    chosen = settings.solver is not None or settings.eta > 0 or settings.guidance_at == "mean"
+    if not chosen and args.method in _SOLVERS:
+        settings = replace(settings, solver=_SOLVERS[args.method])
+    return Sampler.load(settings, args.device, gradient=args.method in _SOLVERS)
 
 
 def sample_observed(
@@ -212,7 +211,7 @@ def sample_observed(
     if settings["method"] == "dps":
         solver = DPS(solver, operator, observed, settings["zeta"])
     else:
-        levels, std = settings["noise"] / 127.5, settings["data_std"]
+        levels, std = settings["noise"] / 127.5, settings.get("data_std", 1.0)
         iterations = settings.get("iterations", 0)
         denoiser = ObservationGuidance(denoiser, operator, levels, data_std=std, iterations=iterations)
         cond[OBSERVED] = observed

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.cli.edits import Given, Heard, Result, mean_square, method_settings, produce, sample_observed
-from undiffuse.cli.sampler import Sampler, Settings
+from undiffuse.cli.edits import Given, Heard, Result, mean_square, method_settings, produce, sample_observed, sampler_of
 from undiffuse.data import prepare
 from undiffuse.editing import Mask, repaint
 from undiffuse.noise import NoiseSource
@@ -22,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     """The command."""
     settings = method_settings(args)
     by_gradient = settings["method"] != "repaint"
-    sampler = Sampler.load(Settings.of_args(args), args.device, gradient=by_gradient)
+    sampler = sampler_of(args)
     given = Given.of_args(args, sampler)
     mask = Mask(rectangle(args.hole, sampler.shape[1:]) if args.hole else read_mask(args.mask, given))
     filled = 100 * float((~mask.seen).float().mean())
@@ -45,9 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     digest = hashlib.sha256(np.packbits(mask.seen.numpy()).tobytes()).hexdigest()
     record = {**settings, "mask": digest, "hole": list(args.hole) if args.hole else None}
-    produce(
-        args, sampler, given, make, mask, record, f"{settings['method']}, {filled:.3g}% filled", gradient=by_gradient
-    )
+    produce(args, sampler, given, make, mask, record, f"{settings['method']}, {filled:.3g}% filled")
     return 0
 
 

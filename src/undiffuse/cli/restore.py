@@ -6,8 +6,7 @@ import argparse
 
 from torch import Tensor
 
-from undiffuse.cli.edits import Given, Heard, Result, mean_square, method_settings, produce, sample_observed
-from undiffuse.cli.sampler import Sampler, Settings
+from undiffuse.cli.edits import Given, Heard, Result, mean_square, method_settings, produce, sample_observed, sampler_of
 from undiffuse.editing import Blur, Downsampling, Operator
 from undiffuse.noise import NoiseSource
 from undiffuse.pixels import from_uint8, to_uint8
@@ -17,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     """The command."""
     settings = method_settings(args)
     operator: Operator = Blur(args.deblur) if args.upscale is None else Downsampling(args.upscale)
-    sampler = Sampler.load(Settings.of_args(args), args.device, gradient=True)
+    sampler = sampler_of(args)
     height, width = sampler.shape[1:]
     size = None
     if args.upscale is not None:
@@ -27,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
             )
         size = None if args.degrade else (height // args.upscale, width // args.upscale)
     given = Given.of_args(args, sampler, size)
+    if size is not None and args.fit is None:
+        check_sizes(given, size, args.upscale)
 
     def observed(x0: Tensor) -> Tensor:
         """The images as they are given to the method, in 8 bits."""
@@ -51,5 +52,18 @@ def run(args: argparse.Namespace) -> int:
     record = {**settings, **task, "degrade": args.degrade}
     text = f"{settings['method']}, " + (f"{args.upscale} times larger" if args.upscale else f"blur {args.deblur:g}")
     whole = size is None and not args.degrade  # what was read is what was seen
-    produce(args, sampler, given, make, None if whole else seen, record, text, gradient=True)
+    produce(args, sampler, given, make, None if whole else seen, record, text)
     return 0
+
+
+def check_sizes(given: Given, size: tuple[int, int], factor: int) -> None:
+    """ValueError unless the images are of the size (height, width) that is enlarged: others would be resized first."""
+    source = given.dataset.source
+    for i in range(len(source)):
+        width, height = source.stored_size(i)
+        if (height, width) != size:
+            raise ValueError(
+                f"{source.name(i)} is {width}x{height} (width x height), but what the model enlarges {factor} times is "
+                f"{size[1]}x{size[0]}: give --degrade if they are whole and to be made smaller first, or --fit to "
+                "bring them to that size"
+            )

@@ -22,6 +22,7 @@ class Blur:
         if not 0 < std < math.inf:
             raise ValueError(f"the standard deviation of a blur is a number of pixels above 0; got {std}")
         self.std = float(std)
+        self.norm = 1.0  # of what is the same everywhere
         self._axes: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ class Downsampling:
         if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
             raise ValueError(f"an image is made smaller by a whole factor of 2 or more; got {factor!r}")
         self.factor = factor
+        self.norm = 1 / factor
 
     def __call__(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

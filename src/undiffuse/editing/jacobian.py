@@ -12,6 +12,16 @@ from undiffuse.levels import Level
 from undiffuse.prediction import Prediction
 
 Pull = Callable[[Tensor], Tensor]
+NOISIEST = 100.0
+"""Above this sigma / alpha an observation does not guide. There x0 = (x - sigma eps) / alpha turns the network's small
+errors into large ones, in the derivative more than in the value, which is clipped: at the last level of a cosine chain
+20,000 times as large, which throws x away for good. Little is lost: of a direction in which the data's variance is C
+such a level knows the part alpha^2 C / (alpha^2 C + sigma^2)."""
+
+
+def informative(level: Level) -> Tensor:
+    """Whether an observation may guide at a level, bool [1] or [B]: see `NOISIEST`."""
+    return level.sigma <= NOISIEST * level.alpha
 
 
 def with_pull(

@@ -25,6 +25,7 @@ class Mask:
         if not bool(seen.flatten(1).any(1).all()):
             raise ValueError("the mask covers a whole image: nothing of it is known; sample images instead")
         self.seen = seen
+        self.norm = 1.0
 
     def _of(self, x: Tensor) -> Tensor:
         ours, theirs = self.seen.shape, x.shape

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
-from undiffuse.editing.jacobian import Pull, with_pull
+from undiffuse.editing.jacobian import Pull, informative, with_pull
 from undiffuse.editing.operators import Operator
 from undiffuse.guidance import Guided, Schedule
 from undiffuse.levels import Level, expand
@@ -28,10 +28,13 @@ class ObservationGuidance(Guided):
         gradient   = (d x0 / d x_t)^T A^T (A S A^T + noise^2 I)^-1 (y - A x0)
 
     `iterations` 0 takes S = r^2 I with r^2 = d^2 sigma^2 / (d^2 alpha^2 + sigma^2), d = `data_std` (Pi-GDM, Song et al.
-    2023, where d = 1 and the step is scaled otherwise near pure noise). That is exact for data N(m, d^2 I).
+    2023, where d = 1 and the step is scaled otherwise near pure noise). That is exact for data N(m, d^2 I). Along
+    directions of a larger variance C, such as the brightness of a whole image, it moves x0 by up to C / d^2 times what
+    is right, and few steps overshoot; a larger d is weaker and safer.
     More take S = (sigma^2 / alpha) d x0 / d x_t, the denoiser's own covariance (Tweedie), and solve by so many steps of
-    conjugate gradients beginning there (moment matching, Rozet et al. 2024): exact for any Gaussian once they are as
-    many as observed numbers. For other data both are approximations.
+    conjugate gradients from 0, preconditioned by the solution for r^2 I (moment matching, Rozet et al. 2024): exact for
+    any Gaussian once they are as many as observed numbers, and too weak before.
+    For other data both are approximations. Neither acts at levels next to pure noise (`jacobian.NOISIEST`).
 
     `noise`  standard deviation of n in the unit of images in [-1, 1]; 0 for an exact observation
     `scale`  1 is Bayes' rule; 0 nothing
@@ -46,7 +49,7 @@ class ObservationGuidance(Guided):
         operator: Operator,
         noise: float,
         *,
-        data_std: float = 0.5,
+        data_std: float = 1.0,
         iterations: int = 0,
         scale: float = 1.0,
         schedule: Schedule | None = None,
@@ -67,7 +70,7 @@ class ObservationGuidance(Guided):
         return self.denoiser.conditions | {OBSERVED}
 
     def __call__(self, x: Tensor, level: Level, cond: Condition | None = None) -> Prediction:
-        weight = self.weight(level)
+        weight = self.weight(level) * informative(level)
         if self.idle(weight):
             return self.denoiser(x, level, cond)
         if cond is None or OBSERVED not in cond:
@@ -88,15 +91,15 @@ class ObservationGuidance(Guided):
         residual = residual_of(self.operator, observed, x0)
         alpha, sigma = level.alpha, level.sigma
         spread = self.data_std**2 * sigma**2 / (self.data_std**2 * alpha**2 + sigma**2)
-        found = self.operator.solve(residual, spread, self.noise)
-        if self.iterations and bool((alpha > 0).all()):
-            tweedie = sigma**2 / alpha
 
-            def covariance(u: Tensor) -> Tensor:
-                across = expand(tweedie, x0) * pull(self.operator.adjoint(u))
-                return self.operator(across) + self.noise**2 * u
+        def alike(u: Tensor) -> Tensor:
+            return self.operator.solve(u, spread, self.noise)
 
-            found = refined(covariance, residual, found, self.iterations)
+        def covariance(u: Tensor) -> Tensor:
+            across = expand(sigma**2 / alpha, x0) * pull(self.operator.adjoint(u))
+            return self.operator(across) + self.noise**2 * u
+
+        found = solved(covariance, alike, residual, self.iterations) if self.iterations else alike(residual)
         return pull(self.operator.adjoint(found))
 
 
@@ -111,21 +114,26 @@ def residual_of(operator: Operator, observed: Tensor, x0: Tensor) -> Tensor:
     return observed - expected
 
 
-def refined(product: Callable[[Tensor], Tensor], target: Tensor, begin: Tensor, iterations: int) -> Tensor:
-    """An approximate solution u [B, ...] of product(u) = target by conjugate gradients, each image by itself.
+def solved(
+    product: Callable[[Tensor], Tensor], alike: Callable[[Tensor], Tensor], target: Tensor, iterations: int
+) -> Tensor:
+    """An approximate solution u [B, ...] of product(u) = target by conjugate gradients from 0, each image by itself.
 
-    An image stops where the product is not positive along a direction, as a network's Jacobian may be.
+    `alike` is about the inverse of the product (the preconditioner), and need not be near it in size. Along a direction
+    in which the product is not positive, as a network's Jacobian may be, an image does not move, and begins anew.
     """
-    found, rest = begin, target - product(begin)
-    direction, size = rest, _dot(rest, rest)
+    found, rest = torch.zeros_like(target), target
+    direction = towards = alike(rest)
+    size = _dot(rest, towards)
     for _ in range(iterations):
         image = product(direction)
         curvature = _dot(direction, image)
         going = (curvature > 0) & (size > 0)
         step = torch.where(going, size / torch.where(going, curvature, 1.0), 0.0)
         found, rest = found + step * direction, rest - step * image
-        now = _dot(rest, rest)
-        direction = rest + torch.where(going, now / torch.where(size > 0, size, 1.0), 0.0) * direction
+        towards = alike(rest)
+        now = _dot(rest, towards)
+        direction = towards + torch.where(going, now / torch.where(size > 0, size, 1.0), 0.0) * direction
         size = now
     return found
 

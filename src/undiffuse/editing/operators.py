@@ -11,7 +11,12 @@ from undiffuse.levels import expand
 
 
 class Operator(Protocol):
-    """A linear map A of images x [B, C, H, W] to observations y [B, C, h, w], each image by itself."""
+    """A linear map A of images x [B, C, H, W] to observations y [B, C, h, w], each image by itself.
+
+    `norm` is the largest factor by which A changes a length (its largest singular value).
+    """
+
+    norm: float
 
     def __call__(self, x: Tensor) -> Tensor:
         """A x. ValueError for images it cannot be applied to."""
