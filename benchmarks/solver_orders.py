@@ -1,10 +1,10 @@
-"""Orders and errors of every solver on problems with known answers, for docs/solvers.md.
+"""Orders and errors of every solver on problems with known answers, for docs/solvers.md; tuned grids, for frontier.md.
 
     python benchmarks/solver_orders.py                   # print the tables
-    python benchmarks/solver_orders.py --write docs      # fill docs/solvers.md and draw docs/solvers.png
+    python benchmarks/solver_orders.py --write docs      # fill docs/solvers.md, frontier.md and draw docs/solvers.png
 
-From a checkout with the package importable; seconds on one core. The problems and measures are those of the tests
-(tests/orders.py), which hold every solver to its order.
+From a checkout with the package importable; about a minute on one core. The problems and measures are those of the
+tests (tests/orders.py), which hold every solver to its order.
 """
 
 from __future__ import annotations
@@ -29,11 +29,18 @@ from undiffuse.methods import METHODS  # noqa: E402
 from undiffuse.pictures import draw_curve, save_png  # noqa: E402
 from undiffuse.sampling import sample  # noqa: E402
 from undiffuse.solvers import Adaptive, DPMpp, Restart, Solver, build  # noqa: E402
+from undiffuse.tuning import Batch, tune  # noqa: E402
 
 CALLS = (5, 10, 20, 50)
 COUNT = 4_000
 HARD = Mixture.scalar([0.2, 0.5, 0.3], [-1, 0.1, 0.8], [0.02, 0.25, 0.05])
 CHAIN = named_chain("linear", 1000)
+TUNED = (
+    *(("ddim", 10), ("dpmpp-2m", 5), ("dpmpp-2m", 10), ("dpmpp-2m", 20), ("dpmpp-3m", 10)),
+    *(("unipc", 5), ("unipc", 10), ("unipc", 20), ("deis", 10), ("heun", 10)),
+)
+CHOSEN_BY, CHECKED_BY = 64, 512
+NAMED = ("logsnr", "karras", "quadratic")
 DRAWN = ("ddim", "heun", "dpmpp-2s", "dpmpp-2m", "deis", "dpmpp-3m", "unipc")
 
 
@@ -121,6 +128,23 @@ def errors() -> str:
     return "\n".join(rows)
 
 
+def tuned() -> str:
+    """The table of docs/frontier.md: how far grids by name and optimised ones are from the fine solution."""
+    heads = ["solver", "steps", "even in log-SNR", "Karras", "quadratic", "optimised, first order", "second order"]
+    rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    for name, steps in TUNED:
+        found = tune(OracleDenoiser(HARD, CHAIN), build(name), steps, Batch(Noise64(0, CHOSEN_BY)),
+                     Batch(Noise64(1, CHECKED_BY)), (1, 1, 1))  # fmt: skip
+        optimised = [spec for spec in found.tried if spec.startswith("at:")]
+        cells = []
+        for spec in (*NAMED, *optimised, *optimised)[: len(heads) - 2]:  # both ways may find the same levels
+            error, stderr = found.tried[spec].check, found.tried[spec].stderr
+            text = f"{error:.3f} ± {stderr:.3f}"
+            cells.append(f"**{text}**" if spec == found.spec else text)
+        rows.append(f"| `{name}` | {steps} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def picture(path: Path) -> None:
     """Strong errors against network calls."""
     series = {}
@@ -145,19 +169,25 @@ def filled(text: str, name: str, table: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", metavar="DIR", help="fill DIR/solvers.md and draw DIR/solvers.png")
+    what = "fill DIR/solvers.md and DIR/frontier.md, draw DIR/solvers.png"
+    parser.add_argument("--write", metavar="DIR", help=what)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    tables = {"orders": orders(), "errors": errors()}
-    for table in tables.values():
-        print(table, end="\n\n", flush=True)
+    pages = {
+        "solvers.md": {"orders": orders(), "errors": errors()},
+        "frontier.md": {"tuned": tuned()},
+    }
+    for tables in pages.values():
+        for table in tables.values():
+            print(table, end="\n\n", flush=True)
     if args.write:
-        page = Path(args.write) / "solvers.md"
-        text = page.read_text(encoding="utf-8")
-        for name, table in tables.items():
-            text = filled(text, name, table)
-        picture(page.with_suffix(".png"))
-        page.write_text(text, encoding="utf-8")
+        for name, tables in pages.items():
+            page = Path(args.write) / name
+            text = page.read_text(encoding="utf-8")
+            for place, table in tables.items():
+                text = filled(text, place, table)
+            page.write_text(text, encoding="utf-8")
+        picture(Path(args.write) / "solvers.png")
 
 
 if __name__ == "__main__":

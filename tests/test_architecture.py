@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "likelihood": MATHEMATICS | {"objectives"},
     "sampling": CORE,
     "tuning": CORE | {"sampling"},
-    "frontiers": {"downloads", "pictures"},
+    "frontiers": {"downloads", "methods", "pictures"},
     "editing": MATHEMATICS | {"solvers", "guidance", "sampling"},
     "adapters": MATHEMATICS | {"nets", "checkpoints", "downloads"},
     "models": CORE | {"adapters", "checkpoints", "nets"},

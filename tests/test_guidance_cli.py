@@ -17,8 +17,9 @@ from undiffuse.cli.guiding import Guiding
 from undiffuse.cli.parser import build_parser
 from undiffuse.cli.sampler import Sampler, Settings
 from undiffuse.cli.values import guidance_interval
-from undiffuse.guidance import Autoguidance, ClassifierFree, ClassifierGuidance
-from undiffuse.models import DiffusionModel, load_diffusion, save_model
+from undiffuse.guidance import Autoguidance, ClassifierFree, ClassifierGuidance, LossGuidance
+from undiffuse.levels import Level
+from undiffuse.models import DiffusionModel, load_classifier, load_diffusion, save_model
 from undiffuse.nets import UNetConfig
 from undiffuse.pictures import read_record
 
@@ -86,7 +87,7 @@ def test_options_build_what_they_say(files: dict[str, Path]) -> None:
     assert (auto.scale, auto.rescale) == (1.5, 0.5)
     free = auto.denoiser
     assert isinstance(free, ClassifierFree)
-    assert (free.scale, free.rescale, free.null, free.together) == (3.0, 0.5, {"y": 3}, True)
+    assert (free.scale, free.rescale, free.null) == (3.0, 0.5, {"y": 3})
     level = sampler.model.process.chain().level(10)
     for layer in (outer, inner, auto, free):
         assert layer.reuse.every == 2
@@ -95,6 +96,14 @@ def test_options_build_what_they_say(files: dict[str, Path]) -> None:
     assert len(sampler.others) == 2
     text = "guidance 2 at x0, and -0.5, temperature 2, normalised, cfg 3, autoguided 1.5, rescaled 0.5, interval -1,3"
     assert text in sampler.text()
+
+
+def test_passes_in_one_batch_unless_sizes_would_change(files: dict[str, Path]) -> None:
+    """Where only some calls ask twice, weights packed for one size of batch would be packed anew again and again."""
+    for words, together in (((), True), (("--guidance-every", 2), False), (("--cfg-two-passes",), False)):
+        sampler = Sampler.load(settings(files["free"], "--cfg", 3, *words), "cpu")
+        assert isinstance(sampler.denoiser, ClassifierFree)
+        assert sampler.denoiser.together is together
 
 
 def test_steps_of_an_interval_are_those_of_the_path(files: dict[str, Path]) -> None:
@@ -107,8 +116,15 @@ def test_steps_of_an_interval_are_those_of_the_path(files: dict[str, Path]) -> N
         schedule = sampler.denoiser.schedule
         assert schedule is not None
         assert [float(schedule(sampler.chain.level(k))) for k in (3, 2, 1, 0)] == [0, 1, 1, 0]
-    with pytest.raises(ValueError, match="none of the 4 steps"):
-        Sampler.load(settings(files["free"], "--cfg", 2, "--guidance-interval", "steps:0.3,0.4", "--steps", 4), "cpu")
+    for interval, told in (("steps:0.3,0.4", ""), ("50,60", "begins there.*log-SNR -"), ("sigma:1e5,inf", "begins")):
+        with pytest.raises(ValueError, match=f"none of the 4 steps {told}"):
+            Sampler.load(settings(files["free"], "--cfg", 2, "--guidance-interval", interval, "--steps", 4), "cpu")
+    sampler = Sampler.load(settings(files["free"], "--cfg", 2, "--guidance-interval", "sigma:0.5,2"), "cpu")
+    assert isinstance(sampler.denoiser, ClassifierFree)
+    assert sampler.denoiser.schedule is not None
+    for ratio, inside in ((0.4, 0), (0.6, 1), (1.9, 1), (2.1, 0)):
+        alpha = torch.tensor([1 / math.sqrt(1 + ratio**2)], dtype=torch.float64)
+        assert float(sampler.denoiser.schedule(Level(alpha, ratio * alpha))) == inside
 
 
 VARIANTS: dict[str, tuple[Any, ...]] = {
@@ -163,7 +179,10 @@ def test_records_that_cannot_be_are_refused(files: dict[str, Path], tmp_path: Pa
     other = Settings.of_record(record, autoguide=str(files["plain"]))
     with pytest.raises(ValueError, match="the model that guides is not the one"):
         Sampler.load(other, "cpu").check_identity(record)
-    Sampler.load(Settings.of_record(record), "cpu").check_identity(record)
+    same = Sampler.load(Settings.of_record(record), "cpu")
+    same.check_identity(record)
+    with pytest.raises(ValueError, match="the model that guides is not the one"):
+        same.check_identity({**record, "autoguide_weights": "0.9"})
 
 
 @pytest.mark.parametrize(
@@ -174,6 +193,8 @@ def test_records_that_cannot_be_are_refused(files: dict[str, Path], tmp_path: Pa
         (("free", "--cfg-rescale", 0.5), "--cfg or --autoguide"),
         (("free", "--cfg", 2, "--guidance-temperature", 2), "give --guidance"),
         (("free", "--autoguide-scale", 3), "give --autoguide"),
+        (("free", "--cfg", 2, "--guidance-at", "x0"), "--guidance-at says how to guide, not by what: give --guidance"),
+        (("free", "--guidance", 2, "--classifier", "judge", "--cfg-two-passes"), "give --cfg"),
         (("free", "--classifier", "judge", "--classifier", "judge", "--guidance", 1), "once for each"),
         (("plain", "--autoguide", "judge"), "is a classifier"),
         (("plain", "--autoguide", "fashion-mnist-32"), "weaker version of the model: it makes images of 1x32x32"),
@@ -184,10 +205,62 @@ def test_options_that_do_not_fit(words: tuple[Any, ...], expected: str, files: d
         Sampler.load(settings(*(files.get(w, w) if isinstance(w, str) else w for w in words)), "cpu")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--guidance", 0, "--guidance-interval", "0,1", "--guidance-temperature", 2, "--guidance-every", 3),
+        ("--cfg", 1, "--cfg-rescale", 0.5, "--cfg-two-passes", "--guidance-schedule", "linear"),
+        ("--autoguide", "weak.safetensors", "--autoguide-scale", 1, "--guidance-every", 2),
+    ],
+)
+def test_a_strength_that_does_nothing_is_no_guidance(words: tuple[Any, ...]) -> None:
+    """So that one of several compared strengths may be none, with the same other options and the same record."""
+    assert settings("fashion-mnist-32", *words).guiding == Guiding()
+    both = settings("fashion-mnist-32", *words, *(("--cfg", 3) if "--cfg" not in words else ("--guidance", 2)))
+    shaping = {"guidance_interval", "guidance_every", "guidance_schedule"} & {
+        str(word).strip("-").replace("-", "_") for word in words
+    }
+    assert shaping, "of all guidance, so it stays where there is another one"
+    assert all(getattr(both.guiding, name) != getattr(Guiding(), name) for name in shaping)
+    assert (both.guiding.guidance_temperature, both.guiding.cfg_two_passes) == (1.0, False)
+
+
 def test_weights_of_the_model_itself_can_guide() -> None:
     chosen = settings("fashion-mnist-32", "--autoguide-weights", "net")
     assert (chosen.guiding.autoguide, chosen.guiding.autoguide_weights) == ("fashion-mnist-32", "net")
     assert settings("fashion-mnist-32").guiding == Guiding()
+
+
+@pytest.mark.filterwarnings("error")
+def test_gradients_go_through_both_compared_models(files: dict[str, Path]) -> None:
+    """At x0 the networks that are compared keep their gradients: as those of plain models."""
+    words = ("--autoguide", files["weak"], "--autoguide-scale", 3, "--classifier", files["judge"], "--guidance", 5)
+    sampler = Sampler.load(settings(files["plain"], *words, "--guidance-at", "x0", "--clip", "none"), "cpu")
+    main, weak = (load_diffusion(files[name]) for name in ("plain", "weak"))
+    judge = load_classifier(files["judge"]).level_classifier()
+    for model in (main, weak):
+        model.net.requires_grad_(False).eval()
+    both = Autoguidance(main.denoiser("none"), weak.denoiser("none"), 3.0)
+    truth = ClassifierGuidance(both, judge, 5.0, "x0")
+    x, cond = torch.randn(2, *main.image_shape, generator=torch.Generator().manual_seed(0)), {"y": torch.tensor([0, 2])}
+    level = main.process.chain().level(10)
+    (ours,), (theirs,) = (d(x, level, cond).guides for d in (sampler.denoiser, truth))
+    expected = theirs.gradient(x, level)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(ours.gradient(x, level), expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+    alone = ClassifierGuidance(main.denoiser("none"), judge, 5.0, "x0")(x, level, cond).guides[0].gradient(x, level)
+    assert not torch.allclose(alone, expected, rtol=0.05), "the weaker model's part is seen"
+
+
+def test_a_network_without_gradients_gives_no_wrong_ones(files: dict[str, Path]) -> None:
+    model = load_diffusion(files["plain"])
+    denoiser = model.denoiser(precision="fp32")
+    guided = LossGuidance(denoiser, lambda x0: x0.square().flatten(1).sum(1))
+    x, level = torch.zeros(1, *model.image_shape), model.process.chain().level(3)
+    with pytest.raises(ValueError, match="make it ready with gradient=True"):
+        guided(x, level, {"y": torch.tensor([1])})
+    ready = LossGuidance(load_diffusion(files["plain"]).denoiser(precision="fp32", gradient=True), guided.loss)
+    assert torch.isfinite(ready(x, level, {"y": torch.tensor([1])}).guides[0].gradient(x, level)).all()
 
 
 def test_more_memory_is_expected(files: dict[str, Path]) -> None:
@@ -197,6 +270,8 @@ def test_more_memory_is_expected(files: dict[str, Path]) -> None:
     assert size(files["free"], "--cfg", 2) > 1.5 * size(files["free"])
     assert size(files["free"], "--cfg", 2, "--cfg-two-passes") == size(files["free"])
     assert size(files["free"], *judge, "--guidance-at", "x0") > size(files["free"], *judge)
+    through, weak = (*judge, "--guidance-at", "x0"), ("--autoguide", files["weak"])
+    assert size(files["free"], *weak, *through) > 1.5 * size(files["free"], *through) > size(files["free"], *weak)
 
 
 def test_training_without_labels_now_and_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

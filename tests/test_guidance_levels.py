@@ -169,6 +169,8 @@ def test_samples_do_not_depend_on_what_was_sampled_before(kind: str) -> None:
     expected = Counted(kind, every=3).guided(x, CHAIN.level(5), COND).guided_score().eps
     torch.testing.assert_close(other, expected, rtol=0, atol=0)
     torch.testing.assert_close(counted.guided(x, level, COND).guided_score().eps, fresh, rtol=0, atol=0)
+    counted.guided(-x, level, COND).guided_score()
+    torch.testing.assert_close(counted.guided(x, level, COND).guided_score().eps, fresh, rtol=0, atol=0)  # no cleaner
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -191,6 +193,10 @@ def test_an_interval_begins_with_a_fresh_shift() -> None:
     counted = Counted("classifier", every=2, schedule=interval)
     counted.run()
     assert counted.gradients == 3 * math.ceil(inside / 2)
+    gap = Counted("classifier", every=99, schedule=lambda level: 1 - interval(level))
+    gap.run()
+    assert sum(not interval(CHAIN.level(k)) for k in range(20)) == 20 - inside > 2
+    assert gap.gradients == 3 * 2, "begun anew behind a gap"
 
 
 def test_gradients_at_the_mean_can_be_reused() -> None:

@@ -15,7 +15,7 @@ from training_runs import assert_same_run, run, tiny_config
 from undiffuse import checkpoints
 from undiffuse.ema import PowerEMA, exponent_of, power_combination, power_overlap
 from undiffuse.models import load_diffusion
-from undiffuse.training.posthoc import reconstruct, snapshots
+from undiffuse.training.posthoc import reconstruct, remove_after, snapshots
 
 WIDTHS = {"posthoc_widths": (0.05, 0.1), "posthoc_every": 8}
 
@@ -151,6 +151,17 @@ def test_a_run_keeps_snapshots_and_resumes_with_them(tmp_path: Path) -> None:
     assert call("ema", tmp_path / "whole", "--width", 0.5, "--out", tmp_path / "wide.safetensors") != 0
     assert not (tmp_path / "wide.safetensors").exists()
     assert call("sample", out, "--count", 1, "--steps", 2, "--out", tmp_path / "samples") == 0
+
+
+def test_snapshots_past_a_moment_are_removed(tmp_path: Path) -> None:
+    """A run that goes on from 20 images writes those of 30 again, and not those of 20."""
+    (tmp_path / "posthoc").mkdir()
+    for name in ("0000000010-0.05", "0000000020-0.05", "0000000020-0.1", "0000000030-0.05", "notes"):
+        (tmp_path / "posthoc" / f"{name}.safetensors").touch()
+    (tmp_path / "posthoc" / ".half.tmp").touch()
+    remove_after(tmp_path, 20)
+    left = sorted(path.name.removesuffix(".safetensors") for path in (tmp_path / "posthoc").iterdir())
+    assert left == ["0000000010-0.05", "0000000020-0.05", "0000000020-0.1", "notes"]
 
 
 def test_snapshots_that_are_none(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cli_runs import call, one_thread, write_images
-from test_cli_train import TINY
+from test_cli_train import TINY, plan_of
 from training_runs import run, tiny_task, told
 from undiffuse import checkpoints
 from undiffuse.adapters.export_diffusers import scheduler_config
@@ -166,3 +166,26 @@ def test_runs_from_before_these_settings_go_on(tmp_path: Path) -> None:
     assert told(tmp_path / "whole")[-1] == told(tmp_path / "old")[-1]
     with pytest.raises(ValueError, match=r"train.levels: 'uniform' -> 'lognormal'"):
         run(tmp_path / "old", images=48, levels="lognormal")
+
+
+@pytest.mark.parametrize("name", ["general-32-v", "general-32-edm", "general-32-flow"])
+def test_a_general_recipe_takes_pictures_as_they_are(name: str, tmp_path: Path) -> None:
+    """Grey pictures make a network of one channel, whether the recipe is named or chosen; --channels says otherwise."""
+    data = write_images(tmp_path / "photos", each=8)
+    for more, channels in (((), 1), (("--channels", 3), 3)):
+        plan = plan_of("train", data, "--recipe", name, *more)
+        assert plan.dataset.shape == (32, 32, channels)
+        assert plan.recipe.net.in_channels == channels
+        assert plan.recipe.net.out_channels == plan.recipe.process.out_channels(channels)
+    published = plan_of("train", data, "--recipe", "improved-cifar10-32", "--unconditional")
+    assert published.dataset.shape == (32, 32, 3), "a published network stays as it was published"
+
+
+def test_a_run_made_short_still_keeps_snapshots(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "photos", each=8)
+    words = ("train", data, "--recipe", "general-32-v", "--batch", 8)
+    assert plan_of(*words).recipe.train.posthoc_every == 100_000
+    assert plan_of(*words, "--images", 8000).recipe.train.posthoc_every == 200
+    assert plan_of(*words, "--steps", 5).recipe.train.posthoc_every == 8, "one an update at most"
+    assert plan_of(*words, "--images", 8000, "--set", "train.posthoc_every=700").recipe.train.posthoc_every == 700
+    assert plan_of(*words, "--images", 8_000_000).recipe.train.posthoc_every == 100_000

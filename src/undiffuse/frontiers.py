@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from undiffuse.downloads import cache_dir
+from undiffuse.methods import brief
 from undiffuse.pictures.files import atomic_file
 
 __all__ = ["Frontier", "Point", "keep", "known", "pareto"]
@@ -37,6 +38,7 @@ class Point:
 
     `calls`   of the model's network for an image; a classifier's calls come on top
     `value`, `stderr`  of the frontier's metric
+    `label`   what a grid of many levels is called in tables and plots, such as "tuned"
     `difference_stderr`  of the difference from the reference, over the same images; None where it is not known
     """
 
@@ -51,6 +53,12 @@ class Point:
     eta: float = 0.0
     guidance: float = 0.0
     guidance_at: str = "x_t"
+    label: str = ""
+
+    @property
+    def way(self) -> str:
+        """How the steps are laid out, in a word."""
+        return self.label or brief(self.grid)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -60,7 +68,7 @@ class Point:
     @property
     def text(self) -> str:
         """In a few words: "dpmpp-2m 10 logsnr, guidance 1"."""
-        parts = [self.solver, self.steps, *([] if self.grid == "chain" else [self.grid])]
+        parts = [self.solver, self.steps, *([] if self.way == "chain" else [self.way])]
         parts += [self.solver_options] if self.solver_options else []
         parts += [f"eta {self.eta:g}"] if self.eta else []
         return " ".join(parts) + (f", guidance {self.guidance:g}" if self.guidance else "")
@@ -192,7 +200,7 @@ def _place(model: str) -> Path:
 def _point(entry: Mapping[str, Any]) -> Point:
     point = Point(**entry)
     errors = [value for value in (point.value, point.stderr, point.difference_stderr) if value is not None]
-    texts = (point.solver, point.steps, point.grid, point.solver_options, point.guidance_at)
+    texts = (point.solver, point.steps, point.grid, point.solver_options, point.guidance_at, point.label)
     numbers = [*errors, point.eta, point.guidance, point.calls]
     if not all(isinstance(t, str) for t in texts) or not all(math.isfinite(n) for n in numbers) or point.calls < 1:
         raise ValueError(f"a point has {entry!r}"[:120])

@@ -182,6 +182,12 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
+def brief(grid: str) -> str:
+    """A grid for captions: of explicit levels the ends only, "at:-8.7641,...,9.2103"."""
+    ends = grid.split(",")
+    return f"{ends[0]},...,{ends[-1]}" if grid.startswith("at:") and len(ends) > 3 else grid
+
+
 def read_options(name: str, text: str) -> dict[str, Value]:
     """Options of a method from "churn=30,s_min=0.05". ValueError for options it lacks and values they cannot have."""
     found: dict[str, Value] = {}

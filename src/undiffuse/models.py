@@ -101,17 +101,24 @@ class DiffusionModel(_Model):
     net: UNet | DDPMUNet
 
     def denoiser(
-        self, clip: str = "static", *, precision: str | None = None, device: torch.device | str = "cpu"
+        self,
+        clip: str = "static",
+        *,
+        precision: str | None = None,
+        device: torch.device | str = "cpu",
+        gradient: bool = False,
     ) -> ChainDenoiser:
         """The model as a denoiser; `clip` as in `ChainDenoiser`.
 
         With a `precision` ("fp32", "bf16", "fp16") the network is first made ready in place, on `device`, to be used
-        only: faster, but it has no gradients and can be neither trained nor saved any more.
+        only: faster, but it can be neither trained nor saved any more, and has no gradients, unless `gradient` keeps
+        those with respect to the image (for guidance through the network).
         """
         if precision is None:
             return ChainDenoiser(self.net, self.process, clip)
         _ = self.digest  # while the weights are there as they are in the file
-        return ChainDenoiser(inference_forward(self.net, precision, torch.device(device)), self.process, clip)
+        network = inference_forward(self.net, precision, torch.device(device), gradient=gradient)
+        return ChainDenoiser(network, self.process, clip)
 
 
 @dataclass(frozen=True)

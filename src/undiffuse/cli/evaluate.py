@@ -119,6 +119,8 @@ def default_name(place: str, sampler: Sampler | None, side: Side, args: argparse
     parts = [stem, f"{settings.solver} {settings.steps}"]
     parts += [settings.grid] if settings.grid not in (None, "chain") else []
     parts += [settings.solver_options] if settings.solver_options else []
-    parts += [f"guidance {settings.guidance:g}"] if settings.guidance else []
+    at = {"mean": " at the mean", "x0": " at x0"}.get(settings.guidance_at, "")
+    parts += [f"guidance {settings.guidance:g}{at}"] if settings.guidance else []
+    parts += settings.guiding.text()
     parts += [settings.precision] if settings.precision != "fp32" else []
     return ", ".join([*parts, f"seed {args.seed}", f"{len(side.images):,}"])

@@ -75,13 +75,18 @@ run within the errors, and the file by which `undiffuse sample --budget` chooses
 it was stopped.""")  # fmt: skip
     parser.add_argument("reference", metavar="REFERENCE", help="images, or a reference file")
     group = parser.add_argument_group("what is swept")
-    scales = "strengths of guidance (default 0,0.5,1,2,4,8; of a frontier 0)"
+    scales = "strengths of guidance (default 0,0.5,1,2,4,8, of the others 1,1.5,2,3,5; of a frontier 0)"
     group.add_argument("--scales", type=values.scales, metavar="S,S", help=scales)
+    over = "whose strengths: of a classifier (default), of --cfg, or of --autoguide; the others stay as given"
+    options.pick(group, "--over", ("guidance", "cfg", "autoguide"), over, "guidance")
     solvers = "of a frontier: methods of `undiffuse sample --help` (default ddim,dpmpp-2m,unipc)"
     group.add_argument("--solvers", type=values.words, metavar="NAME,NAME", help=solvers)
     calls = "of a frontier: budgets of network calls, each used for as many steps as fit (default 5,10,20,50)"
     group.add_argument("--calls", type=values.counts, metavar="N,N", help=calls)
-    grids = "of a frontier: how the steps are laid out (default: own, each method's default)"
+    grids = (
+        "of a frontier: how the steps are laid out; tuned (or tuned:images=N): at levels chosen by the model with 32 "
+        "(N) images (default: own, each method's default)"
+    )
     group.add_argument("--grids", nargs="+", metavar="SPEC", help=grids)
     against = "of a frontier: the long run that others shall equal, SOLVER:STEPS or none (default ancestral:250)"
     group.add_argument("--against", metavar="S:N", help=against)
@@ -156,21 +161,15 @@ def _images(parser: Any, count: str | None) -> Any:
 
 
 def _model(parser: Any, swept: bool = False) -> None:
+    group = parser.add_argument_group("model" if swept else "samples from a model")
     if swept:
-        group = parser.add_argument_group("model")
         what = f"model file, run folder, or the shipped {options.SHIPPED} (default)"
         group.add_argument("--model", default=options.SHIPPED, metavar="M", help=what)
-        what = "noisy-image classifier: file or run folder (the shipped model has its own)"
-        group.add_argument("--classifier", metavar="C", help=what)
-        at = "where its gradient is taken: x_t (as released, default) or the mean (the paper; ancestral only)"
-        options.pick(group, "--guidance-at", ("x_t", "mean"), at, "x_t")
-    else:
-        options.guidance_options(parser)
-        group = parser.add_argument_group("samples from a model")
     which = "net (as trained) or an average such as 0.999 (default: the slowest)"
     group.add_argument("--model-weights", metavar="W", help=which)
     options.class_option(group, 'classes, repeatable or a comma list, which the images cycle through (default "all")')
     options.seed_option(group)
+    options.guidance_options(parser)
     options.sampler_options(parser)
 
 

@@ -15,12 +15,24 @@ from typing import Any
 from PIL import Image
 
 from undiffuse import frontiers
+from undiffuse.cli import tuned
 from undiffuse.cli.compare import LOW_IS_GOOD
 from undiffuse.cli.console import duration, fields, say
 from undiffuse.cli.reporting import markdown, number, with_error
 from undiffuse.cli.sampler import Sampler
-from undiffuse.cli.sweep import PLOT, SETTINGS, TABLE, Plan, measured, same_sweep, sampler_of, settings_of
-from undiffuse.distributed import session
+from undiffuse.cli.sweep import (
+    PLOT,
+    SETTINGS,
+    TABLE,
+    Plan,
+    measured,
+    same_sweep,
+    sampler_of,
+    save_reports,
+    settings_of,
+)
+from undiffuse.cli.tune_steps import verdict
+from undiffuse.distributed import Ranks, session
 from undiffuse.evaluation import Report
 from undiffuse.frontiers import Frontier, Point
 from undiffuse.grids import grid
@@ -28,7 +40,6 @@ from undiffuse.methods import METHODS, method, read_options
 from undiffuse.metrics import Estimate, MetricError, paired_error
 from undiffuse.pictures import draw_curve, save_png
 from undiffuse.pictures.files import atomic_file
-from undiffuse.pictures.names import safe
 
 SOLVERS, CALLS, AGAINST = ("ddim", "dpmpp-2m", "unipc"), (5, 10, 20, 50), "ancestral:250"
 FRONTIER, NUMBERS = "frontier.json", "table.csv"
@@ -65,12 +76,13 @@ def run(args: argparse.Namespace) -> int:
             sampler_of(args, reference, ranks)
         if ranks.is_main and left_out:
             say(fields([("left out", text) for text in left_out]))
+        plans = with_levels(args, plans, ranks)
         for plan, report, sampler in measured(args, [*plans, *long], ranks):
             metric = metric or _metric(report, args.by)  # a mistake in it is told after the first row, not the last
             if plan is None or sampler is None:
                 floor = report
             else:
-                rows.append((plan, report, _point(sampler)))
+                rows.append((plan, report, _point(sampler, plan.label)))
         if not ranks.is_main:
             return 0
     count = len(rows) - len(long)
@@ -120,9 +132,12 @@ def planned(
                 try:
                     if steps is None:
                         raise ValueError(f"a step takes more than {budget} calls")
-                    grid(chain, str(steps), spec)
+                    if tuned.images_of(spec):
+                        tuned.check(name, steps)
+                    else:
+                        grid(chain, str(steps), spec)
                 except ValueError as error:
-                    if "unknown grid" in str(error):
+                    if str(error).startswith(("unknown grid", "the grid")):
                         raise
                     missing.append(f"{name} with {budget} calls on {spec}: {error}")
                     continue
@@ -133,6 +148,33 @@ def planned(
     if not plans:
         raise ValueError(f"nothing is left to measure: {'; '.join(missing)}")
     return list(plans.values()), missing
+
+
+def with_levels(args: argparse.Namespace, plans: Sequence[Plan], ranks: Ranks) -> list[Plan]:
+    """The plans with the levels of those on a grid "tuned" chosen; without those whose levels another one has."""
+    named = [plan for plan in plans if tuned.images_of(plan.changes["grid"]) is None]
+    found: list[Plan] = []
+    told: list[tuple[str, str]] = []
+    for plan in plans:
+        images = tuned.images_of(plan.changes["grid"])
+        if images is None:
+            found.append(plan)
+            continue
+        spec, gain = "", ""
+        if ranks.is_main:
+            say(f"{plan.title}: choosing levels ...")
+            sampler = sampler_of(args, replace(plan, changes={**plan.changes, "grid": "logsnr"}), ranks)
+            chosen = tuned.kept(sampler, int(plan.changes["steps"]), images, args.seed, args.classes, args.cache)
+            spec, gain = chosen.spec, verdict(chosen, plan.changes["solver"])
+        spec = ranks.broadcast_json(spec)
+        changes = {**plan.changes, "grid": spec}
+        same = next((other.title for other in (*named, *found) if other.changes == changes), None)
+        if same is None:
+            found.append(Plan(plan.title, changes, label=plan.changes["grid"]))
+        told.append((plan.title, gain + (f"; measured once, as {same}" if same else "")))
+    if ranks.is_main and told:
+        say(fields(told))
+    return found
 
 
 def steps_within(name: str, budget: int) -> int | None:
@@ -152,7 +194,7 @@ def _long(text: str, scale: float) -> Plan:
     )
 
 
-def _point(sampler: Sampler) -> Point:
+def _point(sampler: Sampler, label: str) -> Point:
     """What a sampler is and costs; its value is still to come."""
     s = sampler.settings
     assert s.solver and s.steps and s.grid  # named when it was loaded
@@ -162,7 +204,7 @@ def _point(sampler: Sampler) -> Point:
         raise ValueError(f"{s.solver} decides its number of calls by itself: choose another for --against")
     return Point(
         solver=s.solver, steps=s.steps, grid=s.grid, calls=calls, value=0.0, solver_options=s.solver_options,
-        eta=s.eta, guidance=s.guidance, guidance_at=s.guidance_at,
+        eta=s.eta, guidance=s.guidance, guidance_at=s.guidance_at, label=label,
     )  # fmt: skip
 
 
@@ -200,7 +242,7 @@ def plot(frontier: Frontier, floor: float | None, title: str) -> Image.Image:
     series: dict[str, list[Point]] = {}
     for point in sorted(frontier.points, key=lambda p: p.calls):
         guided = f", guidance {point.guidance:g}" if len({p.guidance for p in frontier.points}) > 1 else ""
-        series.setdefault(f"{point.solver} {point.grid}{guided}", []).append(point)
+        series.setdefault(f"{point.solver} {point.way}{guided}", []).append(point)
     best = frontier.pareto()
     levels = {f"{r.text} ({r.calls} calls)": r.value for r in frontier.references}
     if floor is not None:
@@ -234,12 +276,7 @@ def _table(frontier: Frontier, rows: Sequence[Row], floor: Report | None) -> str
 def _write(
     folder: Path, about: dict[str, Any], frontier: Frontier, rows: Sequence[Row], floor: Report | None, model: str
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for report in [*([] if floor is None else [floor]), *(row.report for row in rows)]:
-        path = folder / f"{safe(report.name)}.json"
-        report.save(path, overwrite=True)
-        files.append(path.name)
+    files = save_reports(folder, [*([] if floor is None else [floor]), *(row.report for row in rows)])
     text = [
         f"{Path(model).name} against {frontier.about['against']}: {frontier.about['samples']:,} samples each, seed "
         f"{frontier.about['seed']}. Value ± standard error; * on the frontier (no setting of as few calls is better, "
@@ -251,11 +288,14 @@ def _write(
         f"{frontiers.Z} standard errors of that difference, over the same reference images and the same beginnings (a "
         "two-sided test at 5 %). That is no proof of equality: differences below the last column cannot be seen.",
     ]
+    levels = [f"- {row.point.text}: `--grid {row.point.grid}`" for row in rows if row.point.label]
+    if levels:
+        text += ["", "Levels that were tuned to the model:", "", *levels]
     _put(folder / TABLE, "\n".join(text) + "\n")
     out = io.StringIO()
     names = list(dict.fromkeys(e.name for row in rows for e in row.report.estimates))
     writer = csv.writer(out, lineterminator="\n")
-    keys = ["solver", "steps", "grid", "solver_options", "guidance", "calls", "frontier", "verdict"]
+    keys = ["solver", "steps", "grid", "label", "solver_options", "guidance", "calls", "frontier", "verdict"]
     writer.writerow([*keys, *(column for name in names for column in (name, f"{name} error"))])
     best = frontier.pareto()
     for row in rows:
@@ -264,7 +304,7 @@ def _write(
         numbers = [
             v for e in found for v in (("", "") if e is None else (e.value, "" if e.stderr is None else e.stderr))
         ]
-        writer.writerow([p.solver, p.steps, p.grid, p.solver_options, p.guidance, p.calls, int(p in best),
+        writer.writerow([p.solver, p.steps, p.grid, p.label, p.solver_options, p.guidance, p.calls, int(p in best),
                          frontier.verdict(p), *numbers])  # fmt: skip
     _put(folder / NUMBERS, out.getvalue())
     real = None if floor is None else _estimate(floor, frontier.metric).value

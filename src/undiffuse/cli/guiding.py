@@ -6,8 +6,8 @@ A record holds only what differs from the defaults, so that one written before a
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,22 +74,21 @@ class Guiding:
         """Whether two predictions are compared."""
         return self.cfg != 1 or self.autoguide is not None
 
-    def check(self, classifier: bool) -> None:
-        """ValueError for options that would do nothing; `classifier`: whether one was asked for."""
-        anything = ("--guidance, --cfg or --autoguide", classifier or self.compares)
-        needs = {
-            "guidance_interval": anything,
-            "guidance_schedule": anything,
-            "guidance_every": anything,
-            "guidance_temperature": ("--guidance", classifier),
-            "guidance_normalize": ("--guidance", classifier),
-            "cfg_rescale": ("--cfg or --autoguide", self.compares),
-            "cfg_two_passes": ("--cfg", self.cfg != 1),
-            "autoguide_scale": ("--autoguide", self.autoguide is not None),
-        }
-        for name, (guides, given) in needs.items():
-            if not given and getattr(self, name) != getattr(Guiding(), name):
-                raise ValueError(f"--{name.replace('_', '-')} says how to guide, not by what: give {guides}")
+    def settled(self, asked: Collection[str], acting: Collection[str]) -> Guiding:
+        """Without what would do nothing: options of how to guide where none of what they shape is `acting`.
+
+        ValueError where none of it was `asked` for ("guidance", "cfg", "autoguide"). A strength that does nothing is
+        asked for, so that it can be one of several that are compared.
+        """
+        idle = {}
+        for name, shaped in _SHAPING.items():
+            default = getattr(Guiding(), name)
+            if getattr(self, name) != default and not set(shaped) & set(acting):
+                _check_asked(name, shaped, asked)
+                idle[name] = default
+        if "autoguide" in asked and "autoguide" not in acting:
+            idle |= {"autoguide": None, "autoguide_weights": None}
+        return replace(self, **idle)
 
     @classmethod
     def of_args(cls, args: argparse.Namespace, more: Sequence[tuple[str, float]], model: str) -> Guiding:
@@ -98,10 +97,17 @@ class Guiding:
         given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
         if "autoguide_weights" in given:  # other weights of the model itself
             given.setdefault("autoguide", model)
+        scales, classifiers = listed(getattr(args, "guidance", None)), listed(getattr(args, "classifier", None))
+        strengths = {
+            "guidance": scales or [1.0] * len(classifiers),
+            "cfg": [given["cfg"] - 1] if "cfg" in given else [],
+            "autoguide": [given.get("autoguide_scale", cls.autoguide_scale) - 1] if "autoguide" in given else [],
+        }
+        asked = [name for name, values in strengths.items() if values]
+        if getattr(args, "guidance_at", "x_t") != "x_t":
+            _check_asked("guidance_at", ("guidance",), asked)
         guiding = cls(more_classifiers=tuple(more), **given)
-        scales = listed(getattr(args, "guidance", None))
-        guiding.check(bool(scales and any(scales)) or bool(listed(getattr(args, "classifier", None))))
-        return guiding
+        return guiding.settled(asked, [name for name, values in strengths.items() if any(values)])
 
     @classmethod
     def of_record(
@@ -147,11 +153,34 @@ class Guiding:
             parts.append(SCHEDULES[self.guidance_schedule])
         if self.guidance_interval is not None:
             unit, low, high = guidance_interval(self.guidance_interval)
+            levels = [path.level(k) for k in reversed(range(path.steps))]
             if unit == "steps":
-                parts.append(Interval.of_steps([path.level(k) for k in reversed(range(path.steps))], low, high))
+                parts.append(Interval.of_steps(levels, low, high))
             else:
-                parts.append(Interval.of_sigma(low, high) if unit == "sigma" else Interval(low, high))
+                inside = Interval.of_sigma(low, high) if unit == "sigma" else Interval(low, high)
+                if not any(bool(inside(level)) for level in levels):
+                    raise ValueError(
+                        f"--guidance-interval {self.guidance_interval}: none of the {path.steps} steps begins there; "
+                        f"they begin at log-SNR {float(levels[0].logsnr):.3g} to {float(levels[-1].logsnr):.3g}"
+                    )
+                parts.append(inside)
         return product(*parts) if parts else None
+
+
+_SHAPING = {
+    **dict.fromkeys(("guidance_interval", "guidance_schedule", "guidance_every"), ("guidance", "cfg", "autoguide")),
+    **dict.fromkeys(("guidance_temperature", "guidance_normalize"), ("guidance",)),
+    "cfg_rescale": ("cfg", "autoguide"),
+    "cfg_two_passes": ("cfg",),
+    "autoguide_scale": ("autoguide",),
+}
+"""Options of how to guide, each with those of what it shapes."""
+
+
+def _check_asked(name: str, shaped: Sequence[str], asked: Collection[str]) -> None:
+    if not set(shaped) & set(asked):
+        given = " or ".join(", ".join(f"--{what}" for what in shaped).rsplit(", ", 1))
+        raise ValueError(f"--{name.replace('_', '-')} says how to guide, not by what: give {given}")
 
 
 _IN_RECORD = {
@@ -194,9 +223,11 @@ def guide(
     denoiser: Denoiser,
     path: Levels,
     device: torch.device,
+    gradient: bool,
 ) -> Guides:
     """Load what guides and wrap the denoiser: classifier-free guidance innermost, then autoguidance, then the
-    classifiers one around the other. ValueError for what does not fit the model.
+    classifiers one around the other. `gradient`: whether the result is differentiated with respect to the image.
+    ValueError for what does not fit the model.
     """
     out = Guides(denoiser)
     defaults = Guiding()
@@ -209,18 +240,15 @@ def guide(
                 f"--cfg {guiding.cfg:g} needs a model that was also trained without its labels, and this one was not: "
                 "train one by `undiffuse train --label-dropout 0.1`, or guide by --autoguide UNCONDITIONAL_MODEL"
             )
-        out.denoiser = ClassifierFree(
-            out.denoiser,
-            guiding.cfg,
-            {"y": model.null_class},
-            rescale=guiding.cfg_rescale,
-            together=not guiding.cfg_two_passes,
-            **shared,
-        )
+        # Batches of two sizes in turns: a CPU's network would lay out its weights anew at every call.
+        in_turns = guiding.guidance_every > 1 and device.type == "cpu"
+        together = not (guiding.cfg_two_passes or in_turns)
+        null, rescale = {"y": model.null_class}, guiding.cfg_rescale
+        out.denoiser = ClassifierFree(out.denoiser, guiding.cfg, null, rescale=rescale, together=together, **shared)
     if guiding.autoguide is not None:
         other = load_diffusion(guiding.autoguide, weights=guiding.autoguide_weights)
         _check_reference(model, other)
-        asked = other.denoiser(clip, precision=precision, device=device)
+        asked = other.denoiser(clip, precision=precision, device=device, gradient=gradient)
         out.footprints.append(asked.network.footprint)
         rescale = guiding.cfg_rescale
         out.denoiser = Autoguidance(out.denoiser, asked, guiding.autoguide_scale, rescale=rescale, **shared)

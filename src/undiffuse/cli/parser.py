@@ -295,21 +295,24 @@ command again goes on where it was stopped.{_DATA}""",
     method = "the variational bound (default), the probability flow, or both"
     options.pick(group, "--method", ("bound", "flow", "both"), method, "bound")
     terms = "noise levels evaluated for each image: K give an unbiased estimate (default 50), all the bound itself"
-    group.add_argument("--terms", type=values.amount, default=50, metavar="K|all", help=terms)
+    unset = argparse.SUPPRESS  # so that an option of what is not measured is told from a default
+    group.add_argument("--terms", type=values.amount, default=unset, metavar="K|all", help=terms)
     sub_chain = f"the bound of a sub-chain: {options.STEPS} (default: all steps)"
     group.add_argument("--steps", metavar="SPEC", help=sub_chain)
     decoder = "probability of 8-bit pixels: exact (default), or the original's approximation"
     options.pick(group, "--decoder", ("exact", "tanh"), decoder, "exact")
-    options.clip_option(group)
+    clip = "the denoised image is clamped (static), thresholded by quantile (dynamic), or left (none); default: "
+    clip += "static, as in the original; none for the flow with uniform noise"
+    options.pick(group, "--clip", ("static", "dynamic", "none"), clip, unset)
     flow = parser.add_argument_group("the flow")
     probes = "random probes of its divergence (default 1), a backward pass each; all: exact, for small images"
-    flow.add_argument("--probes", type=values.amount, default=1, metavar="K|all", help=probes)
+    flow.add_argument("--probes", type=values.amount, default=unset, metavar="K|all", help=probes)
     draws = "draws of the noise that makes pixels continuous, a whole measurement each (default 1)"
-    flow.add_argument("--draws", type=values.positive, default=1, metavar="K", help=draws)
+    flow.add_argument("--draws", type=values.positive, default=unset, metavar="K", help=draws)
     dequantise = "that noise: uniform (default), or the model's first level with its decoder, as in the bound"
-    options.pick(flow, "--dequantise", ("uniform", "noise"), dequantise, "uniform")
-    tol = "error of a step: of x, and of nats per dimension (default 1e-5)"
-    flow.add_argument("--tol", type=values.rate, default=1e-5, metavar="X", help=tol)
+    options.pick(flow, "--dequantise", ("uniform", "noise"), dequantise, unset)
+    tol = "error of a step: of x, and of nats per dimension (default 1e-3)"
+    flow.add_argument("--tol", type=values.rate, default=unset, metavar="X", help=tol)
     run = parser.add_argument_group("run and output")
     options.class_option(run, "class of all images (default: the data's labels)")
     options.seed_option(run)

@@ -27,6 +27,7 @@ MEASURED = 20_000  # images whose size is looked up to tell which will be enlarg
 LOOKED_AT = 64  # images from which size and channels are guessed
 LARGEST_HALVED_BY_8 = 96  # longest side of the recipes for small images, see `recipes.for_data`
 LARGEST = 64  # size chosen by itself
+SNAPSHOTS = 40  # of averages at least in a run that keeps some and was made short
 GREY_MODES = {"1", "L", "LA", "I;16", "I", "I;16B"}
 
 
@@ -217,7 +218,8 @@ def _shape(
         return height if height == width else (height, width), channels
     if start is not None:  # coloured pictures stay so; grey ones are shown to a model of colours as such
         return args.size or start.size, args.channels or max(start.net.in_channels, look.channels)
-    own = recipe is not None and (recipe.data_path is None or recipe.data_path == str(args.data).partition(":")[0])
+    made_for = recipe is not None and recipe.data_path == str(args.data).partition(":")[0]
+    own = recipe is not None and (made_for or bool(recipe.published))  # a general one takes pictures as they are
     size = args.size or (recipe.data.size if recipe is not None else look.size)
     channels = args.channels or (recipe.data.channels if recipe is not None and own else look.channels)
     return size, channels
@@ -261,15 +263,18 @@ def _options(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _paced(args: argparse.Namespace, train: Any) -> Any:
-    """Device and seed as asked; records often enough for a progress line that moves; a warm-up that fits the length."""
+    """Device and seed as asked; records often enough for a progress line that moves; a warm-up that fits the
+    length, and snapshots of averages."""
     device = None if args.device == "auto" else args.device
-    every, warmup = train.log_every, train.warmup_images
+    every, warmup, kept = train.log_every, train.warmup_images, train.posthoc_every
     asked = {path for path, _ in args.sets}
     if every is not None and "train.log_every" not in asked:
         every = min(every, 20 * train.batch)
     if "train.warmup_images" not in asked and (args.images or args.steps):
         warmup = min(warmup, train.total_images // 10)  # a run made short would else be over before it is warm
-    return replace(train, seed=args.seed, device=device, log_every=every, warmup_images=warmup)
+    if kept is not None and "train.posthoc_every" not in asked and (args.images or args.steps):
+        kept = min(kept, max(train.batch, train.total_images // SNAPSHOTS))
+    return replace(train, seed=args.seed, device=device, log_every=every, warmup_images=warmup, posthoc_every=kept)
 
 
 def _consistent(recipe: Recipe) -> Recipe:

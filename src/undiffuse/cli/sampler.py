@@ -27,7 +27,7 @@ from undiffuse.distributed import resolve_device
 from undiffuse.grids import Path, grid
 from undiffuse.kernels import keep_memory
 from undiffuse.levels import ddim_spec
-from undiffuse.methods import METHODS, method, read_options, write_options
+from undiffuse.methods import METHODS, brief, method, read_options, write_options
 from undiffuse.models import (
     ClassifierModel,
     DiffusionModel,
@@ -246,6 +246,7 @@ class Sampler:
             denoiser,
             chain,
             where,
+            gradient,
         )
         record = {
             "model": model.digest,
@@ -313,8 +314,8 @@ class Sampler:
         for other in (self.classifier, *self.others):  # after the model has answered, or while its graph is kept
             if other is not None:
                 judges = isinstance(other, ClassifierModel)
-                one = activation_bytes(other.net.config, size, element=element, gradient=judges)
-                needed = needed + one if through and judges else max(needed, one)
+                one = activation_bytes(other.net.config, size, element=element, gradient=judges or gradient)
+                needed = needed + one if through or gradient and not judges else max(needed, one)
         return needed + 4 * _IMAGES * math.prod(self.shape)
 
     def steps_of(
@@ -352,7 +353,7 @@ class Sampler:
     def text(self) -> str:
         """The settings in a few words, for captions."""
         s = self.settings
-        way = f"of {self.chain.parent_steps} steps" if s.grid in (None, "chain") else f"steps ({s.grid})"
+        way = f"of {self.chain.parent_steps} steps" if s.grid in (None, "chain") else f"steps ({brief(s.grid)})"
         parts = [f"{s.solver}, {self.chain.steps} {way}"]
         parts += [s.solver_options] if s.solver_options else []
         parts += [f"eta {s.eta:g}"] if s.eta else []

@@ -9,7 +9,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from PIL import Image
 from undiffuse.cli import extractors as build
 from undiffuse.cli.console import duration, say
 from undiffuse.cli.evaluate import known_metrics, measure
+from undiffuse.cli.guiding import Guiding, listed
 from undiffuse.cli.reporting import markdown, side_by_side
 from undiffuse.cli.sampler import Sampler
 from undiffuse.cli.sides import MADE, Side, is_model, made_by, model_settings, preparation_of, stored
@@ -31,7 +32,10 @@ from undiffuse.pictures.names import safe
 
 TABLE, PLOT, SETTINGS = "table.md", "plot.png", "sweep.json"
 PANEL = (760, 420)
-SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+SCALES, COMPARED = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0), (1.0, 1.5, 2.0, 3.0, 5.0)
+OVER = {"guidance": ("guidance", SCALES), "cfg": ("cfg", COMPARED), "autoguide": ("autoguide_scale", COMPARED)}
+"""What can be swept: the option that a scale is, and its values where nobody names any."""
+LABELS = {"guidance": "guidance scale", "cfg": "--cfg (1: none)", "autoguide": "--autoguide-scale (1: none)"}
 
 
 @dataclass(frozen=True)
@@ -44,27 +48,33 @@ class Point:
 
 def run(args: argparse.Namespace) -> int:
     """The command: the strengths of guidance, or with --solvers, --calls or --grids a frontier."""
+    if args.over == "guidance" and len(listed(args.classifier)) > 1:
+        raise ValueError("the strengths of one classifier are swept: give --classifier once")
     if args.solvers or args.calls or args.grids:
         from undiffuse.cli import frontier
 
+        if more := ", ".join(map(option, guides_of(args))):
+            raise ValueError(
+                f"a frontier is of strengths (--scales) of a classifier and no other guidance: leave {more} out"
+            )
         return frontier.run(args)
     for name in ("against", "by"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name} is of a frontier: give --solvers and --calls, or leave it out")
     begin = time.monotonic()
     folder = Path(args.out or "sweep")
-    scales = args.scales or SCALES
-    about = settings_of(args) | {"scales": list(scales)}
+    plans = planned(args)
+    (swept,) = plans[0].changes
+    about = settings_of(args) | {"scales": [plan.changes[swept] for plan in plans]} | guides_of(args)
     same_sweep(folder / SETTINGS, about, args.overwrite)
     points: list[Point] = []
     with session(args.device) as ranks:
-        plans = [Plan(f"guidance {scale:g}", {"guidance": scale}) for scale in scales]
         for plan, report, made_with in measured(args, plans, ranks):
             sampler = made_with or sampler_of(args, plans[0], ranks)
-            points.append(Point(None if plan is None else plan.changes["guidance"], report))
+            points.append(Point(None if plan is None else plan.changes[swept], report))
         if not ranks.is_main:
             return 0
-    _write(folder, about, points, sampler)
+    _write(folder, about, guides_of(args), points, sampler)
     say(_table(points))
     say(f"\n{folder / TABLE}, {PLOT} and a report for each row written after {duration(time.monotonic() - begin)}")
     return 0
@@ -72,10 +82,33 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """One thing to measure: what it is called, and how its options differ from those given."""
+    """One thing to measure: what it is called, and how its options differ from those given; `label` names its grid."""
 
     title: str
     changes: Mapping[str, Any]
+    label: str = ""
+
+
+def planned(args: argparse.Namespace) -> list[Plan]:
+    """The strengths of what is swept. ValueError where its strength is given too, or what it needs is not."""
+    name, usual = OVER[args.over]
+    if listed(getattr(args, name)):
+        raise ValueError(f"{option(name)} is what is swept: give its values by --scales")
+    if args.over == "autoguide" and not (args.autoguide or args.autoguide_weights):
+        raise ValueError("--over autoguide needs the model that guides: give --autoguide WEAK")
+    return [Plan(f"{args.over} {scale:g}", {name: scale}) for scale in args.scales or usual]
+
+
+def guides_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What guides beside the first classifier, as given, by the names of the options; nothing that was not."""
+    names = [f.name for f in fields(Guiding) if f.name != "more_classifiers"]
+    given = {name: getattr(args, name) for name in ("guidance", *names) if getattr(args, name) is not None}
+    return given | ({"over": args.over} if args.over != "guidance" else {})
+
+
+def option(name: str) -> str:
+    """What a setting is called on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def measured(
@@ -115,7 +148,9 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         "model", "reference", "floor", "classifier", "guidance_at", "solver", "steps", "grid", "solver_options", "eta",
         "clip", "precision", "seed", "classes", "extractor", "metrics", "model_weights", "reference_count",
     )  # fmt: skip
-    return {**{name: getattr(args, name) for name in names}, "count": args.count or MADE}
+    about = {name: getattr(args, name) for name in names} | {"count": args.count or MADE}
+    classifiers = listed(args.classifier)
+    return about | {"classifier": classifiers if len(classifiers) > 1 else next(iter(classifiers), None)}
 
 
 def sampler_of(args: argparse.Namespace, plan: Plan, ranks: Ranks) -> Sampler:
@@ -129,7 +164,7 @@ def metric_names(points: Sequence[Point]) -> list[str]:
     return list(dict.fromkeys(estimate.name for point in points for estimate in point.report.estimates))
 
 
-def plot(points: Sequence[Point], title: str) -> Image.Image:
+def plot(points: Sequence[Point], title: str, label: str = LABELS["guidance"]) -> Image.Image:
     """Every metric over the strength of guidance, the real images as a dashed line, and precision against recall.
 
     ValueError where there is no strength with a value.
@@ -149,13 +184,13 @@ def plot(points: Sequence[Point], title: str) -> Image.Image:
                 levels[f"{name} of real images" if len(names) > 1 else "real images"] = floor.value
         if curves:
             panels.append(
-                draw_curve(curves, title=names[0] if len(names) == 1 else " and ".join(names), x_label="guidance scale",
+                draw_curve(curves, title=names[0] if len(names) == 1 else " and ".join(names), x_label=label,
                            errors=errors, levels=levels, size=PANEL)
             )  # fmt: skip
     pairs = [(p.scale or 0.0, p.report.get("precision"), p.report.get("recall")) for p in swept]
     both = [(scale, a, b) for scale, a, b in pairs if a is not None and b is not None]
     if both:
-        series = {"guidance scale at each point": [(b.value, a.value) for _, a, b in both]}
+        series = {f"{label} at each point": [(b.value, a.value) for _, a, b in both]}
         panels.append(
             draw_curve(series, title="Fidelity against diversity", x_label="recall", y_label="precision", size=PANEL,
                        errors={name: [a.stderr or 0.0 for _, a, _ in both] for name in series},
@@ -196,6 +231,20 @@ def _pairs(panels: Sequence[Image.Image]) -> list[Image.Image]:
     return rows
 
 
+def save_reports(folder: Path, reports: Sequence[Report]) -> list[str]:
+    """Write each report into a file of its own, called as it is; the files' names."""
+    names: list[str] = []
+    for report in reports:
+        stem = safe(report.name)  # which cuts long names, and does not tell 1 from -1
+        name, k = f"{stem}.json", 1
+        while name.casefold() in map(str.casefold, names):
+            k += 1
+            name = f"{stem}-{k}.json"
+        report.save(folder / name, overwrite=True)
+        names.append(name)
+    return names
+
+
 def same_sweep(path: Path, about: dict[str, Any], overwrite: bool) -> None:
     """ValueError if the folder holds another sweep, whose files would be mixed with these."""
     if overwrite or not path.exists():
@@ -210,18 +259,24 @@ def same_sweep(path: Path, about: dict[str, Any], overwrite: bool) -> None:
         )
 
 
-def _write(folder: Path, about: dict[str, Any], points: Sequence[Point], sampler: Sampler) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for point in points:
-        path = folder / f"{safe(point.report.name)}.json"
-        point.report.save(path, overwrite=True)
-        files.append({"scale": point.scale, "file": path.name})
+def _value(value: Any) -> str:
+    """As given on the command line; of a file its name."""
+    return Path(value).name if isinstance(value, str) else " ".join(map(str, listed(value)))
+
+
+def _write(
+    folder: Path, about: dict[str, Any], guides: Mapping[str, Any], points: Sequence[Point], sampler: Sampler
+) -> None:
+    names = save_reports(folder, [point.report for point in points])
+    files = [{"scale": point.scale, "file": name} for point, name in zip(points, names, strict=True)]
     warnings = list(dict.fromkeys(text for p in points for text in p.report.warnings))
     last = points[-1].report
+    shaped = "".join(
+        f", `{option(name)}{'' if value is True else f' {_value(value)}'}`" for name, value in guides.items()
+    )
     text = [
         f"{Path(about['model']).name} against {last.reference.get('where')}: {about['count']:,} samples each, "
-        f"{sampler.settings.solver} {sampler.settings.steps}, seed {about['seed']}. Value ± standard error.",
+        f"{sampler.settings.solver} {sampler.settings.steps}{shaped}, seed {about['seed']}. Value ± standard error.",
         "",
         _table(points),
         "",
@@ -230,9 +285,11 @@ def _write(folder: Path, about: dict[str, Any], points: Sequence[Point], sampler
     with atomic_file(folder / TABLE, overwrite=True) as file:
         file.write("\n".join(text).rstrip().encode() + b"\n")
     title = f"{Path(about['model']).name}: {about['count']:,} samples at each strength of guidance"
-    save_png(folder / PLOT, plot(points, title), {"settings": about}, overwrite=True)
+    save_png(
+        folder / PLOT, plot(points, title, LABELS[guides.get("over", "guidance")]), {"settings": about}, overwrite=True
+    )
     with atomic_file(folder / SETTINGS, overwrite=True) as file:
         file.write(json.dumps({"settings": about, "rows": files}, indent=1).encode() + b"\n")
 
 
-__all__ = ["Plan", "Point", "measured", "plot", "run", "same_sweep", "sampler_of", "settings_of"]
+__all__ = ["Plan", "Point", "measured", "plot", "run", "same_sweep", "sampler_of", "save_reports", "settings_of"]

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 
-import undiffuse
-from undiffuse.cli.console import Progress, duration, say, table
+from undiffuse.cli import tuned
+from undiffuse.cli.console import duration, say, table
 from undiffuse.cli.evaluate import refuse_existing
-from undiffuse.cli.job import Job
 from undiffuse.cli.reporting import number
-from undiffuse.cli.sampler import Sampler, Settings, classes_to_guide
+from undiffuse.cli.sampler import Sampler, Settings
 from undiffuse.methods import method
-from undiffuse.noise import NoiseSource
 from undiffuse.pictures.files import atomic_file
-from undiffuse.tuning import Batch, Measured, Tuned, tune
+from undiffuse.tuning import Measured, Tuned
 
-_STREAM = "tune-steps"  # noise of its own: the images of `sample` are not those the grid was chosen by
 SIGNIFICANT = 2.0  # standard errors
 
 
@@ -36,52 +31,31 @@ def run(args: argparse.Namespace) -> int:
     if settings.guidance and settings.guidance_at == "mean":
         raise ValueError("--guidance-at mean exists for ancestral sampling only, whose steps draw noise")
     sampler = Sampler.load(settings, args.device)
-    count = max(2, min(args.count, sampler.batch_size(None)))
-    classes = classes_to_guide(sampler, args.classes)
-    job = Job(sampler, args.seed, classes)
-    told = "y" in sampler.denoiser.conditions
-
-    def batch(first: int) -> Batch:
-        indices = list(range(first, first + count))
-        noise = NoiseSource(args.seed, indices, _STREAM)
-        return Batch(noise, sampler.condition(job.labels(indices) if told else None))
-
-    with Progress("tuning", 1, "runs") as progress:
-        found = tune(
-            sampler.denoiser, sampler.solver, args.steps, batch(0), batch(count), sampler.shape,
-            device=sampler.device, progress=progress.advance,
-        )  # fmt: skip
-    usual = method(args.solver).grid
-    about = {
-        "kind": "tuned-steps",
-        "grid": found.spec,
-        "solver": args.solver,
-        "solver_options": sampler.settings.solver_options,
-        "steps": args.steps,
-        "calls": found.calls,
-        "tried": {spec: asdict(measured) for spec, measured in found.tried.items()},
-        "images": count,
-        "seed": args.seed,
-        "sampler": {k: v for k, v in sampler.record.items() if k not in ("grid", "steps", "solver", "solver_options")},
-        "version": undiffuse.__version__,
-    }
+    found, count = tuned.choose(sampler, args.steps, args.count, args.seed, args.classes)
     with atomic_file(path, overwrite=args.overwrite) as file:
-        file.write(json.dumps(about, indent=1).encode() + b"\n")
+        file.write(tuned.described(found, sampler, args.steps, count, args.seed))
+    if count < args.count:
+        say(f"chosen by {count} images and measured by {count}, not {args.count:,}: no more are made at once")
     say(_table(found))
-    say(verdict(found, usual, args.solver))
+    say(verdict(found, args.solver))
     say(f"\nuse it by --solver {args.solver} --steps {args.steps} --grid {found.spec}")
     say(f"{path} written after {duration(time.monotonic() - begin)}")
     return 0
 
 
-def verdict(found: Tuned, usual: str, solver: str) -> str:
+def verdict(found: Tuned, solver: str) -> str:
     """In a sentence: what the grid gains over the solver's own one, if that is more than the measurement's error."""
+    usual = method(solver).grid
     ours, theirs = found.tried[found.spec], found.tried.get(usual)
     if found.spec == usual:
         return f"nothing gained: {usual}, which is the default of {solver}, was the best of all"
     if theirs is None:
         return f"the default grid of {solver}, {usual}, does not exist for so many steps"
     noise = (ours.stderr**2 + theirs.stderr**2) ** 0.5
+    if ours.check - theirs.check > SIGNIFICANT * noise:
+        return (
+            f"nothing gained: on fresh noise {usual}, the default of {solver}, was better; more --count chooses better"
+        )
     if not theirs.check - ours.check > SIGNIFICANT * noise:
         return f"nothing gained for certain: on fresh noise it differs from {usual} by less than {SIGNIFICANT:g} errors"
     return f"{theirs.check / ours.check:.2f} times less error than {usual}, the default of {solver}, on fresh noise"
