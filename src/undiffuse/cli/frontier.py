@@ -248,9 +248,11 @@ def plot(frontier: Frontier, floor: float | None, title: str) -> Image.Image:
     if floor is not None:
         levels["real images"] = floor
     curves = {name: [(p.calls, p.value) for p in points] for name, points in series.items()}
+    values = [value for points in curves.values() for _, value in points]
+    wide = min(values) > 0 and max(values) > 10 * min(values)  # a few calls may be worse by orders of magnitude
     return draw_curve(
         curves | {"frontier": [(p.calls, p.value) for p in best]},
-        title=title, x_label="network calls an image", y_label=frontier.metric, log_x=True,
+        title=title, x_label="network calls an image", y_label=frontier.metric, log_x=True, log_y=wide,
         errors={name: [p.stderr or 0.0 for p in points] for name, points in series.items()},
         notes={"frontier": [f"{p.solver} {p.steps}" for p in best]}, levels=levels, size=(1040, 620),
     )  # fmt: skip

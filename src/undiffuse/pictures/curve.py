@@ -16,8 +16,8 @@ __all__ = ["COLOURS", "draw_curve", "smoothed"]
 Points = Sequence[tuple[float, float]]
 Colour = tuple[int, int, int]
 _Point = tuple[float, float] | None  # None: a point that cannot be drawn, a gap in the line
-# Okabe and Ito's colours, told apart by colour-blind readers too, ordered for contrast on white.
-COLOURS: tuple[Colour, ...] = (
+# Okabe and Ito's colours, told apart by colour-blind readers too, ordered for contrast on white; then the same, darker.
+_BRIGHT: tuple[Colour, ...] = (
     (0, 114, 178),
     (213, 94, 0),
     (0, 158, 115),
@@ -26,6 +26,7 @@ COLOURS: tuple[Colour, ...] = (
     (230, 159, 0),
     (90, 90, 90),
 )
+COLOURS: tuple[Colour, ...] = (*_BRIGHT, *((r // 2, g // 2, b // 2) for r, g, b in _BRIGHT))
 _WHITE: Colour = (255, 255, 255)
 _GRID: Colour = (232, 232, 230)
 _AXIS: Colour = (150, 150, 150)
@@ -132,7 +133,9 @@ def draw_curve(
             if point is not None:
                 dot = x_axis.position(point[0]), y_axis.position(point[1])
                 _lines(page, [[dot]], colour, 2.6)
-                face.draw(draw, (dot[0] + 9, dot[1] - 12), text, _SMALL, INK)
+                beyond = dot[0] + 9 + face.width(text, _SMALL) > size[0] - 4
+                place, anchor = (dot[0] - 9, "rm") if beyond else (dot[0] + 9, "lm")
+                face.draw(draw, (place, dot[1] - 12), text, _SMALL, INK, anchor)
     return page
 
 
