@@ -17,7 +17,7 @@ from evaluation_sets import images, save_npz
 from undiffuse.cli import tuned
 from undiffuse.cli.frontier import steps_within
 from undiffuse.cli.sampler import Sampler, Settings
-from undiffuse.cli.sweep import save_reports
+from undiffuse.cli.sweeping import save_reports
 from undiffuse.cli.tune_steps import verdict
 from undiffuse.evaluation import Report
 from undiffuse.frontiers import Frontier, keep, known

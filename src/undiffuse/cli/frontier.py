@@ -20,7 +20,7 @@ from undiffuse.cli.compare import LOW_IS_GOOD
 from undiffuse.cli.console import duration, fields, say
 from undiffuse.cli.reporting import markdown, number, with_error
 from undiffuse.cli.sampler import Sampler
-from undiffuse.cli.sweep import (
+from undiffuse.cli.sweeping import (
     PLOT,
     SETTINGS,
     TABLE,

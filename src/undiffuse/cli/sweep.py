@@ -1,6 +1,6 @@
 """`undiffuse sweep`: what guidance buys and what it costs, at several strengths, as reports, a table and a plot.
 
-A sweep over solvers and network calls is `frontier`'s; what both share is here.
+A sweep over solvers and network calls is `frontier`'s; what both share is in `sweeping`.
 """
 
 from __future__ import annotations
@@ -8,29 +8,33 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from undiffuse.cli import extractors as build
 from undiffuse.cli.console import duration, say
-from undiffuse.cli.evaluate import known_metrics, measure
 from undiffuse.cli.guiding import Guiding, listed
 from undiffuse.cli.reporting import markdown, side_by_side
 from undiffuse.cli.sampler import Sampler
-from undiffuse.cli.sides import MADE, Side, is_model, made_by, model_settings, preparation_of, stored
-from undiffuse.distributed import Ranks, session
-from undiffuse.evaluation import Report, read_reference
-from undiffuse.evaluation.summary import is_reference
-from undiffuse.metrics import MetricError
+from undiffuse.cli.sweeping import (
+    PLOT,
+    SETTINGS,
+    TABLE,
+    Plan,
+    measured,
+    same_sweep,
+    sampler_of,
+    save_reports,
+    settings_of,
+)
+from undiffuse.distributed import session
+from undiffuse.evaluation import Report
 from undiffuse.pictures import draw_curve, save_png, stack
 from undiffuse.pictures.files import atomic_file
-from undiffuse.pictures.names import safe
 
-TABLE, PLOT, SETTINGS = "table.md", "plot.png", "sweep.json"
 PANEL = (760, 420)
 SCALES, COMPARED = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0), (1.0, 1.5, 2.0, 3.0, 5.0)
 OVER = {"guidance": ("guidance", SCALES), "cfg": ("cfg", COMPARED), "autoguide": ("autoguide_scale", COMPARED)}
@@ -80,15 +84,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One thing to measure: what it is called, and how its options differ from those given; `label` names its grid."""
-
-    title: str
-    changes: Mapping[str, Any]
-    label: str = ""
-
-
 def planned(args: argparse.Namespace) -> list[Plan]:
     """The strengths of what is swept. ValueError where its strength is given too, or what it needs is not."""
     name, usual = OVER[args.over]
@@ -109,54 +104,6 @@ def guides_of(args: argparse.Namespace) -> dict[str, Any]:
 def option(name: str) -> str:
     """What a setting is called on the command line."""
     return f"--{name.replace('_', '-')}"
-
-
-def measured(
-    args: argparse.Namespace, plans: Sequence[Plan], ranks: Ranks
-) -> Iterator[tuple[Plan | None, Report, Sampler | None]]:
-    """(plan, report, its sampler) one after the other, first (None, report, None) of the real images where --floor
-    names some; nothing in the helper processes of a torchrun."""
-    known_metrics(args.metrics)
-    if is_model(args.reference):
-        raise MetricError(
-            f"the reference must be images or a reference file; there is no folder or file {args.reference}"
-        )
-    given = read_reference(args.reference) if is_reference(args.reference) else None
-    names = args.extractor or build.default_names([args.model, args.reference], given)
-    extractors = build.build(names, args.weights, args.grey, ranks.device)
-    prepared = preparation_of(args, sampler_of(args, plans[0], ranks), extractors)
-    reference = stored(args.reference, args, prepared, count=args.reference_count)
-    count = args.count or MADE
-    if args.floor is not None:
-        floor = stored(args.floor, args, prepared, count=count)
-        report = measure("real images", floor, reference, None, extractors, ranks, args)
-        if report is not None:
-            yield None, report, None
-    for plan in plans:
-        if ranks.is_main:
-            say(f"{plan.title} ...")
-        sampler = sampler_of(args, plan, ranks)
-        side = Side(images=made_by(sampler, args, count))
-        report = measure(plan.title, side, reference, None, extractors, ranks, args)
-        if report is not None:
-            yield plan, report, sampler
-
-
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What decides a sweep's numbers, of what all kinds of it have."""
-    names = (
-        "model", "reference", "floor", "classifier", "guidance_at", "solver", "steps", "grid", "solver_options", "eta",
-        "clip", "precision", "seed", "classes", "extractor", "metrics", "model_weights", "reference_count",
-    )  # fmt: skip
-    about = {name: getattr(args, name) for name in names} | {"count": args.count or MADE}
-    classifiers = listed(args.classifier)
-    return about | {"classifier": classifiers if len(classifiers) > 1 else next(iter(classifiers), None)}
-
-
-def sampler_of(args: argparse.Namespace, plan: Plan, ranks: Ranks) -> Sampler:
-    """The model with the sampler of a plan."""
-    given = argparse.Namespace(**{**vars(args), **plan.changes})
-    return Sampler.load(model_settings(given, args.model), str(ranks.device))
 
 
 def metric_names(points: Sequence[Point]) -> list[str]:
@@ -231,34 +178,6 @@ def _pairs(panels: Sequence[Image.Image]) -> list[Image.Image]:
     return rows
 
 
-def save_reports(folder: Path, reports: Sequence[Report]) -> list[str]:
-    """Write each report into a file of its own, called as it is; the files' names."""
-    names: list[str] = []
-    for report in reports:
-        stem = safe(report.name)  # which cuts long names, and does not tell 1 from -1
-        name, k = f"{stem}.json", 1
-        while name.casefold() in map(str.casefold, names):
-            k += 1
-            name = f"{stem}-{k}.json"
-        report.save(folder / name, overwrite=True)
-        names.append(name)
-    return names
-
-
-def same_sweep(path: Path, about: dict[str, Any], overwrite: bool) -> None:
-    """ValueError if the folder holds another sweep, whose files would be mixed with these."""
-    if overwrite or not path.exists():
-        return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8")).get("settings")
-    except (OSError, ValueError, AttributeError):
-        before = None
-    if before != json.loads(json.dumps(about)):
-        raise FileExistsError(
-            f"{path.parent} holds another sweep: name another --out, or replace what is there with --overwrite"
-        )
-
-
 def _value(value: Any) -> str:
     """As given on the command line; of a file its name."""
     return Path(value).name if isinstance(value, str) else " ".join(map(str, listed(value)))
@@ -290,6 +209,3 @@ def _write(
     )
     with atomic_file(folder / SETTINGS, overwrite=True) as file:
         file.write(json.dumps({"settings": about, "rows": files}, indent=1).encode() + b"\n")
-
-
-__all__ = ["Plan", "Point", "measured", "plot", "run", "same_sweep", "sampler_of", "save_reports", "settings_of"]
