@@ -10,7 +10,7 @@ from undiffuse import frontiers
 if TYPE_CHECKING:
     from undiffuse.cli.sampler import Settings
 
-SWEEP = "undiffuse sweep REFERENCE --model {model} --solvers ddim,dpmpp-2m,unipc --calls 5,10,20,50"
+SWEEP = "undiffuse sweep REFERENCE --model {model} --solvers ancestral,dpmpp-2m,dpmpp-2m-sde,unipc --calls 5,10,20,50"
 
 
 def within_budget(settings: Settings, digest: str) -> tuple[Settings, str]:

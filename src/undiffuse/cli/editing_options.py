@@ -43,7 +43,7 @@ def restore(add: Any, commands: Any) -> None:
 Enlarges or sharpens images with any model, by sampling images that look like IMAGES when made smaller or blurred.
 {_IMAGES} {_SAME}
 
-  mmps      the sampler is guided by how probable IMAGES are, --iterations + 1 backward passes a call
+  mmps      guided by how probable IMAGES are, --iterations + 1 backward passes a call
   pigdm     the same without the model's own covariance, one backward pass a call
   dps       a step towards IMAGES after every step of the sampler
 

@@ -79,7 +79,7 @@ it was stopped.""")  # fmt: skip
     group.add_argument("--scales", type=values.scales, metavar="S,S", help=scales)
     over = "whose strengths: of a classifier (default), of --cfg, or of --autoguide; the others stay as given"
     options.pick(group, "--over", ("guidance", "cfg", "autoguide"), over, "guidance")
-    solvers = "of a frontier: methods of `undiffuse sample --help` (default ddim,dpmpp-2m,unipc)"
+    solvers = "of a frontier: methods of `undiffuse sample --help` (default ancestral,dpmpp-2m,dpmpp-2m-sde,unipc)"
     group.add_argument("--solvers", type=values.words, metavar="NAME,NAME", help=solvers)
     calls = "of a frontier: budgets of network calls, each used for as many steps as fit (default 5,10,20,50)"
     group.add_argument("--calls", type=values.counts, metavar="N,N", help=calls)

@@ -41,7 +41,8 @@ from undiffuse.metrics import Estimate, MetricError, paired_error
 from undiffuse.pictures import draw_curve, save_png
 from undiffuse.pictures.files import atomic_file
 
-SOLVERS, CALLS, AGAINST = ("ddim", "dpmpp-2m", "unipc"), (5, 10, 20, 50), "ancestral:250"
+SOLVERS = ("ancestral", "dpmpp-2m", "dpmpp-2m-sde", "unipc")
+CALLS, AGAINST = (5, 10, 20, 50), "ancestral:250"
 FRONTIER, NUMBERS = "frontier.json", "table.csv"
 
 
