@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from importlib import metadata, resources
+from pathlib import Path
 
+import pytest
 import torch
 
-from undiffuse import checkpoints
+from undiffuse import checkpoints, frontiers
+from undiffuse.grids import grid
 from undiffuse.guidance import ClassifierGuidance
 from undiffuse.likelihood import bits_per_dim, mean_and_error
+from undiffuse.methods import read_options
 from undiffuse.models import SHIPPED, check_pair, load_classifier, load_diffusion, resolve
 from undiffuse.noise import NoiseSource
 from undiffuse.recipes import get
 from undiffuse.sampling import generate
-from undiffuse.solvers import Ancestral
+from undiffuse.solvers import Ancestral, build
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
@@ -32,6 +36,16 @@ def test_the_wheel_lists_the_assets() -> None:
         return  # a development checkout has no list of its own; CI installs the wheel
     assert {f"undiffuse/assets/{name}.safetensors" for name in SHIPPED} <= listed
     assert "undiffuse/py.typed" in listed
+
+
+def test_the_frontier_is_of_the_model_that_ships(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path))  # none but the shipped one
+    frontier = frontiers.known(load_diffusion(SHIPPED[0]).digest)
+    assert frontier is not None
+    best = frontier.best(10)
+    assert (best.calls, frontier.verdict(best)) == (10, "equal")
+    build(best.solver, **read_options(best.solver, best.solver_options))
+    assert grid(load_diffusion(SHIPPED[0]).process.chain(), best.steps, best.grid).steps == 10
 
 
 def test_they_are_what_the_recipes_make() -> None:

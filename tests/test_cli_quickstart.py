@@ -56,12 +56,12 @@ def test_a_first_look_comes_early(
         return whole(samplers, *rest)
 
     monkeypatch.setattr(quickstart, "sample_rows", watched)
-    assert call("quickstart", "--out", tmp_path, "--per-class", 1, "--steps", 21, "--seed", 3) == 0
+    assert call("quickstart", "--out", tmp_path, "--per-class", 1, "--steps", 11, "--seed", 3) == 0
     assert seen == [(1, False), (2, True)]
     told = capsys.readouterr().out
-    assert told.index(f"A first look, in 20 steps only: {first}") < told.index("Done in")
+    assert told.index(f"A first look, in 10 steps only: {first}") < told.index("Done in")
     record = read_record(first)
-    assert (record["command"], record["seed"], record["steps"], record["guidance"]) == ("quickstart", 3, "20", 0.0)
+    assert (record["command"], record["seed"], record["steps"], record["guidance"]) == ("quickstart", 3, "10", 0.0)
     look, plain = pixels(first), pixels(tmp_path / "unguided.png")
     assert look.shape == plain.shape
     assert np.abs(look - plain).mean() < 30  # the same noise in nearly as many steps

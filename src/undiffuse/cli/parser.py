@@ -85,9 +85,10 @@ unless another --device is named.""",
     parser.add_argument("--out", default="quickstart", metavar="DIR", help="folder (default quickstart)")
     parser.add_argument("--guidance", type=values.scale, default=2.0, metavar="SCALE", help="its strength (default 2)")
     parser.add_argument("--per-class", type=values.positive, default=4, metavar="N", help="images a class (default 4)")
-    options.pick(parser, "--solver", ("ancestral", "ddim"), "the method (default ancestral)", "ancestral")
-    steps = "default 50; with ddim give a grid that begins later, such as ddim50"
-    parser.add_argument("--steps", default="50", metavar="SPEC", help=f"{options.STEPS} ({steps})")
+    methods = ("dpmpp-2m-sde", "ancestral", "ddim")
+    options.pick(parser, "--solver", methods, "the method (default dpmpp-2m-sde)", methods[0])
+    steps = "default 20; for ancestral take 100, with ddim a grid that begins later, such as ddim50"
+    parser.add_argument("--steps", default="20", metavar="SPEC", help=f"{options.STEPS} ({steps})")
     options.seed_option(parser)
     options.device_option(parser, "cpu", "cpu (default), cuda, mps or auto")
 
