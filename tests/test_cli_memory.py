@@ -19,6 +19,7 @@ from cli_runs import call, one_thread, write_classifier, write_model
 from undiffuse.cli import budget, producing
 from undiffuse.cli.job import Frames, Job
 from undiffuse.cli.sampler import Sampler, Settings
+from undiffuse.kernels import convolution
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
 from undiffuse.nets.footprint import Footprint, activation_bytes, store_weights_
 from undiffuse.noise import NoiseSource
@@ -101,7 +102,10 @@ def image(name: str, batch: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("name", list(NETS))
-def test_the_estimate_is_what_lives_at_once(name: str, dtype: torch.dtype | None) -> None:
+def test_the_estimate_is_what_lives_at_once(
+    name: str, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, "LEAST", 1 << 60)  # what that kernel needs for itself is `Footprint.kernel`
     net, batch, guide = ready(name), 2, name == "classifier"
     if dtype is not None:
         store_weights_(net, dtype)
@@ -112,6 +116,18 @@ def test_the_estimate_is_what_lives_at_once(name: str, dtype: torch.dtype | None
             torch.autograd.grad(torch.log_softmax(out, -1)[:, 0].sum(), x)
     estimate = activation_bytes(NETS[name], element=4 if dtype is None else 2, gradient=guide)
     assert 0.95 < estimate * batch / live.most < (1.4 if guide else 1.15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_the_convolutions_kernel_needs_is_in_the_footprint(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # each works in a third of a megabyte of its own
+    conv = torch.nn.Conv2d(256, 256, 3, padding=1).to(dtype).requires_grad_(False)
+    x = torch.zeros(1, 256, 32, 32, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    with Live(conv) as live:
+        y = convolution.conv_3x3(x, conv.weight, conv.bias)
+    assert live.most - y.untyped_storage().nbytes() < 1.25 * Footprint.of(conv).kernel
 
 
 def test_the_estimate_follows_the_size_of_the_image() -> None:

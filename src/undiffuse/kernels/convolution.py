@@ -35,7 +35,7 @@ def conv_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         or not filters_fast(x.shape, weight.shape[0], dtype)
     ):
         return F.conv2d(x, weight, bias, padding=1)
-    x, weight = x.to(dtype), weight.to(dtype)
+    x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
         return _Conv3x3.apply(x, weight, bias)
     return filter_3x3(x, taps(weight), bias)
