@@ -12,14 +12,14 @@ import torch
 from cli_runs import call, one_thread, pixels, write_classifier, write_images, write_model
 from training_runs import CLASSES
 from undiffuse.checkpoints import read_manifest
-from undiffuse.cli import cascade
-from undiffuse.cli.job import Job
-from undiffuse.cli.sampler import Sampler, Settings
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import DiffusionModel, save_model
 from undiffuse.nets import UNetConfig
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import read_record, read_samples
+from undiffuse.pipelines import cascade
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
+from undiffuse.pipelines.source import SampleSource
 from undiffuse.pixels import from_uint8, to_uint8
 from undiffuse.training import seeded
 
@@ -68,10 +68,10 @@ def test_every_stage_is_what_its_model_makes(
     assert "ddim, 2 of 20 steps" in told
 
     # Stage by stage with the library: noise by hand, 8 bits by truncation, the class told to both models.
-    base = Sampler.load(
-        Settings(model=str(files["base"]), classifier=str(files["classifier"]), guidance=2.0, steps="3"), "cpu"
+    base = Pipeline.load(
+        SamplerConfig(model=str(files["base"]), classifier=str(files["classifier"]), guidance=2.0, steps="3"), "cpu"
     )
-    up = Sampler.load(Settings(model=str(files["up"]), solver="ddim", steps="2"), "cpu")
+    up = Pipeline.load(SamplerConfig(model=str(files["up"]), solver="ddim", steps="2"), "cpu")
     small = to_uint8(base.steps_of(NoiseSource(5, [0, 1, 2]), [2, 0, 2]), "truncate")
     noise = NoiseSource(5, [0, 1, 2], stream="upsampler/")
     large = to_uint8(up.steps_of(noise, [2, 0, 2], from_uint8(small)))
@@ -92,7 +92,7 @@ def test_every_stage_is_what_its_model_makes(
 
 
 def test_the_class_reaches_the_upsampler(files: dict[str, Path], tmp_path: Path) -> None:
-    up = Sampler.load(Settings(model=str(files["up"]), solver="ddim", steps="2"), "cpu")
+    up = Pipeline.load(SamplerConfig(model=str(files["up"]), solver="ddim", steps="2"), "cpu")
     low = torch.zeros(1, 1, 8, 8)
     one, other = (up.steps_of(NoiseSource(0, [0]), [k], low) for k in (0, 1))
     assert (one - other).abs().max() > 0.05  # the comparison above would notice another class
@@ -110,16 +110,16 @@ def test_a_stopped_run_goes_on_and_nothing_is_made_twice(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made: list[tuple[int, list[int]]] = []
-    make = Job._make
+    make = SampleSource._make
     stop_at: list[int] = []
 
-    def counted(self: Job, indices: list[int], *rest: object) -> torch.Tensor:
+    def counted(self: SampleSource, indices: list[int], *rest: object) -> torch.Tensor:
         if stop_at and len(made) == stop_at[0]:
             raise KeyboardInterrupt
         made.append((self.sampler.shape[1], list(indices)))
         return make(self, indices, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Job, "_make", counted)
+    monkeypatch.setattr(SampleSource, "_make", counted)
     order = words(files, tmp_path / "a", "--count", 4, "--batch", 2)
     stop_at[:] = [1]
     assert call(*order) == 130  # in the first stage

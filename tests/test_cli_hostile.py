@@ -15,9 +15,9 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from cli_runs import call, one_thread, write_images, write_model
-from undiffuse.cli import latents
-from undiffuse.cli.sampler import Settings
 from undiffuse.pictures import SampleWriter, read_record
+from undiffuse.pipelines import latents
+from undiffuse.pipelines.pipeline import SamplerConfig
 
 FAST = ("--steps", 3, "--device", "cpu")
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -99,7 +99,7 @@ def test_a_record_that_lacks_something(
     assert call("sample", "--from-record", write_png(tmp_path / "x.png", json.dumps(guided))) == 2
     assert "classifier_file = 3" in told(capsys)
     with pytest.raises(ValueError, match="the record has eta = inf; expected a finite number"):
-        Settings.of_record({**record, "eta": float("inf")})
+        SamplerConfig.of_record({**record, "eta": float("inf")})
 
 
 @pytest.mark.parametrize("text", [DEEP, LESS_DEEP, '{"a": NaN}', "1" * 5000, "{", "[]", '"x"'])

@@ -13,9 +13,9 @@ from PIL import Image
 
 from cli_runs import call, one_thread, pixels, write_classifier, write_images, write_model, write_upsampler
 from undiffuse.checkpoints import read_manifest
-from undiffuse.cli.sampler import Settings
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.pictures import read_record, read_samples
+from undiffuse.pipelines.pipeline import SamplerConfig
 
 FAST = ("--steps", 3, "--device", "cpu")
 
@@ -246,7 +246,7 @@ def test_the_solver_follows_from_the_model(model: Path, tmp_path: Path) -> None:
 
 def test_ddim_takes_the_original_grid_and_clips_again_after_guidance() -> None:
     process = ProcessConfig(schedule="cosine", steps=1000)
-    chosen = Settings(solver="ddim").resolved(process)
+    chosen = SamplerConfig(solver="ddim").resolved(process)
     assert chosen.steps == "ddim50"
     assert chosen.reclip
 

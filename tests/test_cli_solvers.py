@@ -10,10 +10,10 @@ import pytest
 
 from cli_runs import call, one_thread, pixels, write_classifier, write_model
 from undiffuse.cli import options
-from undiffuse.cli.sampler import Sampler, Settings
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.methods import GRIDS, METHODS
 from undiffuse.pictures import read_record
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
 
 PROCESS = ProcessConfig(steps=20)
 
@@ -57,26 +57,26 @@ def test_grid_and_options_are_in_the_record_where_they_say_something(model: Path
         assert call("sample", *words, *more, "--out", tmp_path / folder) == 0
         record = read_record(next((tmp_path / folder).glob("*_seed*.png")))
         assert (record.get("grid"), record.get("solver_options")) == (grid, kept)
-        settings = Settings.of_record(record, model=str(model))
+        settings = SamplerConfig.of_record(record, model=str(model))
         assert (settings.grid, settings.solver_options) == (grid or "chain", kept or "")
-        assert Sampler.load(settings, "cpu").record == {k: record[k] for k in Sampler.load(settings, "cpu").record}
+        assert Pipeline.load(settings, "cpu").record == {k: record[k] for k in Pipeline.load(settings, "cpu").record}
 
 
 def test_a_record_of_an_earlier_version_means_the_chain(model: Path, tmp_path: Path) -> None:
-    old = Sampler.load(Settings(model=str(model), solver="heun", steps="3", grid="chain"), "cpu")
+    old = Pipeline.load(SamplerConfig(model=str(model), solver="heun", steps="3", grid="chain"), "cpu")
     assert "grid" not in old.record
     assert "solver_options" not in old.record
-    again = Settings.of_record({**old.record, **old.notes})
+    again = SamplerConfig.of_record({**old.record, **old.notes})
     assert (again.grid, again.solver_options) == ("chain", "")
     with pytest.raises(ValueError, match="has grid = 3; expected text"):
-        Settings.of_record({**old.record, **old.notes, "grid": 3})
+        SamplerConfig.of_record({**old.record, **old.notes, "grid": 3})
     with pytest.raises(ValueError, match="has solver_options = None; expected text"):
-        Settings.of_record({**old.record, **old.notes, "solver_options": None})
+        SamplerConfig.of_record({**old.record, **old.notes, "solver_options": None})
 
 
 def test_defaults_by_method() -> None:
     def chosen(**given: str) -> tuple[str | None, str | None]:
-        settings = Settings(**given).resolved(ProcessConfig(steps=1000))
+        settings = SamplerConfig(**given).resolved(ProcessConfig(steps=1000))
         return settings.steps, settings.grid
 
     assert chosen(solver="ancestral") == ("100", "chain")
@@ -87,8 +87,8 @@ def test_defaults_by_method() -> None:
             assert chosen(solver=name) == (str(method.steps), method.grid)
     assert chosen(solver="unipc", steps="ddim25") == ("ddim25", "chain")
     assert chosen(solver="unipc", grid="at:-4,0,4") == ("3", "at:-4,0,4")
-    assert Settings(solver="heun").resolved(PROCESS).steps == "18"
-    assert Settings(solver="euler").resolved(PROCESS).steps == "20"
+    assert SamplerConfig(solver="heun").resolved(PROCESS).steps == "18"
+    assert SamplerConfig(solver="euler").resolved(PROCESS).steps == "20"
 
 
 @pytest.mark.parametrize(

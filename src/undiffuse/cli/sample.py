@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from undiffuse.cli.console import fields, say
-from undiffuse.cli.job import Job
-from undiffuse.cli.low_res import LowRes
-from undiffuse.cli.producing import Run, produce
-from undiffuse.cli.sampler import Sampler, Settings, class_names, classes_to_guide
+from undiffuse.pipelines.low_res import LowRes
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, class_names, classes_to_guide
+from undiffuse.pipelines.run import SamplingRun, produce
+from undiffuse.pipelines.source import SampleSource
 
 COUNT = 20
 
@@ -17,17 +17,17 @@ COUNT = 20
 def run(args: argparse.Namespace) -> int:
     """The command."""
     if args.from_record is not None:
-        from undiffuse.cli.regenerate import regenerate
+        from undiffuse.pipelines.record import regenerate
 
         return regenerate(args)
     if args.upsampler is not None:
-        from undiffuse.cli.cascade import cascade
+        from undiffuse.pipelines.cascade import cascade
 
         return cascade(args)
     for name in ("upsampler_solver", "upsampler_steps"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is of an upsampler: give --upsampler, or leave it out")
-    sampler = Sampler.load(Settings.of_args(args), args.device)
+    sampler = Pipeline.load(SamplerConfig.of_args(args), args.device)
     if "measured" in sampler.notes:
         say(fields([("budget", sampler.notes["measured"])]))
     low = LowRes.of_args(args, sampler.model)
@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
     record = {"command": "sample", "seed": args.seed, **sampler.record, "classes": listed(classes, sampler)}
     if low is not None:
         record["low_res"] = low.fingerprint
-    order = Run(
-        job=Job(sampler, args.seed, classes, low),
+    order = SamplingRun(
+        job=SampleSource(sampler, args.seed, classes, low),
         folder=Path(args.out or "samples"),
         count=args.count or (len(low) if low is not None else COUNT),
         format=args.format,
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def listed(classes: list[int] | None, sampler: Sampler) -> list[int] | str | None:
+def listed(classes: list[int] | None, sampler: Pipeline) -> list[int] | str | None:
     """A run's classes as its record has them: "all" where it cycles through every one."""
     names = class_names(sampler)
     return "all" if names is not None and classes == list(range(len(names))) else classes

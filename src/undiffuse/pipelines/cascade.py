@@ -14,12 +14,12 @@ from typing import Any
 
 from undiffuse.adapters import published
 from undiffuse.cli.console import say
-from undiffuse.cli.job import Job
-from undiffuse.cli.low_res import LowRes, low_size
-from undiffuse.cli.producing import Run, produce
 from undiffuse.cli.sample import COUNT, listed
-from undiffuse.cli.sampler import Sampler, Settings, class_names, classes_to_guide
 from undiffuse.models import split_reference
+from undiffuse.pipelines.low_res import LowRes, low_size
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, class_names, classes_to_guide
+from undiffuse.pipelines.run import SamplingRun, produce
+from undiffuse.pipelines.source import SampleSource
 from undiffuse.pixels import Rounding
 
 BASE = "base"  # the folder of the small images
@@ -32,10 +32,10 @@ def cascade(args: argparse.Namespace) -> int:
     """The command with --upsampler."""
     if args.low_res is not None:
         raise ValueError("--low-res enlarges images that are there, --upsampler those of the model: give one of them")
-    chosen = Settings.of_args(args)
-    base = Sampler.load(chosen, args.device)
+    chosen = SamplerConfig.of_args(args)
+    base = Pipeline.load(chosen, args.device)
     reference = upsampler_of(chosen.model) if args.upsampler == AUTO else args.upsampler
-    upsampler = Sampler.load(upsampler_settings(chosen, reference, args), args.device)
+    upsampler = Pipeline.load(upsampler_settings(chosen, reference, args), args.device)
     size = check_stages(base, upsampler, args.low_size)
     classes = classes_to_guide(base, args.classes)
     check_classes(base, upsampler, told=classes is not None)
@@ -43,7 +43,7 @@ def cascade(args: argparse.Namespace) -> int:
     shared: dict[str, Any] = {"count": count, "names": names, "batch": args.batch, "overwrite": args.overwrite}
     about = {"command": "sample", "seed": args.seed}
     told = listed(classes, base)
-    small = Run(
+    small = SamplingRun(
         job=base_job(base, args.seed, classes),
         folder=folder / BASE,
         format="npz",
@@ -53,8 +53,8 @@ def cascade(args: argparse.Namespace) -> int:
         **shared,
     )
     files = {name: value for name, value in base.notes.items() if name.endswith(("_file", "_files"))}
-    large = Run(
-        job=Job(upsampler, args.seed, classes, stream=STREAM),
+    large = SamplingRun(
+        job=SampleSource(upsampler, args.seed, classes, stream=STREAM),
         folder=folder,
         format=args.format,
         record={**about, **upsampler.record, "classes": told, BASE: {**base.record, "rounding": CUT}},
@@ -72,14 +72,14 @@ def cascade(args: argparse.Namespace) -> int:
     return 0
 
 
-def base_job(base: Sampler, seed: int, classes: list[int] | None) -> Job:
+def base_job(base: Pipeline, seed: int, classes: list[int] | None) -> SampleSource:
     """The small images of a cascade, cut to 8 bits as in the original's files."""
-    return Job(base, seed, classes, rounding=CUT)
+    return SampleSource(base, seed, classes, rounding=CUT)
 
 
-def upsampler_settings(base: Settings, reference: str, args: argparse.Namespace) -> Settings:
+def upsampler_settings(base: SamplerConfig, reference: str, args: argparse.Namespace) -> SamplerConfig:
     """The upsampler's: its own solver and steps, unguided; clipping and precision as the base's."""
-    return Settings(
+    return SamplerConfig(
         model=reference,
         solver=args.upsampler_solver,
         steps=args.upsampler_steps,
@@ -102,7 +102,7 @@ def upsampler_of(reference: str) -> str:
     return str(beside) if Path(file).is_file() and beside.is_file() else found[0].name
 
 
-def check_stages(base: Sampler, upsampler: Sampler, given: Any = None) -> tuple[int, int]:
+def check_stages(base: Pipeline, upsampler: Pipeline, given: Any = None) -> tuple[int, int]:
     """(height, width) of the small images; ValueError unless the one model enlarges the images of the other."""
     up, below = upsampler.settings.model, base.settings.model
     if base.model.net.config.super_resolution:
@@ -117,7 +117,7 @@ def check_stages(base: Sampler, upsampler: Sampler, given: Any = None) -> tuple[
     return size
 
 
-def check_classes(base: Sampler, upsampler: Sampler, told: bool) -> None:
+def check_classes(base: Pipeline, upsampler: Pipeline, told: bool) -> None:
     """ValueError unless the classes of the base's images mean the same to an upsampler that is told them."""
     wanted = upsampler.model.num_classes
     if wanted is None:

@@ -10,19 +10,21 @@ from typing import Any
 
 import torch
 
-from undiffuse.cli import budget, writing
-from undiffuse.cli.console import Progress, duration, fields, say
-from undiffuse.cli.job import Frames, Job
-from undiffuse.cli.sampler import Sampler
+from undiffuse.cli.console import duration, fields, say
 from undiffuse.pictures import SampleWriter, save_animation, save_png
+from undiffuse.pipelines import grids as writing
+from undiffuse.pipelines import memory as budget
+from undiffuse.pipelines.pipeline import Pipeline
+from undiffuse.pipelines.source import Frames, SampleSource
 from undiffuse.sampling import Step
+from undiffuse.util.progress import Progress
 
 GRID = "grid.png"
 LONG = 20.0  # seconds of a whole run from which on it is told how long it will take
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class SamplingRun:
     """What is made: the first `count` images of `job`, into `folder`.
 
     `names`   of the classes
@@ -30,7 +32,7 @@ class Run:
     `what`    what the images are called in messages and captions, "samples"
     """
 
-    job: Job
+    job: SampleSource
     folder: Path
     count: int
     format: Any
@@ -55,7 +57,7 @@ class Run:
         return self.folder / f"path.{self.animation}" if self.animation else None
 
 
-def produce(run: Run, writer: SampleWriter) -> Path:
+def produce(run: SamplingRun, writer: SampleWriter) -> Path:
     """Make what is missing of a run, tell what was done, and return where the images are."""
     begin = time.monotonic()
     job, sampler, path = run.job, run.job.sampler, run.path
@@ -124,7 +126,7 @@ class Watch:
             say(line)
 
 
-def plan(sampler: Sampler, batch: int) -> str:
+def plan(sampler: Pipeline, batch: int) -> str:
     """What a run is going to take: parameters, memory of weights and activations, what is free."""
     count = " + ".join(f"{net.parameters / 1e6:.3g}M" for net in sampler.footprints)
     free = budget.free_bytes(sampler.device)

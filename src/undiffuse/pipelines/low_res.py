@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from undiffuse.cli.images import model_images
 from undiffuse.data import DataConfig, ImageDataset
 from undiffuse.models import DiffusionModel
+from undiffuse.pipelines.inputs import model_images
 
 
 @dataclass(frozen=True)

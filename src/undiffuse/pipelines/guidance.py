@@ -53,7 +53,7 @@ def _scaled(value: Any) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guiding:
+class GuidanceConfig:
     """The options of guidance, each called as on the command line; the defaults are no guidance of this kind."""
 
     more_classifiers: tuple[tuple[str, float], ...] = ()
@@ -74,7 +74,7 @@ class Guiding:
         """Whether two predictions are compared."""
         return self.cfg != 1 or self.autoguide is not None
 
-    def settled(self, asked: Collection[str], acting: Collection[str]) -> Guiding:
+    def settled(self, asked: Collection[str], acting: Collection[str]) -> GuidanceConfig:
         """Without what would do nothing: options of how to guide where none of what they shape is `acting`.
 
         ValueError where none of it was `asked` for ("guidance", "cfg", "autoguide"). A strength that does nothing is
@@ -82,7 +82,7 @@ class Guiding:
         """
         idle = {}
         for name, shaped in _SHAPING.items():
-            default = getattr(Guiding(), name)
+            default = getattr(GuidanceConfig(), name)
             if getattr(self, name) != default and not set(shaped) & set(acting):
                 _check_asked(name, shaped, asked)
                 idle[name] = default
@@ -91,7 +91,7 @@ class Guiding:
         return replace(self, **idle)
 
     @classmethod
-    def of_args(cls, args: argparse.Namespace, more: Sequence[tuple[str, float]], model: str) -> Guiding:
+    def of_args(cls, args: argparse.Namespace, more: Sequence[tuple[str, float]], model: str) -> GuidanceConfig:
         """From parsed options, of which a command may lack some; `more` classifiers with their scales."""
         names = [f.name for f in fields(cls) if f.name != "more_classifiers"]
         given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
@@ -112,7 +112,7 @@ class Guiding:
     @classmethod
     def of_record(
         cls, record: Mapping[str, Any], where: str, classifiers: Sequence[str] = (), autoguide: str | None = None
-    ) -> Guiding:
+    ) -> GuidanceConfig:
         """From a picture's record; `classifiers` (after the first) and `autoguide` are where the files are now."""
         for name, (fits, expected) in _IN_RECORD.items():
             if name in record and not fits(record[name]):
@@ -214,7 +214,7 @@ class Guides:
 
 
 def guide(
-    guiding: Guiding,
+    guiding: GuidanceConfig,
     classifiers: Sequence[tuple[str, float]],
     at: str,
     clip: str,
@@ -230,7 +230,7 @@ def guide(
     ValueError for what does not fit the model.
     """
     out = Guides(denoiser)
-    defaults = Guiding()
+    defaults = GuidanceConfig()
     out.record = {f.name: getattr(guiding, f.name) for f in fields(guiding) if f.name not in _FILES}
     out.record = {name: value for name, value in out.record.items() if value != getattr(defaults, name)}
     shared: dict[str, Any] = {"schedule": guiding.schedule(path), "every": guiding.guidance_every}

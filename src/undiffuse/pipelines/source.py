@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.cli.console import Progress
-from undiffuse.cli.low_res import LowRes, Made
-from undiffuse.cli.sampler import Sampler
 from undiffuse.nets.footprint import is_out_of_memory
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import spaced
+from undiffuse.pipelines.low_res import LowRes, Made
+from undiffuse.pipelines.pipeline import Pipeline
 from undiffuse.pixels import Rounding, to_uint8
 from undiffuse.sampling import Step
+from undiffuse.util.progress import Progress
 
 FRAMES = 24
 
@@ -48,7 +48,7 @@ class Frames:
         return [np.stack([self._images[i][f] for i in range(self.count)]) for f in range(len(self.kept))]
 
 
-class Job:
+class SampleSource:
     """How image number i of a run is made: its class, its noise, its low-resolution image.
 
     `stream`    keeps its noise apart from that of other models of the same run, see `NoiseSource`
@@ -57,7 +57,7 @@ class Job:
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: Pipeline,
         seed: int,
         classes: Sequence[int] | None,
         low: LowRes | Made | None = None,

@@ -9,7 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from undiffuse.cli.cascade import (
+from undiffuse.cli.console import say
+from undiffuse.cli.options import SHIPPED
+from undiffuse.pictures import read_record, save_png
+from undiffuse.pictures.arrays import from_picture
+from undiffuse.pictures.png import open_picture
+from undiffuse.pipelines.cascade import (
     AUTO,
     BASE,
     CUT,
@@ -19,15 +24,11 @@ from undiffuse.cli.cascade import (
     check_stages,
     upsampler_of,
 )
-from undiffuse.cli.console import Progress, say
-from undiffuse.cli.job import Job
-from undiffuse.cli.low_res import LowRes, Made
-from undiffuse.cli.options import SHIPPED
-from undiffuse.cli.sampler import Sampler, Settings, class_names, is_text, shown
-from undiffuse.pictures import read_record, save_png
-from undiffuse.pictures.arrays import from_picture
-from undiffuse.pictures.png import open_picture
+from undiffuse.pipelines.low_res import LowRes, Made
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, class_names, is_text, shown
+from undiffuse.pipelines.source import SampleSource
 from undiffuse.pixels import from_uint8
+from undiffuse.util.progress import Progress
 
 
 def regenerate(args: argparse.Namespace) -> int:
@@ -47,10 +48,10 @@ def regenerate(args: argparse.Namespace) -> int:
         return _compare(args, original, record, job, index)
     if args.upsampler is not None:
         raise ValueError(f"{original} was made without an upsampler: leave --upsampler out")
-    settings = Settings.of_record(record, model, args.classifier, where, args.autoguide)
+    settings = SamplerConfig.of_record(record, model, args.classifier, where, args.autoguide)
     if record.get("low_res_data") is not None and not is_text(record["low_res_data"]):
         raise ValueError(f"{where} has low_res_data = {shown(record['low_res_data'])}; expected text")
-    sampler = Sampler.load(settings, args.device)
+    sampler = Pipeline.load(settings, args.device)
     sampler.check_identity(record, where)
     if args.low_res is None:
         args.low_res = record.get("low_res_data")
@@ -59,12 +60,12 @@ def regenerate(args: argparse.Namespace) -> int:
     low = LowRes.of_args(args, sampler.model)
     if low is not None and low.fingerprint != record.get("low_res"):
         raise ValueError(f"the images in {args.low_res} are not those the record was made with: give --low-res")
-    return _compare(args, original, record, Job(sampler, seed, told, low), index)
+    return _compare(args, original, record, SampleSource(sampler, seed, told, low), index)
 
 
 def _cascade(
     args: argparse.Namespace, record: Mapping[str, Any], model: str | None, index: int, seed: int, where: str
-) -> Job:
+) -> SampleSource:
     """The last stage of a cascade whose small image is made first; --model and --classifier are of the base."""
     if args.low_res is not None:
         raise ValueError("the image is of a cascade, whose small images are made again: leave --low-res out")
@@ -74,8 +75,8 @@ def _cascade(
     inner = f"the base in {where}"
     if base.get("rounding") != CUT:
         raise ValueError(f"{inner} has rounding = {shown(base.get('rounding'))}; expected {CUT}")
-    small = Sampler.load(
-        Settings.of_record({**base, **files}, model, args.classifier, inner, args.autoguide), args.device
+    small = Pipeline.load(
+        SamplerConfig.of_record({**base, **files}, model, args.classifier, inner, args.autoguide), args.device
     )
     small.check_identity(base, inner)
     told = _told(record, small, where)
@@ -84,14 +85,14 @@ def _cascade(
     named = args.upsampler
     if named == AUTO:
         named = upsampler_of(small.settings.model)
-    large = Sampler.load(Settings.of_record(record, named, where=where), args.device)
+    large = Pipeline.load(SamplerConfig.of_record(record, named, where=where), args.device)
     large.check_identity(record, where, "upsampler")
     check_stages(small, large, args.low_size)
     check_classes(small, large, told=told is not None)
-    return Job(large, seed, told, Made(from_uint8(pixels)), stream=STREAM)
+    return SampleSource(large, seed, told, Made(from_uint8(pixels)), stream=STREAM)
 
 
-def _compare(args: argparse.Namespace, original: Path, record: Mapping[str, Any], job: Job, index: int) -> int:
+def _compare(args: argparse.Namespace, original: Path, record: Mapping[str, Any], job: SampleSource, index: int) -> int:
     """Make the image, write it, tell how it compares."""
     sampler, seed = job.sampler, job.seed
     with Progress("sampling", 1, "image") as progress:
@@ -123,7 +124,7 @@ def _compare(args: argparse.Namespace, original: Path, record: Mapping[str, Any]
 ROUNDING = 3
 
 
-def _told(record: Mapping[str, Any], sampler: Sampler, where: str) -> list[int] | None:
+def _told(record: Mapping[str, Any], sampler: Pipeline, where: str) -> list[int] | None:
     """The class of the image, None without classes. ValueError if the model has no such class, or needs one."""
     names = class_names(sampler)
     if "class" not in record:

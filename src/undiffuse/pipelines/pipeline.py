@@ -1,7 +1,7 @@
 """A model with its sampler, put together from options or from the record in a picture.
 
 The record of a sampler is a flat dictionary of everything that decides what an image looks like, except seed, index
-and class; `Settings.of_record` is its inverse, so that a picture can be made again from what it carries.
+and class; `SamplerConfig.of_record` is its inverse, so that a picture can be made again from what it carries.
 """
 
 from __future__ import annotations
@@ -17,10 +17,6 @@ from torch import Tensor
 
 import undiffuse
 from undiffuse.adapters.published import Sampling
-from undiffuse.cli import budget
-from undiffuse.cli.calls import within_budget
-from undiffuse.cli.console import Progress
-from undiffuse.cli.guiding import Guiding, check_identity, guide, listed, reference
 from undiffuse.cli.options import SHIPPED
 from undiffuse.denoiser import ChainDenoiser, Denoiser, ProcessConfig
 from undiffuse.distributed import resolve_device
@@ -37,8 +33,12 @@ from undiffuse.models import (
 from undiffuse.nets.footprint import Footprint, activation_bytes
 from undiffuse.nets.forward import AUTOCAST, inference_forward
 from undiffuse.noise import NoiseSource
+from undiffuse.pipelines import memory as budget
+from undiffuse.pipelines.budget import within_budget
+from undiffuse.pipelines.guidance import GuidanceConfig, check_identity, guide, listed, reference
 from undiffuse.sampling import Step, sample
 from undiffuse.solvers import Solver, build
+from undiffuse.util.progress import Progress
 
 _IMAGES = 12  # tensors of an image's size that a step of a sampler holds at once: x, the prediction's parts, noise
 
@@ -80,7 +80,7 @@ _LATER: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class SamplerConfig:
     """What a user chose: the files, and how to sample. None leaves the solver, its steps and grid to `resolved`, or,
     with a `budget` of network calls, to what was measured (`calls.within_budget`)."""
 
@@ -97,7 +97,7 @@ class Settings:
     clip: str = "static"
     reclip: bool = True
     precision: str = "fp32"
-    guiding: Guiding = field(default_factory=Guiding)
+    guiding: GuidanceConfig = field(default_factory=GuidanceConfig)
     compile: bool = False
     budget: int | None = None
 
@@ -107,7 +107,7 @@ class Settings:
             if given is not None and not given.strip():
                 raise ValueError(f"--{name} is empty: give a value, or leave it out")
 
-    def resolved(self, process: ProcessConfig, advice: Sampling | None = None) -> Settings:
+    def resolved(self, process: ProcessConfig, advice: Sampling | None = None) -> SamplerConfig:
         """With solver, steps and grid named: of a published model those of its authors. ValueError for settings that do
         not go together.
 
@@ -135,7 +135,7 @@ class Settings:
         return replace(self, solver=solver, steps=steps, grid=grid, solver_options=options)
 
     @classmethod
-    def of_args(cls, args: argparse.Namespace) -> Settings:
+    def of_args(cls, args: argparse.Namespace) -> SamplerConfig:
         """From parsed options; a command may lack some of them, and one without --solver means DDIM."""
         given = {name: getattr(args, name) for name in cls.__dataclass_fields__ if hasattr(args, name)}
         given.setdefault("solver", "ddim")
@@ -146,7 +146,9 @@ class Settings:
                 "--guidance once for each, in their order"
             )
         given["classifier"], given["guidance"] = next(iter(classifiers), None), next(iter(scales), None)
-        given["guiding"] = Guiding.of_args(args, list(zip(classifiers, scales, strict=False))[1:], given["model"])
+        given["guiding"] = GuidanceConfig.of_args(
+            args, list(zip(classifiers, scales, strict=False))[1:], given["model"]
+        )
         if given.get("guidance") is None:
             given["guidance"] = 1.0 if given.get("classifier") else 0.0
         if given["guidance"] and not given.get("classifier"):
@@ -166,7 +168,7 @@ class Settings:
         classifier: str | Sequence[str] | None = None,
         where: str = "the record",
         autoguide: str | None = None,
-    ) -> Settings:
+    ) -> SamplerConfig:
         """From the record of a picture; `model`, `classifier` (or several), `autoguide`: where the files are now.
 
         ValueError, which begins with `where`, if the record says too little, or something that no setting can be.
@@ -187,12 +189,12 @@ class Settings:
             if not is_text(guide):
                 raise ValueError(f"{where} has classifier_file = {shown(guide)}; expected text, or give --classifier")
         kept = {name: record[name] for name in _IN_RECORD if name not in ("model", "model_file", "classifier")} | later
-        guiding = Guiding.of_record(record, where, now[1:], autoguide)
+        guiding = GuidanceConfig.of_record(record, where, now[1:], autoguide)
         return cls(model=record["model_file"] if model is None else model, classifier=guide, guiding=guiding, **kept)
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Pipeline:
     """A loaded model, ready to sample. `record` decides the images, `notes` are good to know.
 
     `classifier`, `others`  the models that guide it: the first classifier, and all others
@@ -200,7 +202,7 @@ class Sampler:
     `gradient`              whether the denoised image can be differentiated
     """
 
-    settings: Settings
+    settings: SamplerConfig
     model: DiffusionModel
     classifier: ClassifierModel | None
     device: torch.device
@@ -214,7 +216,7 @@ class Sampler:
     gradient: bool = False
 
     @classmethod
-    def load(cls, settings: Settings, device: str = "auto", gradient: bool = False) -> Sampler:
+    def load(cls, settings: SamplerConfig, device: str = "auto", gradient: bool = False) -> Pipeline:
         """Load the files and check that all belongs together (ValueError otherwise).
 
         `gradient`: whether the caller differentiates the denoised image, whatever guides it.
@@ -386,7 +388,7 @@ def choose_classes(model: DiffusionModel, given: Sequence[str] | None, default: 
     return chosen
 
 
-def classes_to_guide(sampler: Sampler, given: Sequence[str] | None) -> list[int] | None:
+def classes_to_guide(sampler: Pipeline, given: Sequence[str] | None) -> list[int] | None:
     """As `choose_classes`, and for an unconditional model that is guided the classifier's classes."""
     if sampler.model.num_classes is None and sampler.classifier is not None:
         classifier = sampler.classifier
@@ -396,7 +398,7 @@ def classes_to_guide(sampler: Sampler, given: Sequence[str] | None) -> list[int]
     return choose_classes(sampler.model, given)
 
 
-def class_names(sampler: Sampler) -> list[str] | None:
+def class_names(sampler: Pipeline) -> list[str] | None:
     """Names of the classes of the model, or of the classifier that guides it; None without classes."""
     source = sampler.model if sampler.model.num_classes is not None else sampler.classifier
     if source is None or source.num_classes is None:

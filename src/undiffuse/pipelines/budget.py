@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from undiffuse import frontiers
 
 if TYPE_CHECKING:
-    from undiffuse.cli.sampler import Settings
+    from undiffuse.pipelines.pipeline import SamplerConfig
 
 SWEEP = "undiffuse sweep REFERENCE --model {model} --solvers ancestral,dpmpp-2m,dpmpp-2m-sde,unipc --calls 5,10,20,50"
 
 
-def within_budget(settings: Settings, digest: str) -> tuple[Settings, str]:
+def within_budget(settings: SamplerConfig, digest: str) -> tuple[SamplerConfig, str]:
     """The settings with solver, steps and grid of the best point within `settings.budget` calls of the network, for the
     weights with that digest; and in a line what that point was measured to give.
 
