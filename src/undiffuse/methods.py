@@ -169,7 +169,7 @@ METHODS: dict[str, Method] = {
     ),
     "consistency": Method(
         line="consistency models: denoise at once, add noise, repeat", kind="consistency", order=0, steps=2,
-        grid="karras", options=_CONSISTENCY,
+        grid="trailing", options=_CONSISTENCY,
     ),
 }  # fmt: skip
 
