@@ -49,7 +49,7 @@ def test_the_folder_holds_what_is_promised(tmp_path: Path) -> None:
 
 def test_the_curve_shows_what_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[dict[str, Any]] = []
-    monkeypatch.setattr(outputs, "draw_curve", lambda series, **_: drawn.append(series) or Image.new("L", (1, 1)))
+    monkeypatch.setattr(outputs, "draw_plot", lambda panel: drawn.append(dict(panel.lines)) or Image.new("L", (1, 1)))
     calm = [(1, 0.5, 9.0), (2, 0.25, 4.0)]
     for name, rows in (("calm", calm), ("jump", [*calm, (3, 0.125, 4000.0)])):
         path = tmp_path / name
