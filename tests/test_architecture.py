@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"downloads"},
     "nets": {"kernels"},
     "data": {"pixels", "downloads"},
-    "pictures": {"pixels"},
+    "pictures": {"pixels", "util"},
     "levels": {"schedules"},
     "prediction": {"levels"},
     "families": {"levels"},
@@ -51,13 +51,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objectives": MATHEMATICS | {"weightings"},
     "likelihood": MATHEMATICS | {"objectives"},
     "sampling": CORE,
-    "tuning": CORE | {"sampling"},
+    "tuning": CORE | {"sampling", "methods", "downloads", "pipelines", "util"},
     "frontiers": {"downloads", "methods", "pictures"},
     "editing": MATHEMATICS | {"solvers", "guidance", "sampling"},
     "adapters": MATHEMATICS | {"nets", "checkpoints", "downloads"},
     "models": CORE | {"adapters", "checkpoints", "nets"},
-    "metrics": {"pixels", "downloads", "models"},
-    "evaluation": {"data", "distributed", "downloads", "metrics", "pictures"},
+    "metrics": {"pixels", "downloads", "models", "util"},
+    "evaluation": MATHEMATICS
+    | {"data", "distributed", "downloads", "metrics", "models", "pictures", "util"}
+    | {"methods", "frontiers", "pipelines", "tuning"},
     "training": BELOW_TRAINING,
     "recipes": BELOW_TRAINING | {"training"},
 }
@@ -69,6 +71,7 @@ OUTSIDE = {
     "PIL": {"data", "pictures", "pixels", "training", "cli"},
     "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "cli"},
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
+    "matplotlib": {"pictures"},
     "diffusers": {"adapters"},
     "onnxruntime": {"adapters"},
 }

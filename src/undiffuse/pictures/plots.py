@@ -242,7 +242,7 @@ def _ticks(axis: Any, log: bool) -> None:
 
 
 def _place(axes: Any, notes: Sequence[tuple[float, float, str]], renderer: Any) -> None:
-    """Puts each note beside its point where it covers no other note and no other point; leaves it out if none is free."""
+    """Puts each note beside its point where it covers no other note or point; leaves it out if no place is free."""
     dots = [axes.transData.transform((x, y)) for x, y, _ in notes]
     taken: list[Any] = []
     for (x, y, text), dot in zip(notes, dots, strict=True):

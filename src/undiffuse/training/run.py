@@ -18,8 +18,8 @@ from undiffuse.data import Batch, ImageDataset, check_trainable
 from undiffuse.distributed import Ranks
 from undiffuse.nets.forward import Forward
 from undiffuse.noise import NoiseSource
-from undiffuse.pixels import from_uint8
 from undiffuse.pictures.plots import PlottingUnavailable, can_plot
+from undiffuse.pixels import from_uint8
 from undiffuse.training.config import TrainConfig
 from undiffuse.training.diagnosis import describe, find_broken_parts
 from undiffuse.training.evaluation import BEST, Evaluator, keep_best

@@ -45,7 +45,7 @@ def table(
 
 
 def fields(rows: Sequence[tuple[str, object]], indent: int = 2) -> str:
-    """Formats pairs as lines `name  value` with aligned values; leaves out pairs whose value is None, wraps long ones."""
+    """Formats pairs as aligned lines `name  value`; wraps long values and leaves out those that are None."""
     shown = [(name, str(value)) for name, value in rows if value is not None]
     width = max((len(name) for name, _ in shown), default=0)
     start = indent + width + 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from undiffuse.metrics.checks import as_features, as_images
 from undiffuse.metrics.estimate import Card, MetricError
+from undiffuse.util.hashing import tensors_hash
 
 __all__ = ["Extracted", "Extractor", "FunctionExtractor", "exact_arithmetic", "in_batches", "tensors_hash"]
 
@@ -103,16 +103,6 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
                 yield
         finally:
             torch.set_float32_matmul_precision(precision)
-
-
-def tensors_hash(state: Mapping[str, Any]) -> str:
-    """sha256 of tensors with their names, types and shapes, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def load_exactly(net: torch.nn.Module, state: Mapping[str, Any], what: str) -> None:
