@@ -261,9 +261,12 @@ def open_set(
     if isinstance(source, ImageSet):
         return EvaluationSet(images=source)
     if isinstance(source, (np.ndarray, Tensor)):
+        whole = ArrayImages(source, labels, label_names)
+        if count is None:
+            return EvaluationSet(images=whole)
         chosen = _chosen(len(source), count, first)
-        labels = None if labels is None else np.asarray(labels)[chosen]
-        return EvaluationSet(images=ArrayImages(source[chosen], labels, label_names))
+        kept = None if whole.labels is None else whole.labels[chosen]
+        return EvaluationSet(images=ArrayImages(source[chosen], kept, whole.label_names))
     if not isinstance(source, (str, Path)):
         if count is not None:
             from torch.utils.data import Subset
@@ -285,12 +288,11 @@ def open_set(
     return EvaluationSet(images=images, statistics=statistics)
 
 
-def _chosen(total: int, count: int | None, first: bool) -> np.ndarray:
-    if count is not None and count > total:
+def _chosen(total: int, count: int, first: bool) -> np.ndarray:
+    """The numbers of `count` images: the first ones, or evenly spaced ones."""
+    if count > total:
         raise ConfigError("count", f"there are {total:,} images, fewer than {count:,}")
-    if first or count is None:
-        return np.arange(total if count is None else count)
-    return np.arange(count) * total // count
+    return np.arange(count) if first else np.arange(count) * total // count
 
 
 def preparation(config: EvaluationConfig, pipeline: Pipeline | None, extractors: Sequence[Extractor]) -> dict[str, Any]:
