@@ -209,7 +209,9 @@ def test_tuned_levels_are_found_in_the_cache(
     assert chosen == [("dpmpp-2m", 3, 4)] * 3  # a damaged file is no answer
 
 
-def test_levels_that_have_a_name_are_measured_once(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_levels_that_have_a_name_are_measured_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """And carry the label, where nothing else measures them."""
     errors = {"karras": Measured(0.1, 0.1, 0.01), "logsnr": Measured(0.2, 0.2, 0.01)}
     monkeypatch.setattr(tuned, "tune_pipeline", lambda *given: (Tuned("karras", errors, 3), 4))

@@ -27,7 +27,12 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tuned, "tune_pipeline", lambda p, steps, images, *rest: (found.append(steps), (FAKE, images))[1])
+
+    def choose(pipeline: Pipeline, steps: int, images: int, *rest: object) -> tuple[Tuned, int]:
+        found.append(steps)
+        return FAKE, images
+
+    monkeypatch.setattr(tuned, "tune_pipeline", choose)
     write_model(tmp_path / "model.safetensors")
     write_model(tmp_path / "second.safetensors", seed=1)
     write_classifier(tmp_path / "judge.safetensors")

@@ -6,12 +6,13 @@ import argparse
 import time
 from pathlib import Path
 
-from undiffuse.cli.console import duration, say
+from undiffuse.cli.console import say
 from undiffuse.cli.evaluating import OPTION_NAMES, sampler_config, settings
 from undiffuse.evaluation import evaluate
 from undiffuse.evaluation.inputs import is_model
 from undiffuse.evaluation.text import report_text
 from undiffuse.pictures.names import safe
+from undiffuse.util.text import duration
 
 __all__ = ["FOLDER", "OPTION_NAMES", "run"]
 

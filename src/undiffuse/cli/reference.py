@@ -6,10 +6,11 @@ import argparse
 import time
 from pathlib import Path
 
-from undiffuse.cli.console import duration, fields, say
+from undiffuse.cli.console import fields, say
 from undiffuse.cli.evaluating import OPTION_NAMES, settings
 from undiffuse.evaluation import make_reference
 from undiffuse.pictures.names import safe
+from undiffuse.util.text import duration
 
 __all__ = ["OPTION_NAMES", "run"]
 

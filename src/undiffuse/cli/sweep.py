@@ -8,11 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from undiffuse.cli.console import duration, say
+from undiffuse.cli.console import say
 from undiffuse.cli.evaluating import OPTION_NAMES, sampler_config, settings
 from undiffuse.evaluation import FrontierSweep, GuidanceSweep, frontier, sweep
 from undiffuse.evaluation.points import OVER
 from undiffuse.pipelines.guidance import GuidanceConfig
+from undiffuse.util.text import duration
 
 __all__ = ["OPTION_NAMES", "run"]
 

@@ -6,13 +6,14 @@ import argparse
 import time
 from pathlib import Path
 
-from undiffuse.cli.console import duration, say, table
+from undiffuse.cli.console import say, table
 from undiffuse.evaluation.evaluator import refuse_existing
 from undiffuse.evaluation.text import number
 from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
 from undiffuse.tuning import Measured, Tuned
 from undiffuse.tuning.cache import described, tune_pipeline, verdict
 from undiffuse.util.files import atomic_file
+from undiffuse.util.text import duration
 
 
 def run(args: argparse.Namespace) -> int:

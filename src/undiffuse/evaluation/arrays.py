@@ -108,7 +108,7 @@ class DatasetImages(ImageSet):
 
     def _item(self, i: int) -> tuple[NDArray[np.uint8], int | None]:
         """Returns image i as [H, W, C] and its label."""
-        item = self.dataset[i]
+        item: Any = self.dataset[i]
         label: Any = None
         if isinstance(item, Mapping):
             item, label = item.get("image"), item.get("label")

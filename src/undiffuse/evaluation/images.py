@@ -323,7 +323,7 @@ def _one_size(source: Source) -> tuple[int, int]:
             raise ConfigError(
                 "size",
                 f"images differ in size: {source.name(0)} is {sizes[0][0]}x{sizes[0][1]}, {source.name(i)} is "
-                f"{size[0]}x{size[1]}; give the size to prepare them to, for example 256 (covers it and cuts the centre)",
+                f"{size[0]}x{size[1]}; give the size to prepare them to, for example 256 (cuts the centre)",
             )
     return sizes[0][1], sizes[0][0]
 

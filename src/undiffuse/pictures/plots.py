@@ -22,7 +22,8 @@ DPI = 120
 PANEL = (8.0, 4.6)  # inches
 # Okabe and Ito's colours, which colour-blind readers can tell apart, in the order of their contrast on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5a5a5a")
-_STYLE = {
+_STEPS = [1, 2, 2.5, 5, 10]  # of ticks
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 11, "axes.titlelocation": "left",
     "axes.edgecolor": "#999999", "axes.labelcolor": "#333333", "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e6e6e4", "grid.linewidth": 0.8,
@@ -136,7 +137,7 @@ def draw_plot(panels: Panel | Sequence[Panel], title: str = "", columns: int = 2
         canvas = FigureCanvasAgg(figure)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=12.5)
-        cells = np.atleast_1d(figure.subfigures(rows, columns)).ravel()
+        cells = figure.subfigures(rows, columns, squeeze=False).ravel()
         notes = [_fill(cell, panel, width) for cell, panel in zip(cells, panels, strict=False)]
         canvas.draw()
         if any(notes):
@@ -231,13 +232,13 @@ def _ticks(axis: Any, log: bool) -> None:
         low, high = sorted(axis.get_view_interval())
         decades = math.log10(high / low)
         if decades < 1:
-            axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         else:
             # Ticks a factor of ten or more apart where there are many decades.
             axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,), numticks=9))
         axis.set_minor_formatter(NullFormatter())
     else:
-        axis.set_major_locator(MaxNLocator(7))
+        axis.set_major_locator(MaxNLocator(7, steps=_STEPS))
     axis.set_major_formatter(FuncFormatter(text))
 
 
