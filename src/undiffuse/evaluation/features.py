@@ -29,7 +29,7 @@ SHARD = 256
 BATCH = 64
 
 Progress = Callable[[int], None]
-"""Told the number of images that were finished since the last call."""
+"""Called with the number of images that were finished since the last call."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -209,7 +209,7 @@ def frontier(
     """
     from undiffuse.pipelines.pipeline import SamplerConfig
 
-    tell = notify or (lambda text: None)
+    notify = notify or (lambda text: None)
     measured_by = EvaluationConfig(**settings)
     base = replace(config or SamplerConfig(), model=str(model))
     for name in ("solver", "steps", "grid", "solver_options", "eta"):
@@ -231,8 +231,8 @@ def frontier(
         for point in long:  # a mistake in it shows before anything is sampled
             pipeline_of(base.model, point.config, str(ranks.device))
         if left_out and ranks.is_main:
-            tell(fields([("left out", text) for text in left_out]))
-        points = _with_levels(points, measured_by, ranks, tell)
+            notify(fields([("left out", text) for text in left_out]))
+        points = _with_levels(points, measured_by, ranks, notify)
         for found, report, pipeline in measured([*points, *long], reference, measured_by, ranks, floor, notify):
             metric = metric or _metric(report, by)  # a mistake in it shows after the first point, not the last
             if found is None or pipeline is None:
@@ -266,7 +266,7 @@ def frontier(
         if ranks.is_main:
             if out is not None:
                 for note in result.save(out):
-                    tell(note)
+                    notify(note)
             if keep:
                 frontiers.keep(result.frontier)
     return result
@@ -330,7 +330,7 @@ def steps_within(name: str, budget: int) -> int | None:
 
 
 def _with_levels(
-    points: Sequence[SweepPoint], measured_by: EvaluationConfig, ranks: Ranks, tell: Notify
+    points: Sequence[SweepPoint], measured_by: EvaluationConfig, ranks: Ranks, notify: Notify
 ) -> list[SweepPoint]:
     """The points with the levels of the grids "tuned" chosen; without those whose levels another point has."""
     named = [point for point in points if tuned_images(str(point.config.grid)) is None]
@@ -344,7 +344,7 @@ def _with_levels(
             continue
         spec, gain = "", ""
         if ranks.is_main:
-            tell(f"{point.title}: choosing levels ...")
+            notify(f"{point.title}: choosing levels ...")
             pipeline = pipeline_of(c.model, with_solver(c, str(c.solver), str(c.steps), "logsnr"), str(ranks.device))
             chosen = cached_levels(
                 pipeline, int(str(c.steps)), images, measured_by.seed, measured_by.classes, measured_by.cache,
@@ -357,7 +357,7 @@ def _with_levels(
             found.append(replace(point, config=config, label=str(c.grid)))
         gains.append((point.title, gain + (f"; measured once, as {same}" if same else "")))
     if ranks.is_main and gains:
-        tell(fields(gains))
+        notify(fields(gains))
     return found
 
 

@@ -65,7 +65,7 @@ class ImageSet(ABC):
         """Returns images start..stop-1, uint8 [B, H, W, C]."""
 
     def key(self, start: int, stop: int) -> str | None:
-        """Returns a name of these images that is known before they exist; None if only their pixels tell."""
+        """Returns a name of these images that is known before they exist; None if only their pixels identify them."""
         return None
 
 

@@ -75,7 +75,7 @@ class ClassAccuracy:
         extra["balanced"] = float(shares.mean())
         warnings = []
         if len(present) < len(self._seen):
-            warnings.append(f"only {len(present)} of {len(self._seen)} classes were asked for")
+            warnings.append(f"only {len(present)} of {len(self._seen)} classes occur")
         elif int(self._seen.max()) > 1.5 * int(self._seen.min()):
             warnings.append(
                 f"classes are not equally frequent: {int(self._seen.min())} to {int(self._seen.max())} images"

@@ -160,7 +160,7 @@ def nearest(x: Tensor, y: Tensor, *, precision: Precision = "exact", tile: int =
         rows = found.rows[better]
         best[rows], index[rows] = found.squared[better], found.columns[better]
     if precision in ("float32", "float64"):
-        # Once found, the few distances are worth their direct form, which tells near from equal.
+        # Once found, the few distances are worth their direct form, which separates near from equal.
         pairs = zip(x.split(TILE), index.split(TILE), strict=True)
         best = torch.cat([(u.double() - y[row].double()).square().sum(dim=1) for u, row in pairs]).to(best.dtype)
     return Nearest(best, index)

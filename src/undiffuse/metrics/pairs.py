@@ -1,7 +1,7 @@
 """Finds pairs of features that are near each other, a tile at a time in bounded memory.
 
 Metrics of neighbourhoods need few of N x M distances: the nearest, and those within given limits. `Tiles` checks all
-pairs of a tile at once by numbers that tell which may be among them, and measures only those.
+pairs of a tile at once by numbers that say which may be among them, and measures only those.
 """
 
 from __future__ import annotations
