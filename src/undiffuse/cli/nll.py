@@ -30,7 +30,8 @@ from undiffuse.denoiser import ChainDenoiser
 from undiffuse.levels import Chain
 from undiffuse.likelihood import Bound, FlowConfig, bits_per_dim, flow_bits_per_dim, mean_and_error
 from undiffuse.noise import NoiseSource
-from undiffuse.pictures import draw_curve, save_png
+from undiffuse.pictures import Panel, PlottingUnavailable, draw_plot, save_png
+from undiffuse.pictures.plots import can_plot
 from undiffuse.pipelines.inputs import labels_of, model_images, open_images, thinned
 from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, choose_classes
 from undiffuse.util.files import atomic_file
@@ -106,8 +107,12 @@ def run(args: argparse.Namespace) -> int:
         tail = "" if steps is None else f',\n "per_step": {json.dumps(steps, allow_nan=False)}'
         file.write(f"{head}{tail}\n}}\n".encode())
     if steps is not None:
-        curve = _curve(result, steps, chain.parent_steps)
-        save_png(folder / CURVE, curve, {**about, "total": result["bits_per_dim"]}, overwrite=True)
+        try:
+            curve = draw_plot(_curve(result, steps, chain.parent_steps, folder))
+        except PlottingUnavailable as error:
+            say(f"{folder / CURVE} is not drawn: {error}")
+        else:
+            save_png(folder / CURVE, curve, {**about, "total": result["bits_per_dim"]}, overwrite=True)
     strided = chain.steps != chain.parent_steps
     say(_text(result, dataset, terms, chain.steps, folder, time.monotonic() - begin, flow, strided))
     return 0
@@ -244,7 +249,7 @@ def _text(
     ]
     if flow is not None:
         rows += flow_lines(flow, result["images"], result["settings"]["precision"])
-    rows.append(("files", f"{folder / REPORT}, {folder / CURVE}" if bound else str(folder / REPORT)))
+    rows.append(("files", f"{folder / REPORT}, {folder / CURVE}" if bound and can_plot() else str(folder / REPORT)))
     note = "" if result["standard_error"] is not None else "\n  (one image has no standard error)"
     title = "Bits per dimension, an upper bound on the negative log-likelihood"
     head = f"{title} ({duration(took)}):\n"
@@ -259,13 +264,14 @@ def _number(of: Mapping[str, Any], name: str = "bits_per_dim", error: str = "sta
     return f"{of[name]:.4f}" if of[error] is None else f"{of[name]:.4f} +/- {of[error]:.4f}"
 
 
-def _curve(result: dict[str, Any], data: dict[str, list[Any]], steps: int) -> Any:
+def _curve(result: dict[str, Any], data: dict[str, list[Any]], steps: int, folder: Path) -> Panel:
     names = {"vb": "bits per dimension", "mse": "squared error of the noise"}
     series = {
         title: grouped(data["step"], data["images"], data[name], result["images"]) for name, title in names.items()
     }
-    title = f"The bound by step: {result['bits_per_dim']:.3f} bits per dimension in all"
-    return draw_curve(series, title, f"step (0 is the cleanest of {steps:,})", "mean of one step's term", log_y=True)
+    title = f"{folder.resolve().name}: the bound by step, {result['bits_per_dim']:.3f} bits per dimension in all"
+    x_label, y_label = f"step (0 is the cleanest of {steps:,})", "mean of one step's term"
+    return Panel(lines=series, title=title, x_label=x_label, y_label=y_label, log_y=True)
 
 
 def grouped(steps: list[int], counts: list[int], means: list[float | None], wanted: int) -> list[tuple[float, float]]:

@@ -7,15 +7,14 @@ import argparse
 import numpy as np
 import torch
 
-from undiffuse.cli import extractors as build
 from undiffuse.cli.console import say
 from undiffuse.cli.planning import Plan
-from undiffuse.cli.sides import matching
 from undiffuse.data import ImageDataset
 from undiffuse.distributed import Ranks, resolve_device
 from undiffuse.evaluation import FeatureCache, StoredImages, Summary, extract, open_images, read_reference
+from undiffuse.evaluation.inputs import matching
 from undiffuse.evaluation.summary import is_reference
-from undiffuse.metrics.extractors import Extractor
+from undiffuse.metrics.extractors import Extractor, build_extractors, default_extractors
 from undiffuse.training.evaluation import Evaluator
 from undiffuse.util.progress import Progress
 
@@ -28,9 +27,10 @@ def build_evaluator(args: argparse.Namespace, plan: Plan) -> Evaluator | None:
         return None
     against = args.evaluate_against
     given = read_reference(against) if against is not None and is_reference(against) else None
-    names = args.extractor or build.default_names([str(args.data), str(against or "")], given)
+    cards = None if given is None else [summary.card for summary in given]
+    names = args.extractor or default_extractors([str(args.data), str(against or "")], cards)
     device = torch.device("cpu") if plan.recipe.train.device is None else resolve_device(plan.recipe.train.device)
-    extractors = build.build(names, args.extractor_weights, args.grey, device)
+    extractors = build_extractors(names, args.extractor_weights, args.grey, device)
     if given is not None:
         summaries = [matching(given, extractor) for extractor in extractors]
     else:
@@ -48,8 +48,9 @@ def _images(args: argparse.Namespace, plan: Plan) -> StoredImages:
     data = plan.dataset.config
     if args.evaluate_against is not None:
         return open_images(
-            args.evaluate_against, size=data.size, channels=data.channels, fit=data.fit, pad_value=data.pad_value
-        )
+            args.evaluate_against, size=data.size, channels=data.channels, fit=data.fit, pad_value=data.pad_value,
+            on_broken=args.on_broken,
+        )  # fmt: skip
     dataset = plan.validation if plan.validation is not None and len(plan.validation) >= MOST else plan.dataset
     chosen = np.arange(min(MOST, len(dataset))) * len(dataset) // min(MOST, len(dataset))
     return StoredImages(ImageDataset(dataset.source.subset(chosen), dataset.config))

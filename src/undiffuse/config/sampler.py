@@ -275,7 +275,7 @@ class SamplerConfig:
         names = {declared.name for _, declared in settings_of(GuidanceConfig)}
         unknown = sorted(changes.keys() - own - names - {"guidance"})
         if unknown:
-            raise ConfigError(unknown[0], f"is no setting; there are {', '.join(sorted(own | names))}")
+            raise ConfigError(unknown[0], f"there is no such setting; there are {', '.join(sorted(own | names))}")
         kept = {name: value for name, value in changes.items() if name in own}
         return replace(self, guidance=changes["guidance"], **kept)
 
@@ -304,9 +304,9 @@ class SamplerConfig:
         except ValueError as error:
             raise ConfigError("solver_options", str(error)) from None
         if self.eta and solver != "ddim":
-            raise ConfigError("eta", f"is the noise of ddim; {solver} has its own or none. Leave `eta` out")
+            raise ConfigError("eta", f"the noise of ddim; {solver} has its own or none. Leave `eta` out")
         if self.guidance.strength and at == "mean" and solver != "ancestral":
-            raise ConfigError("guidance_at", f'= "mean" works with the solver ancestral only, not with {solver}')
+            raise ConfigError("guidance_at", f'"mean" works with the solver ancestral only, not with {solver}')
         steps = self.steps
         if steps is None and advice is not None and advice.solver == solver:
             steps = advice.steps

@@ -204,7 +204,7 @@ def upsampler_of(reference: str) -> str:
     entry = published.ENTRIES.get(like or file) or published.of_file(file)
     found = published.upsamplers_of(entry.name) if entry is not None else []
     if len(found) != 1:
-        raise ConfigError("upsampler", f"= auto: none is published for {reference}; give the name or file of one")
+        raise ConfigError("upsampler", f"none is published for {reference}; give the name or file of one")
     beside = Path(file).parent / found[0].file
     return str(beside) if Path(file).is_file() and beside.is_file() else found[0].name
 

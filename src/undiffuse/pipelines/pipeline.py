@@ -122,7 +122,7 @@ class Pipeline:
         """
         where = resolve_device(device)
         if config.precision == "fp16" and where.type == "cpu":
-            raise ConfigError("precision", "= fp16 is for GPUs; on a CPU use bf16, which is as small, or fp32")
+            raise ConfigError("precision", "fp16 is for GPUs; on a CPU use bf16, which is as small, or fp32")
         if model is None:
             if config.model is None:
                 raise ConfigError("model", "is missing: give a model file, a run folder, or a name")
@@ -232,7 +232,7 @@ class Pipeline:
         if count is None:
             count = len(low) if low is not None else len(chosen) if chosen else 16
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ConfigError("count", f"= {count!r} is not possible; expected a whole number of at least 1")
+            raise ConfigError("count", f"{count!r} is not possible; expected a whole number of at least 1")
         source = SampleSource(self, seed, chosen, low)
         indices = list(range(first, first + count))
         size = min(count, self.batch_size(batch))

@@ -18,6 +18,7 @@ from undiffuse.data import Batch, ImageDataset, check_trainable
 from undiffuse.distributed import Ranks
 from undiffuse.nets.forward import Forward
 from undiffuse.noise import NoiseSource
+from undiffuse.pictures.plots import PlottingUnavailable, can_plot
 from undiffuse.pixels import from_uint8
 from undiffuse.training.config import TrainConfig
 from undiffuse.training.diagnosis import describe, find_broken_parts
@@ -102,6 +103,8 @@ class Run:
                 self.tell("note", text=f"{text}; going on from the checkpoint before it")
             for text in resumed.notes if resumed and not complete else []:
                 self.tell("note", text=f"changed setting {text}")
+            if not can_plot():
+                self.tell("note", text=f"no loss curve will be drawn: {PlottingUnavailable()}")
         if self.evaluator is not None:
             self.evaluator.resume(self._folder.path)
         self._told = (self.state.images, self.state.seconds)
