@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +80,10 @@ def test_encoding_goes_on_where_it_was_stopped(
     write = latents.LatentsWriter.write
     calls = iter(range(100))
 
-    def interrupted(self: latents.LatentsWriter, start: int, batch: torch.Tensor) -> None:
+    def interrupted(self: latents.LatentsWriter, indices: list[int], batch: torch.Tensor) -> None:
         if next(calls) == 2:
             raise KeyboardInterrupt
-        write(self, start, batch)
+        write(self, indices, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(latents.LatentsWriter, "write", interrupted)
@@ -90,13 +91,13 @@ def test_encoding_goes_on_where_it_was_stopped(
     assert not file.exists()
     capsys.readouterr()
     assert call(*words, "--out", file, "--batch", 1) == 0
-    assert "2 images encoded" in capsys.readouterr().out
+    assert "2 images encoded (4 were there already)" in capsys.readouterr().out
     assert torch.allclose(latents.read(file).latents, latents.read(whole).latents, atol=1e-4)
     assert not Path(f"{file}.parts").exists()
     assert call(*words, "--out", file) == 0
-    assert "all images were encoded already" in capsys.readouterr().out
+    assert "0 images encoded (6 were there already)" in capsys.readouterr().out
     assert call(*words, "--out", file, "--clip", "none") == 2
-    assert "holds latents of another job (clip: static there, none now)" in capsys.readouterr().err
+    assert "holds latents made with other settings:\n  record.clip: static there, none now" in capsys.readouterr().err
     assert call(*words, "--out", file, "--clip", "none", "--overwrite") == 0
 
 
@@ -104,14 +105,22 @@ def test_single_files_and_their_class(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = images / "top" / "0.png"
-    words = ("encode", file, images / "left" / "1.png", "--model", model, *FAST, "--out", tmp_path / "l.safetensors")
-    assert call(*words) == 2
-    assert "there are no labels in 2 files: give --class" in capsys.readouterr().err
-    assert call(*words, "--class", "top") == 0
-    stored = latents.read(tmp_path / "l.safetensors")
+    words = ("encode", file, images / "left" / "1.png", "--model", model, *FAST, "--out", tmp_path / "own")
+    assert call(*words) == 0  # a file's folder names its class
+    stored = latents.read(tmp_path / "own.safetensors")
     assert stored.labels is not None
-    assert stored.labels.tolist() == [2, 2]
+    assert stored.labels.tolist() == [2, 0]
     assert stored.about["names"][0].endswith("top/0.png")
+    assert call(*words, "--class", "top", "--overwrite") == 0
+    labels = latents.read(tmp_path / "own.safetensors").labels
+    assert labels is not None
+    assert labels.tolist() == [2, 2]
+    shutil.copy(file, tmp_path / "elsewhere.png")
+    capsys.readouterr()
+    assert call("encode", tmp_path / "elsewhere.png", *words[3:7], "--out", tmp_path / "no.txt") == 2
+    assert "--out is no.txt, but latents are kept in a .safetensors file" in capsys.readouterr().err
+    assert call("encode", tmp_path / "elsewhere.png", *words[3:7], "--out", tmp_path / "no") == 2
+    assert "there are no labels in 1 file, and neither record nor folder names the class" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -122,8 +131,9 @@ def test_single_files_and_their_class(
         (["decode", "nowhere"], "there is no file nowhere"),
         (["interpolate"], "give two image files, or --seeds A,B"),
         (["interpolate", "a.png"], "give two image files, or --seeds A,B"),
-        (["interpolate", "a.png", "b.png"], "the model is told a class: give --class"),
-        (["interpolate", "--seeds", "1,2", "--frames", "1"], "at least its two ends"),
+        (["interpolate", "a.png", "b.png"], "there is no file a.png"),
+        (["interpolate", "1", "2"], "there are no files 1 and 2; did you mean --seeds 1,2?"),
+        (["interpolate", "--seeds", "1,2", "--frames", "1"], "--frames 1 is too few: expected at least 2"),
     ],
 )
 def test_mistakes(words: list[str], told: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -198,6 +208,6 @@ def test_pictures_of_undiffuse_bring_their_class(
     assert call("interpolate", samples[0], samples[1], *words, "--frames", 2, "--out", tmp_path / "two") == 0
     assert read_record(tmp_path / "two" / "interpolation.png")["classes"] == [2, 0]
     capsys.readouterr()
-    ordinary = images / "top" / "0.png"
+    ordinary = shutil.copy(images / "top" / "0.png", tmp_path / "ordinary.png")
     assert call("interpolate", samples[0], ordinary, *words, "--out", tmp_path / "none") == 2
-    assert "give --class" in capsys.readouterr().err
+    assert "names the class of" in capsys.readouterr().err

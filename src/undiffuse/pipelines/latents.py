@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from undiffuse import sampling
 from undiffuse.checkpoints import weights_hash
 from undiffuse.data import ImageDataset
 from undiffuse.noise import NoiseSource
+from undiffuse.pictures import save_png
+from undiffuse.pipelines import grids
 from undiffuse.pipelines.classes import class_names, class_numbers
 from undiffuse.pipelines.inputs import Images, labels_of, model_images, open_images
 from undiffuse.pipelines.pipeline import Pipeline
@@ -33,11 +35,16 @@ from undiffuse.util.files import atomic_file
 from undiffuse.util.progress import NoProgress, Progress
 from undiffuse.util.records import check_record, read_json
 from undiffuse.util.store import Parts, Store
+from undiffuse.util.text import count_of
 
-__all__ = ["Latents", "LatentsWriter", "decode", "encode", "interpolate", "read", "reconstruction_errors"]
+__all__ = [
+    "Latents", "LatentsWriter", "decode", "decode_into", "encode", "latents_path", "pipeline_of", "read",
+    "read_about", "reconstruction_errors",
+]  # fmt: skip
 
 KEY = "undiffuse.latents"
 SUFFIX = ".safetensors"
+GRID = "grid.png"
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,13 @@ class Latents:
         latents: float32 [N, C, H, W].
         labels: The classes under which they were encoded, int64 [N]; None without classes.
         about: How they were made: "record" and "notes" of the pipeline, the images' "names", and "label_names".
+        where: What messages call them, their file.
     """
 
     latents: Tensor
     labels: Tensor | None
     about: dict[str, Any]
+    where: str = "the latents"
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -79,6 +88,7 @@ def encode(
     overwrite: bool = False,
     batch: int | None = None,
     progress: bool = True,
+    report: Callable[[str], None] | None = None,
     **inputs: Any,
 ) -> Latents:
     """Encodes images into latents by DDIM inversion; the same job with the same `out` resumes.
@@ -87,18 +97,18 @@ def encode(
         pipeline: A pipeline with the solver "ddim" and eta 0.
         images: What `open_images` takes.
         classes: The class of all images, or one for each; by default what `labels_of` finds.
-        out: A .safetensors file for the latents; None keeps them in memory.
+        out: A file for the latents; a name without a suffix gets .safetensors. None keeps them in memory.
         overwrite: Whether to replace latents of another job.
         batch: Images at once; by default what fits into memory.
         progress: Whether to show a progress bar.
+        report: Receives a line on how many images were encoded now.
         **inputs: Other arguments of `open_images`.
 
     Raises:
         ConfigError: The classes are unknown ("classes"), or `out` has another suffix ("out").
         ValueError: `out` holds latents of another job, or the pipeline is not deterministic DDIM.
     """
-    if pipeline.config.solver != "ddim" or pipeline.config.eta:
-        raise ConfigError("solver", f"is {pipeline.text()}; encoding needs ddim with eta 0")
+    check_deterministic(pipeline)
     chosen = class_numbers(pipeline.model, classes, default=None)
     dataset = open_images(images, pipeline.model, **{"labels": "auto" if chosen is None else "none", **inputs})
     labels = labels_of(dataset, pipeline.model, chosen)
@@ -125,6 +135,9 @@ def encode(
             else:
                 writer.write(indices, latents)
             bar.advance(len(indices))
+    if report is not None:
+        kept = f" ({len(dataset) - len(todo):,} were there already)" if len(todo) < len(dataset) else ""
+        report(f"{count_of(len(todo), 'image')} encoded{kept}")
     if writer is not None:
         return writer.finish(len(dataset), labels)
     return Latents(torch.cat(made), None if labels is None else torch.tensor(labels), check_record(about))
@@ -154,10 +167,7 @@ def decode(
         ValueError: The latents are those of images of another shape, or their labels are not the model's classes.
     """
     stored = encoded if isinstance(encoded, Latents) else read(encoded)
-    if stored.latents.shape[1:] != pipeline.shape:
-        sizes = ["x".join(map(str, shape)) for shape in (stored.latents.shape[1:], pipeline.shape)]
-        raise ValueError(f"these are latents of {sizes[0]}, but the model makes images of {sizes[1]}")
-    labels = _decoding_labels(stored, pipeline, class_numbers(pipeline.model, classes, default=None))
+    labels = _decoding_labels(stored, pipeline, classes)
     todo = list(range(len(stored))) if indices is None else list(indices)
     size, made = pipeline.batch_size(batch), []
     own = progress if isinstance(progress, NoProgress) else None
@@ -174,37 +184,48 @@ def decode(
     return Samples(torch.cat(made).numpy(), chosen, class_names(pipeline), todo, run, pipeline.notes, pipeline.text())
 
 
-def interpolate(
+def decode_into(
+    folder: str | Path,
     pipeline: Pipeline,
-    ends: tuple[Tensor, Tensor],
+    encoded: Latents | str | Path,
     *,
-    frames: int = 9,
-    label: int | None = None,
+    classes: Any = None,
+    format: Any = "png",
+    overwrite: bool = False,
     batch: int | None = None,
-    progress: NoProgress | None = None,
-) -> Tensor:
-    """Makes images on the arc between two latents (DDIM, Appendix D.5).
+    notes: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> tuple[Path, int]:
+    """Decodes latents into a folder of images with a grid; the same job again makes only what is missing.
 
     Args:
-        pipeline: A pipeline with the solver "ddim" and eta 0.
-        ends: The two latents, [1, C, H, W] each.
-        frames: Number of images, both ends included; at least 2.
-        label: The class of all images; None without classes.
-        batch: Images at once; by default what fits into memory.
-        progress: Advanced by one for each image, in parts.
+        folder: Where the images go.
+        pipeline, encoded, classes, batch, progress: See `decode`.
+        format: "png", "npz" or "both", see `pictures.SampleWriter`.
+        overwrite: Whether to remove images of another job.
+        notes: What records of the images also say.
 
     Returns:
-        uint8 [frames, H, W, C], evenly spaced by angle.
+        The folder or npz file, and the number of images that were missing.
     """
-    if frames < 2:
-        raise ConfigError("frames", f"{frames} is too few: expected at least 2, the two ends")
-    way = torch.cat([sampling.slerp(ends[0], ends[1], k / (frames - 1)) for k in range(frames)])
-    made = []
-    for part in way.split(pipeline.batch_size(batch)):
-        labels = None if label is None else [label] * len(part)
-        noise = NoiseSource(0, range(len(part)))  # no deterministic step draws from it
-        made.append(to_uint8(pipeline.from_noise(noise, labels, x_T=part, progress=progress).float()).cpu())
-    return torch.cat(made)
+    stored = encoded if isinstance(encoded, Latents) else read(encoded)
+    labels = _decoding_labels(stored, pipeline, classes)
+    run = _decoding_run(pipeline, stored, classes)
+    about, place = {**pipeline.notes, **(notes or {})}, Path(folder)
+    names = class_names(pipeline)
+    writer = grids.open_writer(place, format, overwrite, (GRID,), run=run, notes=about, label_names=names)
+    todo, size = writer.missing(len(stored)), pipeline.batch_size(batch)
+    with Progress("decoding", len(todo), "images") if progress else NoProgress() as bar:
+        for start in range(0, len(todo), size):
+            made = decode(
+                pipeline, stored, classes=labels, indices=todo[start : start + size], batch=size, progress=bar
+            )
+            writer.write(made.indices, made.images, made.labels)
+    result, shown = writer.finish(len(stored)), grids.grid_count(len(stored), None)
+    title = count_of(len(stored), "decoded image") + (f", the first {shown}" if shown < len(stored) else "")
+    grid = grids.class_grid(grids.first_images(place, 0, shown), None, names, title, pipeline.text())
+    save_png(place / GRID, grid, {**run, **about}, overwrite=True)
+    return result, len(todo)
 
 
 def reconstruction_errors(
@@ -223,19 +244,34 @@ def reconstruction_errors(
     return torch.stack(errors)
 
 
-def pipeline_of(
-    stored: Latents, *, model: str | None = None, device: str = "auto", where: str = "the latents"
-) -> Pipeline:
+def pipeline_of(stored: Latents, *, model: str | None = None, device: str = "auto") -> Pipeline:
     """Loads the pipeline that encoded latents.
 
     Args:
         stored: The latents.
         model: Where the model is now, if not where the record says.
         device: See `Pipeline.load`.
-        where: What messages call the latents.
     """
     record = {**stored.about["record"], **stored.about["notes"]}
-    return Pipeline.from_record(record, device=device, where=f"the record in {where}", model=model)
+    return Pipeline.from_record(record, device=device, where=f"the record in {stored.where}", model=model)
+
+
+def check_deterministic(pipeline: Pipeline) -> None:
+    """Raises ConfigError ("solver") unless a pipeline samples by DDIM without noise, which alone can be inverted."""
+    if pipeline.config.solver != "ddim" or pipeline.config.eta:
+        raise ConfigError("solver", f"is {pipeline.text()}; latents need ddim with eta 0")
+
+
+def latents_path(path: str | Path) -> Path:
+    """Completes the name of a file of latents: without a suffix it gets .safetensors.
+
+    Raises:
+        ConfigError: It has another suffix ("out").
+    """
+    file = Path(path)
+    if file.suffix not in ("", SUFFIX):
+        raise ConfigError("out", f"is {file.name}, but latents are kept in a {SUFFIX} file")
+    return file if file.suffix else file.with_name(file.name + SUFFIX)
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
@@ -290,14 +326,14 @@ def read(path: str | Path) -> Latents:
                 f"{list(labels.shape)}"
             )
         labels = labels.long()
-    return Latents(latents.float(), labels, about)
+    return Latents(latents.float(), labels, about, str(path))
 
 
 class LatentsWriter(Store):
     """Collects batches of one job and packs them into one file.
 
     Args:
-        path: The .safetensors file.
+        path: The file, see `latents_path`.
         about: How the latents are made, see `Latents`; a job resumes only with the same.
         overwrite: Whether to remove latents of another job.
 
@@ -307,9 +343,7 @@ class LatentsWriter(Store):
     """
 
     def __init__(self, path: str | Path, about: Mapping[str, Any], overwrite: bool = False) -> None:
-        super().__init__(path, about, "latents")
-        if self.place.suffix != SUFFIX:
-            raise ConfigError("out", f"latents are a {SUFFIX} file; {self.place.name!r} does not end so")
+        super().__init__(latents_path(path), about, "latents")
         self.parts = Parts(self.place.with_name(self.place.name + ".parts"))
         if overwrite:
             self.place.unlink(missing_ok=True)
@@ -351,22 +385,32 @@ class LatentsWriter(Store):
         return made
 
 
-def _decoding_labels(stored: Latents, pipeline: Pipeline, given: list[int] | None) -> list[int] | None:
-    """The class of each image, checked against the model's."""
-    classes = pipeline.model.num_classes
+def _decoding_run(pipeline: Pipeline, stored: Latents, classes: Any) -> dict[str, Any]:
+    """Everything that decides decoded images. No noise is drawn; the seed is part of file names only."""
+    given = class_numbers(pipeline.model, classes, default=None)
+    return {**pipeline.record, "command": "decode", "seed": 0, "latents": stored.digest, "classes": given}
+
+
+def _decoding_labels(stored: Latents, pipeline: Pipeline, classes: Any) -> list[int] | None:
+    """The class under which each image is decoded; checks that the latents are those of such a model."""
+    if stored.latents.shape[1:] != pipeline.shape:
+        sizes = ["x".join(map(str, shape)) for shape in (stored.latents.shape[1:], pipeline.shape)]
+        raise ValueError(f"{stored.where} holds latents of {sizes[0]}, but the model makes images of {sizes[1]}")
+    given = class_numbers(pipeline.model, classes, default=None)
     if given is not None:
         if len(given) not in (1, len(stored)):
             expected = f"expected one class, or one for each of the {len(stored)} images"
             raise ConfigError("classes", f"{expected}; got {len(given)}")
         return given * len(stored) if len(given) == 1 else given
     labels = None if stored.labels is None else [int(k) for k in stored.labels]
-    if classes is None:
+    number = pipeline.model.num_classes
+    if number is None:
         if labels is not None:
-            raise ValueError("the latents have labels, but the model has no classes")
+            raise ValueError(f"{stored.where} has labels, but the model has no classes")
     elif labels is None:
-        raise ConfigError("classes", "is missing: the model is class-conditional, but the latents have no labels")
-    elif min(labels) < 0 or max(labels) >= classes:
+        raise ConfigError("classes", f"is missing: the model is class-conditional, but {stored.where} has no labels")
+    elif min(labels) < 0 or max(labels) >= number:
         raise ValueError(
-            f"the latents have labels {min(labels)} to {max(labels)}, but the model has classes 0 to {classes - 1}"
+            f"{stored.where} has labels {min(labels)} to {max(labels)}, but the model has classes 0 to {number - 1}"
         )
     return labels
