@@ -47,9 +47,7 @@ def test_the_page(
     assert "all images were there already" in capsys.readouterr().out
 
 
-def test_one_image_is_one_image(
-    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_image_is_one_image(model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("vary", images / "top" / "0.png", "--model", model, *FAST, "--out", tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert said.startswith("1 image made")

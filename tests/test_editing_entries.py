@@ -166,9 +166,7 @@ def test_masks_are_found_by_name(model: SamplerConfig, tmp_path: Path) -> None:
         ("zero_one.png", "a brightest value of 1, but the part to fill must be white"),
     ],
 )
-def test_masks_that_cannot_be_used(
-    mask: str, message: str, model: SamplerConfig, images: Path, tmp_path: Path
-) -> None:
+def test_masks_that_cannot_be_used(mask: str, message: str, model: SamplerConfig, images: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     write_mask(tmp_path / "small.png", (5, 4))
     write_mask(tmp_path / "black.png", white=(0, 0, 0, 0))

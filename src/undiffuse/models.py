@@ -62,7 +62,7 @@ class _Model:
 
     @property
     def preparation(self) -> Mapping[str, Any]:
-        """How the training images were prepared ("size", "channels", "fit", "pad_value", "background"); may be empty."""
+        """How the training images were prepared: "size", "channels", "fit", "pad_value", "background"; may be empty."""
         return (self.manifest.get("data") or {}).get("config") or {}
 
     def label_name(self, index: int) -> str:

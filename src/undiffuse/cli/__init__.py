@@ -87,10 +87,14 @@ def _status(error: Exception) -> int | None:
     return known.get(type(error).__name__)
 
 
+def _option(argument: str) -> str:
+    """The option of an argument."""
+    return "--" + ("class" if argument == "classes" else argument).replace("_", "-")
+
+
 def _message(error: Exception) -> str:
     if isinstance(error, ConfigError):
-        named = lambda name: f"--{name.replace('_', '-')}"  # noqa: E731
-        return f"{named(error.field)} " + re.sub(r"`([a-z_]+)`", lambda found: named(found[1]), error.text)
+        return f"{_option(error.field)} " + re.sub(r"`([a-z_]+)`", lambda found: _option(found[1]), error.text)
     if type(error).__name__ == "OutOfMemoryError":
         return f"out of memory; give a smaller --batch, or --precision bf16 ({str(error).splitlines()[0]})"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

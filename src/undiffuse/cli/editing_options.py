@@ -8,7 +8,7 @@ from typing import Any
 from undiffuse.cli import options, values
 
 _IMAGES = "IMAGES is a folder, .zip, .npz, fashion-mnist[:test], or image files."
-_SAME = "Results are named as the images. The same command resumes; grid.png shows before and after."
+_SAME = "Results are named as the images. The same command resumes."
 _SOLVERS = "Without --solver, pigdm and mmps use dpmpp-2m, dps uses ddim."
 _SHARED = ("classes", "count", "variants", "seed", "labels", "fit", "on_broken", "out", "format", "overwrite", "batch")
 _METHOD = ("method", "resamples", "jump", "zeta", "iterations", "noise", "data_std")
@@ -24,7 +24,7 @@ def inpaint(add: Any, commands: Any) -> None:
     parser = add(commands, "inpaint", "IMAGES ... --mask PNG ", f"""\
 Fills a part of images. What is outside the mask is kept, pixel for pixel. {_IMAGES} {_SAME}
 
-  repaint   put the known part in after each step, and sample each stretch of steps --resamples times
+  repaint   put the known part in after each step, and sample each stretch --resamples times
   dps       a gradient step towards the known part after each step of the sampler
   pigdm     guide the sampler by the likelihood of the known part
   mmps      the same with the model's own covariance: --iterations more backward passes per call

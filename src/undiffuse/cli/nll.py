@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     if args.method == "flow" and hasattr(args, "terms"):
         raise ConfigError("terms", "is for the bound, which is not measured: leave it out, or add --method both")
     terms = getattr(args, "terms", DEFAULT_TERMS)
-    names = ("method", "count", "steps", "decoder", "classes", "labels", "fit", "on_broken", "seed", "batch")
-    names += ("device", "weights", "out", "overwrite")
+    names = ["method", "count", "steps", "decoder", "classes", "labels", "fit", "on_broken", "seed", "batch"]
+    names += ["device", "weights", "out", "overwrite"]
     report = measure(
         args.model,
         args.data,
@@ -59,7 +59,8 @@ def _page(report: LikelihoodReport, folder: Path, terms: int | None, seconds: fl
     text = f"Bits per dimension, an upper bound on the negative log-likelihood ({duration(seconds)}):\n"
     if bound and flow is not None:
         head = ("method", "bits/dim", "network calls an image")
-        beside = [["bound", number_text(result), terms or steps], ["flow", number_text(flow), f"{flow['calls']:.0f}"]]
+        of_flow = ["flow", number_text(flow), f"{flow['calls']:.0f}"]
+        beside = [["bound", number_text(result), str(terms or steps)], of_flow]
         text += table(beside, head, right=(2,), indent=2) + "\n"
     text += fields(rows)
     if report.stderr is None:

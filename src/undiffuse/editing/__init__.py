@@ -2,8 +2,8 @@
 
 `inpaint`, `restore`, `vary` and `translate` take images and give images, each in one call. Underneath, what was
 observed of an image is a linear operator (one a file, with its adjoint); a way to sample given the observation is a
-guidance (`ObservationGuidance`), a solver around a solver (`DPS`), or a loop of its own (`repaint`, `sdedit`, `ddib`). To add an
-operator, write a class that follows `Operator`.
+guidance (`ObservationGuidance`), a solver around a solver (`DPS`), or a loop of its own (`repaint`, `sdedit`, `ddib`).
+To add an operator, write a class that follows `Operator`.
 """
 
 from undiffuse.editing.blur import Blur

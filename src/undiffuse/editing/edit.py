@@ -167,7 +167,7 @@ class Edited:
 
     @property
     def images(self) -> np.ndarray:
-        """The results, uint8 [N, H, W, C], variants of an image one after the other; read from the folder if there is one."""
+        """The results, uint8 [N, H, W, C], the variants of an image one after the other."""
         if self.kept is not None or self.folder is None:
             return self.kept if self.kept is not None else np.empty((0, 0, 0, 0), np.uint8)
         return read_samples(self.folder).images
@@ -223,7 +223,8 @@ def edit(
             label_names=class_names(pipeline), names=names,
         )  # fmt: skip
     todo = list(range(total)) if writer is None else writer.missing(total)
-    size, made, errors = pipeline.batch_size(options.batch), [], {}
+    size, made = pipeline.batch_size(options.batch), []
+    errors: dict[str, list[Tensor]] = {}
     with Progress(command, len(todo), "images") if options.progress else NoProgress() as bar:
         for start in range(0, len(todo), size):
             indices = todo[start : start + size]

@@ -69,7 +69,7 @@ def inpaint(
     )
     shared = EditOptions(**options)
     if (mask is None) == (hole is None):
-        raise ConfigError("mask", "or hole is required, and only one of them")
+        raise ConfigError("mask", "or `hole` is required, and only one of them")
     pipeline = load_pipeline(model, device, method)
     inputs = EditInputs.open(pipeline, images, shared)
     known = rectangle(hole, pipeline.shape[1:]) if hole is not None else _known(mask, inputs)

@@ -59,7 +59,7 @@ def restore(
     settings = method_settings(method, METHODS, zeta=zeta, iterations=iterations, noise=noise, data_std=data_std)
     shared = EditOptions(**options)
     if (upscale is None) == (deblur is None):
-        raise ConfigError("upscale", "or deblur is required, and only one of them")
+        raise ConfigError("upscale", "or `deblur` is required, and only one of them")
     operator: Operator = Downsampling(upscale) if upscale is not None else Blur(deblur or 0)
     pipeline = load_pipeline(model, device, method)
     factor, size = upscale or 1, None
@@ -111,6 +111,6 @@ def check_sizes(inputs: EditInputs, size: tuple[int, int], factor: int) -> None:
             raise ConfigError(
                 "upscale",
                 f"{factor} takes images of {size[1]}x{size[0]} (width x height), but {source.name(i)} is "
-                f"{width}x{height}: use degrade if the images are whole and should be made smaller first, or fit to "
-                "bring them to that size",
+                f"{width}x{height}: use `degrade` if the images are whole and should be made smaller first, or `fit` "
+                "to bring them to that size",
             )

@@ -39,7 +39,7 @@ def open_images(
     *,
     labels: str = "auto",
     size: tuple[int, int] | None = None,
-    fit: str | None = None,
+    fit: Any = None,
     on_broken: Any = "refuse",
     count: int | None = None,
 ) -> ImageDataset:
@@ -67,7 +67,7 @@ def open_images(
     if isinstance(images, Tensor):
         images = to_uint8(images.float()).cpu().numpy()
     channels, height, width = model.image_shape
-    trained = model.preparation
+    trained: Any = model.preparation
     paths = [images] if isinstance(images, (str, Path)) else images
     files = isinstance(paths, Sequence) and all(Path(path).suffix.lower() in IMAGE_SUFFIXES for path in paths)
     stored = isinstance(paths, (np.ndarray, Source))
@@ -153,8 +153,8 @@ def labels_of(dataset: ImageDataset, model: DiffusionModel, classes: Sequence[in
 
 def file_of(source: Source, i: int) -> Path | None:
     """The file of picture i of a source; None if it is not a file of its own."""
-    while isinstance(source, SubsetSource):
-        source, i = source.parent, int(source.indices[i])
+    if isinstance(source, SubsetSource):
+        return file_of(source.parent, int(source.indices[i]))
     return source.root / source.names[i] if isinstance(source, FolderSource) else None
 
 

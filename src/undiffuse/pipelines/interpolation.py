@@ -104,7 +104,7 @@ def interpolate(
             unknown ("classes").
     """
     if (seeds is None) == (images is None) or (seeds is not None and len(seeds) != 2):
-        raise ConfigError("images", "must be two images; give two seeds instead to interpolate between samples")
+        raise ConfigError("images", "must be two images; give two `seeds` instead to interpolate between samples")
     latents.check_deterministic(pipeline)
     dataset = None
     if images is not None:

@@ -252,6 +252,8 @@ def pipeline_of(stored: Latents, *, model: str | None = None, device: str = "aut
         model: Where the model is now, if not where the record says.
         device: See `Pipeline.load`.
     """
+    if model is not None and not model.strip():
+        raise ConfigError("model", "is empty: give a model file, a run folder or a name, or leave it out")
     record = {**stored.about["record"], **stored.about["notes"]}
     return Pipeline.from_record(record, device=device, where=f"the record in {stored.where}", model=model)
 
