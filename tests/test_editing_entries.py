@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cli_runs import pixels, write_classifier, write_images, write_model
+from cli_runs import call, pixels, write_classifier, write_images, write_model
 from undiffuse.config import SamplerConfig
 from undiffuse.data import ArraySource, DataConfig, ImageDataset
 from undiffuse.editing import Edited, inpaint, restore, translate, vary
 from undiffuse.editing.edit import output_names
+from undiffuse.evaluation.images import open_images as evaluated
 from undiffuse.pictures import read_record, read_samples
 from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.run import SamplingRun
@@ -265,6 +266,19 @@ def test_results_of_results(model: SamplerConfig, images: Path, tmp_path: Path) 
     assert found.labels.tolist() == [1, 1, 1]
     again = translate(tmp_path / "s", "left", model=model, out=tmp_path / "out", overwrite=True, **FAST)
     assert again.labels == [0, 0, 0]
+
+
+def test_other_commands_know_the_results(
+    model: SamplerConfig, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without their page, and with the classes they have now."""
+    translate(images, "top", model=model, out=tmp_path / "out", **FAST)
+    stored = evaluated(tmp_path / "out")
+    assert len(stored) == 3
+    assert stored.labels is not None
+    assert stored.labels.tolist() == [2, 2, 2]
+    assert call("inspect", tmp_path / "out") == 0
+    assert capsys.readouterr().out.startswith("samples: 3 PNG files")
 
 
 def test_an_image_called_grid(model: SamplerConfig, images: Path, tmp_path: Path) -> None:
