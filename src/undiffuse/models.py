@@ -60,6 +60,11 @@ class _Model:
         """The class that means "no class", of a model for classifier-free guidance; None for any other."""
         return self.net.config.num_classes if getattr(self.net.config, "null_class", False) else None
 
+    @property
+    def preparation(self) -> Mapping[str, Any]:
+        """How the training images were prepared: "size", "channels", "fit", "pad_value", "background"; may be empty."""
+        return (self.manifest.get("data") or {}).get("config") or {}
+
     def label_name(self, index: int) -> str:
         """Name of a class, its number if it has none."""
         return self.labels[index] if self.labels is not None else str(index)

@@ -91,6 +91,7 @@ def _status(error: Exception) -> int | None:
 def _message(error: Exception, names: Mapping[str, str]) -> str:
     """The text of an error; `names` are those of options that are not called as the library's arguments are."""
     if isinstance(error, ConfigError):
+        names = {"classes": "class", **names}
         named = lambda name: f"--{names.get(name, name).replace('_', '-')}"  # noqa: E731
         return f"{named(error.field)}: " + re.sub(r"`([a-z_]+)`", lambda found: named(found[1]), error.text)
     if type(error).__name__ == "OutOfMemoryError":

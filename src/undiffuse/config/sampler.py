@@ -413,7 +413,7 @@ def _recorded_classifiers(
     if not Text().accepts(first):
         raise ValueError(f"{where} has classifier_file = {shown(first)}; expected text, or give the classifier's file")
     scales = (float(record["guidance"]), *(float(scale) for _, scale in more))
-    return (first, *(files[: len(more)] if more else ())), scales
+    return (str(first), *(map(str, files or ()) if more else ())), scales
 
 
 def _default_steps(solver: str, process: Any, grid: str | None) -> str:

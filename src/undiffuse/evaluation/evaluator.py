@@ -26,7 +26,8 @@ from undiffuse.metrics.extractors import Extractor, build_extractors, default_ex
 from undiffuse.pictures.names import safe
 
 if TYPE_CHECKING:
-    from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
+    from undiffuse.config import SamplerConfig
+    from undiffuse.pipelines import Pipeline
 
 __all__ = ["ReferenceEvaluator", "evaluate", "make_reference", "refuse_existing"]
 
@@ -222,7 +223,7 @@ def _name(source: Any, pipeline: Pipeline | None, side: EvaluationSet, config: E
             stem = side.images.where if side.images is not None else "samples"
         return f"{stem}, first {config.count:,}" if config.count else stem
     assert side.images is not None
-    model = Path(pipeline.settings.model)
+    model = Path(str(pipeline.config.model))
     stem = model.stem if model.is_file() else model.name
     return f"{stem}, {short_text(pipeline)}, seed {config.seed}, {len(side.images):,}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,8 @@ from undiffuse.util.files import atomic_file
 from undiffuse.util.tables import markdown
 
 if TYPE_CHECKING:
-    from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
+    from undiffuse.config import SamplerConfig
+    from undiffuse.pipelines import Pipeline
 
 __all__ = ["GuidanceSweep", "SweepPoint", "sweep"]
 
@@ -181,12 +182,12 @@ def sweep(
         ValueError: Settings that do not go together.
         FileExistsError: The folder holds another sweep.
     """
-    from undiffuse.pipelines.pipeline import SamplerConfig
+    from undiffuse.config import SamplerConfig
 
     if over not in OVER:
         raise ConfigError("over", f"got {over!r}, expected {', '.join(OVER)}")
     measured_by = EvaluationConfig(**settings)
-    base = replace(config or SamplerConfig(), model=str(model))
+    base = (config or SamplerConfig()).replace(model=str(model))
     chosen = [float(scale) for scale in (OVER[over][1] if scales is None else scales)]
     if not chosen:
         raise ConfigError("scales", "got none, expected at least one strength of guidance")
@@ -203,7 +204,7 @@ def sweep(
                 real = report
             else:
                 reports.append(report)
-                sampler = sampler or f"{pipeline.settings.solver} {pipeline.settings.steps}"
+                sampler = sampler or f"{pipeline.config.solver} {pipeline.config.steps}"
         shaped = [f"{name}={value}" for name, value in _flat(about["sampler"]).items() if name != "model"]
         result = GuidanceSweep(
             points=points, reports=reports, floor=real, settings=about, sampler=", ".join([sampler, *shaped])

@@ -132,7 +132,7 @@ class Pipeline:
         measured = ""
         if config.budget is not None:
             config, measured = budget.within_budget(config, digest)
-        config = config.resolved(model.process, model.published.sampling if model.published else None)
+        config = config.resolved(model.process, _advice(model))
         assert config.solver and config.steps and config.grid  # `resolved` names them
         keep_memory()
         gradient = gradient or bool(config.guidance.judges) and config.guidance.at == "x0"  # through the network too
@@ -369,6 +369,11 @@ class Pipeline:
 def recorded_classes(classes: list[int] | None, names: Sequence[str] | None) -> list[int] | str | None:
     """The classes of a run as its record has them: "all" where it cycles through every one."""
     return "all" if names is not None and classes == list(range(len(names))) else classes
+
+
+def _advice(model: DiffusionModel) -> Any:
+    """How the authors of a published model sample it."""
+    return model.published.sampling if model.published else None
 
 
 def _short(digest: object) -> str:
