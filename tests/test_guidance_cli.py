@@ -122,7 +122,8 @@ def test_steps_of_an_interval_are_those_of_the_path(files: dict[str, Path]) -> N
         schedule = sampler.denoiser.schedule
         assert schedule is not None
         assert [float(schedule(sampler.path.level(k))) for k in (3, 2, 1, 0)] == [0, 1, 1, 0]
-    for interval, told in (("steps:0.3,0.4", ""), ("50,60", "; they begin at log-SNR -"), ("sigma:1e5,inf", "; they begin")):
+    begin = "; they begin at log-SNR -"
+    for interval, told in (("steps:0.3,0.4", ""), ("50,60", begin), ("sigma:1e5,inf", begin)):
         with pytest.raises(ValueError, match=f"none of the 4 steps{told}"):
             Pipeline.load(settings(files["free"], "--cfg", 2, "--guidance-interval", interval, "--steps", 4), "cpu")
     sampler = Pipeline.load(settings(files["free"], "--cfg", 2, "--guidance-interval", "sigma:0.5,2"), "cpu")

@@ -92,7 +92,7 @@ def _message(error: Exception, names: Mapping[str, str]) -> str:
     """The text of an error; `names` are those of options that are not called as the library's arguments are."""
     if isinstance(error, ConfigError):
         names = {"classes": "class", **names}
-        named = lambda name: f"--{names.get(name, name).replace('_', '-')}"  # noqa: E731
+        named = lambda name: f"--{str(names.get(name, name)).replace('_', '-')}"  # noqa: E731
         return f"{named(error.field)}: " + re.sub(r"`([a-z_]+)`", lambda found: named(found[1]), error.text)
     if type(error).__name__ == "OutOfMemoryError":
         return f"out of memory; give a smaller --batch, or --precision bf16 ({str(error).splitlines()[0]})"

@@ -234,7 +234,7 @@ def add_settings(parser: argparse.ArgumentParser, *configs: Any, only: Collectio
         configs: Config classes, see `undiffuse.config.fields`.
         only: Names of the settings to add; all if it is empty.
     """
-    groups: dict[str, Any] = {group.title: group for group in parser._action_groups}
+    groups: dict[str, Any] = {str(group.title): group for group in parser._action_groups}
     for config in configs:
         for f, declared in settings_of(config):
             if only and declared.name not in only:

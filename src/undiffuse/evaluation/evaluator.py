@@ -223,7 +223,7 @@ def _name(source: Any, pipeline: Pipeline | None, side: EvaluationSet, config: E
             stem = side.images.where if side.images is not None else "samples"
         return f"{stem}, first {config.count:,}" if config.count else stem
     assert side.images is not None
-    model = Path(str(pipeline.config.model))
+    model = Path(str(str(pipeline.config.model)))
     stem = model.stem if model.is_file() else model.name
     return f"{stem}, {short_text(pipeline)}, seed {config.seed}, {len(side.images):,}"
 

@@ -257,7 +257,7 @@ def frontier(
                     "precision": base.precision,
                     "clip": base.clip,
                     "classes": about["classes"],
-                    "model": Path(base.model).name,
+                    "model": Path(str(base.model)).name,
                 },
             ),
             reports=[report for report, _ in rows],
