@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from undiffuse.adapters import exporting, openai_flags
 from undiffuse.adapters.exporting import Exported, Model
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.nets import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
+from undiffuse.nets import ClassifierConfig, DDPMUNet, NoisyClassifier, UNet, UNetConfig
 from undiffuse.nets.blocks import Attention
 from undiffuse.nets.skeleton import skeleton
 
@@ -73,8 +73,11 @@ def export_openai(model: Model, path: Path) -> Exported:
 
 def obstacles(model: Model) -> list[str]:
     """What of a model no class of the original can express; empty if there is one that holds it."""
-    net, config = model.net, model.net.config
-    if not isinstance(net, (UNet, NoisyClassifier)):
+    net: Any = model.net
+    config: Any = getattr(net, "config", None)
+    if not isinstance(net, (UNet, NoisyClassifier, DDPMUNet)):
+        return [f"its network, a {type(net).__name__}, is not one of this library's U-Nets; export it as a graph"]
+    if isinstance(net, DDPMUNet):
         return [f"its network is a {type(net).__name__}, DDPM's own, which computes in another way (diffusers has it)"]
     problems = exporting.level_obstacles(model.process)
     groups = {m.num_channels: m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)}

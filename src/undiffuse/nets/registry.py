@@ -120,7 +120,7 @@ def config_to_dict(net: nn.Module, spec: NetworkSpec | None = None) -> dict[str,
     Raises:
         ValueError: A registered network's config is no dataclass or dictionary of JSON values.
     """
-    config = getattr(net, "config", None)
+    config: Any = getattr(net, "config", None)
     if type(config) in _OWN:
         return asdict(config)
     name = architecture_of(net)
