@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import DiffusionModel, load_classifier, load_diffusion, save_model
 from undiffuse.nets import NetworkRunner, NetworkSpec, UNetConfig, prepare_for_inference
 from undiffuse.nets.footprint import Footprint, activation_bytes, bytes_per_image
@@ -252,7 +253,6 @@ def test_memory_does_not_double_where_the_model_stays_whole(precision: str, copi
         image_size=8, model_channels=256, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=()
     )
     net = config.build()
-    from undiffuse.denoiser import ProcessConfig
 
     save_model(tmp_path / "m.safetensors", DiffusionModel(net, ProcessConfig(variance="beta")))
     words = [sys.executable, "-c", PEAK, str(tmp_path / "m.safetensors"), precision]
