@@ -43,8 +43,8 @@ class ProcessConfig:
     """The diffusion process a network was trained on.
 
     Attributes:
-        family: The noise levels and how the network is shown one: "chain" (discrete steps), "edm" or "flow" (continuous),
-            see `families`.
+        family: The noise levels and how the network is shown one: "chain" (discrete steps), "edm" or "flow"
+            (continuous), see `families`.
         schedule: Noise schedule of a chain: "linear", "cosine+zero-terminal", ..., see `schedules`.
         steps: Number of steps of a chain, 1 to 1,000,000; of a continuous family, of its discrete view.
         betas: The betas of a chain; they replace `schedule` and `steps`.
