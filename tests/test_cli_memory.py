@@ -21,7 +21,7 @@ from undiffuse.cli.job import Frames, Job
 from undiffuse.cli.sampler import Sampler, Settings
 from undiffuse.kernels import convolution
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
-from undiffuse.nets.footprint import Footprint, activation_bytes, store_weights_
+from undiffuse.nets.memory import Footprint, activation_bytes, store_weights_
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import read_record, read_samples
 from undiffuse.sampling import Step

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import DiffusionModel, load_classifier, load_diffusion, save_model
 from undiffuse.nets import NetworkRunner, NetworkSpec, UNetConfig, prepare_for_inference
-from undiffuse.nets.footprint import Footprint, activation_bytes, bytes_per_image
+from undiffuse.nets.memory import Footprint, activation_bytes, bytes_per_image
 from undiffuse.nets.packing import can_pack
 
 CPU = torch.device("cpu")

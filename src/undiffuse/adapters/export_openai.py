@@ -24,7 +24,7 @@ from undiffuse.adapters.exporting import Exported, Model
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, DDPMUNet, NoisyClassifier, UNet, UNetConfig
 from undiffuse.nets.blocks import Attention
-from undiffuse.nets.skeleton import skeleton
+from undiffuse.nets.meta import build_on_meta
 
 GROUPS = 32
 _CLASSES = {"UNetModel": UNetConfig, "SuperResModel": UNetConfig, "EncoderUNetModel": ClassifierConfig}
@@ -171,7 +171,7 @@ def read_back(path: Path) -> UNet | NoisyClassifier:
         config = openai_flags.classifier_config({k: v for k, v in about["flags"].items() if k not in process})
     else:
         config = openai_flags.unet_config(about["flags"])
-    net = skeleton(config.build)
+    net = build_on_meta(config.build)
     net.load_state_dict(state, assign=True)
     return net.eval()
 

@@ -28,7 +28,7 @@ from undiffuse.guidance import (
     product,
 )
 from undiffuse.models import ClassifierModel, DiffusionModel, check_pair, load_classifier, load_diffusion
-from undiffuse.nets.footprint import Footprint
+from undiffuse.nets.memory import Footprint
 from undiffuse.nets.runner import prepare_for_inference
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from undiffuse.cli.console import Progress
 from undiffuse.cli.low_res import LowRes, Made
 from undiffuse.cli.sampler import Sampler
-from undiffuse.nets.footprint import is_out_of_memory
+from undiffuse.nets.memory import is_out_of_memory
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import spaced
 from undiffuse.pixels import Rounding, to_uint8

@@ -34,7 +34,7 @@ from undiffuse.models import (
     load_diffusion,
     paired_classifier,
 )
-from undiffuse.nets.footprint import Footprint, bytes_per_image
+from undiffuse.nets.memory import Footprint, bytes_per_image
 from undiffuse.nets.runner import AUTOCAST, prepare_for_inference
 from undiffuse.noise import NoiseSource
 from undiffuse.sampling import Step, sample

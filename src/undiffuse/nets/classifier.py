@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from undiffuse.nets.blocks import GroupNorm, multi_head_attention, pointwise, zero_init
-from undiffuse.nets.trunk import Trunk, TrunkConfig
+from undiffuse.nets.encoder import Encoder, EncoderConfig
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierConfig(TrunkConfig):
-    """The arguments of a classifier; `NetworkConfig` and `TrunkConfig` explain the shared ones.
+class ClassifierConfig(EncoderConfig):
+    """The arguments of a classifier; `NetworkConfig` and `EncoderConfig` explain the shared ones.
 
     Attributes:
         out_channels: Number of classes.
@@ -72,7 +72,7 @@ class AttentionPool(nn.Module):
         return pointwise(self.c_proj, attended[:, :1])[:, 0]
 
 
-class NoisyClassifier(Trunk):
+class NoisyClassifier(Encoder):
     """A classifier of noisy images, called as net(x, t) -> scores [B, K], log-probabilities up to a constant.
 
     x are images [B, C, H, W], t any real numbers [B].

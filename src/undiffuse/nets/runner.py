@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.nets.ddpm import DDPMUNet
-from undiffuse.nets.footprint import Footprint, store_weights_
+from undiffuse.nets.encoder import Encoder
+from undiffuse.nets.memory import Footprint, store_weights_
 from undiffuse.nets.packing import pack_
 from undiffuse.nets.protocol import conditions_of, memory_format
-from undiffuse.nets.trunk import Trunk
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -240,7 +240,7 @@ def _prepare_(net: nn.Module, precision: str, device: torch.device) -> Footprint
 
 def is_own(net: nn.Module) -> bool:
     """Return whether `net` is of this library's architectures, whose layers may be stored in 16 bits and packed."""
-    return isinstance(net, (Trunk, DDPMUNet))
+    return isinstance(net, (Encoder, DDPMUNet))
 
 
 def _shared_copy(net: nn.Module) -> nn.Module:

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from undiffuse.nets.blocks import GroupNorm, Upsample, zero_init
-from undiffuse.nets.trunk import Stage, Trunk, TrunkConfig
+from undiffuse.nets.encoder import Encoder, EncoderConfig, TimestepSequential
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig(TrunkConfig):
-    """The arguments of a U-Net; `NetworkConfig` and `TrunkConfig` explain the shared ones.
+class UNetConfig(EncoderConfig):
+    """The arguments of a U-Net; `NetworkConfig` and `EncoderConfig` explain the shared ones.
 
     Attributes:
         num_classes: Number of classes; None for an unconditional network.
@@ -44,7 +44,7 @@ class UNetConfig(TrunkConfig):
         return UNet(self)
 
 
-class UNet(Trunk):
+class UNet(Encoder):
     """A U-Net, called as net(x, t, y, low_res) -> [B, out_channels, H, W].
 
     x are images [B, C, H, W], t any real numbers [B], y class indices [B] from 0 to num_classes - 1 (num_classes: the
@@ -70,7 +70,7 @@ class UNet(Trunk):
                     up: nn.Module = Upsample(channels, config.conv_resample)
                     layers.append(config.res_block(channels, resample="up") if config.resblock_updown else up)
                     factor //= 2
-                stages.append(Stage(*layers))
+                stages.append(TimestepSequential(*layers))
         self.output_blocks = nn.ModuleList(stages)
         self.out = nn.Sequential(
             GroupNorm(channels), nn.SiLU(), zero_init(nn.Conv2d(channels, config.out_channels, 3, padding=1))

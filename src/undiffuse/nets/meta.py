@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 Network = TypeVar("Network")
 
 
-def skeleton(build: Callable[[], Network]) -> Network:
+def build_on_meta(build: Callable[[], Network]) -> Network:
     """Build a network with its parameters on the device "meta"; no random numbers are drawn.
 
     Args:

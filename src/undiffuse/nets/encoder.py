@@ -13,7 +13,7 @@ from undiffuse.nets.config import NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrunkConfig(NetworkConfig):
+class EncoderConfig(NetworkConfig):
     """Fields of the U-Net and the classifier in addition to those of `NetworkConfig`.
 
     Attributes:
@@ -77,7 +77,7 @@ class TrunkConfig(NetworkConfig):
         )
 
 
-class Stage(nn.Sequential):
+class TimestepSequential(nn.Sequential):
     """Runs layers in sequence; residual blocks among them also get the embedding."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
@@ -86,7 +86,7 @@ class Stage(nn.Sequential):
         return x
 
 
-class Trunk(nn.Module):
+class Encoder(nn.Module):
     """Time embedding, encoder and middle block: everything up to the lowest resolution.
 
     `encode` returns the middle block's output and the outputs of all encoder stages, of which the U-Net's decoder
@@ -95,13 +95,13 @@ class Trunk(nn.Module):
 
     channels_last = True
 
-    def __init__(self, config: TrunkConfig, in_channels: int) -> None:
+    def __init__(self, config: EncoderConfig, in_channels: int) -> None:
         super().__init__()
         self.config: Any = config
         width, embedding = config.model_channels, 4 * config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         channels = int(width * config.channel_mult[0])
-        stages: list[nn.Module] = [Stage(nn.Conv2d(in_channels, channels, 3, padding=1))]
+        stages: list[nn.Module] = [TimestepSequential(nn.Conv2d(in_channels, channels, 3, padding=1))]
         self.stage_channels = [channels]
         factor = 1
         for level, mult in enumerate(config.channel_mult):
@@ -110,17 +110,17 @@ class Trunk(nn.Module):
                 channels = int(width * mult)
                 if factor in config.attention_resolutions:
                     layers.append(config.attention(channels, config.num_heads))
-                stages.append(Stage(*layers))
+                stages.append(TimestepSequential(*layers))
                 self.stage_channels.append(channels)
             if level < len(config.channel_mult) - 1:
                 down: nn.Module = Downsample(channels, config.conv_resample)
                 if config.resblock_updown:
                     down = config.res_block(channels, resample="down")
-                stages.append(Stage(down))
+                stages.append(TimestepSequential(down))
                 self.stage_channels.append(channels)
                 factor *= 2
         self.input_blocks = nn.ModuleList(stages)
-        self.middle_block = Stage(
+        self.middle_block = TimestepSequential(
             config.res_block(channels), config.attention(channels, config.num_heads), config.res_block(channels)
         )
         self.channels = channels
