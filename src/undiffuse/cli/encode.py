@@ -16,7 +16,7 @@ from undiffuse.util.text import duration, join_names
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     begin, file = time.monotonic(), latents.latents_path(args.out)
-    pipeline = Pipeline.load(sampler_config(args, solver="ddim"), args.device)
+    pipeline = Pipeline.load(sampler_config(args, solver="ddim"), args.device, keep_weights=False)
     labels = "none" if args.classes else args.labels
     images = open_images(
         args.images, pipeline.model, labels=labels, fit=args.fit, on_broken=args.on_broken, count=args.count

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
             f"there are no files {' and '.join(args.images)}; did you mean --seeds {','.join(args.images)}?"
         )
     check_absent(folder, args.overwrite)
-    pipeline = Pipeline.load(sampler_config(args, solver="ddim"), args.device)
+    pipeline = Pipeline.load(sampler_config(args, solver="ddim"), args.device, keep_weights=False)
     found = interpolate(
         pipeline, args.images or None, seeds=args.seeds, classes=args.classes, frames=args.frames, batch=args.batch,
         fit=args.fit, on_broken=args.on_broken,

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if config.guidance.strength and config.guidance.at == "mean":
         raise ValueError("--guidance-at mean exists for ancestral sampling only, whose steps draw noise")
-    pipeline = Pipeline.load(config, args.device)
+    pipeline = Pipeline.load(config, args.device, keep_weights=False)
     found, count = tune_pipeline(pipeline, args.steps, args.count, args.seed, args.classes)
     with atomic_file(path, overwrite=args.overwrite) as file:
         file.write(described(found, pipeline, args.steps, count, args.seed))

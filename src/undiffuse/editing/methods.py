@@ -94,7 +94,7 @@ def load_pipeline(
     if not chosen and method in _SOLVERS:
         defaults = {"solver": _SOLVERS[method], **defaults}
     unset = {name: value for name, value in defaults.items() if getattr(config, name) is None}
-    return Pipeline.load(config.replace(**unset), device, gradient=gradient)
+    return Pipeline.load(config.replace(**unset), device, gradient=gradient, keep_weights=False)
 
 
 def sample_observed(

@@ -196,8 +196,8 @@ def pipeline_of(source: Any, sampler: SamplerConfig | None = None, device: str =
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.safetensors"
             save_model(path, source)
-            return Pipeline.load((sampler or SamplerConfig()).replace(model=str(path)), device)
-    return Pipeline.load((sampler or SamplerConfig()).replace(model=str(source)), device)
+            return Pipeline.load((sampler or SamplerConfig()).replace(model=str(path)), device, keep_weights=False)
+    return Pipeline.load((sampler or SamplerConfig()).replace(model=str(source)), device, keep_weights=False)
 
 
 def made_images(pipeline: Pipeline, config: EvaluationConfig) -> MadeImages:
@@ -209,7 +209,7 @@ def made_images(pipeline: Pipeline, config: EvaluationConfig) -> MadeImages:
     from undiffuse.pipelines.classes import choose_classes, class_names
     from undiffuse.pipelines.source import SampleSource
 
-    if pipeline.model.net.config.super_resolution:
+    if pipeline.model.spec.super_resolution:
         raise ValueError("a super-resolution model enlarges images; evaluate the folder that `undiffuse sample` writes")
     count = config.count or MADE
     classes = choose_classes(pipeline, config.classes)

@@ -101,7 +101,7 @@ def measure(
         chosen = SamplerConfig(
             model=str(model), weights=weights, solver="ddim", precision=precision, clip=clip or "static"
         )
-        pipeline = Pipeline.load(chosen, device, gradient=config is not None)
+        pipeline = Pipeline.load(chosen, device, gradient=config is not None, keep_weights=False)
     denoiser = _unguided(pipeline)
     flow_clip = clip or ("none" if config is not None and config.dequantise == "uniform" else "static")
     chain = denoiser.chain if steps is None else denoiser.chain.respaced(steps)

@@ -25,8 +25,8 @@ from undiffuse.guidance import (
     product,
 )
 from undiffuse.models import ClassifierModel, DiffusionModel, check_pair, load_classifier, load_diffusion
-from undiffuse.nets.footprint import Footprint
-from undiffuse.nets.forward import inference_forward
+from undiffuse.nets.memory import Footprint
+from undiffuse.nets.runner import prepare_for_inference
 from undiffuse.util.errors import ConfigError
 
 __all__ = ["Guides", "check_identity", "guide", "guidance_schedule", "reference"]
@@ -113,7 +113,7 @@ def _autoguide(
     assert config.autoguide is not None
     weak = load_diffusion(config.autoguide, weights=config.autoguide_weights)
     _check_weak(model, weak)
-    guiding = weak.denoiser(clip, precision=precision, device=device, gradient=gradient)
+    guiding = weak.denoiser(clip, precision=precision, device=device, gradient=gradient, consume=True)
     out.footprints.append(guiding.network.footprint)
     out.denoiser = Autoguidance(out.denoiser, guiding, config.autoguide_scale, rescale=config.cfg_rescale, **shared)
     out.others.append(weak)
@@ -140,7 +140,7 @@ def _classifiers(
                 f"{classifier.num_classes}"
             )
         _ = classifier.digest  # of the weights as they are in the file, before they are made ready
-        network = inference_forward(classifier.net, precision, device, gradient=True)
+        network = prepare_for_inference(classifier.net, precision, device, gradient=True, consume=True)
         out.footprints.append(network.footprint)
         judge = LevelClassifier(network, classifier.process, config.temperature)
         out.denoiser = ClassifierGuidance(out.denoiser, judge, scale, config.at, normalize=config.normalize, **shared)
@@ -225,7 +225,7 @@ def _check_weak(model: DiffusionModel, weak: DiffusionModel) -> None:
         problem = f"it has {weak.num_classes} classes, the model {model.num_classes or 'none'}"
     elif weak.num_classes is not None and None not in (weak.labels, model.labels) and weak.labels != model.labels:
         problem = "its classes have other names than the model's"
-    elif weak.net.config.super_resolution != model.net.config.super_resolution:
+    elif weak.spec.super_resolution != model.spec.super_resolution:
         problem = "one of the two enlarges images, the other does not"
     if problem:
         raise ConfigError("autoguide", f"needs a weaker version of the model: {problem}")

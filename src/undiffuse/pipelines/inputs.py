@@ -60,7 +60,7 @@ def open_images(
         ValueError: The model enlarges images, or the images cannot be read.
         ConfigError: The labels are not the model's classes ("classes").
     """
-    if model.net.config.super_resolution:
+    if model.spec.super_resolution:
         raise ValueError("a super-resolution model enlarges images; expected a model that makes images from noise")
     if isinstance(images, ImageDataset):
         return thinned(images, count)

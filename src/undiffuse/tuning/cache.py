@@ -85,7 +85,7 @@ def tune_pipeline(
     from undiffuse.pipelines.classes import choose_classes
     from undiffuse.pipelines.source import SampleSource
 
-    if pipeline.model.net.config.super_resolution:
+    if pipeline.model.spec.super_resolution:
         raise ValueError("a super-resolution model enlarges images; levels are chosen for models that begin with noise")
     count = _count(pipeline, images)
     source = SampleSource(pipeline, seed, choose_classes(pipeline, classes))
