@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,24 @@ def test_an_own_extractor_is_used_by_name(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_default_extractor_depends_on_the_data() -> None:
     assert default_extractors(["x", "fashion-mnist:test"]) == ["fashion"]
     assert default_extractors([SAMPLES, "x"]) == ["inception"]
+
+
+def test_the_examples_of_the_documentation_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    save_npz(tmp_path / "samples.npz", images(20, 1, size=32, channels=1))
+    save_npz(tmp_path / "real.npz", images(20, 2, size=32, channels=1))
+    try:
+        for block in blocks:
+            exec(compile(block, "docs/evaluation.md", "exec"), {})
+    finally:
+        METRICS.pop("brightness", None)
+    assert "FD-fashion" in capsys.readouterr().out
+    assert Report.load(tmp_path / "report.json").get("FD-fashion") is not None
 
 
 def test_compute_metrics_is_what_evaluate_reports(tmp_path: Path) -> None:
