@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,12 @@ SAMPLES, REAL = images(40, 1), images(50, 2)
 QUIET: dict[str, Any] = {"device": "cpu", "progress": False}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache for all tests: kernels are compiled into it once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNDIFFUSE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def values(report: Report) -> dict[str, float]:
@@ -291,6 +296,24 @@ def test_an_own_extractor_is_used_by_name(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_default_extractor_depends_on_the_data() -> None:
     assert default_extractors(["x", "fashion-mnist:test"]) == ["fashion"]
     assert default_extractors([SAMPLES, "x"]) == ["inception"]
+
+
+def test_the_examples_of_the_documentation_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    save_npz(tmp_path / "samples.npz", images(20, 1, size=32, channels=1))
+    save_npz(tmp_path / "real.npz", images(20, 2, size=32, channels=1))
+    try:
+        for block in blocks:
+            exec(compile(block, "docs/evaluation.md", "exec"), {})
+    finally:
+        METRICS.pop("brightness", None)
+    assert "FD-fashion" in capsys.readouterr().out
+    assert Report.load(tmp_path / "report.json").get("FD-fashion") is not None
 
 
 def test_compute_metrics_is_what_evaluate_reports(tmp_path: Path) -> None:

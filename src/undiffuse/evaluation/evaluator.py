@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from undiffuse.distributed import Ranks, session
-from undiffuse.evaluation.compute import Evaluation, compute_metrics, find_metrics
+from undiffuse.evaluation.compute import Evaluation, compute_metrics
 from undiffuse.evaluation.inputs import (
     EvaluationConfig,
     EvaluationSet,
@@ -54,7 +54,6 @@ class ReferenceEvaluator:
         pipeline: Pipeline | None = None,
         sources: Sequence[object] = (),
     ) -> None:
-        find_metrics(config.metrics or ())
         if is_model(reference):
             raise MetricError(
                 f"the reference must be images or a reference file; there is no folder or file {reference}"
@@ -273,4 +272,5 @@ def make_reference(
         summaries = side.summarise(extractors, config, ranks, "features")
         if ranks.is_main:
             write_reference(out, summaries, keep=keep, overwrite=overwrite)
+        ranks.barrier()  # the file is there when any process returns
     return summaries

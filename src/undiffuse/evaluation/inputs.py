@@ -16,7 +16,7 @@ from undiffuse.data.screening import OnBroken
 from undiffuse.distributed import Ranks
 from undiffuse.evaluation.arrays import ArrayImages, DatasetImages
 from undiffuse.evaluation.cache import FeatureCache
-from undiffuse.evaluation.compute import MetricOptions
+from undiffuse.evaluation.compute import MetricOptions, find_metrics
 from undiffuse.evaluation.features import extract
 from undiffuse.evaluation.images import ImageSet, MadeImages, open_images
 from undiffuse.evaluation.summary import NpzStatistics, Summary, is_reference, npz_statistics, read_reference
@@ -63,6 +63,9 @@ class EvaluationConfig:
         cache: Looks up and keeps features on the disk.
         keep_samples: Keeps a model's samples there too, so that another extractor needs no sampling.
         progress: Shows progress bars.
+
+    Raises:
+        ValueError: A number below 1, or a metric that does not exist.
     """
 
     extractor: str | Extractor | Sequence[str | Extractor] | None = None
@@ -92,6 +95,7 @@ class EvaluationConfig:
         for name in ("metrics", "classes"):  # one name is a list of one
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, (getattr(self, name),))
+        find_metrics(self.metrics or ())
 
     @property
     def extractors(self) -> list[str | Extractor] | None:

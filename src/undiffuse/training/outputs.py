@@ -79,7 +79,8 @@ def save_loss_curve(metrics: Path, path: Path) -> bool:
     series = {name: points for name, points in series.items() if any(y > 0 for _, y in points)}
     if not series:
         return False
-    title, y_label = f"Training: {path.resolve().parent.name}", name if len(series) < 3 else ""
+    title = f"Training: {path.resolve().parent.name}"
+    y_label = f"{name}; bits per dimension" if "bits per dimension" in series else name
     panel = Panel(lines=series, title=title, x_label="images seen", y_label=y_label, log_y=True, smooth=0.9)
     return _save_plot(panel, path)
 
