@@ -156,11 +156,12 @@ def resolve(reference: str | Path, weights: str | None = None) -> Path:
         return importing.published_checkpoint(str(reference))
     file, like = split_reference(reference)
     if like is not None:
-        if Path(file).is_file() and foreign.is_ours(Path(file)):
+        if os.path.isfile(file) and foreign.is_ours(Path(file)):
             raise ValueError(f"{file} says itself what it is: leave {like!r} out")
         return importing.convert(file, like, weights)
+    shown = str(reference) if len(str(reference)) < 200 else f"{str(reference)[:197]}..."
     raise ValueError(
-        f"there is no file or folder {reference}, no shipped model of that name ({', '.join(SHIPPED)}) and no "
+        f"there is no file or folder {shown}, no shipped model of that name ({', '.join(SHIPPED)}) and no "
         f"published one{published.near(str(reference))}"
     )
 
@@ -181,7 +182,7 @@ def paired_classifier(reference: str | Path) -> str | None:
     if entry is None or entry.sampling is None or entry.sampling.classifier is None:
         return None
     beside = Path(file).parent / published.get(entry.sampling.classifier).file
-    return str(beside) if Path(file).is_file() and beside.is_file() else entry.sampling.classifier
+    return str(beside) if os.path.isfile(file) and os.path.isfile(beside) else entry.sampling.classifier
 
 
 def load_model(

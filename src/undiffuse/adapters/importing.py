@@ -96,7 +96,7 @@ def identify(
         if looks_like(weights.tensors):
             blocks = said.flags.get("num_res_blocks") or said.flags.get("classifier_depth") if said else None
             found = recognise(weights.shapes, int(blocks) if blocks and blocks.isdigit() else None)
-            meaning = interpret(found, path, digest, said, known)
+            meaning = interpret(found, path, digest, said, known, weights.arguments)
         else:
             meaning, state = _ddpm(state, path, folder, said, known)
     except CheckpointError:

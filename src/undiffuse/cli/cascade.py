@@ -9,6 +9,7 @@ is that of `undiffuse sample MODEL`, the upsampler's is a stream of its own.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def upsampler_of(reference: str) -> str:
     if len(found) != 1:
         raise ValueError(f"no upsampler is published for {reference}: give --upsampler the name or file of one")
     beside = Path(file).parent / found[0].file
-    return str(beside) if Path(file).is_file() and beside.is_file() else found[0].name
+    return str(beside) if os.path.isfile(file) and os.path.isfile(beside) else found[0].name
 
 
 def check_stages(base: Sampler, upsampler: Sampler, given: Any = None) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from undiffuse.evaluation import METRICS, Evaluation, MetricOptions, Report, Sum
 from undiffuse.evaluation.summary import is_reference
 from undiffuse.metrics import MetricError
 from undiffuse.metrics.extractors import Extractor
+from undiffuse.models import split_reference
 from undiffuse.pictures.names import safe
 
 FOLDER = "evaluations"
@@ -111,7 +113,8 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 def default_name(place: str, sampler: Sampler | None, side: Side, args: argparse.Namespace) -> str:
     """What a run is called in tables and files."""
-    stem = Path(place).stem if Path(place).exists() and Path(place).is_file() else Path(place).name or place
+    file, like = split_reference(place)
+    stem = Path(file).stem if like is not None or os.path.isfile(file) else Path(file).name or file
     if sampler is None:
         return f"{stem}, first {args.count:,}" if args.count else stem
     assert side.images is not None

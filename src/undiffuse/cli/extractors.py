@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from undiffuse.metrics.extractors import (
     Extractor,
     InceptionExtractor,
 )
+from undiffuse.models import split_reference
 
 NAMES = (
     "inception",
@@ -82,8 +84,9 @@ def _one(name: str, weights: str | None, grey: str, device: torch.device) -> Ext
         return EffLiteExtractor(device=device, grey=grey)
     if name == "fashion":
         return ClassifierExtractor.load(device=device)
-    if Path(name).exists():
-        return ClassifierExtractor.load(name, Path(name).stem, device=device)
+    file = split_reference(name)[0]
+    if os.path.exists(file):
+        return ClassifierExtractor.load(name, Path(file).stem, device=device)
     raise MetricError(f"there is no extractor {name!r}; choose some of {', '.join(NAMES)}, or the file of a classifier")
 
 

@@ -6,6 +6,7 @@ A record holds only what differs from the defaults, so that one written before a
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -309,7 +310,7 @@ def listed(value: Any) -> list[Any]:
 def reference(given: str) -> str:
     """How a record names a model: a run folder by the checkpoint it meant at the time."""
     path = Path(given)
-    return ((checkpoints.latest(path) if path.is_dir() else None) or path).as_posix()
+    return ((checkpoints.latest(path) if os.path.isdir(path) else None) or path).as_posix()
 
 
 def _check_chains(model: DiffusionModel, classifier: ClassifierModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +78,7 @@ def is_model(place: str) -> bool:
     path = Path(place)
     if place.partition(":")[0] in NAMED_SETS or is_reference(place):
         return False
-    if path.is_dir():
+    if os.path.isdir(path):
         return (path / "checkpoints").is_dir()
     return path.suffix.lower() not in (".npz", ".zip")
 
