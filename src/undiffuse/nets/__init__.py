@@ -13,6 +13,7 @@ from typing import Any
 from undiffuse.nets.classifier import ClassifierConfig, NoisyClassifier
 from undiffuse.nets.ddpm import DDPMConfig, DDPMUNet
 from undiffuse.nets.unet import UNet, UNetConfig
+from undiffuse.nets.unet2d import UNet2D, UNet2DConfig
 
 __all__ = [
     "ClassifierConfig",
@@ -20,22 +21,33 @@ __all__ = [
     "DDPMUNet",
     "NoisyClassifier",
     "UNet",
+    "UNet2D",
+    "UNet2DConfig",
     "UNetConfig",
     "config_from_dict",
 ]
 
 
-def config_from_dict(about: Mapping[str, Any], kind: str = "diffusion") -> UNetConfig | DDPMConfig | ClassifierConfig:
+ARCHITECTURES: Mapping[str, type[DDPMConfig] | type[UNet2DConfig]] = {"ddpm": DDPMConfig, "unet2d": UNet2DConfig}
+"""Configurations of the diffusion networks that are not `UNet`, by the value of their "architecture"."""
+
+
+def config_from_dict(
+    about: Mapping[str, Any], kind: str = "diffusion"
+) -> UNetConfig | DDPMConfig | UNet2DConfig | ClassifierConfig:
     """The configuration that `dataclasses.asdict` made `about` of, as it stands in a checkpoint's manifest as "net".
 
-    kind: "diffusion" or "classifier". The key "architecture" names a diffusion network that is not `UNet` ("ddpm");
-    without it the dictionary is a `UNetConfig`. TypeError or ValueError if it is of no configuration.
+    kind: "diffusion" or "classifier". The key "architecture" names a diffusion network that is not `UNet`, one of
+    `ARCHITECTURES`; without it the dictionary is a `UNetConfig`. TypeError or ValueError if it is of no configuration.
     """
     if kind == "classifier":
         return ClassifierConfig(**about)
     architecture = about.get("architecture")
     if architecture is None:
         return UNetConfig(**about)
-    if architecture != "ddpm":
-        raise ValueError(f"unknown architecture {architecture!r}; this version knows 'ddpm', and its U-Net without one")
-    return DDPMConfig(**about)
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"unknown architecture {architecture!r}; this version knows {', '.join(ARCHITECTURES)}, and its U-Net "
+            "without one"
+        )
+    return ARCHITECTURES[architecture](**about)
