@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -54,6 +54,15 @@ class _Model:
         """The published model it is, or was taken for when it was loaded; None for any other."""
         name = (self.manifest.get("source") or {}).get("published")
         return published.ENTRIES.get(name) if isinstance(name, str) else None
+
+    @property
+    def advice(self) -> published.Sampling | None:
+        """How its authors sample it, where that is known: of a published model, or one that came with its scheduler."""
+        told = self.manifest.get("sampling")
+        if isinstance(told, Mapping):
+            known = {item.name for item in fields(published.Sampling)}
+            return published.Sampling(**{name: value for name, value in told.items() if name in known})
+        return self.published.sampling if self.published is not None else None
 
     @property
     def null_class(self) -> int | None:
@@ -149,7 +158,10 @@ def resolve(reference: str | Path, weights: str | None = None) -> Path:
         return path if foreign.is_ours(path) else importing.convert(path, which=weights)
     if os.path.isdir(path):
         newest = checkpoints.latest(path)
-        return newest if newest is not None else importing.convert(path, which=weights)
+        if newest is not None:
+            return newest
+        only = None if importing.is_diffusers(path) else importing.only_weights(path)
+        return resolve(only, weights) if only is not None else importing.convert(path, which=weights)
     if str(reference) in SHIPPED:
         return Path(str(resources.files("undiffuse") / "assets" / f"{reference}.safetensors"))
     if str(reference) in published.ENTRIES:
@@ -255,7 +267,7 @@ def load_classifier(
 def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> None:
     """Write the weights alone, with everything needed to use them: the slim form of a checkpoint, to share."""
     state = {f"net.{name}": tensor.contiguous() for name, tensor in model.net.state_dict().items()}
-    kept = ("objective", "train", "progress", "seed", "recipe", "init", "source", "posthoc")
+    kept = ("objective", "train", "progress", "seed", "recipe", "init", "source", "posthoc", "sampling")
     manifest = {name: model.manifest[name] for name in kept if name in model.manifest}
     if "init" in manifest:  # the model it began with by its name, not by where it lay
         manifest["init"] = {key: value for key, value in manifest["init"].items() if key != "from"}

@@ -21,6 +21,7 @@ from undiffuse.adapters.exporting import Exported, Model
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import DDPMConfig, DDPMUNet, UNet, UNetConfig
 from undiffuse.nets.blocks import Attention
+from undiffuse.nets.skeleton import skeleton
 
 WRITTEN_FOR = "0.42.1"  # the version of diffusers whose networks and schedulers these folders were compared with
 WEIGHTS = diffusers_config.WEIGHTS[0]
@@ -210,6 +211,38 @@ def state_dict(net: UNet | DDPMUNet) -> dict[str, Tensor]:
     if state:
         raise RuntimeError(f"{len(state)} parameters have no place in UNet2DModel, the first is {min(state)}")
     return out
+
+
+def own_state(config: UNetConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The inverse of `state_dict` for a `UNet`: weights by our names; None if they are not all there."""
+    modules = dict(skeleton(config.build).named_modules())
+    out: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for ours, theirs in _names(config):
+        if ours not in modules:
+            continue
+        for part, wanted in modules[ours].named_parameters(recurse=False):
+            if ours.endswith(".qkv"):
+                names = [f"{theirs}.to_{which}.{part}" for which in "qkv"]
+            else:
+                names = [f"{theirs}.{part}"]
+            if not all(name in state for name in names):
+                return None
+            used.update(names)
+            value = state[names[0]]
+            if len(names) > 1:
+                block = modules[ours.removesuffix(".qkv")]
+                value = _joined([state[name] for name in names], block.heads, block.new_order)
+            if value.numel() != wanted.numel():
+                return None
+            out[f"{ours}.{part}"] = value.reshape(wanted.shape)
+    return out if used == set(state) else None
+
+
+def _joined(parts: list[Tensor], heads: int, new_order: bool) -> Tensor:
+    """The inverse of `_split`."""
+    rows = torch.stack([part.unflatten(0, (heads, -1)) for part in parts], dim=0 if new_order else 1)
+    return rows.flatten(0, 2)
 
 
 def _split(rows: Tensor, heads: int, new_order: bool) -> list[Tensor]:

@@ -139,9 +139,11 @@ def describe(model: Model) -> dict[str, Any]:
         "null_class": config.num_classes if getattr(config, "null_class", False) else None,
         "classes": list(model.labels) if model.labels is not None else None,
         "process": process,
+        "net": asdict(config),
         "weights": model.weights,
         "sha256": model.digest,
         **({"source": source} if source else {}),
+        **{name: model.manifest[name] for name in ("objective", "sampling") if model.manifest.get(name)},
     }
 
 

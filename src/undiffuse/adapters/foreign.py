@@ -88,13 +88,27 @@ def read(path: Path, which: str | None = None) -> Weights:
         raise CheckpointError(f"{path} holds several networks, {', '.join(known)}: say which by --weights NAME")
     name, state = next(iter(known.items()))
     state = {key: value for key, value in state.items() if not _is_counter(key, value)}
+    _check(path, state)
+    return Weights(name, state, _arguments(content), program, content)
+
+
+def tensors(path: Path) -> Mapping[str, Tensor]:
+    """All tensors of a file that holds nothing else, on the CPU. CheckpointError as of `read`."""
+    content = _open(path)
+    if not isinstance(content, Mapping) or not _is_state(content):
+        raise CheckpointError(f"{path} holds no weights: {_told(content, {})}")
+    _check(path, content)
+    return content
+
+
+def _check(path: Path, state: Mapping[str, Tensor]) -> None:
+    """CheckpointError unless all tensors are ordinary ones of floating-point numbers."""
     for key, value in state.items():
         if not value.is_floating_point():
             raise CheckpointError(f"{path}: {key} is of type {str(value.dtype).removeprefix('torch.')}, not a weight")
         size = value.numel() * value.element_size()
         if value.layout != torch.strided or value.untyped_storage().nbytes() < size:
             raise CheckpointError(f"{path}: {key} is not an ordinary tensor of {size} bytes")
-    return Weights(name, state, _arguments(content), program, content)
 
 
 def problem_with_archive(path: Path) -> str:
@@ -113,14 +127,16 @@ def _open(path: Path) -> Any:
     """What a file holds. CheckpointError for whatever may be wrong with it."""
     try:
         with open(path, "rb") as file:
-            start = file.read(16)
+            start = file.read(64)
+        if programs.is_onnx(start, path):
+            raise CheckpointError(f"{path} {programs.ONNX_REASON}")
         if start[8:9] == b"{" and path.suffix.lower() not in (".pt", ".pth"):
             with safetensors.safe_open(str(path), framework="pt") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  (not a mapping)
         with warnings.catch_warnings():  # about pickles of unusual kinds; those that matter are errors
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, MemoryError):
+    except (OSError, MemoryError, CheckpointError):
         raise
     except Exception as error:  # a file can make its reader raise anything
         archive = start[:4] == b"PK\x03\x04" and "TorchScript" not in str(error)

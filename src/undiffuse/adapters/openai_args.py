@@ -11,7 +11,6 @@ or be a JSON object. Python's notation is read as literals; nothing is executed.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import re
@@ -92,9 +91,7 @@ def read_file(path: str | Path) -> dict[str, str]:
 
 
 def of_arguments(arguments: Any) -> dict[str, str]:
-    """Keep the flags among arguments saved as data, a dictionary or an `argparse.Namespace`; {} if there are none."""
-    if isinstance(arguments, argparse.Namespace):
-        arguments = vars(arguments)
+    """Keep the flags among arguments that were saved as a dictionary; {} if there are none."""
     if not isinstance(arguments, Mapping):
         return {}
     flags = {}

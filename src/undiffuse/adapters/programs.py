@@ -7,6 +7,7 @@ that cannot be used: who wrote it, what is missing, and what would help.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from undiffuse.adapters import pickled
@@ -18,7 +19,10 @@ EDM2 = "EDM2"
 K_DIFFUSION = "k-diffusion"
 LATENT = "latent-diffusion"
 DIT = "DiT"
-ONNX = "ONNX"
+ONNX_REASON = (
+    "is an ONNX graph: a network to be run elsewhere, whose weights have lost their names. Give the model it was "
+    "exported from; to run the graph itself, use onnxruntime"
+)
 
 _USUAL = {DDP: "ema_model"}
 """The weights that a program itself samples with, by what they are called in its files."""
@@ -49,6 +53,12 @@ _WHY = {
         "diffusers (DiTPipeline) for it"
     ),
 }
+
+
+def is_onnx(start: bytes, path: Path) -> bool:
+    """Whether a file that begins with these bytes is an ONNX graph."""
+    named = path.suffix.lower() == ".onnx"
+    return start[:1] == b"\x08" and (named or b"pytorch" in start[:40])
 
 
 def writer(content: Any) -> str:

@@ -61,17 +61,38 @@ class Result:
 class Sampling:
     """How its authors sample a model.
 
-    `steps`       respacing of the trained chain, see `Chain.respaced`
+    `steps`       respacing of the trained chain, see `Chain.respaced`; None for the solver's usual number
+    `spacing`     how a plain number of steps is laid out on the chain: "leading", "leading+1", "trailing", "linspace"
+    `grid`        the same for a grid of `grids.grid`
+    `clip`        what is done to denoised images, see `denoiser.clip_function`; None for the usual
+    `eta`, `options`  of the solver
     `guidance`    scale of the classifier's gradient, 0 for none
     `classifier`  name of the classifier that guides it
     `base`        name of the model whose samples an upsampler enlarges
     """
 
     solver: str = "ancestral"
-    steps: str = "250"
+    steps: str | None = "250"
     guidance: float = 0.0
     classifier: str | None = None
     base: str | None = None
+    spacing: str = ""
+    grid: str | None = None
+    clip: str | None = None
+    eta: float = 0.0
+    options: str = ""
+
+    @property
+    def steps_text(self) -> str | None:
+        """`steps` as `Chain.respaced` reads them."""
+        return None if self.steps is None else self.spaced(self.steps)
+
+    def spaced(self, steps: str) -> str:
+        """A number of steps laid out as here; any other specification stays what it is."""
+        if not self.spacing or not steps.strip().isdecimal():
+            return steps
+        name, plus, offset = self.spacing.partition("+")
+        return f"{name}{steps.strip()}{plus}{offset}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
             "against": rows[0][1].reference.get("where"),
             "seed": args.seed,
             "precision": args.precision,
-            "clip": args.clip,
+            "clip": args.clip or "static",
             "classes": args.classes,
             "model": Path(args.model).name,
         },

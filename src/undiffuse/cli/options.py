@@ -216,8 +216,9 @@ def upsampler_options(parser: argparse.ArgumentParser) -> None:
 
 def clip_option(group: Any) -> None:
     """--clip."""
-    clip = "the denoised image is clamped (static, default), thresholded by quantile (dynamic), or left (none)"
-    pick(group, "--clip", ("static", "dynamic", "none"), clip, "static")
+    clip = "the denoised image is clamped (static, static:RANGE), thresholded (dynamic, dynamic:QUANTILE), or left "
+    clip += "(none); default: static, or as the model's scheduler says"
+    group.add_argument("--clip", type=values.clipping, metavar="static|dynamic|none", help=clip)
 
 
 def data_options(group: Any, labels: bool = True, fit: str = "as in training", tiny: bool = False) -> None:

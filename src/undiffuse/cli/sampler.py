@@ -22,7 +22,7 @@ from undiffuse.cli.calls import within_budget
 from undiffuse.cli.console import Progress
 from undiffuse.cli.guiding import Guiding, check_identity, guide, listed, reference
 from undiffuse.cli.options import SHIPPED
-from undiffuse.denoiser import ChainDenoiser, Denoiser, ProcessConfig
+from undiffuse.denoiser import ChainDenoiser, Denoiser, ProcessConfig, clip_function
 from undiffuse.distributed import resolve_device
 from undiffuse.grids import Path, grid
 from undiffuse.kernels import keep_memory
@@ -53,6 +53,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e30
 
 
+def _is_clip(text: str) -> bool:
+    try:
+        clip_function(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value in words, " or ".join(words)
 
@@ -60,7 +68,7 @@ def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
 _IN_RECORD: dict[str, tuple[Callable[[Any], bool], str]] = {
     "solver": _one_of(*METHODS),
     "guidance_at": _one_of("x_t", "mean", "x0"),
-    "clip": _one_of("static", "dynamic", "none"),
+    "clip": (lambda value: is_text(value) and _is_clip(value), "static, dynamic or none"),
     "precision": _one_of("fp32", *AUTOCAST),
     "weights": (is_text, "text"),
     "steps": (is_text, "text"),
@@ -81,7 +89,7 @@ _LATER: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a user chose: the files, and how to sample. None leaves the solver, its steps and grid to `resolved`, or,
+    """What a user chose: the files, and how to sample. None leaves solver, steps, grid and clipping to `resolved`, or,
     with a `budget` of network calls, to what was measured (`calls.within_budget`)."""
 
     model: str = SHIPPED
@@ -94,7 +102,7 @@ class Settings:
     grid: str | None = None
     solver_options: str = ""
     eta: float = 0.0
-    clip: str = "static"
+    clip: str | None = None
     reclip: bool = True
     precision: str = "fp32"
     guiding: Guiding = field(default_factory=Guiding)
@@ -108,8 +116,8 @@ class Settings:
                 raise ValueError(f"--{name} is empty: give a value, or leave it out")
 
     def resolved(self, process: ProcessConfig, advice: Sampling | None = None) -> Settings:
-        """With solver, steps and grid named: of a published model those of its authors. ValueError for settings that do
-        not go together.
+        """With solver, steps, grid and clipping named: those of a model's authors or of its scheduler where they are
+        known. ValueError for settings that do not go together.
 
         A learned variance is what lets ancestral sampling do with few steps (Improved DDPM, section 4); a model with a
         fixed one is better served by DDIM.
@@ -117,22 +125,29 @@ class Settings:
         solver = self.solver
         if solver is None:
             wants_ddim = self.eta > 0 or not (process.learns_variance or self.guidance_at == "mean")
-            if advice is not None and not self.eta:
-                wants_ddim = advice.solver == "ddim" and self.guidance_at != "mean"
             solver = "ddim" if wants_ddim else "ancestral"
-        options = write_options(solver, read_options(solver, self.solver_options))
+            if advice is not None and not self.eta:
+                solver = "ancestral" if self.guidance_at == "mean" else advice.solver
+        advised = advice if advice is not None and advice.solver == solver else None
+        chosen = self.solver_options or (advised.options if advised is not None else "")
+        options = write_options(solver, read_options(solver, chosen))
         if self.eta and solver != "ddim":
             raise ValueError(f"--eta is the noise of ddim, and {solver} has its own or none: leave it out")
         if self.guidance and self.guidance_at == "mean" and solver != "ancestral":
             raise ValueError("--guidance-at mean exists for ancestral sampling only; give --solver ancestral")
-        steps = self.steps
-        if steps is None and advice is not None and advice.solver == solver:
-            steps = advice.steps
-        elif steps is None:
-            steps = _default_steps(solver, process, self.grid)
+        steps, grid = self.steps, self.grid
+        if advised is not None:
+            steps = steps or advised.steps
+            if steps is None or steps.strip().isdecimal():
+                grid = grid or advised.grid
+            if grid is None and steps is not None:
+                steps = advised.spaced(steps)
+        steps = steps or _default_steps(solver, process, grid)
         # Steps that are more than a number ("ddim25", "at:0,10,999") name trained ones.
-        grid = self.grid or (method(solver).grid if steps.strip().isdecimal() else "chain")
-        return replace(self, solver=solver, steps=steps, grid=grid, solver_options=options)
+        grid = grid or (method(solver).grid if steps.strip().isdecimal() else "chain")
+        clip = self.clip or (advice.clip if advice is not None else None) or "static"
+        eta = self.eta or (advised.eta if advised is not None else 0.0)
+        return replace(self, solver=solver, steps=steps, grid=grid, solver_options=options, clip=clip, eta=eta)
 
     @classmethod
     def of_args(cls, args: argparse.Namespace) -> Settings:
@@ -227,8 +242,8 @@ class Sampler:
         told = ""
         if settings.budget is not None:
             settings, told = within_budget(settings, digest)
-        settings = settings.resolved(model.process, model.published.sampling if model.published else None)
-        assert settings.solver and settings.steps and settings.grid  # `resolved` names them
+        settings = settings.resolved(model.process, model.advice)
+        assert settings.solver and settings.steps and settings.grid and settings.clip  # `resolved` names them
         keep_memory()
         judges = [(settings.classifier, settings.guidance)] if settings.guidance and settings.classifier else []
         judges += settings.guiding.more_classifiers
