@@ -1,4 +1,4 @@
-"""Networks of diffusers' UNet2DModel: numbers frozen from diffusers 0.42.1, and all configurations where it is there."""
+"""Networks of diffusers' UNet2DModel: numbers frozen from 0.42.1, and all configurations where it is installed."""
 
 from __future__ import annotations
 

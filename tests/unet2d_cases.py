@@ -36,7 +36,9 @@ CASES: dict[str, dict[str, Any]] = {
         "block_out_channels": (32, 32, 64),
     },
     "three levels": {
-        **_types("AttnDownBlock2D ResnetDownsampleBlock2D DownBlock2D", "UpBlock2D ResnetUpsampleBlock2D AttnUpBlock2D"),
+        **_types(
+            "AttnDownBlock2D ResnetDownsampleBlock2D DownBlock2D", "UpBlock2D ResnetUpsampleBlock2D AttnUpBlock2D"
+        ),
         "block_out_channels": (32, 48, 96), "downsample_type": "resnet",
     },
     "prefixed types": _types("UNetResDownBlock2D AttnDownBlock2D", "AttnUpBlock2D UpBlock2D"),
