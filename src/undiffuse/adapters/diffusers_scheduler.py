@@ -65,6 +65,10 @@ _HARMLESS: Mapping[str, tuple[Any, ...]] = {
 _SILENT = frozenset(("flow_shift", "time_shift_type"))  # which only matter with use_flow_sigmas and dynamic shifting
 
 
+_OTHER_FORMS = frozenset(("dpmpp-3m", "dpmpp-2s", "dpmpp-2m-sde", "dpmpp-3m-sde", "deis", "pndm"))
+"""Methods whose images differ visibly from those of diffusers' schedulers of that name, at the same levels."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """What a scheduler's configuration means here.
@@ -239,6 +243,8 @@ def _sampling(settings: Mapping[str, Any], process: ProcessConfig) -> tuple[Samp
         notes.append(f"steps_offset = {offset} is not followed")
     if settings.get("set_alpha_to_one") is False or (name == "PNDMScheduler" and "set_alpha_to_one" not in settings):
         notes.append("the last step goes to the clean image, as with set_alpha_to_one = true")
+    if solver in _OTHER_FORMS:
+        notes.append(f"{solver} is the same kind of method as {name}, but not step for step the same")
     if solver != "ancestral" and not process.continuous:
         notes.append(f"levels between trained steps are those of the grid {grid!r}, not rounded to whole steps")
     return Sampling(solver=solver, steps=None, grid=grid, clip=clip, eta=eta, options=options), notes

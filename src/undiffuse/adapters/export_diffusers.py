@@ -2,7 +2,7 @@
 
 UNet2DModel is the same family of networks with fewer degrees of freedom, and hands its networks whole step numbers.
 `obstacles` lists what it cannot express; a model without any is converted by renaming its weights, splitting the rows
-of qkv, and nothing else. Both ADM's U-Net and DDPM's own can be written.
+of qkv, and nothing else. ADM's U-Net, DDPM's own and networks that came from diffusers can be written.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from undiffuse.adapters import ddpm_weights, diffusers_config, exporting
+from undiffuse.adapters import ddpm_weights, diffusers_config, diffusers_unet, exporting
 from undiffuse.adapters.exporting import Exported, Model
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.nets import DDPMConfig, DDPMUNet, UNet, UNetConfig
+from undiffuse.nets import DDPMConfig, DDPMUNet, UNet, UNet2D, UNetConfig
 from undiffuse.nets.blocks import Attention
 from undiffuse.nets.skeleton import skeleton
 
@@ -67,11 +67,11 @@ def export_diffusers(model: Model, folder: Path) -> Exported:
 def obstacles(model: Model) -> list[str]:
     """What of a model a UNet2DModel or a scheduler would compute differently; empty if nothing."""
     net, process = model.net, model.process
-    if not isinstance(net, (UNet, DDPMUNet)):
+    if not isinstance(net, (UNet, DDPMUNet, UNet2D)):
         return ["it is a classifier of noisy images, for which diffusers has no network"]
     problems = exporting.level_obstacles(process)
     groups = sorted({module.num_groups for module in net.modules() if isinstance(module, nn.GroupNorm)})
-    if len(groups) > 1:
+    if len(groups) > 1 and not isinstance(net, UNet2D):
         counts = ", ".join(map(str, groups))
         problems.append(f"its group norms have {counts} groups, where UNet2DModel has one number for all")
     if isinstance(net, UNet):
@@ -114,8 +114,10 @@ def _head_dim(net: UNet) -> int | None:
     return sizes.pop() if len(sizes) == 1 else 0
 
 
-def unet_config(net: UNet | DDPMUNet) -> dict[str, Any]:
+def unet_config(net: UNet | DDPMUNet | UNet2D) -> dict[str, Any]:
     """Arguments of the UNet2DModel that computes what `net` does."""
+    if isinstance(net, UNet2D):
+        return diffusers_unet.settings_of(net.config)
     config: UNetConfig | DDPMConfig = net.config
     attends = [2**level in config.attention_resolutions for level in range(len(config.widths))]
     norm = next(module for module in net.modules() if isinstance(module, nn.GroupNorm))
@@ -185,9 +187,11 @@ def scheduler_config(process: ProcessConfig) -> dict[str, Any]:
     }
 
 
-def state_dict(net: UNet | DDPMUNet) -> dict[str, Tensor]:
+def state_dict(net: UNet | DDPMUNet | UNet2D) -> dict[str, Tensor]:
     """The weights by UNet2DModel's names."""
-    state = {name: value.detach().cpu().float() for name, value in net.state_dict().items()}
+    state = {name: value.detach().cpu().float().contiguous() for name, value in net.state_dict().items()}
+    if isinstance(net, UNet2D):
+        return state
     if isinstance(net, DDPMUNet):
         levels = len(net.config.widths)
         renamed = {ddpm_weights.diffusers_name(name, levels): value for name, value in state.items()}
@@ -335,8 +339,17 @@ def _notes(model: Model) -> Iterator[str]:
         yield "diffusers has no pipeline for it: join the noisy and the enlarged image yourself, as below"
     elif "y" in conditions:
         yield "DDPMPipeline passes no class labels: call the U-Net yourself, as below"
-    learned = ", and the first half of the channels, without the variance" if process.learns_variance else ""
-    yield f'DDIM takes DDIMScheduler.from_config(scheduler.config, timestep_spacing="leading"){learned}'
+    ddim = 'DDIMScheduler.from_config(scheduler.config, timestep_spacing="leading")'
+    clipped = "step(..., use_clipped_model_output=True)"
+    if process.learns_variance:
+        count = model.net.config.in_channels
+        yield f"DDIM takes {ddim}, the first {count} channels, without the variance, and {clipped}"
+        yield (
+            "other schedulers take these channels too, and variance_type=None, thresholding=True, sample_max_value=1.0 "
+            "where they know these settings; docs/models.md has a table for equal images"
+        )
+    else:
+        yield f"DDIM takes {ddim} and {clipped}"
 
 
 def _usage(model: Model, name: str) -> str:
