@@ -71,6 +71,7 @@ OUTSIDE = {
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
     "diffusers": {"adapters"},
     "onnxruntime": {"adapters"},
+    "huggingface_hub": {"adapters"},
 }
 ONLY_NUMPY = {"timesteps"}
 

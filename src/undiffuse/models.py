@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from undiffuse import checkpoints
-from undiffuse.adapters import foreign, imagenet_classes, importing, published
+from undiffuse.adapters import foreign, hub, imagenet_classes, importing, published
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier
 from undiffuse.nets import ClassifierConfig, DDPMConfig, DDPMUNet, NoisyClassifier, UNet, UNetConfig, config_from_dict
@@ -150,8 +150,9 @@ def resolve(reference: str | Path, weights: str | None = None) -> Path:
     """The checkpoint a reference means, downloaded or converted where that is needed.
 
     A reference is a file, a run folder (its newest checkpoint), the name of a shipped or a published model
-    (`undiffuse models`), a file or diffusers folder of others' weights, or FILE@LIKE, where LIKE says what the weights
-    do not tell: a published model, or the flags it was trained with. `weights` of several that a file of others holds.
+    (`undiffuse models`), a file or diffusers folder of others' weights, hf:OWNER/NAME on the Hub, or FILE@LIKE, where
+    LIKE says what the weights do not tell: a published model, or the flags it was trained with. `weights` of several
+    that a file of others holds.
     """
     path = Path(reference)
     if os.path.isfile(path):  # os.path, because flags may be longer than any file's name, which pathlib calls an error
@@ -166,6 +167,8 @@ def resolve(reference: str | Path, weights: str | None = None) -> Path:
         return Path(str(resources.files("undiffuse") / "assets" / f"{reference}.safetensors"))
     if str(reference) in published.ENTRIES:
         return importing.published_checkpoint(str(reference))
+    if hub.is_reference(str(reference)):
+        return _of_hub(str(reference), weights)
     file, like = split_reference(reference)
     if like is not None:
         if os.path.isfile(file) and foreign.is_ours(Path(file)):
@@ -176,6 +179,16 @@ def resolve(reference: str | Path, weights: str | None = None) -> Path:
         f"there is no file or folder {shown}, no shipped model of that name ({', '.join(SHIPPED)}) and no "
         f"published one{published.near(str(reference))}"
     )
+
+
+def _of_hub(reference: str, weights: str | None) -> Path:
+    """A model on the Hub: hf:OWNER/NAME, with @REVISION or @LIKE behind it, where LIKE has a "=" or a space."""
+    name, _, rest = reference.partition("@")
+    revision, _, like = rest.partition("@")
+    if "=" in revision or " " in revision:
+        revision, like = "", rest
+    folder = hub.snapshot(f"{name}@{revision}" if revision else name)
+    return importing.convert(folder, like or None, weights)
 
 
 def split_reference(reference: str | Path) -> tuple[str, str | None]:

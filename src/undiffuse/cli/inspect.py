@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from undiffuse import checkpoints
-from undiffuse.adapters import diffusers_config, foreign, published
+from undiffuse.adapters import diffusers_config, foreign, hub, published
 from undiffuse.cli.console import fields, say, shorten, table
 from undiffuse.cli.inspect_data import describe_data
 from undiffuse.cli.inspect_evaluation import describe_evaluation, describe_reference
@@ -49,6 +49,8 @@ def describe(args: argparse.Namespace) -> str:
     if str(what).partition(":")[0] in NAMED_SETS and not os.path.exists(path):
         return describe_data(args)
     if what in SHIPPED and not os.path.exists(path):
+        return describe_model(resolve(what), str(what), as_json=args.json)
+    if hub.is_reference(str(what)):
         return describe_model(resolve(what), str(what), as_json=args.json)
     if what in published.ENTRIES and not os.path.exists(path):
         from undiffuse.cli.models import details, record

@@ -96,7 +96,7 @@ def device_options(parser: argparse.ArgumentParser) -> None:
 def model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
     """--model, --weights, --like, --offline; with `positional` the model may also be given without --model."""
     group = parser.add_argument_group("model")
-    what = f"model file, run folder, name of `undiffuse models`, or the shipped {SHIPPED} (default)"
+    what = f"model file, run or diffusers folder, hf:OWNER/NAME, name of `undiffuse models`, or the shipped {SHIPPED}"
     if positional:
         parser.add_argument("model", nargs="?", action=_Model, default=argparse.SUPPRESS, metavar="MODEL", help=what)
         what = "the same"
