@@ -136,6 +136,12 @@ class ClassifierModel(_Model):
 
     net: NoisyClassifier
 
+    @property
+    def clean_only(self) -> bool:
+        """Whether it was trained on images without noise alone, and so knows nothing of noisy ones."""
+        objective = self.manifest.get("objective") or {}
+        return objective.get("noise") is False or objective.get("clean_fraction") == 1.0
+
     def level_classifier(self, *, precision: str | None = None, device: torch.device | str = "cpu") -> LevelClassifier:
         """The classifier asked at noise levels, its weights frozen; with a `precision` made ready as a denoiser is,
         except that it keeps its gradient with respect to the image."""
@@ -295,9 +301,24 @@ def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> Non
     checkpoints.write(path, state, {**manifest, **about, "ema": [], "weights": model.weights, "version": _version()})
 
 
-def check_pair(model: DiffusionModel, classifier: ClassifierModel) -> None:
-    """ValueError if the classifier cannot guide the model: other image shape, other noise levels, or other classes."""
+def check_pair(model: DiffusionModel, classifier: ClassifierModel, at: str = "x_t") -> None:
+    """Check that a classifier can guide a model.
+
+    Args:
+        model: The model.
+        classifier: The classifier.
+        at: Where it is asked: at the noisy image ("x_t", "mean") or at the denoised one ("x0").
+
+    Raises:
+        ValueError: It has another image shape or other classes, or was trained on clean images and is asked of noisy
+            ones.
+    """
     problems = []
+    if at != "x0" and classifier.clean_only:
+        problems.append(
+            "it was trained on clean images alone, and a guide is asked of noisy ones: guide at the denoised image "
+            "(guidance_at 'x0'), or train one on noisy images"
+        )
     if model.image_shape[0] != classifier.image_shape[0]:
         ours = model.image_shape[0]
         channels = f"{ours} channel{'s' if ours != 1 else ''}"

@@ -19,7 +19,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from undiffuse.adapters import ddpm_weights, openai_args, openai_weights, pickled, programs
+from undiffuse.adapters import ddp_weights, ddpm_weights, openai_args, openai_weights, pickled, programs
 from undiffuse.checkpoints import METADATA_KEY, CheckpointError
 
 ALONE = "net"
@@ -77,12 +77,12 @@ def read(path: Path, which: str | None = None) -> Weights:
     known = {name: state for name, state in found.items() if names_a_network(state)}
     if not known:
         raise CheckpointError(f"{path} holds no weights of a known diffusion network: {_told(content, found)}")
-    usual = programs.usual_weights(program)
+    usual = next((name for name in programs.usual_weights(program) if name in known), None)
     if which is not None:
         if which not in known:
             raise CheckpointError(f"{path} has no weights {which!r}; it has: {', '.join(known)}")
         known = {which: known[which]}
-    elif usual in known:
+    elif usual is not None:
         known = {usual: known[usual]}
     if len(known) > 1:
         raise CheckpointError(f"{path} holds several networks, {', '.join(known)}: say which by --weights NAME")
@@ -194,6 +194,8 @@ def _parts(name: str, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Mappin
     """The networks in one state dict: itself, or several that their prefixes tell apart, called by their prefixes."""
     prefixes = [key.removesuffix(anchor) for key in state for anchor in _PREFIXED if key.endswith(anchor)]
     prefixes = [prefix for prefix in prefixes if prefix == "" or prefix.endswith(".")]
+    # denoising-diffusion-pytorch's network lies within its process, whose tables stand beside it.
+    prefixes = [p.removesuffix("model.") if f"{p.removesuffix('model.')}betas" in state else p for p in prefixes]
     whole = len(prefixes) == 1 and all(key.startswith(prefixes[0]) for key in state)
     if not prefixes or whole or "" in prefixes:
         yield name, _stripped(state)
@@ -234,7 +236,9 @@ def _is_counter(name: str, value: Tensor) -> bool:
 
 def names_a_network(names: Mapping[str, Any]) -> bool:
     """Whether these are the names of the weights of a network that is known here."""
-    return openai_weights.looks_like(names) or ddpm_weights.recognise(names) is not None
+    return (
+        openai_weights.looks_like(names) or ddpm_weights.recognise(names) is not None or ddp_weights.looks_like(names)
+    )
 
 
 def _is_state(part: Mapping[Any, Any]) -> bool:
@@ -243,6 +247,8 @@ def _is_state(part: Mapping[Any, Any]) -> bool:
 
 def _stripped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Without the "module." and the like that all names begin with."""
+    if ddp_weights.looks_like(state):
+        return state
     for name in state:
         for anchor in _PREFIXED:
             prefix = name.removesuffix(anchor)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from undiffuse import checkpoints, downloads
 from undiffuse.adapters import (
+    ddp_weights,
     ddpm_weights,
     diffusers_config,
     diffusers_import,
@@ -189,9 +190,28 @@ def _of_file(
         blocks = said.flags.get("num_res_blocks") or said.flags.get("classifier_depth") if said else None
         found = recognise(weights.shapes, int(blocks) if blocks and blocks.isdigit() else None)
         meaning = interpret(found, path, digest, said, known, weights.arguments)
-        return meaning, weights.tensors, weights.name, {}
+        more = {"objective": {"loss": "cross-entropy", "noise": False}} if meaning.clean_only else {}
+        return meaning, weights.tensors, weights.name, more
+    if ddp_weights.looks_like(weights.tensors):
+        return _of_ddp(weights, said)
     meaning, state = _ddpm(weights.tensors, path, said, known)
     return meaning, state, weights.name, {}
+
+
+def _of_ddp(weights: foreign.Weights, said: Like | None) -> _Found:
+    """What a file of denoising-diffusion-pytorch holds."""
+    said = said or Like()
+    if said.entry is not None or said.release is not None:
+        raise ValueError("this is a model of denoising-diffusion-pytorch: only what it leaves out can be said")
+    beside = weights.beside if isinstance(weights.beside, Mapping) else {}
+    version = str(beside.get("version") or "")
+    config, process, state = ddp_weights.read(weights.tensors, {**said.stored, **said.flags}, version)
+    facts = {
+        "shapes": f"the U-Net of denoising-diffusion-pytorch {version}".rstrip(),
+        "its tables": f"{process.levels_text}, predicts {process.target}, variance {process.variance}",
+    }
+    advice = {"solver": "ancestral", "steps": str(process.steps), "clip": "static"}
+    return Interpretation(config, process, facts), state, weights.name, {"sampling": advice}
 
 
 def _returned(back: returning.Returned, path: Path) -> _Found:
@@ -217,7 +237,7 @@ def convert(
     OSError if the cache cannot be written.
     """
     found = identify(path, like, which, known, digest)
-    target = _target(found.source["sha256"], found.weights, found.meaning.config, found.meaning.process)
+    target = _target(found.source["sha256"], found.weights, found.meaning.config, found.meaning.process, found.more)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with downloads.alone(target.with_name("converting")):
@@ -387,9 +407,9 @@ def _objective(entry: Published) -> dict[str, Any]:
     return {"loss": kind, "rescale": loss != "MSE", "decoder": "tanh", **low}
 
 
-def _target(digest: str, weights: str, config: Any, process: Any) -> Path:
+def _target(digest: str, weights: str, config: Any, process: Any, more: Any = None) -> Path:
     """Where the conversion of the file with this hash is, understood in this way."""
-    about = [FORMAT, digest, weights, asdict(config), asdict(process)]
+    about = [FORMAT, digest, weights, asdict(config), asdict(process), *([more] if more else [])]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return downloads.cache_dir("models", "converted", f"{digest[:12]}-{key[:12]}.safetensors")
 

@@ -35,7 +35,7 @@ Flags = dict[str, Any]
 RELEASES = (GUIDED, IMPROVED, DDPM)
 _FREE = {"num_classes", "in_channels"}  # what a model trained further may have changed, besides a classifier's classes
 _PROCESS = ("noise_schedule", "diffusion_steps", "rescale_timesteps")
-_OF_CLASSIFIERS = {*_PROCESS, "image_size"}
+_OF_CLASSIFIERS = {*_PROCESS, "image_size", "noised"}
 _TELLING = {"image_size", "noise_schedule", "diffusion_steps"}  # a whole dump of a training's arguments holds these
 _SAME_AS = {  # our fields by the flags that say them
     "num_channels": "model_channels",
@@ -72,7 +72,9 @@ class Like:
         """
         if kind == "classifier":
             wanted = {n: v for n, v in self.stored.items() if n.startswith("classifier_") or n in _OF_CLASSIFIERS}
-            return replace(self, flags={**wanted, **self.flags}, stored={})
+            guided = any(name.startswith("classifier_") for name in wanted)  # which guided diffusion alone has
+            release = self.release or (GUIDED if guided and self.entry is None else None)
+            return replace(self, release=release, flags={**wanted, **self.flags}, stored={})
         wanted = {**self.stored, **self.flags}
         return replace(self, flags={n: v for n, v in wanted.items() if not n.startswith("classifier_")}, stored={})
 
@@ -112,6 +114,7 @@ class Interpretation:
 
     `entry`  the published file it is, or is taken for; `by` why: see `REASONS`
     `facts`  what was told, by who told it
+    `clean_only`  of a classifier, that it was trained on images without noise
     """
 
     config: Any
@@ -119,6 +122,7 @@ class Interpretation:
     facts: Mapping[str, str]
     entry: Published | None = None
     by: str = ""
+    clean_only: bool = False
 
 
 def interpret(
@@ -162,7 +166,8 @@ def interpret(
         facts["flags"] = ", ".join(f"{name} {value}" for name, value in like.flags.items())
     if not told:
         facts[f"flags, and {like.release}'s defaults" if like.release else "so"] = _untold(config, process)
-    return Interpretation(config, process, facts, entry if len(told) == 1 else None, by)
+    clean = found.kind == "classifier" and str(like.flags.get("noised", "True")).lower() in ("false", "f", "no", "0")
+    return Interpretation(config, process, facts, entry if len(told) == 1 else None, by, clean)
 
 
 def candidates(found: Recognised) -> list[Published]:

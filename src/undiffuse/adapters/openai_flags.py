@@ -72,12 +72,14 @@ _CLASSIFIER_DEFAULTS: dict[str, Any] = {
     "classifier_pool": "attention",
 }
 # Flags that do not change what is computed, or only how it is trained and sampled.
-_HARMLESS = {"use_fp16", "classifier_use_fp16", "timestep_respacing", "image_size", "large_size", "small_size"}
+_HARMLESS = {
+    "use_fp16", "classifier_use_fp16", "timestep_respacing", "image_size", "large_size", "small_size", "noised"
+}  # fmt: skip
 
 OTHERS = frozenset(
     ("anneal_lr", "batch_size", "classifier_path", "classifier_scale", "clip_denoised", "data_dir", "ema_rate",
      "eval_interval", "fp16_scale_growth", "iterations", "log_interval", "lr", "lr_anneal_steps", "microbatch",
-     "model_path", "noised", "num_samples", "resume_checkpoint", "save_interval", "schedule_sampler", "seed",
+     "model_path", "num_samples", "resume_checkpoint", "save_interval", "schedule_sampler", "seed",
      "use_ddim", "val_data_dir", "weight_decay")
 )  # fmt: skip
 """Flags of the releases' training and sampling scripts that say nothing about the network or its process. A whole

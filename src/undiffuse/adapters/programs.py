@@ -24,7 +24,7 @@ ONNX_REASON = (
     "exported from; to run the graph itself, use onnxruntime"
 )
 
-_USUAL = {DDP: "ema_model"}
+_USUAL = {DDP: ("ema_model", "ema")}
 """The weights that a program itself samples with, by what they are called in its files."""
 
 _WHY = {
@@ -105,9 +105,9 @@ def refusal(program: str, content: Any) -> str:
     return why.format(architecture=architecture, latent=latent)
 
 
-def usual_weights(program: str) -> str | None:
-    """The name of the weights that a program itself samples with; None where all are alike."""
-    return _USUAL.get(program)
+def usual_weights(program: str) -> tuple[str, ...]:
+    """Names of the weights that a program itself samples with, in its order; none where all are alike."""
+    return _USUAL.get(program, ())
 
 
 def attributes(value: Any) -> Mapping[str, Any]:

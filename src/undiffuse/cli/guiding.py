@@ -260,7 +260,7 @@ def guide(
     loaded: list[ClassifierModel] = []
     for file, scale in classifiers:
         found = load_classifier(file)
-        check_pair(model, found)
+        check_pair(model, found, at)
         _check_chains(model, found)
         if loaded and found.num_classes != loaded[0].num_classes:
             raise ValueError(

@@ -15,7 +15,7 @@ from undiffuse.methods import GRIDS, METHODS
 SHIPPED = "fashion-mnist-32"
 SHIPPED_CLASSIFIER = "fashion-mnist-32-classifier"
 LABELS = "auto (default), none, folder, prefix, or a CSV, TSV or JSONL table"
-STEPS = '"250", sections "90,60,60,20,20", "ddim25", or "at:0,10,999"'
+STEPS = '"250", sections "90,60,60,20,20", "ddim25", "leading25", "trailing25", or "at:0,10,999"'
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,15 +96,17 @@ def device_options(parser: argparse.ArgumentParser) -> None:
 def model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
     """--model, --weights, --like, --offline; with `positional` the model may also be given without --model."""
     group = parser.add_argument_group("model")
-    what = f"model file, run or diffusers folder, hf:OWNER/NAME, name of `undiffuse models`, or the shipped {SHIPPED}"
+    what = "model file, run or diffusers folder, hf:OWNER/NAME, name of `undiffuse models`, or the shipped "
+    what += f"{SHIPPED} (default)"
     if positional:
         parser.add_argument("model", nargs="?", action=_Model, default=argparse.SUPPRESS, metavar="MODEL", help=what)
         what = "the same"
     group.add_argument("--model", action=_Model, default=SHIPPED, metavar="M", help=what)
     which = "net (as trained) or an average such as 0.999 (default: the slowest)"
     group.add_argument("--weights", metavar="W", help=which)
-    like = "of a .pt file that does not say: the published model, or the flags, it was trained with"
-    group.add_argument("--like", metavar="NAME|FLAGS", help=like)
+    like = "of weights that do not say: the published model, or the flags (or a text file with the flags), they were "
+    like += "trained with"
+    group.add_argument("--like", metavar="NAME|FLAGS|FILE", help=like)
     offline_option(group)
 
 

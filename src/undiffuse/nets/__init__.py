@@ -14,12 +14,15 @@ from undiffuse.nets.classifier import ClassifierConfig, NoisyClassifier
 from undiffuse.nets.ddpm import DDPMConfig, DDPMUNet
 from undiffuse.nets.unet import UNet, UNetConfig
 from undiffuse.nets.unet2d import UNet2D, UNet2DConfig
+from undiffuse.nets.unet_rms import RMSUNet, RMSUNetConfig
 
 __all__ = [
     "ClassifierConfig",
     "DDPMConfig",
     "DDPMUNet",
     "NoisyClassifier",
+    "RMSUNet",
+    "RMSUNetConfig",
     "UNet",
     "UNet2D",
     "UNet2DConfig",
@@ -28,13 +31,17 @@ __all__ = [
 ]
 
 
-ARCHITECTURES: Mapping[str, type[DDPMConfig] | type[UNet2DConfig]] = {"ddpm": DDPMConfig, "unet2d": UNet2DConfig}
+ARCHITECTURES: Mapping[str, type[DDPMConfig] | type[UNet2DConfig] | type[RMSUNetConfig]] = {
+    "ddpm": DDPMConfig,
+    "unet2d": UNet2DConfig,
+    "unet-rms": RMSUNetConfig,
+}
 """Configurations of the diffusion networks that are not `UNet`, by the value of their "architecture"."""
 
 
 def config_from_dict(
     about: Mapping[str, Any], kind: str = "diffusion"
-) -> UNetConfig | DDPMConfig | UNet2DConfig | ClassifierConfig:
+) -> UNetConfig | DDPMConfig | UNet2DConfig | RMSUNetConfig | ClassifierConfig:
     """The configuration that `dataclasses.asdict` made `about` of, as it stands in a checkpoint's manifest as "net".
 
     kind: "diffusion" or "classifier". The key "architecture" names a diffusion network that is not `UNet`, one of
