@@ -80,6 +80,7 @@ OUTSIDE = {
     "matplotlib": {"pictures"},
     "diffusers": {"adapters"},
     "onnxruntime": {"adapters"},
+    "huggingface_hub": {"adapters"},
 }
 ONLY_NUMPY = {"timesteps"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -163,19 +164,49 @@ class ProcessConfig:
         return 2 * image_channels if self.learns_variance else image_channels
 
 
-def clip_static(x0: Tensor) -> Tensor:
-    """Clamp the denoised image to [-1, 1], as the original does."""
-    return x0.clamp(-1, 1)
+def clip_static(x0: Tensor, reach: float = 1.0) -> Tensor:
+    """Clamp the denoised image to [-reach, reach]; to [-1, 1] as the original does."""
+    return x0.clamp(-reach, reach)
 
 
-def clip_dynamic(x0: Tensor, quantile: float = 0.995) -> Tensor:
-    """Dynamic thresholding (Saharia et al. 2022): clamp to [-s, s] and divide by s = max(1, quantile of |x0|)."""
+def clip_dynamic(x0: Tensor, quantile: float = 0.995, most: float = math.inf) -> Tensor:
+    """Dynamic thresholding (Saharia et al. 2022): clamp to [-s, s] and divide by s = max(1, quantile of |x0|).
+
+    s is at most `most`.
+    """
     flat = x0.abs().flatten(1).float()
-    s = torch.quantile(flat, quantile, dim=1).clamp(min=1).to(x0.dtype).reshape(-1, *[1] * (x0.ndim - 1))
+    s = torch.quantile(flat, quantile, dim=1).clamp(min=1, max=most).to(x0.dtype).reshape(-1, *[1] * (x0.ndim - 1))
     return x0.clamp(-s, s) / s
 
 
 CLIPS: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "static": clip_static, "dynamic": clip_dynamic}
+
+
+def clip_function(spec: str) -> Callable[[Tensor], Tensor] | None:
+    """Return what a specification does to denoised images; None for nothing.
+
+    Args:
+        spec: "none"; "static", or "static:2" for another range; "dynamic", or "dynamic:0.9" for another quantile and
+            "dynamic:0.9,1.5" for a threshold of at most 1.5.
+
+    Raises:
+        ValueError: There is no such specification.
+    """
+    if spec in CLIPS:
+        return CLIPS[spec]
+    name, _, rest = spec.partition(":")
+    try:
+        values = [float(part) for part in rest.split(",")]
+    except ValueError:
+        values = []
+    if name == "static" and len(values) == 1 and 0 < values[0] < math.inf:
+        return functools.partial(clip_static, reach=values[0])
+    if name == "dynamic" and len(values) in (1, 2) and 0 < values[0] <= 1 and (values[1:] or [1.0])[0] >= 1:
+        return functools.partial(clip_dynamic, quantile=values[0], most=(values[1:] or [math.inf])[0])
+    raise ValueError(
+        f"unknown clipping {spec!r}; choose one of {', '.join(CLIPS)}, or give static:2 (a range), dynamic:0.9 (a "
+        "quantile) or dynamic:0.9,1.5 (and the largest threshold)"
+    )
 
 
 class ChainDenoiser:
@@ -200,8 +231,6 @@ class ChainDenoiser:
     """
 
     def __init__(self, network: Any, process: ProcessConfig, clip: str | Callable[[Tensor], Tensor] = "static") -> None:
-        if isinstance(clip, str) and clip not in CLIPS:
-            raise ValueError(f"unknown clipping {clip!r}; choose one of {', '.join(CLIPS)}")
         self.network = network
         self.process = process
         self.levels = process.levels()
@@ -211,7 +240,7 @@ class ChainDenoiser:
                 "this chain ends in pure noise (its last beta is 1), where predicted noise says nothing about the "
                 "image; predict 'v', 'x0', 'u', 'F' or 'mean', or use a chain with more steps"
             )
-        self.clip = CLIPS[clip] if isinstance(clip, str) else clip
+        self.clip = clip_function(clip) if isinstance(clip, str) else clip
 
     @property
     def conditions(self) -> frozenset[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from undiffuse.adapters import diffusers_config
+from undiffuse.adapters import diffusers_config, diffusers_scheduler
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import DDPMConfig
 from undiffuse.nets.meta import build_on_meta
@@ -134,7 +134,7 @@ def convert(
     if scheduler is None:
         process = ProcessConfig(variance=variance or ("beta" if min(config.size) < 256 else "posterior"))
     else:
-        process = diffusers_config.process_config(scheduler, variance)
+        process = diffusers_scheduler.process_config(scheduler, variance)
     return config, process, {own: ours[own].detach().float().contiguous() for own in config_names(config)}
 
 
@@ -213,7 +213,7 @@ def _config(
         num_res_blocks=blocks,
         channel_mult=tuple(n // width if n % width == 0 else n / width for n in widths),
         attention_resolutions=tuple(2**level for level in attends),
-        dropout=diffusers_config.number(unet, "dropout", 0.0) if dropout is None else dropout,
+        dropout=diffusers_scheduler.number(unet, "dropout", 0.0) if dropout is None else dropout,
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from undiffuse.adapters import exporting, openai_flags
 from undiffuse.adapters.exporting import Exported, Model
+from undiffuse.adapters.returning import WRITTEN
+from undiffuse.checkpoints import weights_hash
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, DDPMUNet, NoisyClassifier, UNet, UNetConfig
 from undiffuse.nets.blocks import Attention
@@ -48,8 +50,11 @@ def export_openai(model: Model, path: Path) -> Exported:
         raise ValueError(f"guided-diffusion cannot hold this model: {'; '.join(problems)}")
     config, process = told_config(model.net.config), model.process
     flags, reasons = script_flags(model)
+    state = state_dict(model.net)
     about = {
         **exporting.describe(model),
+        "net": asdict(config),
+        WRITTEN: weights_hash(state),
         "format": "guided-diffusion",
         "flags": flags,
         "command_line": command_line(flags) if flags else None,
@@ -57,7 +62,7 @@ def export_openai(model: Model, path: Path) -> Exported:
         "model": {"class": f"guided_diffusion.unet.{_class_name(config)}", "arguments": _arguments(config)},
         "diffusion": _diffusion(process),
     }
-    torch.save(state_dict(model.net), path)
+    torch.save(state, path)
     exporting.write_json(exporting.about_path(path), about)
     again = read_back(path)
     inputs = exporting.example_inputs(model, 2, full_size=False)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from undiffuse import __version__
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.nets import NetworkSpec, NoisyClassifier, conditions_of
+from undiffuse.nets import NetworkSpec, NoisyClassifier, conditions_of, config_to_dict
 
 ABOUT = "undiffuse.json"  # in an exported folder; what lies beside a file is told by `about_path`
 TOLERANCE = 1e-4  # of the largest output: beyond it what was written is not this model
@@ -141,9 +141,11 @@ def describe(model: Model) -> dict[str, Any]:
         "null_class": spec.null_index,
         "classes": list(model.labels) if model.labels is not None else None,
         "process": process,
+        "net": config_to_dict(model.net, spec),
         "weights": model.weights,
         "sha256": model.digest,
         **({"source": source} if source else {}),
+        **{name: model.manifest[name] for name in ("objective", "sampling") if model.manifest.get(name)},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from undiffuse import checkpoints
-from undiffuse.adapters import diffusers_config, foreign, published
+from undiffuse.adapters import diffusers_config, foreign, hub, published
 from undiffuse.cli.console import fields, say, shorten, table
 from undiffuse.cli.inspect_data import describe_data
 from undiffuse.cli.inspect_evaluation import describe_evaluation, describe_reference
@@ -45,11 +46,13 @@ def describe(args: argparse.Namespace) -> str:
     if what is None:
         return environment()
     path = Path(what).expanduser()
-    if str(what).partition(":")[0] in NAMED_SETS and not path.exists():
+    if str(what).partition(":")[0] in NAMED_SETS and not os.path.exists(path):
         return describe_data(args)
-    if what in SHIPPED and not path.exists():
+    if what in SHIPPED and not os.path.exists(path):
         return describe_model(resolve(what), str(what), as_json=args.json)
-    if what in published.ENTRIES and not path.exists():
+    if hub.is_reference(str(what)):
+        return describe_model(resolve(what), str(what), as_json=args.json)
+    if what in published.ENTRIES and not os.path.exists(path):
         from undiffuse.cli.models import details, record
 
         entry = published.get(what)
@@ -57,7 +60,7 @@ def describe(args: argparse.Namespace) -> str:
     file, like = split_reference(what)
     if like is not None:
         return describe_foreign(file, like, as_json=args.json)
-    if not path.exists():
+    if not os.path.exists(path):
         raise FileNotFoundError(
             f"there is no file or folder {what}; known by name are the data {', '.join(NAMED_SETS)} and the models "
             f"{', '.join(SHIPPED)} and those of `undiffuse models`"

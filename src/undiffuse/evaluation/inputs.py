@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -174,7 +175,7 @@ def is_model(source: object) -> bool:
     path = Path(source)
     if str(source).partition(":")[0] in NAMED_SETS or is_reference(source):
         return False
-    if path.is_dir():
+    if os.path.isdir(path):  # os.path: a reference with flags may be longer than a file name can be
         return (path / "checkpoints").is_dir()
     return path.suffix.lower() not in (".npz", ".zip")
 

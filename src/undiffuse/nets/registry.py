@@ -26,10 +26,13 @@ from undiffuse.nets.ddpm import DDPMConfig
 from undiffuse.nets.meta import build_on_meta
 from undiffuse.nets.protocol import NetworkSpec, describe
 from undiffuse.nets.unet import UNetConfig
+from undiffuse.nets.unet2d import UNet2DConfig
+from undiffuse.nets.unet_rms import RMSUNetConfig
 
 GROUP = "undiffuse.networks"
-_OWN = (UNetConfig, DDPMConfig, ClassifierConfig)
-_RESERVED = ("unet", "ddpm", "classifier")
+_NAMED: dict[str, Any] = {"ddpm": DDPMConfig, "unet2d": UNet2DConfig, "unet-rms": RMSUNetConfig}
+_OWN = (UNetConfig, ClassifierConfig, *_NAMED.values())
+_RESERVED = ("unet", "classifier", *_NAMED)
 _registered: dict[str, Any] = {}
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 
@@ -89,11 +92,11 @@ def config_from_dict(about: Mapping[str, Any], kind: str = "diffusion") -> Any:
     name = about.get("architecture")
     if name is None:
         return ClassifierConfig(**about) if kind == "classifier" else UNetConfig(**about)
-    if name == "ddpm":
-        return DDPMConfig(**about)
+    if name in _NAMED:
+        return _NAMED[name](**about)
     builder = _find(str(name))
     if builder is None:
-        known = ", ".join(sorted({"ddpm", *_registered}))
+        known = ", ".join(sorted({*_NAMED, *_registered}))
         raise UnknownArchitecture(
             f"unknown architecture {name!r}. If it is yours, register it first: undiffuse.nets.register_network"
             f"({name!r}, its_config_class); if a package provides it, install or import that. Known here: {known}"

@@ -16,6 +16,8 @@ from undiffuse.nets.encoder import Encoder
 from undiffuse.nets.memory import Footprint, store_weights_
 from undiffuse.nets.packing import pack_
 from undiffuse.nets.protocol import conditions_of, memory_format
+from undiffuse.nets.unet2d import UNet2D
+from undiffuse.nets.unet_rms import RMSUNet
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -240,7 +242,7 @@ def _prepare_(net: nn.Module, precision: str, device: torch.device) -> Footprint
 
 def is_own(net: nn.Module) -> bool:
     """Return whether `net` is of this library's architectures, whose layers may be stored in 16 bits and packed."""
-    return isinstance(net, (Encoder, DDPMUNet))
+    return isinstance(net, (Encoder, DDPMUNet, UNet2D, RMSUNet))
 
 
 def _shared_copy(net: nn.Module) -> nn.Module:

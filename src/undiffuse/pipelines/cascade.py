@@ -8,6 +8,7 @@ base's noise is that of a run of the base alone, the upsampler's is a stream of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -206,7 +207,7 @@ def upsampler_of(reference: str) -> str:
     if len(found) != 1:
         raise ConfigError("upsampler", f"none is published for {reference}; give the name or file of one")
     beside = Path(file).parent / found[0].file
-    return str(beside) if Path(file).is_file() and beside.is_file() else found[0].name
+    return str(beside) if os.path.isfile(file) and beside.is_file() else found[0].name
 
 
 def _check_stages(base: Pipeline, upsampler: Pipeline, given: Any = None) -> tuple[int, int]:
