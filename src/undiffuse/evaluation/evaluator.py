@@ -227,6 +227,8 @@ def _name(source: Any, pipeline: Pipeline | None, side: EvaluationSet, config: E
 
 def _stem(source: str | Path) -> str:
     """The name of a file without its ending, of a folder, or of anything else as it is."""
+    from undiffuse.models import split_reference
+
     file, like = split_reference(source)
     return Path(file).stem if like is not None or os.path.isfile(file) else Path(file).name or file
 
