@@ -51,14 +51,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guidance": MATHEMATICS,
     "weightings": {"levels"},
     "objectives": MATHEMATICS | {"weightings"},
-    "likelihood": MATHEMATICS | {"objectives"},
+    "likelihood": MATHEMATICS | {"objectives", "data", "pictures", "pipelines"},
     "sampling": CORE,
     "tuning": CORE | {"sampling", "methods", "downloads", "pipelines"},
     "frontiers": {"downloads", "methods", "pictures"},
     "pipelines": CORE
     | GROUND
     | {"sampling", "adapters", "data", "kernels", "models", "nets", "pictures", "frontiers"},
-    "editing": MATHEMATICS | {"solvers", "guidance", "sampling"},
+    "editing": MATHEMATICS | {"solvers", "guidance", "sampling", "data", "pictures", "pixels", "pipelines"},
     "adapters": MATHEMATICS | {"nets", "checkpoints", "downloads"},
     "models": CORE | {"adapters", "checkpoints", "nets"},
     "metrics": {"pixels", "downloads", "models"},
