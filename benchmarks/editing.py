@@ -23,8 +23,8 @@ from undiffuse.cli.options import sampler_config
 from undiffuse.cli.parser import build_parser
 from undiffuse.data import ImageDataset
 from undiffuse.editing import Blur, Downsampling, Mask, Operator, ddib, rectangle
+from undiffuse.editing.ddib import unguided
 from undiffuse.editing.methods import load_pipeline, method_settings, sample_inpainted, sample_observed
-from undiffuse.editing.translation import unguided
 from undiffuse.editing.variation import extent
 from undiffuse.metrics.extractors.classifier import ClassifierExtractor
 from undiffuse.noise import NoiseSource

@@ -15,7 +15,7 @@ from cli_runs import call, pixels, write_classifier, write_images, write_model
 from undiffuse.config import SamplerConfig
 from undiffuse.data import ArraySource, DataConfig, ImageDataset
 from undiffuse.editing import Edited, inpaint, restore, translate, vary
-from undiffuse.editing.edit import output_names
+from undiffuse.editing.base import output_names
 from undiffuse.evaluation.images import open_images as evaluated
 from undiffuse.pictures import read_record, read_samples
 from undiffuse.pipelines import Pipeline

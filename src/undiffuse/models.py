@@ -432,8 +432,7 @@ def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> Non
     # Of the data what identifies it and how it was prepared, not where it lay on somebody's disk.
     data = model.manifest.get("data") or {}
     manifest["data"] = {name: data[name] for name in ("fingerprint", "count", "size", "channels") if name in data}
-    config = data.get("config") or {}
-    manifest["data"]["config"] = {name: config[name] for name in _PREPARATION if name in config}
+    manifest["data"]["config"] = {name: value for name, value in model.preparation.items() if name in _PREPARATION}
     kind = "diffusion" if isinstance(model, DiffusionModel) else "classifier"
     labels = list(model.labels) if model.labels is not None else None
     about = {"kind": kind, "net": _net_card(model), "process": asdict(model.process), "labels": labels}

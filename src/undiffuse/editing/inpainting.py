@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.config import SamplerConfig
-from undiffuse.editing.edit import Edited, EditInputs, EditOptions, EditResult, edit
+from undiffuse.editing.base import Edited, EditInputs, EditOptions, EditResult, edit
 from undiffuse.editing.mask import Mask, masks_for, read_mask, rectangle
 from undiffuse.editing.methods import StepCallback, load_pipeline, mean_square, method_settings, sample_inpainted
 from undiffuse.noise import NoiseSource

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from undiffuse.data import IMAGE_SUFFIXES, prepare
 from undiffuse.editing.operators import divided
-from undiffuse.pictures.png import open_picture
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import join_names
 
@@ -100,6 +98,9 @@ def read_mask(
         FileNotFoundError: There is no such file.
         ConfigError: It is no picture, has another size, or nothing in it is white ("mask").
     """
+    from undiffuse.data import prepare
+    from undiffuse.pictures.png import open_picture
+
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
@@ -140,6 +141,8 @@ def masks_for(names: Sequence[str], folder: str | Path) -> list[Path]:
     Raises:
         ConfigError: Some image has no mask, or several ("mask").
     """
+    from undiffuse.data import IMAGE_SUFFIXES
+
     root = Path(folder)
     found: dict[str, list[Path]] = {}
     for file in sorted(root.rglob("*")):

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from undiffuse.config import SamplerConfig
+from undiffuse.editing.base import Edited, EditInputs, EditOptions, EditResult, edit
 from undiffuse.editing.blur import Blur
 from undiffuse.editing.downsampling import Downsampling
-from undiffuse.editing.edit import Edited, EditInputs, EditOptions, EditResult, edit
 from undiffuse.editing.methods import StepCallback, load_pipeline, mean_square, method_settings, sample_observed
 from undiffuse.editing.operators import Operator
 from undiffuse.noise import NoiseSource

@@ -1,27 +1,22 @@
-"""Images carried from one class to another: encoded under the one, decoded under the other."""
+"""Images carried from one class to another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path as File
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from undiffuse.config import SamplerConfig
-from undiffuse.denoiser import Condition, Denoiser
-from undiffuse.editing.edit import Edited, EditInputs, EditOptions, EditResult, edit
+from undiffuse.editing.base import Edited, EditInputs, EditOptions, EditResult, edit
+from undiffuse.editing.ddib import ddib, unguided
 from undiffuse.editing.methods import StepCallback, load_pipeline, mean_square
-from undiffuse.editing.variation import extent, shortened
-from undiffuse.grids import Path
-from undiffuse.guidance import Guided
-from undiffuse.noise import Noise, NoiseSource
+from undiffuse.editing.variation import extent
+from undiffuse.noise import NoiseSource
 from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.inputs import Images
-from undiffuse.sampling import Step, encode, sample
-from undiffuse.solvers import DDIM, Solver
 
-__all__ = ["ddib", "translate", "unguided"]
+__all__ = ["translate"]
 
 
 def translate(
@@ -30,7 +25,7 @@ def translate(
     *,
     strength: float | None = None,
     logsnr: float | None = None,
-    model: Pipeline | SamplerConfig | str | File = "fashion-mnist-32",
+    model: Pipeline | SamplerConfig | str | Path = "fashion-mnist-32",
     device: str = "auto",
     **options: Any,
 ) -> Edited:
@@ -83,53 +78,3 @@ def translate(
         pipeline, inputs, make, shared, command="translate", record={**record, "to": target},
         text=f"to {pipeline.model.label_name(target)}, {text}", target=target,
     )  # fmt: skip
-
-
-def ddib(
-    denoiser: Denoiser,
-    path: Path,
-    noise: Noise,
-    x0: Tensor,
-    source: Condition | None,
-    target: Condition | None,
-    *,
-    steps: int | None = None,
-    decoder: Denoiser | None = None,
-    solver: Solver | None = None,
-) -> Iterator[Step]:
-    """Encodes images under one condition by DDIM and decodes them under another, without noise.
-
-    Both ways are deterministic flows, and the latent between them keeps what the classes share. With equal conditions
-    it is reconstruction, and what differs from x0 is the error of the two ways, of first order in 1 / steps.
-
-    Args:
-        denoiser: The denoiser of the way up.
-        path: The noise levels.
-        noise: Numbers the images; none is drawn.
-        x0: The images, [B, C, H, W] in [-1, 1].
-        source: Their conditions.
-        target: The conditions of the results.
-        steps: How many of the path's last steps to take, see `steps_for`; by default all.
-        decoder: The denoiser of the way back, for example a guided one; by default the same.
-        solver: The solver of the way back; by default DDIM.
-
-    Yields:
-        Each step of the way back, as `sampling.sample` does.
-
-    References:
-        Song et al. 2021, "Denoising Diffusion Implicit Models", section 5.4; Su et al. 2022, "Dual Diffusion Implicit
-        Bridges for Image-to-Image Translation".
-    """
-    way = shortened(path, path.steps if steps is None else steps, denoiser.chain)
-    latent = encode(denoiser, way, x0, cond=source)
-    return sample(
-        decoder or denoiser, way, solver or DDIM(), noise, tuple(x0.shape[1:]), cond=target, x_T=latent,
-        device=x0.device,
-    )  # fmt: skip
-
-
-def unguided(denoiser: Denoiser) -> Denoiser:
-    """Returns the denoiser within all guidance."""
-    while isinstance(denoiser, Guided):
-        denoiser = denoiser.denoiser
-    return denoiser
