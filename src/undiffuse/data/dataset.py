@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data import order
+from undiffuse.data.formats.base import Frames, Layout
 from undiffuse.data.images import prepare, size_pair
 from undiffuse.data.opening import open_data
 from undiffuse.data.screening import Check, OnBroken, OnTiny
 from undiffuse.data.sources import BrokenImageError, Source
+from undiffuse.data.values import eight_bit
 
 __all__ = ["DataConfig", "Example", "ImageDataset", "check_trainable"]
 
@@ -24,8 +26,8 @@ class DataConfig:
     """Which pictures, and how they are prepared.
 
     Attributes:
-        path: folder, zip, npz or named set, as `open_data` takes it.
-        labels: "auto", "none", "folder", "prefix" or the path of a CSV/TSV/JSONL table.
+        path: folder, file, part of a data set or named set, as `open_data` takes it.
+        labels: "auto", "none", "folder", "prefix", the path of a table, or the name of a field that holds labels.
         size: pixels, one number (square) or (height, width).
         channels: 1 grey, 3 RGB, 4 RGBA.
         fit: "crop" (ADM's: cover and cut the centre) or "pad" (constant border, 28 -> 32).
@@ -36,6 +38,9 @@ class DataConfig:
         on_broken: unreadable files: "refuse" or "skip".
         on_tiny: images smaller than `size` (with fit="crop"): "upscale", "refuse" or "skip".
         check: how closely files are looked at on opening: "auto", "none", "headers" or "full".
+        frames: "first" or "all" frames of files that hold several.
+        layout: the axes of arrays of pictures: "auto", "HWC" or "CHW".
+        value_range: the values of black and white in pictures that are not 8-bit; None takes what the format declares.
         workers: decoding threads; None chooses by itself, 0 decodes where it is asked. It never changes the result.
         seed: decides the order, flips and crops.
     """
@@ -52,6 +57,9 @@ class DataConfig:
     on_broken: OnBroken = "refuse"
     on_tiny: OnTiny = "upscale"
     check: Check = "auto"
+    frames: Frames = "first"
+    layout: Layout = "auto"
+    value_range: tuple[float, float] | None = None
     workers: int | None = None
     seed: int = 0
 
@@ -66,6 +74,10 @@ class DataConfig:
             raise ValueError(
                 f"background={self.background!r}, pad_value={self.pad_value!r}: expected 0..255 (background also "
                 "as three of them)"
+            )
+        if self.frames not in ("first", "all") or self.layout not in ("auto", "HWC", "CHW"):
+            raise ValueError(
+                f'frames={self.frames!r}, layout={self.layout!r}: expected "first" or "all", and "auto", "HWC" or "CHW"'
             )
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers={self.workers}: expected 0 or more, or None")
@@ -87,6 +99,9 @@ class DataConfig:
             on_tiny=self.on_tiny,
             min_size=self.size if self.fit == "crop" else None,
             check=self.check,
+            frames=self.frames,
+            layout=self.layout,
+            value_range=self.value_range,
         )
 
     def build(self, label_names: Sequence[str] | None = None) -> ImageDataset:
@@ -202,6 +217,7 @@ class ImageDataset:
         config = self.config
         picture = self.source.image(index)
         try:
+            picture = eight_bit(picture, self.source.value_range)
             return prepare(
                 picture,
                 config.size,

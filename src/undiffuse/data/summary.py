@@ -15,6 +15,7 @@ from undiffuse.data.images import Picture, prepare
 from undiffuse.data.labels import listed
 from undiffuse.data.screening import default_workers
 from undiffuse.data.sources import BrokenImageError, Excluded, Source
+from undiffuse.data.values import eight_bit
 
 __all__ = ["DataSummary", "scan"]
 
@@ -108,13 +109,14 @@ def scan(source: Source, config: DataConfig, limit: int | None = None, workers: 
 
     def look(i: int) -> _Look:
         try:
-            picture = source.image(i)
+            stored = source.image(i)
+            picture = eight_bit(stored, source.value_range)
             moments = _moments(picture, config) if i in measured else (0, 0.0, 0.0)
         except BrokenImageError as error:
             return _Look(index=i, broken=error.reason)
         except (ValueError, OSError) as error:
             return _Look(index=i, broken=str(error))
-        size, mode = _what(picture)
+        size, mode = _what(stored)
         return _Look(index=i, size=size, mode=mode, alpha=_has_alpha(picture), moments=moments)
 
     sizes: Counter[tuple[int, int]] = Counter()
@@ -160,7 +162,8 @@ def _what(picture: Picture) -> tuple[tuple[int, int], str]:
     if isinstance(picture, Image.Image):
         return picture.size, picture.mode
     channels = 1 if picture.ndim == 2 else picture.shape[2]
-    return (picture.shape[1], picture.shape[0]), {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
+    return (picture.shape[1], picture.shape[0]), mode if picture.dtype == np.uint8 else f"{mode} {picture.dtype.name}"
 
 
 def _has_alpha(picture: Picture) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from undiffuse.data.sources import Source
 
-__all__ = ["Values", "declare", "guess_range", "measured_range", "to_bytes"]
+__all__ = ["Values", "declare", "eight_bit", "guess_range", "measured_range", "to_bytes"]
 
 _LOOKED_AT = 256 << 20
 """Bytes of pixels that are looked at, evenly spaced over the images, to find their smallest and largest value."""
@@ -33,6 +33,19 @@ def to_bytes(picture: NDArray[Any], value_range: tuple[float, float]) -> NDArray
     if np.isnan(values).any():
         raise ValueError(f"{int(np.isnan(values).sum()):,} of {values.size:,} pixel values are not a number (NaN)")
     return np.floor(np.clip(values, 0.0, 255.0) + 0.5).astype(np.uint8)
+
+
+def eight_bit(picture: Any, value_range: tuple[float, float] | None) -> Any:
+    """A stored picture with 8-bit values: arrays of other numbers are mapped by `value_range`, others stay.
+
+    Raises:
+        ValueError: an array that is not uint8, and no range.
+    """
+    if not isinstance(picture, np.ndarray) or (picture.dtype == np.uint8 and value_range in (None, (0.0, 255.0))):
+        return picture
+    if value_range is None:
+        raise ValueError(f"pixels of {picture.dtype} have no defined black and white: declare value_range=(black, white)")
+    return to_bytes(picture, value_range)
 
 
 def measured_range(images: Any) -> tuple[float, float, bool]:

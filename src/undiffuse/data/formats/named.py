@@ -86,7 +86,7 @@ def build(
     else:
         chosen = choose_part({name: len(arrays[key]) for name, key in pictures.items()}, reading, where)
         taken = [(parts[name], pictures[name]) for name in chosen]
-    table = _names(shared, arrays) or names
+    table = _names(shared, arrays, where) or names
     sources = [_one(where, item_name, part, key, arrays, opener, reading, table, side) for part, key in taken]
     if len(sources) == 1:
         source = sources[0]
@@ -224,9 +224,11 @@ def _preferred(roles: Mapping[str, Any], usual: Sequence[str]) -> list[str]:
     return exact or [role for name in usual for role in roles if name in role.split("_")]
 
 
-def _names(shared: Part, arrays: Mapping[str, Any]) -> list[str] | None:
+def _names(shared: Part, arrays: Mapping[str, Any], where: str) -> list[str] | None:
     for role in NAMES:
         key = shared.arrays.get(role)
+        if key is not None and role in NAMES[:2] and not (len(arrays[key].shape) == 1 and arrays[key].dtype.kind in "USO"):
+            raise ValueError(f"{where}: {key} must be text [K], got {arrays[key].dtype} {list(arrays[key].shape)}")
         if key is not None and np.dtype(arrays[key].dtype).kind in "USO" and len(arrays[key].shape) == 1:
             values = np.asarray(arrays[key])
             return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values.tolist()]
