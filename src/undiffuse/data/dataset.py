@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data import order
 from undiffuse.data.channels import ValueRange, check_value_range
-from undiffuse.data.decoding import MAX_PIXELS
+from undiffuse.data.decoding import MAX_PIXELS, describe
 from undiffuse.data.images import prepare, size_pair
 from undiffuse.data.labels import listed
 from undiffuse.data.opening import open_data
@@ -237,8 +238,9 @@ class ImageDataset:
     ) -> NDArray[Any]:
         config = self.config
         picture = self.source.image(index)
+        wide = config.value_range is None and self.source.value_range is not None and describe(picture).depth != "8"
         try:
-            return prepare(
+            image = prepare(
                 picture,
                 config.size,
                 config.channels,
@@ -247,9 +249,10 @@ class ImageDataset:
                 crop=crop,
                 background=config.background,
                 pad_value=config.pad_value,
-                value_range=config.value_range,
+                value_range=self.source.value_range if wide else config.value_range,
                 patch=place if config.patches == "random" else None,
             )
+            return np.floor((image + 1) * 127.5 + 0.5).astype(np.uint8) if wide else image
         except (ValueError, OSError) as error:
             raise BrokenImageError(self.source.name(index), str(error)) from error
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import io
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from undiffuse.data.tiff import TiffPage, is_tiff, read_page, read_pixels
+from undiffuse.data.tiff import TiffPage, count_pages, is_tiff, read_page, read_pixels
 
 __all__ = [
     "IMAGE_SUFFIXES", "MAX_PIXELS", "Picture", "PictureInfo", "Planes", "decode", "describe", "read_header",
@@ -125,18 +125,20 @@ def read_header(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> PictureInfo:
         width, height = (page.height, page.width) if wide else (page.width, page.height)
         sample = np.zeros((1, 1, page.samples), f"{page.kind}{page.bits // 8}")
         named = describe(_array(sample, page))
-        return PictureInfo(**{**vars(named), "width": width, "height": height, "ome": _is_ome(page)})
+        return replace(named, width=width, height=height, pages=_count_pages(file), ome=_is_ome(page))
     with _open(file, max_pixels) as image:
-        info = describe(image, ome=page is not None and _is_ome(page))
+        info = describe(image)
         rawmode = _rawmode(image)
         if image.format == "PNG" and rawmode in ("RGB;16B", "RGBA;16B", "LA;16B"):
             mode = rawmode.replace("16B", "16")
-            info = PictureInfo(**{**vars(info), "mode": mode, "depth": "16"})
-        return info
+            info = replace(info, mode=mode, depth="16")
+        # A phone's MPO holds previews and depth maps, no further pictures.
+        pages = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+        return replace(info, pages=pages, ome=page is not None and _is_ome(page))
 
 
-def describe(picture: Picture, ome: bool = False) -> PictureInfo:
-    """What a picture is; a PIL image need not be loaded."""
+def describe(picture: Picture) -> PictureInfo:
+    """What a picture is; a PIL image need not be loaded. Its pages are counted by `read_header` only."""
     if isinstance(picture, np.ndarray):
         channels = 1 if picture.ndim == 2 else int(picture.shape[2])
         planes = isinstance(picture, Planes) or channels > 4
@@ -162,11 +164,10 @@ def describe(picture: Picture, ome: bool = False) -> PictureInfo:
     width, height = picture.size
     # A PNG keeps its EXIF block behind the pixels; asking for it would decode them.
     turned = picture.format in ("JPEG", "MPO", "TIFF", "WEBP") and _orientation(picture) in (5, 6, 7, 8)
-    pages = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))  # a phone's MPO has previews
     if turned:
         width, height = height, width
     return PictureInfo(width=width, height=height, mode=mode, depth=depth, channels=(1 if grey else 3) + alpha,
-                       alpha=alpha, pages=pages, ome=ome)  # fmt: skip
+                       alpha=alpha)  # fmt: skip
 
 
 def _depth(dtype: np.dtype) -> str:
@@ -261,6 +262,14 @@ def _array(values: NDArray[Any], page: TiffPage) -> NDArray[Any]:
     if page.samples > colours and not page.alpha:
         values = values.view(Planes)
     return _turned(values, page.orientation)
+
+
+def _count_pages(file: IO[bytes]) -> int:
+    """The directories of a TIFF file."""
+    try:
+        return count_pages(file)
+    except ValueError:
+        return 1
 
 
 def _is_ome(page: TiffPage) -> bool:

@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TiffPage", "is_tiff", "read_page", "read_pixels"]
+__all__ = ["TiffPage", "count_pages", "is_tiff", "read_page", "read_pixels"]
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TYPES = {1: "u1", 2: "S1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 11: "f4", 12: "f8", 13: "u4",
@@ -92,6 +92,30 @@ def read_page(file: IO[bytes]) -> TiffPage:
         return _page(file)
     except (struct.error, KeyError, IndexError, OverflowError, TypeError) as error:
         raise ValueError(f"the TIFF directory is damaged ({error})") from error
+
+
+def count_pages(file: IO[bytes]) -> int:
+    """How many pages (directories) the file has; a chain that goes round in a circle is followed once.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file.seek(0)
+    start = file.read(16)
+    order, big = ("<" if start[:2] == b"II" else ">"), start[2:4] in (b"+\0", b"\0+")
+    offset_type, count_type, size = ("Q", "Q", 20) if big else ("I", "H", 12)
+    try:
+        offset = struct.unpack_from(order + offset_type, start, 8 if big else 4)[0]
+        seen: set[int] = set()
+        while offset and offset not in seen:
+            seen.add(offset)
+            file.seek(offset)
+            count = struct.unpack(order + count_type, file.read(struct.calcsize(count_type)))[0]
+            file.seek(count * size, 1)
+            offset = struct.unpack(order + offset_type, file.read(struct.calcsize(offset_type)))[0]
+    except (struct.error, OverflowError) as error:
+        raise ValueError(f"the TIFF directory is damaged ({error})") from error
+    return len(seen)
 
 
 def _page(file: IO[bytes]) -> TiffPage:
