@@ -20,10 +20,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from undiffuse.cli.edits import method_settings, sample_observed, sampler_of
-from undiffuse.cli.images import labels_of, model_images, open_images
 from undiffuse.cli.inpaint import rectangle
 from undiffuse.cli.parser import build_parser
-from undiffuse.cli.sampler import Sampler, Settings
 from undiffuse.cli.translate import unguided
 from undiffuse.cli.vary import how_far
 from undiffuse.data import ImageDataset
@@ -31,6 +29,8 @@ from undiffuse.editing import Blur, Downsampling, Mask, Operator, repaint, trans
 from undiffuse.metrics.extractors.classifier import ClassifierExtractor
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import draw_grid, save_png
+from undiffuse.pipelines.inputs import labels_of, model_images, open_images
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
 from undiffuse.pixels import to_uint8
 from undiffuse.sampling import Step, sample
 from undiffuse.solvers import DDIM
@@ -39,7 +39,7 @@ HOLE = (10, 8, 12, 16)
 CLASSES = ("Pullover", "Coat", "Shirt", "Dress", "Sneaker", "Ankle boot")  # each is carried to the next
 
 
-def test_images(args: argparse.Namespace, sampler: Sampler, count: int) -> tuple[Tensor, list[int]]:
+def test_images(args: argparse.Namespace, sampler: Pipeline, count: int) -> tuple[Tensor, list[int]]:
     """Test images, as many of each class, [N, C, H, W], and their classes."""
     dataset = open_images(args, ["fashion-mnist:test"], sampler.model, labelled=True)
     labels = np.array(labels_of(dataset, sampler.model, None))
@@ -115,7 +115,7 @@ def translation(count: int, words: list[str]) -> None:
         return float((judge(to_uint8(x).numpy()).logits.argmax(1) == torch.tensor(classes)).double().mean())
 
     args = build_parser().parse_args(["translate", "x", "--to", CLASSES[0], *words])
-    sampler = Sampler.load(Settings.of_args(args), "cpu")
+    sampler = Pipeline.load(SamplerConfig.of_args(args), "cpu")
     steps, *_ = how_far(args, sampler)
     x0, labels = test_images(args, sampler, count)
     order = [list(sampler.model.labels or ()).index(name) for name in CLASSES]

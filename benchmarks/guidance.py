@@ -24,10 +24,8 @@ import torch
 from common.measuring import commit, described, keep, surroundings
 from torch import Tensor
 
-from undiffuse.cli.job import Job
 from undiffuse.cli.parser import build_parser
 from undiffuse.cli.reporting import with_error
-from undiffuse.cli.sampler import Sampler, Settings, classes_to_guide
 from undiffuse.evaluation import FeatureCache, MadeImages, Summary, evaluate, extract, open_images
 from undiffuse.metrics import Estimate
 from undiffuse.metrics.extractors import ClassifierExtractor
@@ -35,6 +33,8 @@ from undiffuse.models import load_diffusion
 from undiffuse.nets import ClassifierConfig
 from undiffuse.nets import forward as nets_forward
 from undiffuse.nets.forward import Forward
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, classes_to_guide
+from undiffuse.pipelines.source import SampleSource
 
 GROUPS = {
     "classifier": (
@@ -83,7 +83,7 @@ class Case:
     """Options, and what has come out so far: images, and for each the seconds of clock and processor and the passes."""
 
     words: str
-    sampler: Sampler
+    sampler: Pipeline
     classes: list[int]
     images: list[Tensor] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -94,13 +94,13 @@ class Case:
     def of(cls, words: str, args: argparse.Namespace, model: str) -> Case:
         given = words.replace("WEAK", str(args.weak)).split()
         common = ["--solver", args.solver, "--steps", str(args.steps), "--precision", "bf16"]
-        settings = Settings.of_args(build_parser().parse_args(["sample", model, *common, *given]))
-        sampler = Sampler.load(settings, "cpu")
+        settings = SamplerConfig.of_args(build_parser().parse_args(["sample", model, *common, *given]))
+        sampler = Pipeline.load(settings, "cpu")
         return cls(words, sampler, classes_to_guide(sampler, None) or [])
 
     def turn(self, numbers: list[int], told: bool = True) -> None:
         """Makes these images; `told`: and keeps them and what they took."""
-        job, before = Job(self.sampler, SEED, self.classes), dict(Counted.passes)
+        job, before = SampleSource(self.sampler, SEED, self.classes), dict(Counted.passes)
         begin = time.perf_counter(), time.process_time()
         images = job.make(numbers)
         now = time.perf_counter(), time.process_time()

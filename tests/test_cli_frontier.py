@@ -16,7 +16,6 @@ from cli_runs import call, write_classifier, write_model, write_upsampler
 from evaluation_sets import images, save_npz
 from undiffuse.cli import tuned
 from undiffuse.cli.frontier import steps_within
-from undiffuse.cli.sampler import Sampler, Settings
 from undiffuse.cli.sweeping import save_reports
 from undiffuse.cli.tune_steps import verdict
 from undiffuse.evaluation import Report
@@ -24,6 +23,7 @@ from undiffuse.frontiers import Frontier, keep, known
 from undiffuse.methods import METHODS
 from undiffuse.models import load_diffusion
 from undiffuse.pictures import read_record
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
 from undiffuse.tuning import Measured, Tuned, tune
 
 SWEEP = ("sweep", "b.npz", "--model", "model.safetensors", "--extractor", "judge.safetensors", "--count", "12",
@@ -238,14 +238,14 @@ def test_what_the_tuned_levels_depend_on(place: Path, monkeypatch: pytest.Monkey
     fake = Tuned("logsnr", {"logsnr": Measured(0.1, 0.1, 0.01)}, 3)
     monkeypatch.setattr(tuned, "choose", lambda sampler, steps, images, *rest: (asked.append(steps), (fake, images))[1])
     monkeypatch.setenv("UNDIFFUSE_CACHE", str(place / "other"))
-    usual = Settings(model="model.safetensors", solver="dpmpp-2m", steps="3", grid="logsnr")
+    usual = SamplerConfig(model="model.safetensors", solver="dpmpp-2m", steps="3", grid="logsnr")
     write_model(place / "second.safetensors", seed=1)
     changed = [
         {}, {"model": "second.safetensors"}, {"solver": "unipc"}, {"precision": "bf16"}, {"clip": "none"},
         {"classifier": "judge.safetensors", "guidance": 1.0}, {"classifier": "judge.safetensors", "guidance": 2.0},
     ]  # fmt: skip
     for changes in changed:
-        sampler = Sampler.load(replace(usual, **changes), "cpu")
+        sampler = Pipeline.load(replace(usual, **changes), "cpu")
         others = [(3, 4, 0, None), (4, 4, 0, None), (3, 5, 0, None), (3, 4, 1, None), (3, 4, 0, ["1"])]
         for case in others if not changes else others[:1]:
             count = len(asked)
@@ -253,7 +253,7 @@ def test_what_the_tuned_levels_depend_on(place: Path, monkeypatch: pytest.Monkey
             assert len(asked) == count + 1, (changes, case)
             assert tuned.kept(sampler, *case) == fake
             assert len(asked) == count + 1, (changes, case)
-    tuned.kept(Sampler.load(replace(usual, steps="9", grid="karras"), "cpu"), 3, 4, 0, None)
+    tuned.kept(Pipeline.load(replace(usual, steps="9", grid="karras"), "cpu"), 3, 4, 0, None)
     assert len(asked) == len(others) + len(changed) - 1  # neither the sampler's own grid nor its steps matter
 
 

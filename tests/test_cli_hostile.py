@@ -15,9 +15,9 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from cli_runs import call, one_thread, write_images, write_model
-from undiffuse.cli import latents
-from undiffuse.cli.sampler import Settings
+from undiffuse.config import SamplerConfig
 from undiffuse.pictures import SampleWriter, read_record
+from undiffuse.pipelines import latents
 
 FAST = ("--steps", 3, "--device", "cpu")
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -65,7 +65,8 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
         ("solver", "eulers"), ("solver", None), ("solver", ["ddim"]), ("solver", {}),
         ("clip", "wild"), ("clip", 3), ("precision", "fp8"), ("guidance_at", "nowhere"),
         ("guidance", "strong"), ("guidance", True), ("guidance", 10**400), ("guidance", None),
-        ("eta", -1), ("eta", [0]), ("reclip", "yes"), ("reclip", 1), ("steps", 3), ("steps", ""), ("steps", None),
+        ("eta", -1), ("eta", [0]), ("clip_after_guidance", "yes"), ("clip_after_guidance", 1), ("steps", 3), ("steps", ""),
+        ("steps", None),
         ("weights", 0), ("weights", None), ("weights", {"a": 1}), ("model", 3),
         ("model_file", 7), ("model_file", None), ("model_file", ""), ("classifier", 5),
         ("index", "2"), ("index", -1), ("index", 1.0), ("index", True), ("index", None), ("index", 2**32),
@@ -98,8 +99,8 @@ def test_a_record_that_lacks_something(
     guided = {**record, "classifier": "0" * 64, "classifier_file": 3}
     assert call("sample", "--from-record", write_png(tmp_path / "x.png", json.dumps(guided))) == 2
     assert "classifier_file = 3" in told(capsys)
-    with pytest.raises(ValueError, match="the record has eta = inf; expected a finite number"):
-        Settings.of_record({**record, "eta": float("inf")})
+    with pytest.raises(ValueError, match="the record has eta = inf; expected a number of at least 0"):
+        SamplerConfig.from_record({**record, "eta": float("inf")})
 
 
 @pytest.mark.parametrize("text", [DEEP, LESS_DEEP, '{"a": NaN}', "1" * 5000, "{", "[]", '"x"'])
@@ -230,7 +231,7 @@ def test_damaged_parts_of_latents_are_named(tmp_path: Path) -> None:
         (["train", ".", "--channels", "2"], "argument --channels: there is no choice '2'; expected 1, 3, 4\n"),
         (["smaple"], "there is no command 'smaple'; expected quickstart, train"),
         (["it's"], 'there is no command "it\'s"; expected quickstart, train'),
-        (["sample", "--steps", ""], "--steps is empty"),
+        (["sample", "--steps", ""], "argument --steps: '': expected text"),
         (["sample", "--model", ""], "--model is empty"),
         (["sample", "--weights", " "], "--weights is empty"),
         (["encode", "x.png", "--model", ""], "--model is empty"),

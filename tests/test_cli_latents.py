@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from cli_runs import call, pixels, write_images, write_model
-from undiffuse.cli import latents
 from undiffuse.pictures import read_record, read_samples
+from undiffuse.pipelines import latents
 
 FAST = ("--steps", 5)
 

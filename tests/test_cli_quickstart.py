@@ -15,9 +15,9 @@ from undiffuse import models
 from undiffuse.checkpoints import read_manifest
 from undiffuse.cli import quickstart
 from undiffuse.cli.quickstart import Shown
-from undiffuse.cli.sampler import Sampler
 from undiffuse.models import SHIPPED, resolve
 from undiffuse.pictures import read_record
+from undiffuse.pipelines.pipeline import Pipeline
 
 PICTURES = ("quickstart.png", "unguided.png", "guided.png", "path.png", "path.gif")
 
@@ -51,7 +51,7 @@ def test_a_first_look_comes_early(
     first, seen = tmp_path / "first.png", []
     whole = quickstart.sample_rows
 
-    def watched(samplers: list[Sampler], *rest: Any) -> list[Shown]:
+    def watched(samplers: list[Pipeline], *rest: Any) -> list[Shown]:
         seen.append((len(samplers), first.is_file()))
         return whole(samplers, *rest)
 

@@ -19,9 +19,9 @@ from undiffuse import checkpoints
 from undiffuse.cli.parser import build_parser
 from undiffuse.cli.planning import Plan, make_plan
 from undiffuse.cli.train import build_task, summary
-from undiffuse.cli.writing import quoted
 from undiffuse.models import load_classifier, load_diffusion
 from undiffuse.nets import UNetConfig
+from undiffuse.pipelines.grids import quoted
 
 TINY = (
     "--size", 8, "--batch", 4, "--images", 16, "--precision", "fp32", "--device", "cpu",

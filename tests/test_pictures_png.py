@@ -13,8 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from undiffuse.pictures import read_record, save_png
-from undiffuse.pictures.files import atomic_file, remove_leftovers
 from undiffuse.pictures.png import is_whole_png
+from undiffuse.util.files import atomic_file, remove_leftovers
 
 RECORD = {
     "seed": 0,

@@ -16,8 +16,8 @@ from training_runs import run, tiny_task, told
 from undiffuse import checkpoints
 from undiffuse.adapters.export_diffusers import scheduler_config
 from undiffuse.adapters.exporting import level_obstacles
-from undiffuse.cli.sampler import Settings
 from undiffuse.cli.starting import find_start
+from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.models import DiffusionModel, load_diffusion, save_model
 from undiffuse.noise import NoiseSource
@@ -108,7 +108,7 @@ def test_sampling_begins_where_training_ended() -> None:
         (get("general-32-edm").process, "50"),
         (get("general-32-flow").process, "50"),
     ):
-        resolved = Settings(solver="ddim").resolved(process)
+        resolved = SamplerConfig(solver="ddim").resolved(process)
         assert resolved.steps == steps
         assert (process.chain().respaced(steps).indices[-1] == process.steps - 1) == (steps == "50")
 

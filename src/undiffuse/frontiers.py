@@ -22,7 +22,7 @@ from typing import Any
 
 from undiffuse.downloads import cache_dir
 from undiffuse.methods import brief
-from undiffuse.pictures.files import atomic_file
+from undiffuse.util.files import atomic_file
 
 __all__ = ["Frontier", "Point", "keep", "known", "pareto"]
 

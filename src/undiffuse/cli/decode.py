@@ -7,12 +7,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from undiffuse.cli import latents, writing
-from undiffuse.cli.console import Progress, duration, say
-from undiffuse.cli.sampler import Sampler, Settings, choose_classes, class_names
+from undiffuse.cli.console import duration, say
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import save_png
+from undiffuse.pipelines import grids as writing
+from undiffuse.pipelines import latents
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, choose_classes, class_names
 from undiffuse.pixels import to_uint8
+from undiffuse.util.progress import Progress
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     stored = latents.read(args.latents)
     record = {**stored.about["record"], **stored.about["notes"]}
     where = f"the record in {args.latents}"
-    sampler = Sampler.load(Settings.of_record(record, args.model, where=where), args.device)
+    sampler = Pipeline.load(SamplerConfig.of_record(record, args.model, where=where), args.device)
     sampler.check_identity(record, where)
     if stored.latents.shape[1:] != sampler.shape:
         sizes = ["x".join(map(str, shape)) for shape in (stored.latents.shape[1:], sampler.shape)]

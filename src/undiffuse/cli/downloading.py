@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 from undiffuse import downloads
-from undiffuse.cli.console import Progress
+from undiffuse.util.progress import Progress
 
 OFFLINE = "UNDIFFUSE_OFFLINE"
 

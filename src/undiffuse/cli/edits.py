@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.cli import writing
-from undiffuse.cli.console import Progress, duration, say
-from undiffuse.cli.images import labels_of, model_images, open_images, thinned
-from undiffuse.cli.sampler import Sampler, Settings, class_names, classes_to_guide
+from undiffuse.cli.console import duration, say
 from undiffuse.data import ImageDataset
 from undiffuse.editing import DPS, OBSERVED, ObservationGuidance, Operator
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import draw_grid, save_png
+from undiffuse.pipelines import grids as writing
+from undiffuse.pipelines.inputs import labels_of, model_images, open_images, thinned
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, class_names, classes_to_guide
 from undiffuse.pixels import to_uint8
 from undiffuse.sampling import Step, sample
+from undiffuse.util.progress import Progress
 
 GRID = "grid.png"
 MOST_SHOWN = 10  # images side by side on the page
@@ -47,7 +48,7 @@ class Given:
     told: list[int] | None
 
     @classmethod
-    def of_args(cls, args: argparse.Namespace, sampler: Sampler, size: tuple[int, int] | None = None) -> Given:
+    def of_args(cls, args: argparse.Namespace, sampler: Pipeline, size: tuple[int, int] | None = None) -> Given:
         """From the options; `size` (height, width) is that of the images where it is not the model's."""
         told = classes_to_guide(sampler, args.classes) if args.classes else None
         dataset = open_images(args, args.images, sampler.model, labelled=told is None, size=size)
@@ -72,7 +73,7 @@ Make = Callable[[Tensor, NoiseSource, "list[int] | None", Heard], Result]
 
 def produce(
     args: argparse.Namespace,
-    sampler: Sampler,
+    sampler: Pipeline,
     given: Given,
     make: Make,
     seen: Callable[[Tensor], Tensor] | None,
@@ -142,7 +143,7 @@ def mean_square(difference: Tensor) -> Tensor:
 
 
 def _page(
-    sampler: Sampler,
+    sampler: Pipeline,
     given: Given,
     folder: Path,
     seed: int,
@@ -188,17 +189,17 @@ def method_settings(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def sampler_of(args: argparse.Namespace) -> Sampler:
+def sampler_of(args: argparse.Namespace) -> Pipeline:
     """The sampler of the options, with the solver that suits the method where none was asked for."""
-    settings = Settings.of_args(args)
+    settings = SamplerConfig.of_args(args)
     chosen = settings.solver is not None or settings.eta > 0 or settings.guidance_at == "mean"
     if not chosen and args.method in _SOLVERS:
         settings = replace(settings, solver=_SOLVERS[args.method])
-    return Sampler.load(settings, args.device, gradient=args.method in _SOLVERS)
+    return Pipeline.load(settings, args.device, gradient=args.method in _SOLVERS)
 
 
 def sample_observed(
-    sampler: Sampler,
+    sampler: Pipeline,
     settings: Mapping[str, Any],
     operator: Operator,
     observed: Tensor,

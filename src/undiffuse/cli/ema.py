@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from undiffuse.cli.console import fields, say
-from undiffuse.cli.writing import quoted
 from undiffuse.models import load_model, save_model
+from undiffuse.pipelines.grids import quoted
 from undiffuse.training.posthoc import reconstruct, weights_name
 
 ROUGH = 0.05  # of a profile that snapshots cannot make, from which on a note is due

@@ -8,22 +8,23 @@ import time
 import torch
 from torch import Tensor
 
-from undiffuse.cli.console import Progress, duration, say
-from undiffuse.cli.images import labels_of, model_images, open_images, thinned
-from undiffuse.cli.latents import Latents, LatentsWriter
-from undiffuse.cli.sampler import Sampler, Settings, choose_classes, class_names
-from undiffuse.cli.writing import quoted
+from undiffuse.cli.console import duration, say
 from undiffuse.data import ImageDataset, pass_once
 from undiffuse.data.labels import listed
 from undiffuse.noise import NoiseSource
+from undiffuse.pipelines.grids import quoted
+from undiffuse.pipelines.inputs import labels_of, model_images, open_images, thinned
+from undiffuse.pipelines.latents import Latents, LatentsWriter
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, choose_classes, class_names
 from undiffuse.pixels import to_uint8
 from undiffuse.sampling import encode
+from undiffuse.util.progress import Progress
 
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
     begin = time.monotonic()
-    sampler = Sampler.load(Settings.of_args(args), args.device)
+    sampler = Pipeline.load(SamplerConfig.of_args(args), args.device)
     given = choose_classes(sampler.model, args.classes, default=None)
     dataset = thinned(open_images(args, args.images, sampler.model, labelled=given is None), args.count)
     labels = labels_of(dataset, sampler.model, given)
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def check(sampler: Sampler, dataset: ImageDataset, stored: Latents, size: int) -> str:
+def check(sampler: Pipeline, dataset: ImageDataset, stored: Latents, size: int) -> str:
     """Decode everything and say how far the images are from those that were encoded, in 8-bit levels."""
     errors: list[Tensor] = []
     with Progress("checking", len(stored), "images") as progress:

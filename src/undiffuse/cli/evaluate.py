@@ -10,7 +10,6 @@ from pathlib import Path
 from undiffuse.cli import extractors as build
 from undiffuse.cli.console import Live, duration, say
 from undiffuse.cli.reporting import report_text
-from undiffuse.cli.sampler import Sampler
 from undiffuse.cli.sides import MADE, Side, is_model, made_by, model_settings, preparation_of, stored
 from undiffuse.distributed import Ranks, session
 from undiffuse.evaluation import METRICS, Evaluation, MetricOptions, Report, Summary, evaluate, read_reference
@@ -18,6 +17,7 @@ from undiffuse.evaluation.summary import is_reference
 from undiffuse.metrics import MetricError
 from undiffuse.metrics.extractors import Extractor
 from undiffuse.pictures.names import safe
+from undiffuse.pipelines.pipeline import Pipeline
 
 FOLDER = "evaluations"
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         given = read_reference(args.reference) if is_reference(args.reference) else None
         names = args.extractor or build.default_names([args.samples, args.reference], given)
         extractors = build.build(names, args.weights, args.grey, ranks.device)
-        sampler = Sampler.load(model_settings(args, args.samples), str(ranks.device)) if model else None
+        sampler = Pipeline.load(model_settings(args, args.samples), str(ranks.device)) if model else None
         prepared = preparation_of(args, sampler, extractors)
         if sampler is not None:
             samples = Side(images=made_by(sampler, args, args.count or MADE))
@@ -109,7 +109,7 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path} exists already: name another by --out, or replace it with --overwrite")
 
 
-def default_name(place: str, sampler: Sampler | None, side: Side, args: argparse.Namespace) -> str:
+def default_name(place: str, sampler: Pipeline | None, side: Side, args: argparse.Namespace) -> str:
     """What a run is called in tables and files."""
     stem = Path(place).stem if Path(place).exists() and Path(place).is_file() else Path(place).name or place
     if sampler is None:

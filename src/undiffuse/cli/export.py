@@ -14,8 +14,8 @@ from undiffuse.adapters.export_graph import export_onnx, export_torch
 from undiffuse.adapters.export_openai import export_openai
 from undiffuse.adapters.exporting import Exported, Model, accept, example_inputs, relative_difference, staged
 from undiffuse.cli.console import Live, fields, say
-from undiffuse.cli.writing import quoted
 from undiffuse.models import ClassifierModel, DiffusionModel, load_model, resolve, save_model, split_reference
+from undiffuse.pipelines.grids import quoted
 
 # Endings of the names a format has: of the thing itself ("" for a folder) and of the files that may lie beside it.
 ENDINGS = {

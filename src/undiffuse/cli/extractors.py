@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from undiffuse.cli.console import Progress
 from undiffuse.downloads import DownloadError
 from undiffuse.evaluation import Summary
 from undiffuse.metrics import MetricError
@@ -22,6 +21,7 @@ from undiffuse.metrics.extractors import (
     Extractor,
     InceptionExtractor,
 )
+from undiffuse.util.progress import Progress
 
 NAMES = (
     "inception",

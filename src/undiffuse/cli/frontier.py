@@ -19,7 +19,6 @@ from undiffuse.cli import tuned
 from undiffuse.cli.compare import LOW_IS_GOOD
 from undiffuse.cli.console import duration, fields, say
 from undiffuse.cli.reporting import markdown, number, with_error
-from undiffuse.cli.sampler import Sampler
 from undiffuse.cli.sweeping import (
     PLOT,
     SETTINGS,
@@ -39,7 +38,8 @@ from undiffuse.grids import grid
 from undiffuse.methods import METHODS, method, read_options
 from undiffuse.metrics import Estimate, MetricError, paired_error
 from undiffuse.pictures import draw_curve, save_png
-from undiffuse.pictures.files import atomic_file
+from undiffuse.pipelines.pipeline import Pipeline
+from undiffuse.util.files import atomic_file
 
 SOLVERS = ("ancestral", "dpmpp-2m", "dpmpp-2m-sde", "unipc")
 CALLS, AGAINST = (5, 10, 20, 50), "ancestral:250"
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def planned(
-    sampler: Sampler, solvers: Sequence[str], calls: Sequence[int], grids: Sequence[str], scales: Sequence[float]
+    sampler: Pipeline, solvers: Sequence[str], calls: Sequence[int], grids: Sequence[str], scales: Sequence[float]
 ) -> tuple[list[Plan], list[str]]:
     """Every solver on every grid with as many steps as each budget has room for, at every scale, without repetition;
     and what does not exist, with the reason. ValueError for what exists nowhere, or where nothing is left."""
@@ -195,7 +195,7 @@ def _long(text: str, scale: float) -> Plan:
     )
 
 
-def _point(sampler: Sampler, label: str) -> Point:
+def _point(sampler: Pipeline, label: str) -> Point:
     """What a sampler is and costs; its value is still to come."""
     s = sampler.settings
     assert s.solver and s.steps and s.grid  # named when it was loaded

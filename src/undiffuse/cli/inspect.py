@@ -18,14 +18,14 @@ from undiffuse.cli.console import fields, say, shorten, table
 from undiffuse.cli.inspect_data import describe_data
 from undiffuse.cli.inspect_evaluation import describe_evaluation, describe_reference
 from undiffuse.cli.inspect_model import describe_foreign, describe_model, describe_run
-from undiffuse.cli.latents import KEY, read_about
-from undiffuse.cli.writing import quoted
 from undiffuse.data import IMAGE_SUFFIXES, NAMED_SETS
 from undiffuse.data.labels import listed
 from undiffuse.evaluation.summary import is_reference
 from undiffuse.models import SHIPPED, resolve, split_reference
 from undiffuse.pictures import read_record
 from undiffuse.pictures.names import parse_name
+from undiffuse.pipelines.grids import quoted
+from undiffuse.pipelines.latents import KEY, read_about
 
 PICTURES = (*IMAGE_SUFFIXES, ".apng")
 RUN, BITS, BITS_PARTIAL = "run.json", "bits.json", "bits.partial.jsonl"

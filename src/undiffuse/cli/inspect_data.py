@@ -8,10 +8,10 @@ from typing import Any
 
 from undiffuse.cli.console import fields
 from undiffuse.cli.planning import Look
-from undiffuse.cli.writing import quoted
 from undiffuse.data import DataConfig, DataSummary, scan
 from undiffuse.data.images import size_pair
 from undiffuse.data.labels import listed
+from undiffuse.pipelines.grids import quoted
 
 FEW = 1000  # images below which a model is likely to learn them by heart
 

@@ -12,9 +12,9 @@ import safetensors
 from undiffuse import checkpoints
 from undiffuse.adapters import importing
 from undiffuse.cli.console import duration, fields
-from undiffuse.cli.writing import quoted
 from undiffuse.data.labels import listed
 from undiffuse.nets import DDPMConfig, config_from_dict
+from undiffuse.pipelines.grids import quoted
 from undiffuse.training import read_records
 
 MODES = {1: "grey", 3: "RGB", 4: "RGBA"}

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from undiffuse.cli.console import Progress, duration, say
-from undiffuse.cli.images import model_images, open_images, recorded_classes
-from undiffuse.cli.sampler import Sampler, Settings, choose_classes
+from undiffuse.cli.console import duration, say
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import draw_grid, save_animation, save_png
+from undiffuse.pipelines.inputs import model_images, open_images, recorded_classes
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, choose_classes
 from undiffuse.pixels import to_uint8
 from undiffuse.sampling import encode, slerp
+from undiffuse.util.progress import Progress
 
 GRID, MOVIE = "interpolation.png", "interpolation.gif"
 
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     for name in (GRID, MOVIE):
         if (folder / name).exists() and not args.overwrite:
             raise FileExistsError(f"{folder / name} exists already: name another --out, or replace it with --overwrite")
-    sampler = Sampler.load(Settings.of_args(args), args.device)
+    sampler = Pipeline.load(SamplerConfig.of_args(args), args.device)
     if args.classes is None and args.images and sampler.model.num_classes is not None:
         recorded = recorded_classes(args.images, sampler.model)
         if recorded is None:
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _ends(args: argparse.Namespace, sampler: Sampler, row: int | None) -> tuple[Tensor, Tensor]:
+def _ends(args: argparse.Namespace, sampler: Pipeline, row: int | None) -> tuple[Tensor, Tensor]:
     """The two latents [1, C, H, W]: of the encoded images, or the starting noise of image 0 of each seed."""
     if args.seeds is not None:
         a, b = (

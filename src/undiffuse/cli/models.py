@@ -13,8 +13,8 @@ from undiffuse.adapters import imagenet_classes, importing, published
 from undiffuse.adapters.published import Published
 from undiffuse.cli.console import fields, say, table
 from undiffuse.cli.inspect_model import describe_model
-from undiffuse.cli.writing import quoted
 from undiffuse.models import SHIPPED, resolve
+from undiffuse.pipelines.grids import quoted
 
 RELEASES = {
     "guided-diffusion": "OpenAI's guided diffusion: ADM and its classifiers (Dhariwal & Nichol 2021)",

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from undiffuse.cli.console import Progress, duration, fields, say, table
-from undiffuse.cli.images import labels_of, model_images, open_images, thinned
+from undiffuse.cli.console import duration, fields, say, table
 from undiffuse.cli.nll_flow import (
     flow_clip,
     flow_config,
@@ -25,7 +24,6 @@ from undiffuse.cli.nll_flow import (
     summarise_flow,
     why_they_differ,
 )
-from undiffuse.cli.sampler import Sampler, Settings, choose_classes
 from undiffuse.data import BrokenImageError, ImageDataset
 from undiffuse.data.labels import listed
 from undiffuse.denoiser import ChainDenoiser
@@ -33,7 +31,10 @@ from undiffuse.levels import Chain
 from undiffuse.likelihood import Bound, FlowConfig, bits_per_dim, flow_bits_per_dim, mean_and_error
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import draw_curve, save_png
-from undiffuse.pictures.files import atomic_file
+from undiffuse.pipelines.inputs import labels_of, model_images, open_images, thinned
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, choose_classes
+from undiffuse.util.files import atomic_file
+from undiffuse.util.progress import Progress
 
 REPORT, CURVE, PARTIAL = "bits.json", "bits.png", "bits.partial.jsonl"
 TERMS = ("vb", "mse", "xstart_mse")
@@ -44,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
     """The command."""
     begin = time.monotonic()
     flow, bound = flow_config(args), args.method != "flow"
-    settings = Settings.of_args(args)
-    sampler = Sampler.load(settings, args.device, gradient=flow is not None)
+    settings = SamplerConfig.of_args(args)
+    sampler = Pipeline.load(settings, args.device, gradient=flow is not None)
     chain = sampler.denoiser.chain if args.steps is None else sampler.denoiser.chain.respaced(args.steps)
     given = choose_classes(sampler.model, args.classes, default=None)
     whole = open_images(args, [args.data], sampler.model, labelled=given is None)

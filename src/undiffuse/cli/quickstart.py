@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from undiffuse.cli.console import Progress, duration, say, table
+from undiffuse.cli.console import duration, say, table
 from undiffuse.cli.options import SHIPPED, SHIPPED_CLASSIFIER
-from undiffuse.cli.sampler import Sampler, Settings, class_names
-from undiffuse.cli.writing import quoted
+from undiffuse.config import SamplerConfig
 from undiffuse.data.screening import default_workers
 from undiffuse.levels import Level
 from undiffuse.models import ClassifierModel, load_classifier, resolve
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import draw_grid, save_animation, save_png, spaced, stack
+from undiffuse.pipelines import Pipeline
+from undiffuse.pipelines.classes import class_names
+from undiffuse.pipelines.grids import quoted
 from undiffuse.pixels import to_uint8
 from undiffuse.sampling import Step
+from undiffuse.util.progress import Progress
 
 FIRST_SOLVER, FIRST_STEPS = "dpmpp-2m-sde", 10  # of the first look: as good as 250 ancestral steps (docs/frontier.md)
 PATH_ROWS = 8
@@ -51,16 +54,18 @@ def run(args: argparse.Namespace) -> int:
                 f"the shipped model {name} is missing from this installation ({resolve(name)}): install the package "
                 "again (pip install --force-reinstall --no-deps .), from a checkout that has src/undiffuse/assets"
             )
-    settings = Settings(solver=args.solver, steps=args.steps)
-    plain = Sampler.load(settings, args.device)
-    guided = Sampler.load(replace(settings, classifier=SHIPPED_CLASSIFIER, guidance=args.guidance), args.device)
+    settings = SamplerConfig(model=SHIPPED, solver=args.solver, steps=args.steps)
+    plain = Pipeline.load(settings, args.device)
+    guided = Pipeline.load(settings.replace(guidance=args.guidance), args.device)
     names = class_names(plain) or []
     classes = [k for _ in range(args.per_class) for k in range(len(names))]
     say(f"Sampling {len(classes)} images of {len(names)} classes twice, without guidance and guided by the classifier")
     say(f"({plain.text()}), on {plain.device.type}.")
     folder = Path(args.out)
-    if plain.chain.steps > FIRST_STEPS:
-        _first_look(Sampler.load(Settings(solver=FIRST_SOLVER, steps=str(FIRST_STEPS)), args.device), args.seed, folder)
+    if plain.path.steps > FIRST_STEPS:
+        _first_look(
+            Pipeline.load(settings.replace(solver=FIRST_SOLVER, steps=FIRST_STEPS), args.device), args.seed, folder
+        )
     with Progress("sampling", 2 * len(classes), "images") as progress:
         first, second = sample_rows([plain, guided], args.seed, args.per_class, len(names), progress)
 
@@ -96,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _first_look(sampler: Sampler, seed: int, folder: Path) -> None:
+def _first_look(sampler: Pipeline, seed: int, folder: Path) -> None:
     """One image of each class in a few steps, so that there is something to see within seconds."""
     names = class_names(sampler) or []
     with Progress("a first look", len(names), "images") as progress:
@@ -107,7 +112,7 @@ def _first_look(sampler: Sampler, seed: int, folder: Path) -> None:
     say(f"A first look, in {FIRST_STEPS} steps only: {path}")
 
 
-def sample_rows(samplers: list[Sampler], seed: int, rows: int, row: int, progress: Progress) -> list[Shown]:
+def sample_rows(samplers: list[Pipeline], seed: int, rows: int, row: int, progress: Progress) -> list[Shown]:
     """`rows` rows of `row` images, one of each class, from every sampler; row by row, side by side on a CPU's cores.
 
     A core a row needs no waiting for each other within a layer, which on small images costs more than it gains and is
@@ -116,7 +121,7 @@ def sample_rows(samplers: list[Sampler], seed: int, rows: int, row: int, progres
     stop = threading.Event()
     jobs = [(sampler, start) for sampler in samplers for start in range(0, rows * row, row)]
 
-    def work(job: tuple[Sampler, int]) -> tuple[Tensor, list[np.ndarray]]:
+    def work(job: tuple[Pipeline, int]) -> tuple[Tensor, list[np.ndarray]]:
         sampler, start = job
         torch.set_num_threads(1)
         frames: list[np.ndarray] = []
@@ -128,7 +133,7 @@ def sample_rows(samplers: list[Sampler], seed: int, rows: int, row: int, progres
                 frames.append(to_uint8(step.x.float()).cpu().numpy())
 
         noise = NoiseSource(seed, range(start, start + row))
-        return sampler.steps_of(noise, range(row), on_step=on_step, progress=progress), frames
+        return sampler.from_noise(noise, range(row), on_step=on_step, progress=progress), frames
 
     threads = torch.get_num_threads()
     workers = min(len(jobs), default_workers()) if samplers[0].device.type == "cpu" else 1

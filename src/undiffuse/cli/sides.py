@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from undiffuse.cli.console import Progress
-from undiffuse.cli.job import Job
-from undiffuse.cli.sampler import Sampler, Settings, class_names, classes_to_guide
 from undiffuse.data import NAMED_SETS
 from undiffuse.distributed import Ranks
 from undiffuse.evaluation import (
@@ -28,6 +25,9 @@ from undiffuse.evaluation import (
 from undiffuse.evaluation.summary import NpzStatistics, is_reference
 from undiffuse.metrics import MetricError
 from undiffuse.metrics.extractors import ClassifierExtractor, Extractor
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, class_names, classes_to_guide
+from undiffuse.pipelines.source import SampleSource
+from undiffuse.util.progress import Progress
 
 MADE = 2000  # samples from a model where nobody says how many
 
@@ -82,20 +82,20 @@ def is_model(place: str) -> bool:
     return path.suffix.lower() not in (".npz", ".zip")
 
 
-def model_settings(args: argparse.Namespace, model: str) -> Settings:
+def model_settings(args: argparse.Namespace, model: str) -> SamplerConfig:
     """The sampler's settings from the options of `evaluate` and `sweep`, where --weights means the extractor's."""
     given = {**vars(args), "model": model, "weights": args.model_weights}
     given.setdefault("guidance", None)
-    return Settings.of_args(argparse.Namespace(**given))
+    return SamplerConfig.of_args(argparse.Namespace(**given))
 
 
-def made_by(sampler: Sampler, args: argparse.Namespace, count: int) -> MadeImages:
+def made_by(sampler: Pipeline, args: argparse.Namespace, count: int) -> MadeImages:
     """The samples of a model, made when the extractor asks for them."""
     if sampler.model.net.config.super_resolution:
         raise ValueError("a super-resolution model enlarges images; evaluate the folder that `undiffuse sample` writes")
     classes = classes_to_guide(sampler, args.classes)
     names = class_names(sampler)
-    job = Job(sampler, args.seed, classes)
+    job = SampleSource(sampler, args.seed, classes)
     labels = None if classes is None else np.array(job.labels(list(range(count))), dtype=np.int64)
     channels, height, width = sampler.shape
     identity = {**sampler.record, "seed": args.seed, "classes": classes, "device": sampler.device.type}
@@ -139,7 +139,7 @@ def stored(
     return Side(images=images, statistics=statistics)
 
 
-def preparation_of(args: argparse.Namespace, model: Sampler | None, extractors: Sequence[Extractor]) -> dict[str, Any]:
+def preparation_of(args: argparse.Namespace, model: Pipeline | None, extractors: Sequence[Extractor]) -> dict[str, Any]:
     """How stored images are prepared: as asked, as the model's training images were, as a classifier's, or not."""
     if args.size is not None:
         return {"size": args.size, "fit": args.fit or "crop"}

@@ -16,9 +16,7 @@ from typing import Any
 from PIL import Image
 
 from undiffuse.cli.console import duration, say
-from undiffuse.cli.guiding import Guiding, listed
 from undiffuse.cli.reporting import markdown, side_by_side
-from undiffuse.cli.sampler import Sampler
 from undiffuse.cli.sweeping import (
     PLOT,
     SETTINGS,
@@ -33,7 +31,9 @@ from undiffuse.cli.sweeping import (
 from undiffuse.distributed import session
 from undiffuse.evaluation import Report
 from undiffuse.pictures import draw_curve, save_png, stack
-from undiffuse.pictures.files import atomic_file
+from undiffuse.pipelines.guidance import GuidanceConfig, listed
+from undiffuse.pipelines.pipeline import Pipeline
+from undiffuse.util.files import atomic_file
 
 PANEL = (760, 420)
 SCALES, COMPARED = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0), (1.0, 1.5, 2.0, 3.0, 5.0)
@@ -96,7 +96,7 @@ def planned(args: argparse.Namespace) -> list[Plan]:
 
 def guides_of(args: argparse.Namespace) -> dict[str, Any]:
     """What guides beside the first classifier, as given, by the names of the options; nothing that was not."""
-    names = [f.name for f in fields(Guiding) if f.name != "more_classifiers"]
+    names = [f.name for f in fields(GuidanceConfig) if f.name != "more_classifiers"]
     given = {name: getattr(args, name) for name in ("guidance", *names) if getattr(args, name) is not None}
     return given | ({"over": args.over} if args.over != "guidance" else {})
 
@@ -184,7 +184,7 @@ def _value(value: Any) -> str:
 
 
 def _write(
-    folder: Path, about: dict[str, Any], guides: Mapping[str, Any], points: Sequence[Point], sampler: Sampler
+    folder: Path, about: dict[str, Any], guides: Mapping[str, Any], points: Sequence[Point], sampler: Pipeline
 ) -> None:
     names = save_reports(folder, [point.report for point in points])
     files = [{"scale": point.scale, "file": name} for point, name in zip(points, names, strict=True)]

@@ -12,14 +12,14 @@ from typing import Any
 from undiffuse.cli import extractors as build
 from undiffuse.cli.console import say
 from undiffuse.cli.evaluate import known_metrics, measure
-from undiffuse.cli.guiding import listed
-from undiffuse.cli.sampler import Sampler
 from undiffuse.cli.sides import MADE, Side, is_model, made_by, model_settings, preparation_of, stored
 from undiffuse.distributed import Ranks
 from undiffuse.evaluation import Report, read_reference
 from undiffuse.evaluation.summary import is_reference
 from undiffuse.metrics import MetricError
 from undiffuse.pictures.names import safe
+from undiffuse.pipelines.guidance import listed
+from undiffuse.pipelines.pipeline import Pipeline
 
 TABLE, PLOT, SETTINGS = "table.md", "plot.png", "sweep.json"
 
@@ -35,7 +35,7 @@ class Plan:
 
 def measured(
     args: argparse.Namespace, plans: Sequence[Plan], ranks: Ranks
-) -> Iterator[tuple[Plan | None, Report, Sampler | None]]:
+) -> Iterator[tuple[Plan | None, Report, Pipeline | None]]:
     """(plan, report, its sampler) one after the other, first (None, report, None) of the real images where --floor
     names some; nothing in the helper processes of a torchrun."""
     known_metrics(args.metrics)
@@ -75,10 +75,10 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     return about | {"classifier": classifiers if len(classifiers) > 1 else next(iter(classifiers), None)}
 
 
-def sampler_of(args: argparse.Namespace, plan: Plan, ranks: Ranks) -> Sampler:
+def sampler_of(args: argparse.Namespace, plan: Plan, ranks: Ranks) -> Pipeline:
     """The model with the sampler of a plan."""
     given = argparse.Namespace(**{**vars(args), **plan.changes})
-    return Sampler.load(model_settings(given, args.model), str(ranks.device))
+    return Pipeline.load(model_settings(given, args.model), str(ranks.device))
 
 
 def save_reports(folder: Path, reports: Sequence[Report]) -> list[str]:

@@ -12,12 +12,12 @@ from undiffuse import checkpoints, recipes
 from undiffuse.cli.console import Live, fail, fields, is_main, say, table
 from undiffuse.cli.planning import Plan, make_plan
 from undiffuse.cli.train_evaluator import build_evaluator
-from undiffuse.cli.writing import quoted
 from undiffuse.data import check_trainable
 from undiffuse.data.labels import listed
 from undiffuse.distributed import resolve_device
 from undiffuse.kernels import keep_memory
 from undiffuse.models import load_model, save_model
+from undiffuse.pipelines.grids import quoted
 from undiffuse.training import (
     ClassifierTask,
     DiffusionTask,

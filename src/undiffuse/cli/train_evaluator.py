@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from undiffuse.cli import extractors as build
-from undiffuse.cli.console import Progress, say
+from undiffuse.cli.console import say
 from undiffuse.cli.planning import Plan
 from undiffuse.cli.sides import matching
 from undiffuse.data import ImageDataset
@@ -17,6 +17,7 @@ from undiffuse.evaluation import FeatureCache, StoredImages, Summary, extract, o
 from undiffuse.evaluation.summary import is_reference
 from undiffuse.metrics.extractors import Extractor
 from undiffuse.training.evaluation import Evaluator
+from undiffuse.util.progress import Progress
 
 MOST = 10_000  # reference images that are looked at: enough for a trend
 

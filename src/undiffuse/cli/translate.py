@@ -7,17 +7,17 @@ import argparse
 from torch import Tensor
 
 from undiffuse.cli.edits import Given, Heard, Result, mean_square, produce
-from undiffuse.cli.sampler import Sampler, Settings
 from undiffuse.cli.vary import how_far
 from undiffuse.denoiser import Denoiser
 from undiffuse.editing import translate
 from undiffuse.guidance import Guided
 from undiffuse.noise import NoiseSource
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
 
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
-    sampler = Sampler.load(Settings.of_args(args), args.device)
+    sampler = Pipeline.load(SamplerConfig.of_args(args), args.device)
     if sampler.model.num_classes is None:
         raise ValueError("the model has no classes to carry images between: give one that was trained with labels")
     target = sampler.model.class_index(args.to)

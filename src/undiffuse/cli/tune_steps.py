@@ -10,10 +10,10 @@ from undiffuse.cli import tuned
 from undiffuse.cli.console import duration, say, table
 from undiffuse.cli.evaluate import refuse_existing
 from undiffuse.cli.reporting import number
-from undiffuse.cli.sampler import Sampler, Settings
 from undiffuse.methods import method
-from undiffuse.pictures.files import atomic_file
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
 from undiffuse.tuning import Measured, Tuned
+from undiffuse.util.files import atomic_file
 
 SIGNIFICANT = 2.0  # standard errors
 
@@ -23,14 +23,14 @@ def run(args: argparse.Namespace) -> int:
     begin = time.monotonic()
     path = Path(args.out or f"steps-{args.solver}-{args.steps}.json")
     refuse_existing(path, args.overwrite)
-    settings = Settings.of_args(argparse.Namespace(**{**vars(args), "steps": str(args.steps), "grid": "logsnr"}))
+    settings = SamplerConfig.of_args(argparse.Namespace(**{**vars(args), "steps": str(args.steps), "grid": "logsnr"}))
     if (settings.guiding.guidance_interval or "").startswith("steps:"):
         raise ValueError(
             "levels are compared at which guidance acts alike: give --guidance-interval in log-SNR or sigma"
         )
     if settings.guidance and settings.guidance_at == "mean":
         raise ValueError("--guidance-at mean exists for ancestral sampling only, whose steps draw noise")
-    sampler = Sampler.load(settings, args.device)
+    sampler = Pipeline.load(settings, args.device)
     found, count = tuned.choose(sampler, args.steps, args.count, args.seed, args.classes)
     with atomic_file(path, overwrite=args.overwrite) as file:
         file.write(tuned.described(found, sampler, args.steps, count, args.seed))

@@ -14,14 +14,14 @@ from dataclasses import asdict
 from typing import Any
 
 import undiffuse
-from undiffuse.cli.console import Progress
-from undiffuse.cli.job import Job
-from undiffuse.cli.sampler import Sampler, classes_to_guide
 from undiffuse.downloads import cache_dir
 from undiffuse.methods import METHODS
 from undiffuse.noise import NoiseSource
-from undiffuse.pictures.files import atomic_file
+from undiffuse.pipelines.pipeline import Pipeline, classes_to_guide
+from undiffuse.pipelines.source import SampleSource
 from undiffuse.tuning import FINE, Batch, Measured, Tuned, tune
+from undiffuse.util.files import atomic_file
+from undiffuse.util.progress import Progress
 
 WORD = "tuned"
 IMAGES = 32
@@ -53,14 +53,14 @@ def check(solver: str, steps: int) -> None:
         raise ValueError(f"levels are chosen for 2 to {FINE - 1} steps, not {steps}")
 
 
-def choose(sampler: Sampler, steps: int, images: int, seed: int, classes: Sequence[str] | None) -> tuple[Tuned, int]:
+def choose(sampler: Pipeline, steps: int, images: int, seed: int, classes: Sequence[str] | None) -> tuple[Tuned, int]:
     """The levels of `steps` steps for the sampler's solver, denoiser and guidance, and by how many images they were
     chosen: `images`, or as many as are made at once (but 2).
     """
     if sampler.model.net.config.super_resolution:
         raise ValueError("a super-resolution model enlarges images; levels are chosen for models that begin with noise")
     count = _count(sampler, images)
-    job = Job(sampler, seed, classes_to_guide(sampler, classes))
+    job = SampleSource(sampler, seed, classes_to_guide(sampler, classes))
     told = "y" in sampler.denoiser.conditions
 
     def batch(first: int) -> Batch:
@@ -77,7 +77,7 @@ def choose(sampler: Sampler, steps: int, images: int, seed: int, classes: Sequen
 
 
 def kept(
-    sampler: Sampler, steps: int, images: int, seed: int, classes: Sequence[str] | None, cache: bool = True
+    sampler: Pipeline, steps: int, images: int, seed: int, classes: Sequence[str] | None, cache: bool = True
 ) -> Tuned:
     """As `choose`, from the cache where they were chosen before."""
     decides = [undiffuse.__version__, _decided(sampler), steps, _count(sampler, images), seed,
@@ -94,7 +94,7 @@ def kept(
     return found
 
 
-def described(found: Tuned, sampler: Sampler, steps: int, images: int, seed: int) -> bytes:
+def described(found: Tuned, sampler: Pipeline, steps: int, images: int, seed: int) -> bytes:
     """The JSON file of a tuned grid: the grid, what it is for, and every grid that was tried with its errors."""
     about = {
         "kind": "tuned-steps",
@@ -121,12 +121,12 @@ def read(about: dict[str, Any]) -> Tuned:
     return found
 
 
-def _decided(sampler: Sampler) -> dict[str, Any]:
+def _decided(sampler: Pipeline) -> dict[str, Any]:
     """What of a sampler's record the levels depend on: all but the levels themselves."""
     return {name: value for name, value in sampler.record.items() if name not in _VARIED}
 
 
-def _count(sampler: Sampler, images: int) -> int:
+def _count(sampler: Pipeline, images: int) -> int:
     return min(images, max(2, sampler.batch_size(None)))
 
 

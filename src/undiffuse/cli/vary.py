@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from undiffuse.cli.edits import Given, Heard, Result, mean_square, produce
-from undiffuse.cli.sampler import Sampler, Settings
 from undiffuse.editing import steps_for, vary
 from undiffuse.noise import NoiseSource
+from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
 
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
-    sampler = Sampler.load(Settings.of_args(args), args.device)
+    sampler = Pipeline.load(SamplerConfig.of_args(args), args.device)
     steps, record, text = how_far(args, sampler)
     given = Given.of_args(args, sampler)
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def how_far(args: argparse.Namespace, sampler: Sampler) -> tuple[int, dict[str, Any], str]:
+def how_far(args: argparse.Namespace, sampler: Pipeline) -> tuple[int, dict[str, Any], str]:
     """The steps that are gone, what a record says of them, and that in words: --strength or --logsnr."""
     strength = args.strength
     if strength is None and args.logsnr is None:

@@ -22,9 +22,9 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from undiffuse.data.images import Picture
+from undiffuse.data.decoding import MAX_PIXELS, Picture, PictureInfo, decode, describe, read_header
 
 __all__ = [
     "ArraySource",
@@ -90,6 +90,7 @@ class Source(ABC):
     vectors: NDArray[np.float32] | None
     vector_names: list[str] | None
     value_range: tuple[float, float] | None
+    multi_hot = False
 
     def __init__(
         self,
@@ -118,6 +119,7 @@ class Source(ABC):
         self.undeclared, self.found_range = other.undeclared, other.found_range
         self.left_out, self.held_out = dict(other.left_out), dict(other.held_out)
         self.vector_names, self.labels_settled = other.vector_names, other.labels_settled
+        self.multi_hot = other.multi_hot
         if other.vectors is not None:
             self.vectors = other.vectors if keep is None else other.vectors[np.asarray(keep, dtype=np.int64)]
 
@@ -151,8 +153,16 @@ class Source(ABC):
         Raises:
             BrokenImageError: there is no readable header.
         """
-        picture = self.image(i)
-        return picture.size if isinstance(picture, Image.Image) else (picture.shape[1], picture.shape[0])
+        found = self.info(i)
+        return found.width, found.height
+
+    def info(self, i: int) -> PictureInfo:
+        """What picture i is, from its header where it has one.
+
+        Raises:
+            BrokenImageError: there is no readable header.
+        """
+        return describe(self.image(i))
 
     @property
     def description(self) -> str:
@@ -199,9 +209,11 @@ class FileSource(Source):
         names: of the files.
         sizes: of the files, in bytes.
         held_names: names of files that belong to parts of the data set that were not opened.
+        max_pixels: larger pictures are refused as broken.
     """
 
     held_names: Set[str] = frozenset()
+    max_pixels = MAX_PIXELS
 
     def __init__(
         self,
@@ -226,7 +238,11 @@ class FileSource(Source):
         """File i, open for reading."""
 
     def labelled(
-        self, keep: Sequence[int], labels: NDArray[np.int64], label_names: Sequence[str], excluded: Sequence[Excluded]
+        self,
+        keep: Sequence[int],
+        labels: NDArray[np.int64] | None,
+        label_names: Sequence[str] | None,
+        excluded: Sequence[Excluded],
     ) -> FileSource:
         """The files of the given numbers with the given labels [len(keep)]; `excluded` tells of the others."""
         other = copy.copy(self)
@@ -247,25 +263,19 @@ class FileSource(Source):
     def _keep(self, keep: Sequence[int]) -> None:
         """Thin out what a subclass stores beside names and sizes."""
 
-    def image(self, i: int) -> Image.Image:
+    def image(self, i: int) -> Picture:
         try:
             with self.open(i) as file:
-                data = file.read()
-            image = Image.open(io.BytesIO(data))
-            image.load()
+                return decode(io.BytesIO(file.read()), self.max_pixels)
         except Exception as error:
             raise _blame(self.names[i], self.sizes[i], error) from error
-        return image
 
-    def stored_size(self, i: int) -> tuple[int, int]:
+    def info(self, i: int) -> PictureInfo:
         try:
-            with self.open(i) as file, Image.open(file) as image:
-                size = image.size
-                # Only these formats keep their EXIF block in the header; asking a PNG would decode all of it.
-                turned = image.format in ("JPEG", "MPO") and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            with self.open(i) as file:
+                return read_header(file, self.max_pixels)
         except Exception as error:
             raise _blame(self.names[i], self.sizes[i], error) from error
-        return (size[1], size[0]) if turned else size
 
     def _content_hash(self) -> bytes:
         sha = hashlib.sha256()
@@ -287,7 +297,8 @@ def _blame(name: str, size: int, error: Exception) -> Exception:
     if isinstance(error, UnidentifiedImageError):
         return BrokenImageError(name, "this is not an image file that can be decoded")
     text = str(error) or type(error).__name__
-    return BrokenImageError(name, text if isinstance(error, OSError) else f"{type(error).__name__}: {text}")
+    plain = isinstance(error, OSError) or type(error) is ValueError
+    return BrokenImageError(name, text if plain else f"{type(error).__name__}: {text}")
 
 
 class FolderSource(FileSource):
@@ -346,6 +357,7 @@ class ArraySource(Source):
         where: str = "array",
         item_name: str = "image",
         value_range: tuple[float, float] | None = None,
+        undeclared: str = "",
     ) -> None:
         super().__init__(where, labels, label_names)
         hint = ""
@@ -356,21 +368,15 @@ class ArraySource(Source):
                 f"{where}: expected numeric images [N, H, W] or [N, H, W, C], "
                 f"got {images.dtype} {list(images.shape)}{hint}"
             )
-        if images.dtype != np.uint8 and value_range is None:
+        if images.dtype not in (np.uint8, np.bool_) and value_range is None and not undeclared:
             raise ValueError(
                 f"{where}: images of {images.dtype} {list(images.shape)} have no defined black and white: expected "
                 "uint8, or value_range=(black, white)"
             )
         if labels is not None and labels.shape != (len(images),):
             raise ValueError(f"{where}: {len(images)} images but labels of shape {list(labels.shape)}")
-        self.images, self.value_range = images, value_range
+        self.images, self.value_range, self.undeclared = images, value_range, undeclared
         self._item_name = item_name
-
-    @classmethod
-    def undecided(cls, images: NDArray[Any], where: str, item_name: str) -> ArraySource:
-        """Pictures whose black and white are found out later; truth values become the numbers 0 and 1."""
-        images = images.view(np.uint8) if images.dtype.kind == "b" else images
-        return cls(images, where=where, item_name=item_name, value_range=(0.0, 1.0))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -379,7 +385,8 @@ class ArraySource(Source):
         return f"{self._item_name}[{i}]"
 
     def image(self, i: int) -> NDArray[Any]:
-        return np.asarray(self.images[i])
+        image = np.asarray(self.images[i])
+        return image.astype(np.uint8) * np.uint8(255) if image.dtype == bool else image
 
     def stored_size(self, i: int) -> tuple[int, int]:
         return self.images.shape[2], self.images.shape[1]
@@ -421,6 +428,9 @@ class SubsetSource(Source):
 
     def stored_size(self, i: int) -> tuple[int, int]:
         return self.parent.stored_size(int(self.indices[i]))
+
+    def info(self, i: int) -> PictureInfo:
+        return self.parent.info(int(self.indices[i]))
 
     def _content_hash(self) -> bytes:
         return hashlib.sha256(self.parent._content_hash() + self.indices.astype("<i8").tobytes()).digest()

@@ -1,4 +1,4 @@
-"""Pixel values that are not 8-bit: which of them are black and white, and how they become 0..255."""
+"""Which values are black and white in arrays of pictures that do not say so."""
 
 from __future__ import annotations
 
@@ -6,46 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from undiffuse.data.sources import Source
 
-__all__ = ["Values", "declare", "eight_bit", "guess_range", "measured_range", "to_bytes"]
+__all__ = ["Values", "declare", "guess_range", "measured_range"]
 
 _LOOKED_AT = 256 << 20
 """Bytes of pixels that are looked at, evenly spaced over the images, to find their smallest and largest value."""
-
-
-def to_bytes(picture: NDArray[Any], value_range: tuple[float, float]) -> NDArray[np.uint8]:
-    """Map values linearly to 0..255, rounded to the nearest; values outside `value_range` saturate.
-
-    Args:
-        picture: numbers [H, W] or [H, W, C].
-        value_range: the values that become 0 and 255. A first value above the second makes a negative.
-
-    Raises:
-        ValueError: a value is not a number (NaN), or the two ends of the range are equal.
-    """
-    low, high = value_range
-    if low == high or not np.isfinite([low, high]).all():
-        raise ValueError(f"value_range={value_range}: expected two different finite numbers (black, white)")
-    values = (picture.astype(np.float64) - low) * (255.0 / (high - low))
-    if np.isnan(values).any():
-        raise ValueError(f"{int(np.isnan(values).sum()):,} of {values.size:,} pixel values are not a number (NaN)")
-    return np.floor(np.clip(values, 0.0, 255.0) + 0.5).astype(np.uint8)
-
-
-def eight_bit(picture: Any, value_range: tuple[float, float] | None) -> Any:
-    """A stored picture with 8-bit values: arrays of other numbers are mapped by `value_range`, others stay.
-
-    Raises:
-        ValueError: an array that is not uint8, and no range.
-    """
-    if not isinstance(picture, np.ndarray) or (picture.dtype == np.uint8 and value_range in (None, (0.0, 255.0))):
-        return picture
-    if value_range is None:
-        raise ValueError(f"pixels of {picture.dtype} have no defined black and white: declare value_range=(black, white)")
-    return to_bytes(picture, value_range)
 
 
 def measured_range(images: Any) -> tuple[float, float, bool]:
@@ -82,7 +49,7 @@ def guess_range(images: Any) -> Values:
     if dtype == np.uint8:
         return Values(None, None, "")
     if dtype.kind == "b":
-        return Values((0.0, 1.0), (0.0, 1.0), "truth values: false is black, true is white")
+        return Values(None, None, "truth values: false is black, true is white")
     low, high, whole = measured_range(images)
     seen = (low, high)
     found = f"{dtype.name} values {low:g}..{high:g}"
@@ -100,5 +67,5 @@ def guess_range(images: Any) -> Values:
 def declare(source: Source, values: Values) -> None:
     """Note on a source what is known of its pixel values."""
     source.value_range, source.found_range = values.value_range, values.found
-    source.undeclared = values.note if values.value_range is None else ""
+    source.undeclared = values.note if values.value_range is None and values.found is not None else ""
     source.notes += [values.note] if values.note else []

@@ -16,7 +16,7 @@ import undiffuse
 from undiffuse.evaluation.compute import Evaluation
 from undiffuse.evaluation.summary import Summary
 from undiffuse.metrics import Card, Estimate, MetricError
-from undiffuse.pictures.files import atomic_file
+from undiffuse.util.files import atomic_file
 
 __all__ = ["Report", "environment"]
 

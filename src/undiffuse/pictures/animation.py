@@ -11,9 +11,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from undiffuse.pictures.arrays import Images
-from undiffuse.pictures.files import atomic_file
 from undiffuse.pictures.grid import PAPER, tile
 from undiffuse.pictures.png import RECORD_KEY, record_text
+from undiffuse.util.files import atomic_file
 
 __all__ = ["save_animation"]
 

@@ -18,7 +18,7 @@ from typing import IO
 
 import numpy as np
 
-from undiffuse.pictures.files import atomic_file
+from undiffuse.util.files import atomic_file
 
 __all__ = ["load_npz", "open_rows", "pack", "packed_files", "packed_name", "part_indices", "read_part", "write_part"]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from undiffuse.pictures.arrays import Images, as_picture
-from undiffuse.pictures.files import atomic_file
+from undiffuse.util.files import atomic_file
 
 __all__ = ["RECORD_KEY", "check_record", "is_whole_png", "open_picture", "parse_json", "read_record", "save_png"]
 

@@ -13,10 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from undiffuse.pictures.arrays import Images, as_images, from_picture
-from undiffuse.pictures.files import atomic_file, remove_leftovers
 from undiffuse.pictures.names import parse_name, sample_name
 from undiffuse.pictures.npz import load_npz, open_rows, pack, packed_files, part_indices, read_part, write_part
 from undiffuse.pictures.png import check_record, is_whole_png, open_picture, parse_json, save_png
+from undiffuse.util.files import atomic_file, remove_leftovers
 
 __all__ = ["SampleWriter", "Samples", "read_samples"]
 

@@ -19,7 +19,6 @@ from typing import IO, Any
 from torch import Tensor
 
 from undiffuse import checkpoints
-from undiffuse.data import DataConfig
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.training.config import TrainConfig, differences
@@ -140,8 +139,7 @@ def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
             plain[section] = {**_defaults(config), **plain[section]}
     # A data set may be moved or decoded by more threads; its contents and their preparation may not change.
     data = plain.get("data") or {}
-    defaults = {k: v for k, v in _defaults(DataConfig).items() if k != "path"}
-    prepared = {k: v for k, v in {**defaults, **(data.get("config") or {})}.items() if k not in ("path", "workers", "check")}
+    prepared = {k: v for k, v in (data.get("config") or {}).items() if k not in ("path", "workers", "check")}
     plain["data"] = {"fingerprint": data.get("fingerprint"), **prepared}
     # Of the model that a run began with, which it was; what became of its weights follows from that and the rest.
     plain["init"] = (plain.get("init") or {}).get("from")

@@ -15,12 +15,12 @@ from torch import nn
 from undiffuse.ema import EMA
 from undiffuse.nets.forward import Forward
 from undiffuse.pictures.curve import draw_curve
-from undiffuse.pictures.files import atomic_file
 from undiffuse.pictures.grid import draw_grid
 from undiffuse.pixels import to_uint8
 from undiffuse.training.config import TrainConfig
 from undiffuse.training.records import read_records
 from undiffuse.training.tasks import Task
+from undiffuse.util.files import atomic_file
 
 MOST_COLUMNS = 12
 MOST_SPAN = 100.0  # largest over smallest value of a curve that still shows a trend

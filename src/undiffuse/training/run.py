@@ -18,7 +18,7 @@ from undiffuse.data import Batch, ImageDataset, check_trainable
 from undiffuse.distributed import Ranks
 from undiffuse.nets.forward import Forward
 from undiffuse.noise import NoiseSource
-from undiffuse.pixels import from_uint8
+from undiffuse.pixels import from_pixels
 from undiffuse.training.config import TrainConfig
 from undiffuse.training.diagnosis import describe, find_broken_parts
 from undiffuse.training.evaluation import BEST, Evaluator, keep_best
@@ -153,7 +153,7 @@ class Run:
         mine = (positions - start).numpy()
         labels = None if batch.labels is None else torch.as_tensor(batch.labels, dtype=torch.int64).to(self.device)
         inputs = Inputs(
-            x0=from_uint8(batch.images, self.device).contiguous(memory_format=torch.channels_last),
+            x0=from_pixels(batch.images, self.device).contiguous(memory_format=torch.channels_last),
             labels=labels,
             t=torch.from_numpy(t[mine]),
             weights=torch.from_numpy(weights[mine]).float().to(self.device),

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from undiffuse.data.decoding import Picture
 from undiffuse.data.formats import huggingface
 from undiffuse.data.formats.base import Reading, choose_part, need
 from undiffuse.data.formats.stored import Handle, concatenated
-from undiffuse.data.images import Picture
 from undiffuse.data.sources import Source
 
 

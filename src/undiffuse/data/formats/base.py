@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from undiffuse.data.formats.imagenet import translated
 from undiffuse.data.labels import apply_table, class_table, listed
 from undiffuse.data.sources import Excluded, Source
+from undiffuse.data.tables import parse_spec
 
 __all__ = [
     "PARTS",
@@ -67,6 +68,11 @@ class Reading:
     frames: Frames = "first"
     layout: Layout = "auto"
     on_broken: Literal["refuse", "skip"] = "refuse"
+
+    @property
+    def of_files(self) -> bool:
+        """Whether the labels come from the names of files or from a table, not from the format."""
+        return self.labels in ("folder", "prefix") or parse_spec(self.labels) is not None
 
     def field(self, where: str, fields: Sequence[str], usual: Sequence[str] = ()) -> str | None:
         """The field to take labels from: the one that was named, else the first `usual` one that is there, else None.

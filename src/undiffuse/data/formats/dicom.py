@@ -56,7 +56,7 @@ def _describe(path: Path) -> Described:
     slope, intercept = _rescale(header)
     if int(getattr(header, "SamplesPerPixel", 1)) > 1:
         value_range = None if bits == 8 else (0.0, float(2**bits - 1))
-        return Described(frames, size, np.dtype(np.uint8 if bits == 8 else np.uint16), value_range)
+        return Described(frames, size, np.dtype(np.uint8 if bits == 8 else np.uint16), value_range, "", 3)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     ends = sorted((low * slope + intercept, high * slope + intercept))
     note = f"{bits} of {int(header.BitsAllocated)} bits are used"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from undiffuse.data.decoding import IMAGE_SUFFIXES
 from undiffuse.data.formats.base import Reading, choose_part, kind_of, part_of
 from undiffuse.data.sources import FileSource, FolderSource, ZipSource
 
@@ -49,8 +50,6 @@ class Listing:
 
 def is_image(name: str) -> bool:
     """Whether a file of this name is taken for a picture."""
-    from undiffuse.data.opening import IMAGE_SUFFIXES  # which opens files by this module
-
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
@@ -75,8 +74,6 @@ def open(path: Path, reading: Reading) -> FileSource:  # noqa: A001
 
 def source_of(path: Path, listing: Listing, reading: Reading) -> FileSource:
     """The images of a listing, of the part that is wanted."""
-    from undiffuse.data.opening import IMAGE_SUFFIXES
-
     names = sorted(listing.sizes)
     if not names:
         found = f"; it holds {_listed(listing.others)}" if listing.others else ""

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
+from undiffuse.data.decoding import Picture
 from undiffuse.data.formats.base import Reading, with_labels
 from undiffuse.data.formats.imagefolder import LABELS
 from undiffuse.data.formats.layout import axes_of
@@ -87,7 +86,7 @@ def _depth(kind: Any) -> int:
     return depth
 
 
-def picture_of(item: Any, name: str, base: Path, where: str) -> Image.Image | NDArray[Any]:
+def picture_of(item: Any, name: str, base: Path, where: str) -> Picture:
     """A picture from a cell: {"bytes": ..., "path": ...}, bytes, a path, or nested lists of numbers.
 
     Raises:

@@ -109,7 +109,7 @@ def _source(path: Path, images: NDArray[Any]) -> Source:
     turned = "emnist" in path.name.lower()
     if turned:
         images = images.swapaxes(1, 2)
-    source = ArraySource.undecided(images, f"IDX {path}", path.name)
+    source = ArraySource(images, where=f"IDX {path}", item_name=path.name, undeclared="values")
     declare(source, guess_range(images))
     if turned:
         source.notes.append("EMNIST stores its pictures with rows and columns exchanged; they are turned back")

@@ -66,7 +66,7 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
         source.left_out[f"entries of {listed(tables, 2)} without a file"] = len(absent)
     columns = list(dict.fromkeys(key for record in records.values() for key in record if not _is_file_key(key)))
     column = None
-    if reading.labels not in ("folder", "prefix") and not reading.labels.lower().endswith((".csv", ".tsv", ".jsonl")):
+    if not reading.of_files:
         column = reading.field(f"{path}: {listed(tables, 2)}", columns, LABELS)
     unused = [name for name in columns if name != column]
     if unused:

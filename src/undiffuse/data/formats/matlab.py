@@ -78,7 +78,7 @@ def _one(path: Path, reading: Reading) -> Source:
     last = images.ndim - 1
     if count is None or images.shape[last] == count:
         images = np.moveaxis(images, last, 0)
-    source: Source = ArraySource.undecided(images, f"MATLAB {path}", path.name)
+    source: Source = ArraySource(images, where=f"MATLAB {path}", item_name=path.name, undeclared="values")
     declare(source, guess_range(images))
     source.notes.append(f"images from {key}, whose last axis counts them")
     source.labels_settled = True

@@ -124,7 +124,7 @@ def _one(
         source = EncodedSource(opener(key), len(images), place, label)
     elif opener is None:
         view, notes = arrange(np.asanyarray(images), f"{place}: {key}", reading.layout)
-        source = ArraySource.undecided(view, place, label)
+        source = ArraySource(view, where=place, item_name=label, undeclared="values")
         source.notes += notes
         declare(source, guess_range(view))
     else:
@@ -136,6 +136,9 @@ def _one(
     if field_name is None and reading.labels == "auto":
         field_name = next((candidates[role] for role in _preferred(candidates, LABELS)), None)
     field_name = candidates.get(field_name, field_name) if field_name else None
+    wrong = next((others[role] for role in LABELS if role in others and role not in candidates), None)
+    if field_name is None and wrong is not None and reading.labels == "auto":
+        raise ValueError(f"{place}: {len(images)} images but labels of shape {list(arrays[wrong].shape)} ({wrong})")
     unused = [name for name in others.values() if name != field_name and not is_names(arrays[name])]
     if unused:
         source.notes.append(f"arrays that are not used: {listed(unused)}")

@@ -44,7 +44,7 @@ def _describe(path: Path) -> Described:
     value_range = None
     if dtype.kind == "u" and dtype != np.uint8:
         value_range = (0.0, float(2 ** (int(bits[1]) if bits else 8 * dtype.itemsize) - 1))
-    return Described(count, (lengths["Y"], lengths["X"]), dtype, value_range, note)
+    return Described(count, (lengths["Y"], lengths["X"]), dtype, value_range, note, channels)
 
 
 def _load(path: Path) -> NDArray[Any]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from undiffuse.data.decoding import Picture
 from undiffuse.data.formats import huggingface
 from undiffuse.data.formats.base import Reading, choose_part, need, part_of, peek
 from undiffuse.data.formats.slices import Kept
 from undiffuse.data.formats.stored import Handle
-from undiffuse.data.images import Picture
 from undiffuse.data.labels import listed
 from undiffuse.data.sources import Source
 

@@ -6,13 +6,14 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from undiffuse.data.decoding import PictureInfo, describe
 from undiffuse.data.formats.base import peek
 from undiffuse.data.formats.stored import Handle
 from undiffuse.data.sources import BrokenImageError, Excluded, Source
@@ -55,6 +56,7 @@ class Described:
     dtype: np.dtype[Any]
     value_range: tuple[float, float] | None = None
     note: str = ""
+    channels: int = 1
 
 
 class SliceSource(Source):
@@ -104,9 +106,10 @@ class SliceSource(Source):
             raise BrokenImageError(self.name(i), f"{type(error).__name__}: {error}") from error
         return np.asarray(pictures[k])
 
-    def stored_size(self, i: int) -> tuple[int, int]:
-        height, width = self.described[self._place(i)[0]].size
-        return width, height
+    def info(self, i: int) -> PictureInfo:
+        about = self.described[self._place(i)[0]]
+        one = np.zeros((1, 1, about.channels) if about.channels > 1 else (1, 1), dtype=about.dtype)
+        return replace(describe(one), height=about.size[0], width=about.size[1])
 
     def _content_hash(self) -> bytes:
         sha = hashlib.sha256()

@@ -7,13 +7,13 @@ import io
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from undiffuse.data.images import Picture
+from undiffuse.data.decoding import Picture, PictureInfo, decode, describe, read_header
 from undiffuse.data.labels import class_table
 from undiffuse.data.sources import BrokenImageError, Source, hash_images
 
@@ -81,12 +81,13 @@ class StoredSource(Source):
         picture = np.asarray(self.array()[i])
         if self.flat is not None:
             picture = picture.reshape(self.flat)
-        picture = picture.view(np.uint8) if picture.dtype == bool else picture
+        picture = picture.astype(np.uint8) * np.uint8(255) if picture.dtype == bool else picture
         return picture.transpose(self.axes)
 
-    def stored_size(self, i: int) -> tuple[int, int]:
+    def info(self, i: int) -> PictureInfo:
         shape = self.flat or self.shape[1:]
-        return int(shape[self.axes[1]]), int(shape[self.axes[0]])
+        one = np.zeros([1] * 2 + [shape[axis] for axis in self.axes[2:]], dtype=self.dtype)
+        return replace(describe(one), height=int(shape[self.axes[0]]), width=int(shape[self.axes[1]]))
 
     def _content_hash(self) -> bytes:
         return hash_images(self.array())
@@ -110,13 +111,12 @@ class EncodedSource(Source):
         item = self.array()[i]
         return item if isinstance(item, bytes) else np.asarray(item).tobytes()
 
-    def image(self, i: int) -> Image.Image:
+    def image(self, i: int) -> Picture:
         return decoded(self.encoded(i), self.name(i))
 
-    def stored_size(self, i: int) -> tuple[int, int]:
+    def info(self, i: int) -> PictureInfo:
         try:
-            with Image.open(io.BytesIO(self.encoded(i))) as image:
-                return image.size
+            return read_header(io.BytesIO(self.encoded(i)))
         except Exception as error:
             raise BrokenImageError(self.name(i), str(error) or type(error).__name__) from error
 
@@ -127,18 +127,16 @@ class EncodedSource(Source):
         return sha.digest()
 
 
-def decoded(content: bytes, name: str) -> Image.Image:
+def decoded(content: bytes, name: str) -> Picture:
     """A picture from the bytes of an image file.
 
     Raises:
         BrokenImageError: it cannot be decoded.
     """
     try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
+        return decode(io.BytesIO(content))
     except Exception as error:
         raise BrokenImageError(name, str(error) or type(error).__name__) from error
-    return image
 
 
 class ConcatSource(Source):
@@ -175,9 +173,9 @@ class ConcatSource(Source):
         part, k = self._place(i)
         return part.image(k)
 
-    def stored_size(self, i: int) -> tuple[int, int]:
+    def info(self, i: int) -> PictureInfo:
         part, k = self._place(i)
-        return part.stored_size(k)
+        return part.info(k)
 
     def _content_hash(self) -> bytes:
         return hashlib.sha256(b"".join(part._content_hash() for part in self.parts)).digest()

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from undiffuse.data.decoding import PictureInfo, describe
 from undiffuse.data.formats import crc32c, protobuf
 from undiffuse.data.formats.base import Reading, choose_part, part_of, peek, with_labels
 from undiffuse.data.formats.layout import axes_of
@@ -58,9 +59,8 @@ class RawSpanSource(SpanSource):
         array = np.frombuffer(data, dtype=np.uint8).reshape(self.shapes[i])
         return array.transpose(axes_of(array.shape, self.where)[0])
 
-    def stored_size(self, i: int) -> tuple[int, int]:
-        axes = axes_of(self.shapes[i], self.where)[0]
-        return self.shapes[i][axes[1]], self.shapes[i][axes[0]]
+    def info(self, i: int) -> PictureInfo:
+        return describe(self.image(i))
 
     def _keep(self, keep: Sequence[int]) -> None:
         super()._keep(keep)

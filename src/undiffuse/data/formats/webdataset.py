@@ -213,7 +213,7 @@ def _labelled(
         content["json"] = [_json(sample, shards) for sample in samples]
     keys = list(dict.fromkeys(key for record in content.get("json", ()) if isinstance(record, dict) for key in record))
     used, values = None, None
-    if reading.labels in ("folder", "prefix") or reading.labels.lower().endswith((".csv", ".tsv", ".jsonl")):
+    if reading.of_files:
         pass
     elif reading.labels == "auto" and "cls" in others:
         used, values = "cls", [_text(sample, "cls", shards) for sample in samples]

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from undiffuse.checkpoints import weights_hash
-from undiffuse.pictures.files import atomic_file
 from undiffuse.pictures.png import parse_json
+from undiffuse.util.files import atomic_file
 
 KEY = "undiffuse.latents"
 _PART = re.compile(r"(\d{9})-(\d{9})\.safetensors")

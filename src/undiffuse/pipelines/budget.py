@@ -1,0 +1,65 @@
+"""The best sampler within a number of network calls, by a measured frontier of quality against calls."""
+
+from __future__ import annotations
+
+from undiffuse import frontiers
+from undiffuse.config import SamplerConfig
+from undiffuse.util.errors import ConfigError
+
+__all__ = ["within_budget"]
+
+_SWEEP = "undiffuse sweep {data} --model {model} --solvers ancestral,dpmpp-2m,dpmpp-2m-sde,unipc --calls 5,10,20,50"
+
+
+def within_budget(config: SamplerConfig, digest: str) -> tuple[SamplerConfig, str]:
+    """Chooses solver, steps and grid by the frontier of a model.
+
+    Args:
+        config: Settings with a `budget`, their guidance resolved.
+        digest: Identity of the model's weights, to which a frontier belongs.
+
+    Returns:
+        The settings of the best point within `config.budget` calls of the network, and one line on what that point was
+        measured to give.
+
+    Raises:
+        ConfigError: If solver, steps, grid or eta are given too; if no frontier is known, with the command that
+            measures one; or if it has no point with the guidance in use.
+    """
+    assert config.budget is not None
+    chosen = {name: getattr(config, name) for name in ("solver", "steps", "grid", "eta", "solver_options")}
+    for name, value in chosen.items():
+        if value:
+            raise ConfigError(name, "is chosen by `budget`: leave one of them out")
+    guidance = config.guidance
+    command = _SWEEP.format(model=config.model, data="DATA")
+    if guidance.compares or len(guidance.judges) > 1:
+        raise ConfigError(
+            "budget",
+            "needs a frontier, and frontiers are measured without guidance or with one classifier: give `solver` and "
+            "`steps` instead",
+        )
+    frontier = frontiers.known(digest)
+    if frontier is None:
+        raise ConfigError(
+            "budget",
+            "needs a measured frontier of quality against network calls, and none is known for this model. Measure one "
+            f"on test images that the model was not trained on (DATA): {command}",
+        )
+    try:
+        point = frontier.best(config.budget, guidance.strength, guidance.at)
+    except ValueError as error:
+        scales = f" --scales {guidance.strength:g}" if guidance.strength else ""
+        raise ConfigError("budget", f"= {config.budget}: {error}; measure it by {command}{scales}") from None
+    names = ("solver", "steps", "grid", "solver_options", "eta")
+    return config.replace(budget=None, **{name: point.settings[name] for name in names}), _describe(frontier, point)
+
+
+def _describe(frontier: frontiers.Frontier, point: frontiers.Point) -> str:
+    error = "" if point.stderr is None else f" +- {point.stderr:.2g}"
+    text = f"{point.text}: {point.calls} calls, {frontier.metric} {point.value:.4g}{error}"
+    reference, verdict = frontier.reference_of(point), frontier.verdict(point)
+    if reference is None or not verdict:
+        return text
+    than = "to" if verdict == "equal" else "than"
+    return f"{text}, {verdict} {than} {reference.text} ({reference.calls} calls, {reference.value:.4g})"

@@ -1,0 +1,377 @@
+"""A model with its guidance, solver and noise levels, ready to make images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as File
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import undiffuse
+from undiffuse.config import SamplerConfig
+from undiffuse.denoiser import ChainDenoiser, Denoiser
+from undiffuse.distributed import resolve_device
+from undiffuse.grids import Path, grid
+from undiffuse.kernels import keep_memory
+from undiffuse.methods import brief, read_options
+from undiffuse.models import ClassifierModel, DiffusionModel, load_diffusion, paired_classifier
+from undiffuse.nets.footprint import Footprint, activation_bytes
+from undiffuse.nets.forward import inference_forward
+from undiffuse.noise import NoiseSource
+from undiffuse.pipelines import budget, memory
+from undiffuse.pipelines.classes import choose_classes, class_names
+from undiffuse.pipelines.guidance import check_identity, guide, reference
+from undiffuse.sampling import Step, sample
+from undiffuse.solvers import Solver, build
+from undiffuse.util.errors import ConfigError
+from undiffuse.util.progress import NoProgress, Progress
+
+if TYPE_CHECKING:
+    from undiffuse.pipelines.samples import Samples
+
+__all__ = ["Pipeline"]
+
+_TENSORS = 12  # tensors of an image's size that a step of a sampler holds at once: x, the prediction's parts, noise
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A loaded model, how it is guided and how it is sampled.
+
+    Example:
+        pipeline = Pipeline.from_pretrained("fashion-mnist-32", guidance=2.0)
+        pipeline.sample(16, classes="dress", seed=0).save("dresses")
+
+    Attributes:
+        config: The settings, resolved: solver, steps and grid are named.
+        model: The diffusion model.
+        classifier: The first classifier that guides it; None without one.
+        device: Where it runs.
+        path: The noise levels: a chain, a strided part of it, or a grid.
+        solver: The sampling method.
+        denoiser: The guided denoiser.
+        record: Everything that decides what an image looks like, except its seed, number and class.
+        notes: What is good to know: files, versions, device.
+        others: All other models that guide.
+        footprints: Memory of the networks.
+        gradient: Whether the denoised image can be differentiated with respect to the noisy one.
+    """
+
+    config: SamplerConfig
+    model: DiffusionModel
+    classifier: ClassifierModel | None
+    device: torch.device
+    path: Path
+    solver: Solver
+    denoiser: Denoiser
+    record: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    others: tuple[ClassifierModel | DiffusionModel, ...] = ()
+    footprints: tuple[Footprint, ...] = ()
+    gradient: bool = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | File,
+        *,
+        config: SamplerConfig | None = None,
+        device: str = "auto",
+        **settings: Any,
+    ) -> Pipeline:
+        """Loads a model and prepares it for sampling.
+
+        Args:
+            model: A model file, a run folder, or the name of a shipped or published model.
+            config: How to sample; by default as the model's authors do.
+            device: "cpu", "cuda", "mps", or "auto" for the best there is.
+            **settings: Single settings of `SamplerConfig` and `GuidanceConfig`, for example solver="dpmpp-2m",
+                steps=20, guidance=2.0, precision="bf16", weights="0.999".
+
+        Raises:
+            ConfigError: For a setting that is unknown, not possible, or does not suit the model.
+            FileNotFoundError, ValueError: If the model cannot be loaded.
+        """
+        chosen = (config or SamplerConfig()).replace(model=str(model), **settings)
+        return cls.load(chosen, device)
+
+    @classmethod
+    def load(
+        cls,
+        config: SamplerConfig,
+        device: str = "auto",
+        gradient: bool = False,
+        model: DiffusionModel | None = None,
+    ) -> Pipeline:
+        """Loads what a config names and checks that it belongs together.
+
+        Args:
+            config: The settings; `config.model` is the reference of the model.
+            device: As in `from_pretrained`.
+            gradient: Whether the caller differentiates the denoised image.
+            model: The model itself, if it is loaded already.
+
+        Raises:
+            ConfigError: For settings that are not possible together.
+            FileNotFoundError, ValueError: If a model cannot be loaded, or does not suit the others.
+        """
+        where = resolve_device(device)
+        if config.precision == "fp16" and where.type == "cpu":
+            raise ConfigError("precision", "= fp16 is for GPUs; on a CPU use bf16, which is as small, or fp32")
+        if model is None:
+            if config.model is None:
+                raise ConfigError("model", "is missing: give a model file, a run folder, or a name")
+            model = load_diffusion(config.model, weights=config.weights)
+        digest = model.digest  # the identity of the weights as they are in the file, before they are made ready
+        config = config.replace(guidance=config.guidance.resolved(config.model, paired_classifier))
+        measured = ""
+        if config.budget is not None:
+            config, measured = budget.within_budget(config, digest)
+        config = config.resolved(model.process, model.published.sampling if model.published else None)
+        assert config.solver and config.steps and config.grid  # `resolved` names them
+        keep_memory()
+        gradient = gradient or bool(config.guidance.judges) and config.guidance.at == "x0"  # through the network too
+        forward = inference_forward(model.net, config.precision, where, gradient=gradient, compiled=config.compile)
+        denoiser: Denoiser = ChainDenoiser(forward, model.process, config.clip)
+        path = grid(denoiser.chain, config.steps, config.grid)
+        guides = guide(
+            config.guidance, model, denoiser, path,
+            clip=config.clip, precision=config.precision, device=where, gradient=gradient,
+        )  # fmt: skip
+        record = {
+            "model": model.digest,
+            "weights": model.weights,
+            "classifier": guides.classifier.digest if guides.classifier else None,
+            **config.record(),
+            **guides.record,
+        }
+        notes = {"model_file": reference(str(config.model)), "version": undiffuse.__version__}
+        notes |= {"torch": torch.__version__, **guides.notes, "device": where.type}
+        if measured:
+            notes["measured"] = measured
+        eta = {"eta": config.eta} if config.solver == "ddim" else {}
+        options = read_options(config.solver, config.solver_options)
+        solver = build(config.solver, config.clip_after_guidance, **eta, **options)
+        return cls(
+            config, model, guides.classifier, where, path, solver, guides.denoiser, record, notes,
+            tuple(guides.others), (forward.footprint, *guides.footprints), gradient,
+        )  # fmt: skip
+
+    @classmethod
+    def from_record(
+        cls, record: Mapping[str, Any], *, device: str = "auto", where: str = "the record", **now: Any
+    ) -> Pipeline:
+        """Loads the pipeline that made a picture, from the picture's record, and checks that its models are the same.
+
+        Args:
+            record: What `pictures.read_record` returns.
+            device: As in `from_pretrained`.
+            where: What messages call the record.
+            **now: Where the models are now, see `SamplerConfig.from_record`: model, classifier, autoguide.
+
+        Raises:
+            ValueError: If the record says too little, or the models have other weights.
+        """
+        pipeline = cls.load(SamplerConfig.from_record(record, where=where, **now), device)
+        pipeline.check_identity(record, where)
+        return pipeline
+
+    def replace(self, **settings: Any) -> Pipeline:
+        """Returns a pipeline of the same model with other settings, by name as in `from_pretrained`."""
+        return Pipeline.load(self.config.replace(**settings), str(self.device), self.gradient, self.model)
+
+    def sample(
+        self,
+        count: int | None = None,
+        classes: str | int | Sequence[str | int] | None = None,
+        seed: int = 0,
+        *,
+        first: int = 0,
+        low_res: Any = None,
+        batch: int | None = None,
+        progress: bool = True,
+        on_step: Callable[[Step], None] | None = None,
+        **settings: Any,
+    ) -> Samples:
+        """Makes images. Image i depends on the weights, the settings, the seed, i and its class, and on nothing else.
+
+        Args:
+            count: How many images; by default one of each class, or 16 without classes.
+            classes: A class by name or number, several of them, or "all" (the default); images cycle through them.
+            seed: Seed of the noise, from 0 to 2^64 - 1.
+            first: Number of the first image.
+            low_res: For a super-resolution model: the images to enlarge, [N, C, h, w] in [-1, 1] or uint8
+                [N, h, w, C]; image i enlarges number i mod N.
+            batch: Images at once; by default what fits into memory.
+            progress: Whether to show a progress bar.
+            on_step: Called after each step with its `Step`.
+            **settings: Settings for this call only, by name as in `from_pretrained`.
+
+        Returns:
+            The images as `Samples`, which convert to PIL, NumPy and tensors, and save themselves.
+
+        Raises:
+            ConfigError: For a setting that is not possible.
+            ValueError: For a class the model does not have, or low-resolution images it does not need or lacks.
+        """
+        from undiffuse.pipelines.samples import Samples
+        from undiffuse.pipelines.source import FixedLowRes, SampleSource
+
+        if settings:
+            return self.replace(**settings).sample(
+                count, classes, seed, first=first, low_res=low_res, batch=batch, progress=progress, on_step=on_step
+            )
+        names = class_names(self)
+        chosen = choose_classes(self, classes)
+        low = FixedLowRes.of(low_res, self)
+        if count is None:
+            count = len(low) if low is not None else len(chosen) if chosen else 16
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ConfigError("count", f"= {count!r} is not possible; expected a whole number of at least 1")
+        source = SampleSource(self, seed, chosen, low)
+        indices = list(range(first, first + count))
+        size = min(count, self.batch_size(batch))
+        watch = None if on_step is None else lambda step, _: on_step(step)
+        images = []
+        with Progress("sampling", count, "images") if progress else NoProgress() as bar:
+            for start in range(0, count, size):
+                images.append(source.make(indices[start : start + size], bar, watch=watch).numpy())
+        labels = source.labels(indices)
+        run = {"command": "sample", "seed": seed, **self.record, "classes": recorded_classes(chosen, names)}
+        return Samples(np.concatenate(images), labels, names, indices, run, self.notes, self.text())
+
+    def encode(self, images: Any, classes: Any = None) -> Any:
+        """Encodes images into latents by DDIM inversion, see `undiffuse.pipelines.latents.encode`."""
+        from undiffuse.pipelines import latents
+
+        return latents.encode(self, images, classes=classes)
+
+    def decode(self, encoded: Any, classes: Any = None) -> Any:
+        """Decodes latents, see `undiffuse.pipelines.latents.decode`."""
+        from undiffuse.pipelines import latents
+
+        return latents.decode(self, encoded, classes=classes)
+
+    def check_identity(self, record: Mapping[str, Any], where: str = "the record", role: str = "model") -> None:
+        """Checks that the loaded weights are those of a record.
+
+        Args:
+            record: The record of a picture.
+            where: What messages call the record.
+            role: What messages call the model.
+
+        Raises:
+            ValueError: If they are others.
+        """
+        ours = (("model", self.config.model), ("classifier", next(iter(self.config.guidance.classifier), None)))
+        for name, file in ours:
+            if record.get(name) != self.record[name]:
+                called = role if name == "model" else name
+                raise ValueError(
+                    f"the {called} {file} is not the one of {where}: its weights are {_short(self.record[name])}, "
+                    f"the record's {_short(record.get(name))}. Give the {called} it was made with"
+                )
+        check_identity(self.record, record, where)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        return self.model.image_shape
+
+    def batch_size(self, wanted: int | None = None) -> int:
+        """Returns the images to make at once: `wanted`, or what suits the device and its free memory."""
+        return memory.images_at_once(self.bytes_per_image, self.device) if wanted is None else wanted
+
+    @property
+    def bytes_per_image(self) -> int:
+        """About the most memory in bytes that one image takes while it is made, without the weights."""
+        element = 4 if self.config.precision == "fp32" else 2
+        size, guidance = self.shape[1:], self.config.guidance
+        through = guidance.at == "x0" and self.classifier is not None
+        gradient = through or self.gradient
+        needed = activation_bytes(self.model.net.config, size, element=element, gradient=gradient)
+        if guidance.cfg not in (None, 1) and not guidance.cfg_two_passes:
+            needed *= 2  # with and without class in one batch
+        for other in (self.classifier, *self.others):  # after the model has answered, or while its graph is kept
+            if other is not None:
+                judges = isinstance(other, ClassifierModel)
+                one = activation_bytes(other.net.config, size, element=element, gradient=judges or gradient)
+                needed = needed + one if through or gradient and not judges else max(needed, one)
+        return needed + 4 * _TENSORS * math.prod(self.shape)
+
+    def from_noise(
+        self,
+        noise: NoiseSource,
+        labels: Sequence[int] | Tensor | None = None,
+        low_res: Tensor | None = None,
+        *,
+        x_T: Tensor | None = None,
+        on_step: Callable[[Step], None] | None = None,
+        progress: NoProgress | None = None,
+    ) -> Tensor:
+        """Makes images from given noise; `sample` is the convenient form.
+
+        Args:
+            noise: The noise of B images.
+            labels: Their classes, int64 [B]; None without classes.
+            low_res: What a super-resolution model enlarges, [B, C, h, w] in [-1, 1].
+            x_T: Latents [B, C, H, W] to start from instead of the noise source's own.
+            on_step: Called after each step.
+            progress: Advanced by one for each image, in parts.
+
+        Returns:
+            Images [B, C, H, W], about in [-1, 1], on the pipeline's device.
+        """
+        cond, last = self.condition(labels, low_res), None
+        steps = sample(
+            self.denoiser, self.path, self.solver, noise, self.shape, cond=cond, x_T=x_T, device=self.device
+        )
+        for last in steps:
+            if on_step is not None:
+                on_step(last)
+            if progress is not None:
+                progress.advance(len(noise) / last.total)
+        assert last is not None  # a path has at least one step
+        return last.x
+
+    def condition(self, labels: Sequence[int] | Tensor | None, low_res: Tensor | None = None) -> dict[str, Tensor]:
+        """Returns the denoiser's conditions, on the device: "y" int64 [B] and "low_res" [B, C, h, w]."""
+        cond = {}
+        if labels is not None:
+            cond["y"] = torch.as_tensor(labels, dtype=torch.int64).to(self.device)
+        if low_res is not None:
+            cond["low_res"] = low_res.to(self.device)
+        return cond
+
+    def text(self) -> str:
+        """Returns the settings in a few words, for captions: "ddim, 50 of 1000 steps, guidance 2"."""
+        c = self.config
+        way = f"of {self.path.parent_steps} steps" if c.grid in (None, "chain") else f"steps ({brief(str(c.grid))})"
+        parts = [f"{c.solver}, {self.path.steps} {way}"]
+        parts += [c.solver_options] if c.solver_options else []
+        parts += [f"eta {c.eta:g}"] if c.eta else []
+        parts += c.guidance.text()
+        parts += [f"clip {c.clip}"] if c.clip != "static" else []
+        parts += [c.precision] if c.precision != "fp32" else []
+        return ", ".join(parts)
+
+    def __repr__(self) -> str:
+        parameters = " + ".join(f"{net.parameters / 1e6:.3g}M" for net in self.footprints)
+        shape = "x".join(map(str, self.shape))
+        return f"Pipeline({self.config.model}, {shape}, {parameters} parameters, {self.text()}, on {self.device})"
+
+
+def recorded_classes(classes: list[int] | None, names: Sequence[str] | None) -> list[int] | str | None:
+    """The classes of a run as its record has them: "all" where it cycles through every one."""
+    return "all" if names is not None and classes == list(range(len(names))) else classes
+
+
+def _short(digest: object) -> str:
+    return f"{str(digest)[:12]}..." if digest else "none"
+
+

@@ -1,0 +1,142 @@
+"""A picture's record made into the picture again, and the comparison with the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from undiffuse.pictures import read_record
+from undiffuse.pictures.arrays import from_picture
+from undiffuse.pictures.png import open_picture
+from undiffuse.pipelines import cascade
+from undiffuse.pipelines.classes import class_names
+from undiffuse.pipelines.low_res import LowRes
+from undiffuse.pipelines.pipeline import Pipeline
+from undiffuse.pipelines.source import SampleSource
+from undiffuse.util.progress import Progress
+from undiffuse.util.text import shown
+
+__all__ = ["Regenerated", "regenerate"]
+
+ROUNDING = 3  # levels of 255 by which sums in another order may differ
+
+
+@dataclass(frozen=True)
+class Regenerated:
+    """An image that was made again.
+
+    Attributes:
+        image: uint8 [H, W, C].
+        original: The picture it was compared with, uint8 [H, W, C].
+        record: The record with the notes of this time.
+        index, seed: The image's number and seed.
+        text: The sampler in a few words.
+    """
+
+    image: np.ndarray
+    original: np.ndarray
+    record: Mapping[str, Any]
+    index: int
+    seed: int
+    text: str
+
+    @property
+    def difference(self) -> int | None:
+        """The largest difference in levels of 255; None for images of different shapes."""
+        if self.image.shape != self.original.shape:
+            return None
+        return int(np.abs(self.original.astype(int) - self.image.astype(int)).max())
+
+    @property
+    def share(self) -> float:
+        """The fraction of values that differ."""
+        return float((self.original != self.image).mean())
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the images are equal up to rounding."""
+        return self.difference is not None and self.difference <= ROUNDING
+
+
+def regenerate(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    classifier: Sequence[str] = (),
+    autoguide: str | None = None,
+    upsampler: str | None = None,
+    low_res: str | None = None,
+    low_size: Any = None,
+    device: str = "auto",
+) -> Regenerated:
+    """Makes the image of a PNG again from its record.
+
+    Args:
+        path: The PNG.
+        model, classifier, autoguide, upsampler, low_res: Where the models and images are now, if not where the record
+            says; of a cascade, model, classifier and autoguide are the base's.
+        low_size: See `Cascade`.
+        device: As in `Pipeline.load`.
+
+    Raises:
+        ValueError: If the picture has no record of a single sample, or the models are others.
+    """
+    original = Path(path)
+    record = read_record(original)
+    if record.get("command") != "sample" or "index" not in record:
+        raise ValueError(
+            f"{original} is no single sample: its record is of `undiffuse {record.get('command', '?')}`. Give one of "
+            f"the images; `undiffuse inspect {original}` shows the record"
+        )
+    where = f"the record in {original}"
+    index, seed = _whole(record, "index", 2**32, where), _whole(record, "seed", 2**64, where)
+    now: dict[str, Any] = {"model": model, "classifier": classifier, "autoguide": autoguide}
+    if cascade.BASE in record:
+        if low_res is not None:
+            raise ValueError("the image is of a cascade, whose small images are made again: leave low_res out")
+        source = cascade.source_of_record(
+            record, index, seed, lambda small: _label(record, small, where), where=where, device=device, base=now,
+            upsampler=upsampler, low_size=low_size,
+        )  # fmt: skip
+    else:
+        if upsampler is not None:
+            raise ValueError(f"{original} was made without an upsampler: leave it out")
+        if record.get("low_res_data") is not None and not isinstance(record["low_res_data"], str):
+            raise ValueError(f"{where} has low_res_data = {shown(record['low_res_data'])}; expected text")
+        pipeline = Pipeline.from_record(record, device=device, where=where, **now)
+        data = low_res if low_res is not None else record.get("low_res_data")
+        label = _label(record, pipeline, where)
+        conditional = record.get("classes") is None  # the class was that of the small image
+        low = LowRes.open(pipeline.model, data, low_size, labelled=conditional)
+        if low is not None and low.fingerprint != record.get("low_res"):
+            raise ValueError(f"the images in {data} are not those the record was made with: give them as low_res")
+        source = SampleSource(pipeline, seed, label, low)
+    with Progress("sampling", 1, "image") as progress:
+        image = source.make([index], progress)[0].numpy()
+    with open_picture(original) as picture:
+        before = from_picture(picture)
+    return Regenerated(image, before, {**record, **source.pipeline.notes}, index, seed, source.pipeline.text())
+
+
+def _label(record: Mapping[str, Any], pipeline: Pipeline, where: str) -> list[int] | None:
+    """The class of the image, None without classes. ValueError if the model has no such class, or needs one."""
+    names = class_names(pipeline)
+    if "class" not in record:
+        if names is not None:
+            raise ValueError(f"{where} lacks class, which the model needs")
+        return None
+    if names is None:
+        raise ValueError(f"{where} has class = {shown(record['class'])}, but the model has no classes")
+    return [_whole(record, "class", len(names), where)]
+
+
+def _whole(record: Mapping[str, Any], name: str, end: int, where: str) -> int:
+    """A whole number of the record, 0 <= number < end."""
+    value = record.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < end:
+        raise ValueError(f"{where} has {name} = {shown(value)}; expected a whole number from 0 to {end - 1}")
+    return value

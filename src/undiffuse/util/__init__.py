@@ -1,0 +1,1 @@
+"""Small helpers without torch that every room may use: files, text, errors, progress."""

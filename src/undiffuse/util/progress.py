@@ -1,0 +1,82 @@
+"""Progress bars: tqdm, on rank 0 only, in fractions of a unit."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from typing import Any, TextIO
+
+__all__ = ["NoProgress", "Progress", "is_main_process"]
+
+PLAIN_EVERY = 15.0  # seconds between two lines where the output is no terminal
+_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f}{unit} [{elapsed}<{remaining}, {rate_fmt}]"
+
+
+def is_main_process() -> bool:
+    """Whether this process may write to the terminal: rank 0 of a distributed job, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class NoProgress:
+    """Counts work without showing it; the interface of `Progress`."""
+
+    def __init__(self, total: float = 0.0) -> None:
+        self.total, self.done = total, 0.0
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Closes the bar."""
+
+    def advance(self, amount: float) -> None:
+        """Adds `amount` units of finished work; it may be a fraction, or negative where work has to be redone."""
+        self.done += amount
+
+    def clear(self) -> None:
+        """Removes the bar from the terminal so that a line can be printed; it comes back with the next advance."""
+
+
+class Progress(NoProgress):
+    """A progress bar with speed and time left.
+
+    Example:
+        with Progress("sampling", 20, "images") as progress:
+            progress.advance(0.5)
+
+    Args:
+        what: What is being done, shown in front of the bar.
+        total: Units of work in all.
+        unit: Name of a unit, for example "images".
+        stream: Where to draw; standard error by default.
+    """
+
+    def __init__(self, what: str, total: float, unit: str, stream: TextIO | None = None) -> None:
+        super().__init__(total)
+        from tqdm import tqdm
+
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty() and os.environ.get("TERM", "") != "dumb"
+        self._shown = time.monotonic()  # elsewhere than on a terminal a short job prints nothing
+        self._bar = tqdm(
+            desc=what, total=total, unit=f" {unit}", file=self._stream if self._terminal else io.StringIO(),
+            disable=not is_main_process(), leave=False, ascii=True, dynamic_ncols=self._terminal, bar_format=_FORMAT,
+        )  # fmt: skip
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def advance(self, amount: float) -> None:
+        """See `NoProgress.advance`."""
+        super().advance(amount)
+        self._bar.update(amount)
+        if not self._terminal and is_main_process() and time.monotonic() - self._shown >= PLAIN_EVERY:
+            self._shown = time.monotonic()
+            self._stream.write(self._bar.format_meter(**{**self._bar.format_dict, "ncols": 80}) + "\n")
+            self._stream.flush()
+
+    def clear(self) -> None:
+        """See `NoProgress.clear`."""
+        self._bar.clear()
