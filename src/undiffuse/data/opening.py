@@ -148,7 +148,7 @@ def split_part(text: str) -> tuple[Path | None, str | None]:
     if "{" in text:
         shards = [Path(name).expanduser() for name in expand_braces(text)]
         missing = [str(shard) for shard in shards if not shard.exists()]
-        if len(shards) > 1 and len(missing) < len(shards):
+        if missing and len(missing) < len(shards):
             raise FileNotFoundError(f"{len(missing):,} of {len(shards):,} files of {text} are missing: {listed(missing, 5)}")
         if not missing:
             return None, None

@@ -16,7 +16,7 @@ from typing import Any
 
 from undiffuse.data.formats import files
 from undiffuse.data.formats.base import Reading, need, peek, with_labels
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import folder_labels, listed
 from undiffuse.data.sources import Source
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -57,7 +57,6 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
             records[posixpath.normpath(posixpath.join(posixpath.dirname(table), file))] = record
     listing.others = +listing.others
     source = files.source_of(path, listing, reading)
-    held = set(listing.sizes) - set(source.names)
     absent = [name for name in records if name not in listing.sizes]
     if absent:
         named = f"{path}: {listed(tables)} list {len(absent):,} files that are not there: {listed(absent, 5)}"
@@ -71,11 +70,15 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     unused = [name for name in columns if name != column]
     if unused:
         source.notes.append(f"columns of {listed(tables, 2)} that are not used: {listed(unused)}")
-    if column is None:
-        source.labels_settled = reading.labels in (*columns, "none")
+    if reading.of_files or reading.labels == "none":
         return source
+    if column is None:  # captions and the like are no labels; folders may be
+        folders = folder_labels(files.without_part(source.names), reading.label_names)
+        source.labels_settled = True
+        if None in folders or (len(set(folders)) < 2 and reading.label_names is None):
+            return source
+        return with_labels(source, folders, reading, field="the names of folders")
     values = [records.get(name, {}).get(column) for name in source.names]
-    del held
     return with_labels(source, values, reading, names=_names_of(path, column), field=f"column {column} of {listed(tables, 2)}")
 
 
