@@ -399,7 +399,7 @@ def hash_images(images: Any) -> bytes:
     """SHA-256 of an array of images [N, ...]: of all pixels up to 1 GiB, else of evenly spaced images."""
     dtype = np.dtype(images.dtype)
     sha = hashlib.sha256(f"{dtype.newbyteorder('=').name} {list(images.shape)}".encode())
-    count, each = len(images), max(1, int(np.prod(images.shape[1:])) * dtype.itemsize)
+    count, each = int(images.shape[0]), max(1, int(np.prod(images.shape[1:])) * dtype.itemsize)
     step = max(1, -(-count * each // _HASH_WHOLE))
     block = max(1, (1 << 24) // each) * step
     for start in range(0, count, block):

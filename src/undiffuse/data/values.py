@@ -17,7 +17,7 @@ _LOOKED_AT = 256 << 20
 
 def measured_range(images: Any) -> tuple[float, float, bool]:
     """(smallest, largest, whether all are whole numbers) of images [N, ...], or of evenly spaced ones of very many."""
-    count = len(images)
+    count = int(images.shape[0])
     each = max(1, int(np.prod(images.shape[1:])) * np.dtype(images.dtype).itemsize)
     step = max(1, -(-count * each // _LOOKED_AT))
     low, high, whole = np.inf, -np.inf, True

@@ -21,7 +21,7 @@ from undiffuse.data.sources import Source
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _FOLDERS = 2000
-LABELS = ("label", "labels", "class", "class_name", "classname", "category", "target", "class_label", "fine_label", "y")
+LABELS = ("label", "labels", "class", "class_name", "classname", "category", "target", "targets", "class_label", "cls", "fine_label", "y")
 
 
 def recognise(path: Path) -> bool:

@@ -84,7 +84,7 @@ def build(
             raise ValueError(f"{where} has no part {reading.part!r}")
         taken = [(shared, own)]
     else:
-        chosen = choose_part({name: len(arrays[key]) for name, key in pictures.items()}, reading, where)
+        chosen = choose_part({name: _length(arrays[key]) for name, key in pictures.items()}, reading, where)
         taken = [(parts[name], pictures[name]) for name in chosen]
     table = _names(shared, arrays, where) or names
     sources = [_one(where, item_name, part, key, arrays, opener, reading, table, side) for part, key in taken]
@@ -95,7 +95,7 @@ def build(
 
         source = concatenated(sources, where)
     used = {key for part, _ in taken for key in part.arrays.values()}
-    source.held_out.update({name: len(arrays[key]) for name, key in pictures.items() if name not in dict.fromkeys(p.name for p, _ in taken)})
+    source.held_out.update({name: _length(arrays[key]) for name, key in pictures.items() if name not in dict.fromkeys(p.name for p, _ in taken)})
     of_parts = {key for part in parts.values() for key in part.arrays.values()}
     extra = [key for key in arrays if key not in used and key not in of_parts and key not in shared.arrays.values()]
     if extra:
@@ -121,7 +121,7 @@ def _one(
     source: Source
     if is_encoded(images):
         assert opener is not None
-        source = EncodedSource(opener(key), len(images), place, label)
+        source = EncodedSource(opener(key), _length(images), place, label)
     elif opener is None:
         view, notes = arrange(np.asanyarray(images), f"{place}: {key}", reading.layout)
         source = ArraySource(view, where=place, item_name=label, undeclared="values")
@@ -131,14 +131,14 @@ def _one(
         source = _stored(images, opener(key), f"{place}: {key}", place, label, reading)
     source.notes.insert(0, f"images from {key}")
     others = {role: name for role, name in part.arrays.items() if name != key}
-    candidates = {role: name for role, name in others.items() if _length(arrays[name]) == len(images)}
+    candidates = {role: name for role, name in others.items() if _length(arrays[name]) == _length(images)}
     field_name = reading.field(place, [*candidates.values(), *candidates], ())
     if field_name is None and reading.labels == "auto":
         field_name = next((candidates[role] for role in _preferred(candidates, LABELS)), None)
     field_name = candidates.get(field_name, field_name) if field_name else None
     wrong = next((others[role] for role in LABELS if role in others and role not in candidates), None)
     if field_name is None and wrong is not None and reading.labels == "auto":
-        raise ValueError(f"{place}: {len(images)} images but labels of shape {list(arrays[wrong].shape)} ({wrong})")
+        raise ValueError(f"{place}: {_length(images)} images but labels of shape {list(arrays[wrong].shape)} ({wrong})")
     unused = [name for name in others.values() if name != field_name and not is_names(arrays[name])]
     if unused:
         source.notes.append(f"arrays that are not used: {listed(unused)}")
@@ -146,8 +146,8 @@ def _one(
     values = None
     if field_name is not None:
         values = labels_from(np.asarray(arrays[field_name]))
-        if len(values) != len(images):
-            raise ValueError(f"{place}: {len(images)} images but labels of shape {list(values.shape)} ({field_name})")
+        if len(values) != _length(images):
+            raise ValueError(f"{place}: {_length(images)} images but labels of shape {list(values.shape)} ({field_name})")
     elif side is not None and reading.labels == "auto":
         values = side(part.name)
     return source if values is None else with_labels(source, values, reading, names=names, field=field_name or "labels")
@@ -179,7 +179,7 @@ def labels_from(values: NDArray[Any]) -> NDArray[Any]:
 def is_encoded(array: Any) -> bool:
     """Whether the items are encoded files: bytes of varying length."""
     dtype = np.dtype(array.dtype)
-    return len(array.shape) == 1 and dtype.kind in "OSV" and len(array) > 0 and _is_file(array[0])
+    return len(array.shape) == 1 and dtype.kind in "OSV" and _length(array) > 0 and _is_file(array[0])
 
 
 def _is_file(item: Any) -> bool:
