@@ -255,10 +255,13 @@ def test_ddim_takes_the_original_grid_and_clips_again_after_guidance() -> None:
 
 
 def test_overwrite_removes_samples_only(model: Path, tmp_path: Path) -> None:
+    words = ("sample", "--model", model, "--count", 2, "--out", tmp_path, *FAST)
+    Image.new("L", (8, 8)).save(tmp_path / "holiday.png")
+    assert call(*words) == 2  # would lie among the pictures of somebody else
+    (tmp_path / "holiday.png").unlink()
+    assert call(*words, "--format", "both") == 0
     (tmp_path / "notes.txt").write_text("mine")
     Image.new("L", (8, 8)).save(tmp_path / "holiday.png")
-    words = ("sample", "--model", model, "--count", 2, "--out", tmp_path, *FAST)
-    assert call(*words, "--format", "both") == 0
     assert call(*words, "--seed", 3, "--overwrite") == 0
     assert sorted(os.listdir(tmp_path)) == [
         "000-left_seed3-000000.png", "001-right_seed3-000001.png", "grid.png", "holiday.png", "notes.txt", "run.json",

@@ -9,17 +9,26 @@ from undiffuse.pictures.animation import save_animation
 from undiffuse.pictures.arrays import spaced
 from undiffuse.pictures.curve import draw_curve
 from undiffuse.pictures.grid import draw_grid, stack, tile
+from undiffuse.pictures.output_folder import claim_output, foreign_files
 from undiffuse.pictures.png import read_record, save_png
-from undiffuse.pictures.writer import Samples, SampleWriter, read_samples
+from undiffuse.pictures.stored import Samples, read_samples, sample_files
+from undiffuse.pictures.units import load_image, preview, save_image
+from undiffuse.pictures.writer import SampleWriter
 
 __all__ = [
     "SampleWriter",
     "Samples",
+    "claim_output",
     "draw_curve",
     "draw_grid",
+    "foreign_files",
+    "load_image",
+    "preview",
     "read_record",
     "read_samples",
+    "sample_files",
     "save_animation",
+    "save_image",
     "save_png",
     "spaced",
     "stack",

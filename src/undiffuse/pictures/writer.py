@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 
-from undiffuse.pictures.arrays import Images, as_images, from_picture
-from undiffuse.pictures.names import parse_name, sample_name
-from undiffuse.pictures.npz import load_npz, open_rows, pack, packed_files, part_indices, read_part, write_part
-from undiffuse.pictures.png import check_record, is_whole_png, open_picture, parse_json, save_png
+from undiffuse.pictures.arrays import Images, as_images
+from undiffuse.pictures.names import output_names, sample_name
+from undiffuse.pictures.npz import pack, packed_files, part_indices, write_part
+from undiffuse.pictures.output_folder import claim_output
+from undiffuse.pictures.png import check_record, parse_json, save_png
+from undiffuse.pictures.stored import (
+    NAMES,
+    PARTS,
+    RUN,
+    file_labels,
+    image_files,
+    listed_names,
+    pack_parts,
+    packable,
+    read_file,
+)
+from undiffuse.pictures.units import ENDINGS, save_image
 from undiffuse.util.files import atomic_file, remove_leftovers
 
-__all__ = ["SampleWriter", "Samples", "read_samples"]
+__all__ = ["SampleWriter"]
 
-Format = Literal["png", "npz", "both"]
-_RUN = "run.json"
-_PARTS = "parts"
-
-
-class Samples(NamedTuple):
-    """Images uint8 [N, H, W, C], labels int64 [N] (None when unconditional), and indices within the run int64 [N]."""
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    indices: np.ndarray
+Format = Literal["png", "npz", "both", "png16", "tiff", "npy"]
+_FORMATS = ("png", "npz", "both", "png16", "tiff", "npy")
 
 
 class SampleWriter:
@@ -44,6 +47,13 @@ class SampleWriter:
     ``format`` "png": one file per image, ``003-Dress_seed0-000017.png``. "npz": batches in ``parts/`` until ``finish``
     packs them into ``samples_NxHxWxC.npz`` and removes them. "both": PNG files, and an npz packed from them.
 
+    "png16", "tiff" and "npy": one file per image with the values in the units of ``value_range``, see `save_image`;
+    ``write`` then takes float images in these units (``undiffuse.pixels.to_units``).
+
+    ``names`` are those of the images that the run is made from, in the order of the indices: their files keep these
+    names (`output_names`), which ``names.json`` lists. The folder must be empty, new, or of the same run: one that
+    holds files of somebody else is refused, unless ``claimed`` says that it belonged to a run of ours.
+
     Nothing counts before it is whole: a killed job loses at most the batch it was writing. Several processes may write
     different images of the same run into one folder; one of them calls ``finish`` when all are done.
 
@@ -53,7 +63,7 @@ class SampleWriter:
         writer.finish(50_000)
 
     Raises ValueError when ``run`` is not JSON or has no seed, when the folder belongs to a run with other settings
-    (which are listed), or when it holds samples of unknown settings.
+    (which are listed), or when it holds samples of unknown settings; FileExistsError when it holds other files.
     """
 
     def __init__(
@@ -64,9 +74,15 @@ class SampleWriter:
         run: Mapping[str, Any],
         notes: Mapping[str, Any] | None = None,
         label_names: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
+        value_range: tuple[float, float] | None = None,
+        claimed: bool = False,
     ) -> None:
-        if format not in ("png", "npz", "both"):
-            raise ValueError(f"format={format!r} is unknown: use 'png', 'npz' or 'both'.")
+        if format not in _FORMATS:
+            raise ValueError(f"format={format!r} is unknown: use {', '.join(map(repr, _FORMATS))}.")
+        self.value_range = value_range
+        self._ending = ENDINGS.get(format, ".png")
+        self.names = None if names is None or format == "npz" else output_names(names, self._ending)
         self.folder, self.format = Path(folder), format
         self.run, self.notes = check_record(run), check_record(notes or {})
         self.label_names = None if label_names is None else [str(name) for name in label_names]
@@ -77,10 +93,9 @@ class SampleWriter:
         self._alike: tuple[tuple[int, ...], bool] | None = None  # shape and being labelled, of the first images written
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file: give a folder for the samples.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._claim()
+        self._claim(claimed)
         # Old enough that no other process of this run is still writing them.
-        for place in (self.folder, self.folder / _PARTS):
+        for place in (self.folder, self.folder / PARTS):
             remove_leftovers(place, older_than=3600)
 
     def missing(self, total: int) -> list[int]:
@@ -100,7 +115,8 @@ class SampleWriter:
 
         An image that is there already is replaced; as the run decides it, it is the same image.
         """
-        array = as_images(images)
+        wide = self.format in ("png16", "tiff", "npy")
+        array = _as_values(images) if wide else as_images(images, any_channels=self.format == "npz")
         order = _whole_numbers(indices, "indices", len(array))
         classes = None if labels is None else _whole_numbers(labels, "labels", len(array))
         if len(set(order.tolist())) != len(order):
@@ -114,7 +130,7 @@ class SampleWriter:
             )
         self._alike = alike
         if self.format == "npz":
-            write_part(self.folder / _PARTS, order, array, classes)
+            write_part(self.folder / PARTS, order, array, classes)
             return
         for k, image in enumerate(array):
             label = None if classes is None else int(classes[k])
@@ -122,9 +138,20 @@ class SampleWriter:
             record = {**self.run, **self.notes, "index": int(order[k])}
             record |= {} if label is None else {"class": label}
             record |= {} if name is None else {"class_name": name}
-            target = self.folder / sample_name(int(order[k]), self.seed, label, name)
+            target = self.folder / self._name(int(order[k]), label, name)
             # Not durable: waiting for the disk each time is slow, and ``missing`` sees files that a power cut emptied.
-            save_png(target, image, record, overwrite=True, durable=False)
+            if wide:
+                kind: Any = self.format
+                save_image(target, image, kind, self.value_range, record=record, overwrite=True, durable=False)
+            else:
+                save_png(target, image, record, overwrite=True, durable=False)
+
+    def _name(self, index: int, label: int | None, class_name: str | None) -> str:
+        if self.names is None:
+            return sample_name(index, self.seed, label, class_name, self._ending)
+        if index >= len(self.names):
+            raise ValueError(f"there is no name for image {index}: names holds {len(self.names)}.")
+        return self.names[index]
 
     def finish(self, total: int | None = None) -> Path:
         """Close the run of ``total`` images (default: those there are) and return the npz, or for "png" the folder.
@@ -143,34 +170,37 @@ class SampleWriter:
         result = self.folder
         if self.format == "both":
             files = [there[k] for k in range(total)]
-            shape, labels = (total, *_read_png(files[0]).shape), _png_labels(files)
-            result = pack(self.folder, shape, (_read_png(file) for file in files), lambda: labels)
+            shape, labels = (total, *read_file(files[0]).shape), file_labels(files)
+            result = pack(self.folder, shape, (read_file(file) for file in files), lambda: labels)
         elif self.format == "npz":
             ready = dict(packed_files(self.folder)).get(total)
-            result = ready or _pack_parts(self.folder, there, total)
-            for part in (self.folder / _PARTS).glob("part-*.npz"):
+            result = ready or pack_parts(self.folder, there, total)
+            for part in (self.folder / PARTS).glob("part-*.npz"):
                 if all(index < total for index in part_indices(part)):  # a part that reaches further is still needed
                     part.unlink()
-        for place in (self.folder, self.folder / _PARTS):
+        for place in (self.folder, self.folder / PARTS):
             remove_leftovers(place)
-        if (self.folder / _PARTS).is_dir() and not any((self.folder / _PARTS).iterdir()):
-            (self.folder / _PARTS).rmdir()
+        if (self.folder / PARTS).is_dir() and not any((self.folder / PARTS).iterdir()):
+            (self.folder / PARTS).rmdir()
         return result
 
     def _there(self) -> dict[int, Path]:
         """index -> file that holds it, as far as this format counts it."""
-        return _packable(self.folder) if self.format == "npz" else _pngs(self.folder, self.seed)
+        return packable(self.folder) if self.format == "npz" else image_files(self.folder, self.seed)
 
-    def _claim(self) -> None:
+    def _claim(self, claimed: bool) -> None:
         """Write ``run.json``, or check that the one there says the same."""
-        file = self.folder / _RUN
+        file = self.folder / RUN
         if not file.exists():
-            if _pngs(self.folder) or _packable(self.folder):
+            if self.folder.is_dir() and (image_files(self.folder) or packable(self.folder)):
                 raise ValueError(
-                    f"{self.folder} holds samples but no {_RUN} that says how they were made: choose an empty folder."
+                    f"{self.folder} holds samples but no {RUN} that says how they were made: choose an empty folder."
                 )
+            if not claimed:
+                claim_output(self.folder)
             with atomic_file(file, overwrite=True) as out:
                 out.write((json.dumps(self.run, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+            self._claim_names()
             return
         try:
             theirs = parse_json(file.read_bytes(), str(file))
@@ -191,127 +221,27 @@ class SampleWriter:
                 "A folder holds one run, so that it can be repeated and continued: choose another folder, "
                 "repeat the settings of the first run to continue it, or delete the folder."
             )
+        self._claim_names()
+
+    def _claim_names(self) -> None:
+        """Write ``names.json``, or check that the one there lists the same files."""
+        theirs = listed_names(self.folder)
+        if self.names is None and theirs is None:
+            return
+        if theirs is None and not image_files(self.folder):
+            with atomic_file(self.folder / NAMES, overwrite=True) as out:
+                out.write((json.dumps({"files": self.names}, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+        elif theirs != self.names:
+            raise ValueError(f"{self.folder} holds images made from others than these: choose another folder.")
 
 
-def read_samples(path: str | os.PathLike[str]) -> Samples:
-    """The samples of an npz file in the original's layout, or of a folder of ``SampleWriter``, finished or not.
-
-    In a folder, PNG files come before packed ones; the order is that of the indices. An npz is numbered 0..N-1.
-    Raises FileNotFoundError when there is nothing at ``path``, ValueError when there are no samples in it or they do
-    not go together.
-    """
-    place = Path(path)
-    if not place.exists():
-        raise FileNotFoundError(f"{place} does not exist: give an npz file or a folder of samples.")
-    if place.is_file():
-        images, labels = load_npz(place)
-        return Samples(images, labels, np.arange(len(images), dtype=np.int64))
-    pngs = _pngs(place)
-    if pngs:
-        order = sorted(pngs)
-        pictures = [_read_png(pngs[k]) for k in order]
-        _one_shape({p.shape for p in pictures})
-        return Samples(np.stack(pictures), _png_labels([pngs[k] for k in order]), np.array(order, np.int64))
-    packable = _packable(place)
-    if not packable:
-        raise ValueError(
-            f"{place} holds no samples: neither PNG files named like 003-Dress_seed0-000017.png nor samples_*.npz."
-        )
-    order = sorted(packable)
-    rows, labels = zip(*_rows(packable, order), strict=True)
-    _one_shape({row.shape for row in rows})
-    return Samples(np.stack(rows), _all_labels(labels), np.array(order, np.int64))
-
-
-def _pngs(folder: Path, seed: int | None = None) -> dict[int, Path]:
-    """index -> file of the whole PNG samples in a folder, of one seed or of any."""
-    found: dict[int, Path] = {}
-    for file in folder.iterdir():
-        name = parse_name(file.name)
-        if name is None or (seed is not None and name.seed != seed) or not is_whole_png(file):
-            continue
-        if name.index in found:
-            raise ValueError(
-                f"{folder} holds image {name.index} twice ({found[name.index].name} and {file.name}): "
-                "samples of two runs were put together. Remove one of them."
-            )
-        found[name.index] = file
-    return found
-
-
-def _packable(folder: Path) -> dict[int, Path]:
-    """index -> part file, or packed file, that holds the image."""
-    found = {index: part for part in sorted((folder / _PARTS).glob("part-*.npz")) for index in part_indices(part)}
-    packed = packed_files(folder)
-    return {**found, **dict.fromkeys(range(packed[-1][0]), packed[-1][1])} if packed else found
-
-
-def _rows(packable: Mapping[int, Path], order: Sequence[int]) -> Iterator[tuple[np.ndarray, int | None]]:
-    """(image, label) for every index of ``order`` (ascending), with few files open and few batches in memory."""
-
-    @lru_cache(maxsize=16)  # processes that share a run interleave their indices
-    def load(path: Path) -> tuple[dict[int, int], np.ndarray, np.ndarray | None]:
-        indices, images, labels = read_part(path)
-        return {int(index): k for k, index in enumerate(indices)}, images, labels
-
-    packed: Iterator[np.ndarray] | None = None
-    packed_labels: np.ndarray | None = None
-    for index in order:
-        path = packable[index]
-        if path.parent.name == _PARTS:
-            where, images, labels = load(path)
-            yield images[where[index]], None if labels is None else int(labels[where[index]])
-            continue
-        if packed is None:  # a packed file holds 0, 1, 2... so it is read from its beginning
-            packed, packed_labels = open_rows(path, len(order)), _npz_labels(path)
-        yield next(packed), None if packed_labels is None else int(packed_labels[index])
-
-
-def _pack_parts(folder: Path, packable: Mapping[int, Path], total: int) -> Path:
-    labels: list[int | None] = []
-    first, _ = next(_rows(packable, [0]))
-
-    def images() -> Iterator[np.ndarray]:
-        for image, label in _rows(packable, range(total)):
-            labels.append(label)  # noted in passing: ``pack`` asks for them after the last image
-            yield image
-
-    return pack(folder, (total, *first.shape), images(), lambda: _all_labels(labels))
-
-
-def _npz_labels(path: Path) -> np.ndarray | None:
-    with np.load(path, allow_pickle=False) as archive:
-        return archive["arr_1"] if "arr_1" in archive.files else None
-
-
-def _png_labels(files: Sequence[Path]) -> np.ndarray | None:
-    names = [parse_name(file.name) for file in files]
-    return _all_labels([name.label for name in names if name is not None])
-
-
-def _all_labels(labels: Sequence[int | None]) -> np.ndarray | None:
-    known = [label for label in labels if label is not None]
-    if known and len(known) != len(labels):
-        raise ValueError(
-            f"{len(known)} of {len(labels)} images have labels: give labels with all images of a run, or with none."
-        )
-    return np.array(known, np.int64) if known else None
-
-
-def _one_shape(shapes: set[tuple[int, ...]]) -> None:
-    if len(shapes) > 1:
-        raise ValueError(
-            f"the samples have several shapes ({', '.join(str(list(s)) for s in sorted(shapes))}): "
-            "they come from different runs."
-        )
-
-
-def _read_png(path: Path) -> np.ndarray:
-    try:
-        with open_picture(path) as picture:
-            return from_picture(picture)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and the run will make it again.") from error
+def _as_values(images: Images) -> np.ndarray:
+    """Float images [N, H, W, C] in units."""
+    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
+    if not isinstance(array, np.ndarray) or array.ndim != 4 or array.dtype.kind not in "fu" or 0 in array.shape:
+        shape = list(array.shape) if isinstance(array, np.ndarray) else type(images).__name__
+        raise ValueError(f"expected float images [N, H, W, C] in units (undiffuse.pixels.to_units), got {shape}.")
+    return array
 
 
 def _whole_numbers(values: Sequence[int] | np.ndarray | Tensor, name: str, count: int) -> np.ndarray:

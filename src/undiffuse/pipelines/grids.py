@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from undiffuse.pictures import SampleWriter, draw_grid
+from undiffuse.pictures import SampleWriter, draw_grid, sample_files
 from undiffuse.pictures.arrays import from_picture
 from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import open_rows, packed_files
@@ -65,6 +65,7 @@ def open_writer(folder: Path, format: Any, overwrite: bool, extra: Sequence[str]
 
     FileExistsError if files called `extra` are there that no run of ours wrote: they would be replaced in the end.
     """
+    claimed = overwrite and (folder / "run.json").exists()
     if overwrite:
         clear_samples(folder, extra)
     elif not (folder / "run.json").exists():
@@ -75,7 +76,7 @@ def open_writer(folder: Path, format: Any, overwrite: bool, extra: Sequence[str]
                 "what is there with --overwrite"
             )
     try:
-        return SampleWriter(folder, format, **settings)
+        return SampleWriter(folder, format, claimed=claimed, **settings)
     except ValueError as error:
         raise ValueError(f"{error} (--overwrite deletes the samples in it and begins anew.)") from error
 
@@ -84,8 +85,10 @@ def clear_samples(folder: Path, also: Sequence[str] = ()) -> None:
     """Remove the samples of an earlier run, and nothing else, from a folder."""
     if not folder.is_dir():
         return
+    for file in sample_files(folder).values() if (folder / "names.json").is_file() else ():
+        file.unlink()
     for file in list(folder.iterdir()):
-        if parse_name(file.name) is not None or file.name in ("run.json", *also):
+        if parse_name(file.name) is not None or file.name in ("run.json", "names.json", *also):
             file.unlink()
     for _, file in packed_files(folder):
         file.unlink()
