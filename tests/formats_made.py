@@ -61,7 +61,9 @@ def check(source: Source, images: np.ndarray = X, labels: Any = Y, names: list[s
 
 def idx(array: np.ndarray) -> bytes:
     """An IDX file of unsigned bytes."""
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
+    return (
+        bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
+    )
 
 
 def cifar10(images: np.ndarray, labels: Any) -> bytes:

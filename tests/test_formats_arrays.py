@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from formats_made import COUNT, GREY, NAMES, X, Y, check, cifar10, classes, idx, pixels
+from formats_made import COUNT, GREY, X, Y, check, cifar10, classes, idx, pixels
 from undiffuse.data import DataConfig, open_data
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from formats_made import COUNT, NAMES, GREY, X, Y, check, classes, pixels, png, write_pngs
+from formats_made import COUNT, GREY, NAMES, X, Y, check, classes, pixels, png, write_pngs
 from undiffuse.data import open_data
 
 

@@ -281,5 +281,7 @@ def test_a_missing_library_is_one_clear_line(
     starts = {"a.h5": b"\x89HDF\r\n\x1a\n", "a.dcm": b"\0" * 128 + b"DICM"}
     (tmp_path / name).write_bytes(starts.get(name, b"x" * 200))
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ValueError, match=rf"needs the package {library.partition('.')[0]}: pip install 'undiffuse\[{extra}\]'"):
+    with pytest.raises(
+        ValueError, match=rf"needs the package {library.partition('.')[0]}: pip install 'undiffuse\[{extra}\]'"
+    ):
         open_data(tmp_path / name)

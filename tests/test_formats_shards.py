@@ -53,7 +53,9 @@ def test_webdataset_by_cls_and_by_json(tmp_path: Path) -> None:
     check(source)
     assert source.format == "WebDataset shards" and source.left_out == {"members .txt of the samples": COUNT}
     assert source.name(0) == "s/000000.png"
-    path = tar(tmp_path / "b.tar", samples(range(COUNT), json=lambda i: json.dumps({"label": NAMES[Y[i]], "id": i}).encode()))
+    path = tar(
+        tmp_path / "b.tar", samples(range(COUNT), json=lambda i: json.dumps({"label": NAMES[Y[i]], "id": i}).encode())
+    )
     source = open_data(path)
     assert classes(source) == [NAMES[y] for y in Y] and source.label_names == sorted(NAMES)
     assert any("not used: id" in note for note in source.notes)

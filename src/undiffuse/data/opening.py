@@ -17,6 +17,7 @@ from undiffuse.data.formats.registry import find_format
 from undiffuse.data.formats.spans import expand_braces, is_url
 from undiffuse.data.labelled import label_files
 from undiffuse.data.labels import apply_table, listed
+from undiffuse.data.remarks import remarks_of
 from undiffuse.data.screening import Check, OnBroken, OnTiny, screen
 from undiffuse.data.sources import FileSource, Source
 
@@ -118,6 +119,7 @@ def open_data(
             f"{source.where}: the pixels are {source.undeclared}, and nothing says which values are black and white: "
             "declare them by value_range=(black, white)"
         )
+    source.remarks = remarks_of(source)
     return screen(
         source,
         check=check,
@@ -149,7 +151,9 @@ def split_part(text: str) -> tuple[Path | None, str | None]:
         shards = [Path(name).expanduser() for name in expand_braces(text)]
         missing = [str(shard) for shard in shards if not shard.exists()]
         if missing and len(missing) < len(shards):
-            raise FileNotFoundError(f"{len(missing):,} of {len(shards):,} files of {text} are missing: {listed(missing, 5)}")
+            raise FileNotFoundError(
+                f"{len(missing):,} of {len(shards):,} files of {text} are missing: {listed(missing, 5)}"
+            )
         if not missing:
             return None, None
     raise FileNotFoundError(
@@ -159,7 +163,7 @@ def split_part(text: str) -> tuple[Path | None, str | None]:
 
 
 def _unknown(path: Path) -> str:
-    expected = "Expected a folder of images, or a file in one of the formats of docs/formats.md (.zip, .npz, .tar, ...)"
+    expected = "Expected a folder of images, a .zip of them, an .npz, or another format of docs/formats.md"
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return f"{path} is a single image; give the folder it is in. {expected}"
     if path.suffix.lower() in (".7z", ".rar", ".xz", ".bz2", ".zst"):

@@ -75,6 +75,7 @@ class Source(ABC):
         left_out: items that were not taken, by kind: {"files ending in .txt": 8}.
         held_out: images of the parts of the data set that were not opened: {"test": 10000}.
         vectors: float32 [N, D], a condition vector for every picture; None without.
+        remarks: what a user should know before a run, a sentence each.
         labels_settled: True where the format knows the labels, or that there are none; False where names may tell.
         found_range: the smallest and largest value that such pixels were seen to have.
         vector_names: the D names of the vectors' columns; None where the format does not name them.
@@ -84,6 +85,7 @@ class Source(ABC):
 
     in_memory = False
     labels_settled = False
+    remarks: tuple[str, ...] = ()
     undeclared = ""
     found_range: tuple[float, float] | None = None
     format: str
@@ -116,6 +118,7 @@ class Source(ABC):
     def inherit(self, other: Source, keep: Sequence[int] | NDArray[np.int64] | None = None) -> None:
         """Take over what is known of another source, of which this one holds the pictures `keep` (default: all)."""
         self.format, self.notes, self.value_range = other.format, list(other.notes), other.value_range
+        self.remarks = other.remarks
         self.undeclared, self.found_range = other.undeclared, other.found_range
         self.left_out, self.held_out = dict(other.left_out), dict(other.held_out)
         self.vector_names, self.labels_settled = other.vector_names, other.labels_settled

@@ -54,7 +54,9 @@ def guess_range(images: Any) -> Values:
     seen = (low, high)
     found = f"{dtype.name} values {low:g}..{high:g}"
     if dtype.kind == "u" and dtype.itemsize == 2:
-        return Values((0.0, 65535.0), seen, f"{found}: 65535 is white, so the brightest becomes {high / 257:.0f} of 255")
+        return Values(
+            (0.0, 65535.0), seen, f"{found}: 65535 is white, so the brightest becomes {high / 257:.0f} of 255"
+        )
     if whole and low >= 0 and 1 < high <= 255:
         return Values((0.0, 255.0), seen, f"{found}: 0 is black, 255 is white")
     if dtype.kind == "f" and low >= 0 and high <= 1:

@@ -74,14 +74,18 @@ class ArrowSource(Source):
     def column(self, name: str) -> list[Any]:
         """A column, in the order of the pictures."""
         column = self.table().column(name)
-        values: list[Any] = (column if self.indices is None else column.take(need("pyarrow", "parquet", "").array(self.indices))).to_pylist()
+        values: list[Any] = (
+            column if self.indices is None else column.take(need("pyarrow", "parquet", "").array(self.indices))
+        ).to_pylist()
         return values
 
     def image(self, i: int) -> Picture:
         row = self._row(i)
         chunk = int(np.searchsorted(self.first, row, side="right")) - 1
         item = self.table().column(self.columns.image).chunk(chunk)[row - int(self.first[chunk])].as_py()
-        return huggingface.picture_of(item, self.name(i), self.path if self.path.is_dir() else self.path.parent, self.where)
+        return huggingface.picture_of(
+            item, self.name(i), self.path if self.path.is_dir() else self.path.parent, self.where
+        )
 
     def _content_hash(self) -> bytes:
         sha = hashlib.sha256()

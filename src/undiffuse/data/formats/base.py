@@ -104,8 +104,7 @@ def need(module: str, extra: str, what: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
-            f"reading {what} needs the package {module.partition('.')[0]}: "
-            f"pip install 'undiffuse[{extra}]' ({error})"
+            f"reading {what} needs the package {module.partition('.')[0]}: pip install 'undiffuse[{extra}]' ({error})"
         ) from error
 
 
@@ -160,7 +159,9 @@ def choose_part(parts: Mapping[str, int], reading: Reading, where: str) -> list[
         training = [name for name in names if part_of(name) == "train"]
         if training:
             return training
-        raise ValueError(f"{where} has the parts {listed(names)}, none of them for training: name one, as in {where}:{names[0]}")
+        raise ValueError(
+            f"{where} has the parts {listed(names)}, none of them for training: name one, as in {where}:{names[0]}"
+        )
     exact = [name for name in names if name == wanted]
     meant = exact or [name for name in names if (part_of(name) or name) == (part_of(wanted) or wanted)]
     if not meant:
@@ -212,14 +213,20 @@ def with_labels(
             return with_vectors(source, values, field)
         source.notes.append(f"{field} is one-hot, {values.shape[1]} classes")
         values, names = hot, names or [str(k) for k in range(values.shape[1])]
-    if all(isinstance(value, (float, np.floating)) for value in values) and not all(float(v).is_integer() for v in values):
+    if all(isinstance(value, (float, np.floating)) for value in values) and not all(
+        float(v).is_integer() for v in values
+    ):
         return with_vectors(source, np.asarray(values, dtype=np.float32)[:, None], field)
     texts = [_text(value, names, f"{source.where}: {field}") for value in values]
     missing = [i for i, text in enumerate(texts) if text is None]
     if len(missing) == len(texts):
         source.notes.append(f"every {field} is empty or negative, which means no label")
         return source
-    table = list(reading.label_names) if reading.label_names is not None else list(names or class_table(t for t in texts if t is not None))
+    table = (
+        list(reading.label_names)
+        if reading.label_names is not None
+        else list(names or class_table(t for t in texts if t is not None))
+    )
     if missing:
         named = listed((source.name(i) for i in missing), 5)
         if reading.on_broken == "refuse":
@@ -272,7 +279,9 @@ def _columns(values: Sequence[Any] | NDArray[Any]) -> Sequence[Any] | NDArray[An
         return values
     lengths = {len(value) if isinstance(value, (list, tuple, np.ndarray)) else -1 for value in values}
     if len(lengths) != 1 or not all(isinstance(x, (int, float, np.number)) for x in first):
-        raise ValueError(f"expected one label or equally many numbers for every image, got {listed(map(repr, values), 3)}")
+        raise ValueError(
+            f"expected one label or equally many numbers for every image, got {listed(map(repr, values), 3)}"
+        )
     array = np.asarray(values)
     return array[:, 0] if array.shape[1] == 1 else array
 

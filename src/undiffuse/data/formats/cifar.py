@@ -31,9 +31,7 @@ class _Kind:
 
 _KINDS = {
     10: _Kind("CIFAR-10 binary", ("label",), ("batches.meta.txt",), (10,)),
-    100: _Kind(
-        "CIFAR-100 binary", ("coarse", "fine"), ("coarse_label_names.txt", "fine_label_names.txt"), (20, 100)
-    ),
+    100: _Kind("CIFAR-100 binary", ("coarse", "fine"), ("coarse_label_names.txt", "fine_label_names.txt"), (20, 100)),
 }
 
 
@@ -77,7 +75,9 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     counts = {name: sum(_count(file) for file in files) for name, files in parts.items()}
     chosen = choose_part(counts, reading, str(path))
     files = [file for name in chosen for file in parts[name]]
-    source = concatenated([_one(file, reading) for file in files], f"CIFAR binary files in {path} ({', '.join(chosen)})")
+    source = concatenated(
+        [_one(file, reading) for file in files], f"CIFAR binary files in {path} ({', '.join(chosen)})"
+    )
     source.held_out.update({name: count for name, count in counts.items() if name not in chosen})
     return source
 
@@ -106,4 +106,6 @@ def _one(file: Path, reading: Reading) -> Source:
     if labels.max(initial=0) >= kind.classes[place]:
         raise ValueError(f"{file}: label {labels.max()} is above the {kind.classes[place]} classes of {kind.title}")
     names = names or [str(k) for k in range(kind.classes[place])]
-    return with_labels(source, labels, reading, names=names, field=f"the {field} byte" if head > 1 else "the label byte")
+    return with_labels(
+        source, labels, reading, names=names, field=f"the {field} byte" if head > 1 else "the label byte"
+    )

@@ -63,7 +63,9 @@ def _describe(path: Path) -> Described:
     if getattr(header, "PhotometricInterpretation", "") == "MONOCHROME1":
         note += "; MONOCHROME1 is turned, so that pictures are as they are seen"
     plain = bits == 8 and not signed and (slope, intercept) == (1.0, 0.0)
-    return Described(frames, size, np.dtype(np.uint8 if plain else np.float32), None if plain else (ends[0], ends[1]), note)
+    return Described(
+        frames, size, np.dtype(np.uint8 if plain else np.float32), None if plain else (ends[0], ends[1]), note
+    )
 
 
 def _rescale(header: Any) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from undiffuse.data.decoding import Picture
-from undiffuse.data.formats.base import Reading, with_labels
+from undiffuse.data.formats.base import Reading, need, with_labels
 from undiffuse.data.formats.imagefolder import LABELS
 from undiffuse.data.formats.layout import axes_of
 from undiffuse.data.formats.stored import decoded
@@ -51,15 +51,16 @@ def columns_of(schema: Any, features: Mapping[str, Any], where: str) -> Columns:
     Raises:
         ValueError: no column of pictures, or several.
     """
-    import pyarrow
-
+    pyarrow = need("pyarrow", "parquet", where)
     types = {field.name: field.type for field in schema}
     declared = [name for name in types if _type_of(features.get(name)) in ("Image", "Array2D", "Array3D")]
     stored = [
         name for name, kind in types.items()
         if pyarrow.types.is_struct(kind) and {"bytes"} <= {kind.field(k).name for k in range(kind.num_fields)}
     ]  # fmt: skip
-    binary = [name for name, kind in types.items() if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)]
+    binary = [
+        name for name, kind in types.items() if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+    ]
     nested = [name for name, kind in types.items() if _depth(kind) in (2, 3)]
     for found in (declared, stored, binary, nested):
         usual = [name for name in _IMAGES if name in found]
@@ -69,7 +70,9 @@ def columns_of(schema: Any, features: Mapping[str, Any], where: str) -> Columns:
         if len(found) > 1:
             raise ValueError(f"{where} has several columns of pictures: {listed(found)}")
     else:
-        raise ValueError(f"{where} has no column of pictures; its columns are {listed(f'{n} ({t})' for n, t in types.items())}")
+        raise ValueError(
+            f"{where} has no column of pictures; its columns are {listed(f'{n} ({t})' for n, t in types.items())}"
+        )
     names = {name: [str(n) for n in feature["names"]] for name, feature in features.items()
              if _type_of(feature) == "ClassLabel" and feature.get("names")}  # fmt: skip
     return Columns(image, tuple(name for name in types if name != image), names)
@@ -97,7 +100,9 @@ def picture_of(item: Any, name: str, base: Path, where: str) -> Picture:
     if isinstance(item, str):
         file = base / item
         if not file.is_file():
-            raise BrokenImageError(name, f"the table has no bytes for it, only the path {item}, and there is no such file")
+            raise BrokenImageError(
+                name, f"the table has no bytes for it, only the path {item}, and there is no such file"
+            )
         item = file.read_bytes()
     if item is None:
         raise BrokenImageError(name, "the table has nothing for it")
@@ -106,7 +111,7 @@ def picture_of(item: Any, name: str, base: Path, where: str) -> Picture:
     array = np.asarray(item)
     if array.dtype == object or array.ndim not in (2, 3):
         raise BrokenImageError(name, f"nested lists of shape {list(array.shape)} are no picture")
-    if array.dtype.kind in "iu" and array.size and 0 <= array.min() and array.max() <= 255:
+    if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
         array = array.astype(np.uint8)
     return array.transpose(axes_of(array.shape, where)[0])
 

@@ -32,7 +32,9 @@ def recognise(path: Path) -> bool:
     """An IDX file by its first bytes, or a folder that holds one of images."""
     if path.is_dir():
         return bool(_images_in(path))
-    return (_NAME.search(path.name) is not None or path.suffix.lower() in (".gz", ".idx", "")) and _axes(path) is not None
+    return (_NAME.search(path.name) is not None or path.suffix.lower() in (".gz", ".idx", "")) and _axes(
+        path
+    ) is not None
 
 
 def _axes(path: Path) -> int | None:
@@ -79,7 +81,9 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
         raise ValueError(f"{path} holds several data sets: name one of the files {listed(f.name for f in crowded)}")
     counts = {name: _count(files[0]) for name, files in groups.items()}
     chosen = choose_part(counts, reading, str(path))
-    source = concatenated([_one(groups[name][0], reading) for name in chosen], f"IDX files in {path} ({', '.join(chosen)})")
+    source = concatenated(
+        [_one(groups[name][0], reading) for name in chosen], f"IDX files in {path} ({', '.join(chosen)})"
+    )
     source.held_out.update({name: count for name, count in counts.items() if name not in chosen})
     return source
 

@@ -21,7 +21,20 @@ from undiffuse.data.sources import Source
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _FOLDERS = 2000
-LABELS = ("label", "labels", "class", "class_name", "classname", "category", "target", "targets", "class_label", "cls", "fine_label", "y")
+LABELS = (
+    "label",
+    "labels",
+    "class",
+    "class_name",
+    "classname",
+    "category",
+    "target",
+    "targets",
+    "class_label",
+    "cls",
+    "fine_label",
+    "y",
+)
 
 
 def recognise(path: Path) -> bool:
@@ -79,7 +92,9 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
             return source
         return with_labels(source, folders, reading, field="the names of folders")
     values = [records.get(name, {}).get(column) for name in source.names]
-    return with_labels(source, values, reading, names=_names_of(path, column), field=f"column {column} of {listed(tables, 2)}")
+    return with_labels(
+        source, values, reading, names=_names_of(path, column), field=f"column {column} of {listed(tables, 2)}"
+    )
 
 
 def _names_of(path: Path, column: str) -> list[str] | None:

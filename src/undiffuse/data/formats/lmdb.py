@@ -116,7 +116,9 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
         return with_labels(source, numbers, reading, field="the label of Datum")
     others.update({"values that are Datum messages": len(datums)} if datums else {})
     if not keys:
-        raise ValueError(f"{path} holds no images: {', '.join(f'{n:,} {kind}' for kind, n in others.items()) or 'nothing'}")
+        raise ValueError(
+            f"{path} holds no images: {', '.join(f'{n:,} {kind}' for kind, n in others.items()) or 'nothing'}"
+        )
     files = LMDBSource(str(path), keys, [_shown(key) for key in keys], sizes)
     files.left_out.update(others)
     if not labels:
@@ -140,5 +142,3 @@ def _label(value: bytes | None) -> int | str | None:
         return None
     text = value.decode("utf-8", "replace").strip()
     return int(text) if text.lstrip("-").isdigit() else text
-
-

@@ -39,7 +39,9 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     parts: dict[str, list[Path]] = {}
     for file in _files(path):
         parts.setdefault(_part(file), []).append(file)
-    counts = {name: sum(_one(file, Reading(labels="none")).__len__() for file in files) for name, files in parts.items()}
+    counts = {
+        name: sum(_one(file, Reading(labels="none")).__len__() for file in files) for name, files in parts.items()
+    }
     chosen = choose_part(counts, reading, str(path))
     source = concatenated([_one(file, reading) for name in chosen for file in parts[name]], f"MATLAB files in {path}")
     source.held_out.update({name: count for name, count in counts.items() if name not in chosen})

@@ -95,7 +95,13 @@ def build(
 
         source = concatenated(sources, where)
     used = {key for part, _ in taken for key in part.arrays.values()}
-    source.held_out.update({name: _length(arrays[key]) for name, key in pictures.items() if name not in dict.fromkeys(p.name for p, _ in taken)})
+    source.held_out.update(
+        {
+            name: _length(arrays[key])
+            for name, key in pictures.items()
+            if name not in dict.fromkeys(p.name for p, _ in taken)
+        }
+    )
     of_parts = {key for part in parts.values() for key in part.arrays.values()}
     extra = [key for key in arrays if key not in used and key not in of_parts and key not in shared.arrays.values()]
     if extra:
@@ -147,7 +153,9 @@ def _one(
     if field_name is not None:
         values = labels_from(np.asarray(arrays[field_name]))
         if len(values) != _length(images):
-            raise ValueError(f"{place}: {_length(images)} images but labels of shape {list(values.shape)} ({field_name})")
+            raise ValueError(
+                f"{place}: {_length(images)} images but labels of shape {list(values.shape)} ({field_name})"
+            )
     elif side is not None and reading.labels == "auto":
         values = side(part.name)
     return source if values is None else with_labels(source, values, reading, names=names, field=field_name or "labels")
@@ -172,7 +180,9 @@ def labels_from(values: NDArray[Any]) -> NDArray[Any]:
     while values.ndim > 1 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim > 2 or values.dtype.kind not in "iufbUSO":
-        raise ValueError(f"labels must be integers or text [N], or numbers [N, D]; got {values.dtype} {list(values.shape)}")
+        raise ValueError(
+            f"labels must be integers or text [N], or numbers [N, D]; got {values.dtype} {list(values.shape)}"
+        )
     return values
 
 
@@ -184,8 +194,10 @@ def is_encoded(array: Any) -> bool:
 
 def _is_file(item: Any) -> bool:
     content = item.tobytes() if hasattr(item, "tobytes") else bytes(item) if isinstance(item, bytes) else b""
-    return content[:4] in (b"\x89PNG", b"RIFF", b"GIF8", b"II*\0", b"MM\0*") or content[:3] == b"\xff\xd8\xff" or (
-        content[:2] == b"BM"
+    return (
+        content[:4] in (b"\x89PNG", b"RIFF", b"GIF8", b"II*\0", b"MM\0*")
+        or content[:3] == b"\xff\xd8\xff"
+        or (content[:2] == b"BM")
     )
 
 
@@ -230,7 +242,11 @@ def _preferred(roles: Mapping[str, Any], usual: Sequence[str]) -> list[str]:
 def _names(shared: Part, arrays: Mapping[str, Any], where: str) -> list[str] | None:
     for role in NAMES:
         key = shared.arrays.get(role)
-        if key is not None and role in NAMES[:2] and not (len(arrays[key].shape) == 1 and arrays[key].dtype.kind in "USO"):
+        if (
+            key is not None
+            and role in NAMES[:2]
+            and not (len(arrays[key].shape) == 1 and arrays[key].dtype.kind in "USO")
+        ):
             raise ValueError(f"{where}: {key} must be text [K], got {arrays[key].dtype} {list(arrays[key].shape)}")
         if key is not None and np.dtype(arrays[key].dtype).kind in "USO" and len(arrays[key].shape) == 1:
             values = np.asarray(arrays[key])

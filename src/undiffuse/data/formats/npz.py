@@ -67,7 +67,8 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     chosen = choose_part(counts, reading, str(path))
     inner = Reading(labels=reading.labels, label_names=reading.label_names, layout=reading.layout)
     source = concatenated(
-        [_open(archive, inner) for name in chosen for archive in groups[name]], f"npz files in {path} ({', '.join(chosen)})"
+        [_open(archive, inner) for name in chosen for archive in groups[name]],
+        f"npz files in {path} ({', '.join(chosen)})",
     )
     source.held_out.update({name: count for name, count in counts.items() if name not in chosen})
     return source

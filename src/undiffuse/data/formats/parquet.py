@@ -66,7 +66,9 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
         where = f"parquet files in {path}" + (f" ({named})" if named else "")
     source = ParquetSource(files, path if path.is_dir() else path.parent, where)
     source.held_out.update(held)
-    source.notes.append(f"images from column {source.columns.image} of {len(files):,} file{'s' if len(files) > 1 else ''}")
+    source.notes.append(
+        f"images from column {source.columns.image} of {len(files):,} file{'s' if len(files) > 1 else ''}"
+    )
     return huggingface.label(source, source.columns, source.column, reading)
 
 

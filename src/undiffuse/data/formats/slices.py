@@ -134,8 +134,11 @@ def holds(path: Path, fits: Callable[[str], bool], deep: bool = True) -> bool:
     entries = peek(path)
     if any(fits(name) for name in entries.files):
         return not any(is_image(name) and not fits(name) for name in entries.files)
-    return deep and bool(entries.folders) and not entries.files and any(
-        holds(path / name, fits, False) for name in entries.folders[:8]
+    return (
+        deep
+        and bool(entries.folders)
+        and not entries.files
+        and any(holds(path / name, fits, False) for name in entries.folders[:8])
     )
 
 
@@ -168,13 +171,17 @@ def sliced(
     source.excluded = excluded
     several = [d for d in about if d.count > 1]
     if several:
-        source.notes.append(f"{len(several):,} files hold {sum(d.count for d in several):,} slices or frames; all are taken")
+        source.notes.append(
+            f"{len(several):,} files hold {sum(d.count for d in several):,} slices or frames; all are taken"
+        )
     source.notes += list(dict.fromkeys(d.note for d in about if d.note))[:4]
     ranges = [d.value_range for d in about]
     known = [r for r in ranges if r is not None]
     if len(known) == len(ranges) and known:
         source.value_range = (min(r[0] for r in known), max(r[1] for r in known))
-        source.notes.append(f"values {source.value_range[0]:g} (black) to {source.value_range[1]:g} (white), as the files declare")
+        source.notes.append(
+            f"values {source.value_range[0]:g} (black) to {source.value_range[1]:g} (white), as the files declare"
+        )
     elif any(d.dtype != np.uint8 for d in about):
         source.found_range = _measured(source)
         low, high = source.found_range

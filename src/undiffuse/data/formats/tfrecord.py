@@ -32,7 +32,19 @@ from undiffuse.data.sources import Source
 
 _NAME = re.compile(r"\.tfrecords?\b|tfrecord|-\d{5}-of-\d{5}$", re.IGNORECASE)
 _LOD = re.compile(r"-r(\d\d)\.tfrecords?$", re.IGNORECASE)
-_PICTURES = ("image/encoded", "image", "image_raw", "encoded", "jpeg", "png", "img", "image_data", "data", "x", "image/raw")
+_PICTURES = (
+    "image/encoded",
+    "image",
+    "image_raw",
+    "encoded",
+    "jpeg",
+    "png",
+    "img",
+    "image_data",
+    "data",
+    "x",
+    "image/raw",
+)
 _LABELS = ("image/class/label", "label", "labels", "class/label", "class", "image/label", "target", "y", "fine_label")
 _TEXTS = ("image/class/text", "image/class/name", "class/text", "class_name")
 _CHECKED = 256 << 20
@@ -174,7 +186,9 @@ def _open(files: Sequence[Path], where: str, reading: Reading) -> Source:
             records.append(_Record(number, offset + message.find(data), len(data), small))
             shapes.append(shape or ())
     if not records:
-        raise ValueError(f"{where} holds no images: {sum(left_out.values()):,} records with the features {listed(seen)}")
+        raise ValueError(
+            f"{where} holds no images: {sum(left_out.values()):,} records with the features {listed(seen)}"
+        )
     arguments = (
         where,
         paths,

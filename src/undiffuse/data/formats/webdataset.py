@@ -234,7 +234,12 @@ def _labelled(
     if values is None:
         source.labels_settled = reading.labels == "none"
         return source
-    return with_labels(source, values, reading, field=f".{used}" if ":" not in used else used.replace("json:", "field", 1) + " of .json")
+    return with_labels(
+        source,
+        values,
+        reading,
+        field=f".{used}" if ":" not in used else used.replace("json:", "field", 1) + " of .json",
+    )
 
 
 def _bytes(sample: Sample, extension: str, shards: Sequence[str]) -> bytes | None:
