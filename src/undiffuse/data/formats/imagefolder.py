@@ -33,8 +33,7 @@ LABELS = (
     "class_label",
     "cls",
     "fine_label",
-    "y",
-)
+    "y", "vector", "vectors", "condition")
 
 
 def recognise(path: Path) -> bool:

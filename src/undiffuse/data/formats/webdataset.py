@@ -231,6 +231,7 @@ def _labelled(
             source.left_out[f"members .{extension} of the samples"] = count
     if used is not None and used.startswith("json: ") and len(keys) > 1:
         source.notes.append(f"fields of .json that are not used: {listed(k for k in keys if f'json: {k}' != used)}")
+    names = _classes_beside(shards) if used == "cls" and all(isinstance(v, int) for v in values or ()) else None
     if values is None:
         source.labels_settled = reading.labels == "none"
         return source
@@ -238,8 +239,17 @@ def _labelled(
         source,
         values,
         reading,
+        names=names,
         field=f".{used}" if ":" not in used else used.replace("json:", "field", 1) + " of .json",
     )
+
+
+def _classes_beside(shards: Sequence[str]) -> list[str] | None:
+    """Class names from classes.txt beside local shards, a name a line."""
+    file = Path(shards[0]).with_name("classes.txt")
+    if is_url(shards[0]) or not file.is_file():
+        return None
+    return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
 
 
 def _bytes(sample: Sample, extension: str, shards: Sequence[str]) -> bytes | None:
