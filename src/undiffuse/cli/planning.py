@@ -53,7 +53,8 @@ class Plan:
     def remarks(self) -> list[str]:
         """What a user should know of single images: which are left out and why, and which are enlarged."""
         source, data = self.dataset.source, self.dataset.config
-        out = [in_options(text) for text in source.remarks]
+        looked = scan(source, data, limit=LOOKED_AT)
+        out = [in_options(text) for text in looked.remarks()]
         if source.vectors is not None:
             out.append("the vectors are not used: this kind of model takes classes")
         for what, items in (("", source.excluded), ("of the held-out data ", self._others_excluded())):
@@ -137,7 +138,8 @@ class Look:
     """A first look at the data: labels, and where needed sizes and channels of a few images."""
 
     def __init__(self, path: str, labels: str, on_broken: OnBroken, **opening: Any) -> None:
-        self.path = path
+        self.path, declared = path, opening.get("value_range")
+        self.value_range = declared if isinstance(declared, tuple) else None
         self.source: Source = open_data(path, labels=labels, on_broken=on_broken, check="none", **opening)
         names = self.source.label_names
         self.classes = None if names is None else len(names)
@@ -147,7 +149,7 @@ class Look:
     def summary(self) -> DataSummary:
         """What a few images are."""
         if self._summary is None:
-            self._summary = scan(self.source, DataConfig(path=self.path, size=8), limit=LOOKED_AT)
+            self._summary = scan(self.source, DataConfig(path=self.path, size=8, value_range=self.value_range), limit=LOOKED_AT)
         return self._summary
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import zipfile
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,14 +25,16 @@ from undiffuse.data.channels import ValueRange, to_mode, upright
 from undiffuse.data.decoding import Picture, describe
 from undiffuse.data.images import prepare
 from undiffuse.data.screening import default_workers
-from undiffuse.data.sources import BrokenImageError, Excluded, FileSource, Source, SubsetSource
+from undiffuse.data.sources import BrokenImageError, Excluded, Source
 
 __all__ = ["Converted", "Target", "convert"]
 
 Target = Literal["folder", "zip", "webdataset", "parquet"]
 TARGETS = ("folder", "zip", "webdataset", "parquet")
-_AS_IT_IS = (".png", ".jpg", ".jpeg", ".webp")
-"""Files of these kinds are copied byte by byte where the target takes any."""
+_AS_IT_IS = {
+    ".png": re.compile(rb"\x89PNG"), ".jpg": re.compile(rb"\xff\xd8\xff"), ".webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
+}  # fmt: skip
+"""Files that begin so are copied byte by byte where the target takes any."""
 _SHELF = 1000
 
 
@@ -171,15 +174,12 @@ class _Encoder:
         self.source, self.size, self.value_range, self.always = source, size, value_range, always
 
     def __call__(self, i: int) -> Item:
-        name = self.source.name(i)
-        suffix = PurePosixPath(name.partition("[")[0]).suffix.lower()
-        base = f"{i // _SHELF:05d}/img{i:08d}"
-        files, k = _file_behind(self.source, i)
-        if isinstance(files, FileSource) and suffix in _AS_IT_IS and not self.always:
-            files.image(k)  # a broken file is not handed on
-            with files.open(k) as file:
-                return Item(i, f"{base}{'.jpg' if suffix == '.jpeg' else suffix}", file.read(), name, True, False)
-        picture = self.source.image(i)
+        name, base = self.source.name(i), f"{i // _SHELF:05d}/img{i:08d}"
+        picture = self.source.image(i)  # decoded in any case: a broken file is not handed on
+        data = None if self.always else self.source.encoded(i)
+        ending = None if data is None else next((e for e, start in _AS_IT_IS.items() if start.match(data)), None)
+        if data is not None and ending is not None:
+            return Item(i, base + ending, data, name, True, False)
         try:
             image, reduced = self._image(picture)
         except (ValueError, OSError) as error:
@@ -195,7 +195,9 @@ class _Encoder:
         if info.planes or info.channels > 4:
             raise ValueError(f"it has {info.channels} channels, which no PNG holds")
         if self.size is not None or info.depth != "8":
-            grey16 = self.size is None and info.depth == "16" and channels == 1 and self.value_range in (None, (0, 65535))
+            grey16 = (
+                self.size is None and info.depth == "16" and channels == 1 and self.value_range in (None, (0, 65535))
+            )
             if grey16:
                 values = np.asarray(upright(picture) if isinstance(picture, Image.Image) else picture)
                 return Image.fromarray(np.ascontiguousarray(values.reshape(values.shape[:2]).astype(np.uint16))), False
@@ -206,13 +208,6 @@ class _Encoder:
                 pixels = np.floor((pixels + 1) * 127.5 + 0.5).astype(np.uint8)
             return Image.fromarray(pixels[..., 0] if channels == 1 else pixels), info.depth != "8"
         return to_mode(picture, channels), False
-
-
-def _file_behind(source: Source, i: int) -> tuple[Source, int]:
-    """(the source that a picture of a subset comes from, its number there)."""
-    while isinstance(source, SubsetSource):
-        source, i = source.parent, int(source.indices[i])
-    return source, i
 
 
 def _broken(source: Source, encode: _Encoder, on_broken: str, done: Converted, workers: int | None) -> int:

@@ -61,9 +61,7 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(info, io.BytesIO(data))
 
 
-def write_parquet(
-    place: Path, single: bool, source: Source, items: Iterator[Any], shard_size: int, count: int
-) -> None:
+def write_parquet(place: Path, single: bool, source: Source, items: Iterator[Any], shard_size: int, count: int) -> None:
     """data/train-*.parquet with the features in the schema's metadata, or one file."""
     pyarrow = need("pyarrow", "parquet", "parquet files")
     parquet = need("pyarrow.parquet", "parquet", "parquet files")

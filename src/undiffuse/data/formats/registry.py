@@ -65,10 +65,10 @@ class Format:
 
 FORMATS = (
     Format("pickle", "pickles", folders=True),
-    Format("StyleGAN/EDM data set (dataset_tool)", "edm", (".zip",), folders=True),
+    Format("StyleGAN/EDM data set (dataset_tool)", "edm", folders=True),
     Format("Hugging Face save_to_disk", "arrow", (".arrow",), folders=True, extra="parquet"),
     Format("Hugging Face parquet", "parquet", (".parquet",), folders=True, extra="parquet"),
-    Format("Hugging Face imagefolder", "imagefolder", (".zip",), folders=True),
+    Format("Hugging Face imagefolder", "imagefolder", folders=True),
     Format("WebDataset shards", "webdataset", (".tar", ".tar.gz", ".tgz"), folders=True),
     Format("Zarr array", "zarr", (".zarr", ".zarr.zip"), folders=True, extra="zarr"),
     Format("LMDB", "lmdb", (".mdb", ".lmdb"), folders=True, extra="lmdb", parts=False),
