@@ -14,7 +14,8 @@ def opening(args: argparse.Namespace, path: str) -> dict[str, Any]:
 
     A range that is to be found (--range auto) is found once and kept in `args`.
     """
-    chosen = {"frames": getattr(args, "frames", "first"), "layout": getattr(args, "layout", "auto")}
+    chosen: dict[str, Any] = {"frames": getattr(args, "frames", "first"), "layout": getattr(args, "layout", "auto")}
+    chosen["layout"] = {"hwc": "HWC", "chw": "CHW"}.get(chosen["layout"], "auto")
     text = getattr(args, "value_range", None)
     if isinstance(text, str):
         args.value_range = parse_value_range(text)

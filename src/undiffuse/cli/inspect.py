@@ -106,8 +106,8 @@ def _holds_images(path: Path) -> bool:
         return True
     try:
         return len(open_npz(path, labels=False)) > 0
-    except ValueError:
-        return False
+    except ValueError as error:
+        return "layout=" in str(error)  # images whose axes have to be named
 
 
 def _is_ours(path: Path) -> bool:
@@ -340,7 +340,8 @@ def _npz(args: argparse.Namespace, path: Path) -> str:
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} is not a readable npz file ({error})") from error
     listed = [[name, str(dtype), "x".join(map(str, shape)) or "scalar"] for name, (dtype, shape) in arrays.items()]
-    text = f"an npz file without images to train on (arr_0, images, x_train and the like); it holds\n{table(listed, indent=2)}"
+    text = "an npz file without images to train on (arr_0, images, x_train and the like); it holds\n"
+    text += table(listed, indent=2)
     if {"mu", "sigma"} <= set(arrays):
         text += "\nmu and sigma: statistics of features, as the evaluation of Dhariwal & Nichol stores them."
     return text

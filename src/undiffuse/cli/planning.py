@@ -149,7 +149,8 @@ class Look:
     def summary(self) -> DataSummary:
         """What a few images are."""
         if self._summary is None:
-            self._summary = scan(self.source, DataConfig(path=self.path, size=8, value_range=self.value_range), limit=LOOKED_AT)
+            config = DataConfig(path=self.path, size=8, value_range=self.value_range)
+            self._summary = scan(self.source, config, limit=LOOKED_AT)
         return self._summary
 
     @property

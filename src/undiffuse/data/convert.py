@@ -32,8 +32,10 @@ __all__ = ["Converted", "Target", "convert"]
 Target = Literal["folder", "zip", "webdataset", "parquet"]
 TARGETS = ("folder", "zip", "webdataset", "parquet")
 _AS_IT_IS = {
-    ".png": re.compile(rb"\x89PNG"), ".jpg": re.compile(rb"\xff\xd8\xff"), ".webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
-}  # fmt: skip
+    ".png": re.compile(rb"\x89PNG"),
+    ".jpg": re.compile(rb"\xff\xd8\xff"),
+    ".webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
+}
 """Files that begin so are copied byte by byte where the target takes any."""
 _SHELF = 1000
 
@@ -89,8 +91,8 @@ def convert(
         source: the pictures, with their labels or vectors.
         path: what to write; it must not exist.
         to: "folder": image files with metadata.jsonl, as Hugging Face's imagefolder; "zip": as NVIDIA's dataset_tool
-            (StyleGAN, EDM), for which all pictures must be of one size; "webdataset": a folder of tar shards; "parquet":
-            a folder of shards, or a single file called .parquet. None goes by the ending of `path`.
+            (StyleGAN, EDM), for which all pictures must be of one size; "webdataset": a folder of tar shards;
+            "parquet": a folder of shards, or a single file called .parquet. None goes by the ending of `path`.
         size: prepare the pictures to this size, as for training; None leaves them as they are.
         value_range: the values of black and white for pictures that are not 8-bit; None takes the source's.
         on_broken: pictures that cannot be read: "refuse" or "skip".
@@ -303,8 +305,8 @@ def _write_zip(place: Path, source: Source, items: Iterator[Item]) -> None:
             first = first or (*size, item.name)
             if size != first[:2]:
                 raise ValueError(
-                    f"a zip of dataset_tool needs pictures of one size: {first[2]} is {first[1]}x{first[0]}, {item.name} "
-                    f"is {size[1]}x{size[0]} (height x width). Prepare them by size=..., or write a folder"
+                    f"a zip of dataset_tool needs pictures of one size: {first[2]} is {first[1]}x{first[0]}, "
+                    f"{item.name} is {size[1]}x{size[0]} (height x width). Prepare them by size=..., or write a folder"
                 )
             archive.writestr(zipfile.ZipInfo(item.file), item.data)
             number = source.label(item.number)

@@ -14,6 +14,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from undiffuse.data.formats.base import Reading
 from undiffuse.data.sources import Source
@@ -57,9 +58,9 @@ class Format:
         source.format = source.format or self.title
         return source
 
-    def _function(self, name: str) -> Callable[..., object]:
+    def _function(self, name: str) -> Callable[..., Any]:
         module = importlib.import_module(f"undiffuse.data.formats.{self.module}")
-        function: Callable[..., object] = getattr(module, name)
+        function: Callable[..., Any] = getattr(module, name)
         return function
 
 

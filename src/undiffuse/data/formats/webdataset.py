@@ -82,7 +82,7 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
 
 
 def _part_name(shard: Path, root: Path) -> str:
-    """The part that a shard belongs to by its folder or its name: "train/0.tar", "train-000.tar", "imagenet-train-0.tar"."""
+    """The part that a shard belongs to by its folder or its name: "train/0.tar", "x-train-000.tar"."""
     if shard.parent != root:
         return shard.parent.name
     words = shard.name.replace("_", "-").replace(".", "-").split("-")
@@ -150,7 +150,7 @@ def _members(shard: str, left_out: Counter[str]) -> Iterator[tuple[str, int, int
     try:
         with open_shard(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # which would otherwise keep every header in memory
+                archive.members = []  # type: ignore[attr-defined] # or every header stays in memory
                 if member.isfile():
                     yield member.name.removeprefix("./"), member.offset_data, member.size
                 elif not member.isdir():
@@ -232,7 +232,7 @@ def _labelled(
     if used is not None and used.startswith("json: ") and len(keys) > 1:
         source.notes.append(f"fields of .json that are not used: {listed(k for k in keys if f'json: {k}' != used)}")
     names = _classes_beside(shards) if used == "cls" and all(isinstance(v, int) for v in values or ()) else None
-    if values is None:
+    if values is None or used is None:
         source.labels_settled = reading.labels == "none"
         return source
     return with_labels(
