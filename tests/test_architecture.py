@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"methods", "levels"},
     "kernels": {"downloads"},
     "nets": {"kernels"},
-    "data": {"pixels", "downloads"},
+    "data": {"pixels", "downloads", "adapters"},  # of these, ImageNet's classes
     "pictures": {"pixels"},
     "levels": {"schedules"},
     "prediction": {"levels"},

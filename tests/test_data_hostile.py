@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from undiffuse.data import open_data
-from undiffuse.data.labels import read_table
+from undiffuse.data.tables import read_table
 
 IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
 
@@ -28,7 +28,7 @@ IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
 )
 def test_tables(name: str, text: str) -> None:
     with pytest.raises(ValueError, match=rf"{name}, line \d+: this is no"):
-        read_table(text, name)
+        read_table(text.encode(), name)
 
 
 def member(header: bytes, data: bytes = b"") -> bytes:

@@ -173,7 +173,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(kind: str) -> None:
 def test_pixels_without_a_defined_white_are_refused() -> None:
     with pytest.raises(ValueError, match="mode F"):
         prepare(stored(Image.new("F", (4, 4), 0.5), "TIFF"), 4)
-    with pytest.raises(ValueError, match="32-bit integer.*0..70000"):
+    with pytest.raises(ValueError, match="32-bit integer.*mode I.*value_range"):
         prepare(stored(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)), "TIFF"), 4)
 
 
@@ -230,15 +230,15 @@ def test_arrays_of_all_channel_counts() -> None:
     grey = np.full((4, 4), 9, dtype=np.uint8)
     assert (prepare(grey, 4, 3) == 9).all() and (prepare(grey[:, :, None], 4, 1) == 9).all()
     assert np.array_equal(prepare(np.dstack([grey] * 3 + [grey * 0]), 4, 3), np.full((4, 4, 3), 255))
-    with pytest.raises(ValueError, match="uint8"):
-        prepare(grey.astype(np.float32), 4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="float32.*value_range"):
+        prepare(grey.astype(np.float32), 4)
     with pytest.raises(ValueError, match="channels"):
         prepare(np.zeros((4, 4, 5), dtype=np.uint8), 4)
 
 
 def test_impossible_settings_are_explained() -> None:
     image = noise(8, 8)
-    with pytest.raises(ValueError, match="channels=2.*expected 1"):
+    with pytest.raises(ValueError, match="3 channels, which do not become 2"):
         prepare(image, 8, 2)
     with pytest.raises(ValueError, match="fit='squash'"):
         prepare(image, 8, fit="squash")  # type: ignore[arg-type]

@@ -186,8 +186,10 @@ def test_samples_of_unknown_origin_are_refused(tmp_path: Path) -> None:
         SampleWriter(tmp_path, run=RUN)
     other = tmp_path / "notes"
     other.mkdir()
-    (other / "readme.txt").write_text("unrelated files are no obstacle")
-    assert SampleWriter(other, run=RUN).missing(2) == [0, 1]
+    (other / "readme.txt").write_text("of somebody else")
+    with pytest.raises(FileExistsError, match=r"readme\.txt.*output"):
+        SampleWriter(other, run=RUN)
+    assert not (other / "run.json").exists()
 
 
 def test_damaged_files_do_not_count(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ COMMANDS = {
     "sweep": "the trade-off of guidance, or of quality and network calls, as table and plot",
     "tune-steps": "the noise levels on which a solver errs least, for a number of steps",
     "inspect": "what a file, a run, a picture or your data is",
+    "convert": "images in any format, written in one that other programs read",
     "recipes": "the recipes, with published and measured results",
     "models": "the published models and ImageNet's classes, to find and to look up",
     "export": "a model for other programs: guided-diffusion, diffusers, ONNX, torch.export",
@@ -37,8 +38,9 @@ COMMANDS = {
 
 _DATA = """
 
-DATA is a folder of images, a .zip of one, an .npz (arr_0 uint8 [N,H,W,C], arr_1 labels), or a known name
-(fashion-mnist, fashion-mnist:test). Labels come from sub-folders, file-name prefixes or a table."""
+DATA is a folder of images, a .zip of one, a file or folder in another format (npz, WebDataset tars, parquet, LMDB,
+HDF5, TFRecord, CIFAR, ...: docs/formats.md), or a known name (fashion-mnist, fashion-mnist:test). DATA:test is a part
+of data that has several. Labels come from the format, sub-folders, file-name prefixes or a table."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     _nll(commands)
     for command in ("evaluate", "reference", "compare", "sweep"):
         getattr(evaluation_options, command)(_add, commands)
-    for define in (_tune_steps, _inspect, _recipes, _models, _export):
+    for define in (_tune_steps, _inspect, _convert, _recipes, _models, _export):
         define(commands)
     return parser
 
@@ -112,6 +114,7 @@ def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
     )  # fmt: skip
     data = parser.add_argument_group("data")
     options.data_options(data, fit="the recipe's", tiny=True)
+    options.container_options(data)
     data.add_argument(
         "--flip", action=argparse.BooleanOptionalAction, help="mirror half of the images at random, or not"
     )
@@ -366,9 +369,36 @@ images to train on (sizes, classes, broken and tiny files, the command to type).
     )
     parser.add_argument("what", nargs="?", metavar="WHAT", help="file, folder, or a known name")
     parser.add_argument("--labels", default="auto", metavar="HOW", help=f"of data: {options.LABELS}")
+    options.container_options(parser)
     count = "images of data that are looked at (default 2000)"
     parser.add_argument("--count", type=values.amount, default=2000, metavar="N|all", help=count)
     parser.add_argument("--json", action="store_true", help="a model's manifest or a picture's record as JSON")
+
+
+def _convert(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "convert",
+        "SRC DST ",
+        """\
+Reads images in any format that is known and writes them in one that other programs read. DST must not exist.
+
+  folder      image files with metadata.jsonl, as Hugging Face's imagefolder (the default)
+  zip         as NVIDIA's dataset_tool (StyleGAN, EDM) writes it: all images of one size (DST.zip)
+  webdataset  a folder of tar shards with .cls and .json
+  parquet     a folder of shards as on the Hugging Face hub, or one file (DST.parquet)""",
+    )
+    parser.add_argument("source", metavar="SRC", help="images, as for `undiffuse train`; SRC:test is a part of them")
+    parser.add_argument("target", metavar="DST", help="what to write")
+    forms = ("folder", "zip", "webdataset", "parquet")
+    options.pick(parser, "--to", forms, "the format (default: by the ending of DST)")
+    parser.add_argument("--labels", default="auto", metavar="HOW", help=options.LABELS)
+    options.container_options(parser)
+    what = "prepare the images to this size, as for training (default: as they are)"
+    parser.add_argument("--size", type=values.size, metavar="S|HxW", help=what)
+    options.pick(parser, "--on-broken", ("refuse", "skip"), "unreadable images (default refuse)", "refuse")
+    shard = "images of a shard (default 1000)"
+    parser.add_argument("--shard-size", type=values.positive, default=1000, metavar="N", help=shard)
 
 
 def _recipes(commands: Any) -> None:

@@ -7,10 +7,11 @@ function of (seed, position).
 
 from __future__ import annotations
 
-from undiffuse.data.arrays import open_npz
 from undiffuse.data.batches import Batch, batches, pass_once
+from undiffuse.data.convert import Converted, convert
 from undiffuse.data.dataset import DataConfig, Example, ImageDataset, check_trainable
 from undiffuse.data.fashion import FASHION_CLASSES, fashion_mnist
+from undiffuse.data.formats.npz import open_npz
 from undiffuse.data.images import prepare, size_pair, to_mode
 from undiffuse.data.opening import IMAGE_SUFFIXES, NAMED_SETS, open_data
 from undiffuse.data.order import epoch_of, index_at, indices_at, permutation, uniforms
@@ -34,6 +35,7 @@ __all__ = [
     "ArraySource",
     "Batch",
     "BrokenImageError",
+    "Converted",
     "DataConfig",
     "DataSummary",
     "Example",
@@ -46,6 +48,7 @@ __all__ = [
     "ZipSource",
     "batches",
     "check_trainable",
+    "convert",
     "epoch_of",
     "fashion_mnist",
     "find_flaws",

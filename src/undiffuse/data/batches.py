@@ -28,7 +28,7 @@ class Batch:
     """Images as they are stored at the door.
 
     Attributes:
-        images: uint8 [b, H, W, C].
+        images: uint8 [b, H, W, C], or float32 in [-1, 1] where the data have a value range (`pixels.from_pixels`).
         labels: int64 [b], or None without labels.
         positions: int64 [b], their places in the run's stream (in `pass_once`: their indices).
         indices: int64 [b], their numbers in the source.

@@ -11,8 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data import order
+from undiffuse.data.channels import ValueRange, check_value_range
+from undiffuse.data.decoding import MAX_PIXELS, describe
+from undiffuse.data.formats.base import Frames, Layout
 from undiffuse.data.images import prepare, size_pair
+from undiffuse.data.labels import listed
 from undiffuse.data.opening import open_data
+from undiffuse.data.patches import TiledSource
 from undiffuse.data.screening import Check, OnBroken, OnTiny
 from undiffuse.data.sources import BrokenImageError, Source
 
@@ -24,10 +29,10 @@ class DataConfig:
     """Which pictures, and how they are prepared.
 
     Attributes:
-        path: folder, zip, npz or named set, as `open_data` takes it.
-        labels: "auto", "none", "folder", "prefix" or the path of a CSV/TSV/JSONL table.
+        path: folder, file, part of a data set or named set, as `open_data` takes it.
+        labels: "auto", "none", "folder", "prefix", a table, or the name of a field, as `open_data` takes it.
         size: pixels, one number (square) or (height, width).
-        channels: 1 grey, 3 RGB, 4 RGBA.
+        channels: 1 grey, 3 RGB, 4 RGBA; any other number takes pictures of that many channels as they are.
         fit: "crop" (ADM's: cover and cut the centre) or "pad" (constant border, 28 -> 32).
         flip: mirror every second image on average, at random.
         random_crop: ADM's random crop, as for its classifier, instead of the centre.
@@ -37,7 +42,14 @@ class DataConfig:
         on_tiny: images smaller than `size` (with fit="crop"): "upscale", "refuse" or "skip".
         check: how closely files are looked at on opening: "auto", "none", "headers" or "full".
         workers: decoding threads; None chooses by itself, 0 decodes where it is asked. It never changes the result.
-        seed: decides the order, flips and crops.
+        seed: decides the order, flips, crops and random patches.
+        value_range: (low, high) of the stored values that become -1 and 1, in the units of the data, for pictures of
+            more than 8 bits; None takes 8-bit levels (16 bits are divided by 257).
+        patches: None prepares whole pictures. "random" cuts a window of `size` pixels at random from each picture,
+            "tiled" cuts every picture into windows that cover it; neither resizes.
+        max_pixels: pictures with more pixels count as broken.
+        frames: "first" or "all" frames of files that hold several.
+        layout: the axes of arrays of pictures: "auto", "HWC" or "CHW".
     """
 
     path: str
@@ -54,11 +66,25 @@ class DataConfig:
     check: Check = "auto"
     workers: int | None = None
     seed: int = 0
+    value_range: ValueRange | None = None
+    patches: Literal["random", "tiled"] | None = None
+    max_pixels: int = MAX_PIXELS
+    frames: Frames = "first"
+    layout: Layout = "auto"
 
     def __post_init__(self) -> None:
         size_pair(self.size)
-        if self.channels not in (1, 3, 4):
-            raise ValueError(f"channels={self.channels}: expected 1 (grey), 3 (RGB) or 4 (RGBA)")
+        object.__setattr__(self, "value_range", check_value_range(self.value_range))
+        if self.channels < 1:
+            raise ValueError(f"channels={self.channels}: expected 1 (grey), 3 (RGB), 4 (RGBA) or another number from 2")
+        if self.patches not in (None, "random", "tiled"):
+            raise ValueError(f'patches={self.patches!r}: expected None, "random" or "tiled"')
+        if self.frames not in ("first", "all") or self.layout not in ("auto", "HWC", "CHW"):
+            raise ValueError(
+                f'frames={self.frames!r}, layout={self.layout!r}: expected "first" or "all", and "auto", "HWC" or "CHW"'
+            )
+        if self.max_pixels < 1:
+            raise ValueError(f"max_pixels={self.max_pixels}: expected at least 1")
         if self.fit not in ("crop", "pad"):
             raise ValueError(f'fit={self.fit!r}: expected "crop" or "pad"')
         colour = (self.background,) if isinstance(self.background, int) else tuple(self.background)
@@ -79,7 +105,7 @@ class DataConfig:
 
     def open(self, label_names: Sequence[str] | None = None) -> Source:
         """The source alone, checked as the config says; `label_names` is an existing class table."""
-        return open_data(
+        source = open_data(
             self.path,
             labels=self.labels,
             label_names=label_names,
@@ -87,15 +113,25 @@ class DataConfig:
             on_tiny=self.on_tiny,
             min_size=self.size if self.fit == "crop" else None,
             check=self.check,
+            value_range=self.value_range,
+            channels=self.channels,
+            max_pixels=self.max_pixels,
+            frames=self.frames,
+            layout=self.layout,
         )
+        return TiledSource(source, size_pair(self.size)) if self.patches == "tiled" else source
 
     def build(self, label_names: Sequence[str] | None = None) -> ImageDataset:
         """The data set: `open` and prepare."""
         return ImageDataset(self.open(label_names), self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dataclasses.asdict(self)
+        """Plain values for JSON. Settings that came later are left out where they have their defaults."""
+        plain = dataclasses.asdict(self)
+        later = {
+            "value_range": None, "patches": None, "max_pixels": MAX_PIXELS, "frames": "first", "layout": "auto",
+        }  # fmt: skip
+        return {key: value for key, value in plain.items() if key not in later or value != later[key]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataConfig:
@@ -116,9 +152,16 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One prepared picture: `image` uint8 [H, W, C], its `label` or None, its `index` in the source, its `position`."""
+    """One prepared picture.
 
-    image: NDArray[np.uint8]
+    Attributes:
+        image: uint8 [H, W, C], or float32 in [-1, 1] with a value range.
+        label: its class, or None.
+        index: its number in the source.
+        position: its place in the stream.
+    """
+
+    image: NDArray[Any]
     label: int | None
     index: int
     position: int
@@ -173,13 +216,15 @@ class ImageDataset:
         flip = config.flip and order.uniforms(config.seed, "flip", position, 1)[0] < 0.5
         crop = order.uniforms(config.seed, "crop", position, 3) if config.random_crop else None
         draws = None if crop is None else (float(crop[0]), float(crop[1]), float(crop[2]))
+        patch = order.uniforms(config.seed, "patch", position, 2) if config.patches == "random" else None
+        place = (0.5, 0.5) if patch is None else (float(patch[0]), float(patch[1]))
         tries = len(self) if config.on_broken == "skip" else 1
         for step in range(tries):
             candidate = (index + step) % len(self)
             if candidate in self.replaced and step + 1 < tries:
                 continue
             try:
-                image = self._prepared(candidate, bool(flip), draws)
+                image = self._prepared(candidate, bool(flip), draws, place)
             except BrokenImageError as error:
                 if step + 1 == tries:
                     raise
@@ -189,20 +234,26 @@ class ImageDataset:
         raise AssertionError("unreachable: the last try returns or raises")
 
     def plain(self, index: int) -> Example:
-        """Image `index` of the source without augmentation (centre crop, no flip); its position is its index.
+        """Image `index` of the source without augmentation (centre crop or patch, no flip); its position is its index.
 
         Raises:
             BrokenImageError: its file cannot be read.
         """
         return Example(
-            image=self._prepared(index, False, None), label=self.source.label(index), index=index, position=index
+            image=self._prepared(index, False, None, (0.5, 0.5)),
+            label=self.source.label(index),
+            index=index,
+            position=index,
         )
 
-    def _prepared(self, index: int, flip: bool, crop: tuple[float, float, float] | None) -> NDArray[np.uint8]:
+    def _prepared(
+        self, index: int, flip: bool, crop: tuple[float, float, float] | None, place: tuple[float, float]
+    ) -> NDArray[Any]:
         config = self.config
         picture = self.source.image(index)
+        wide = config.value_range is None and self.source.value_range is not None and describe(picture).depth != "8"
         try:
-            return prepare(
+            image = prepare(
                 picture,
                 config.size,
                 config.channels,
@@ -211,7 +262,10 @@ class ImageDataset:
                 crop=crop,
                 background=config.background,
                 pad_value=config.pad_value,
+                value_range=self.source.value_range if wide else config.value_range,
+                patch=place if config.patches == "random" else None,
             )
+            return np.floor((image + 1) * 127.5 + 0.5).astype(np.uint8) if wide else image
         except (ValueError, OSError) as error:
             raise BrokenImageError(self.source.name(index), str(error)) from error
 
@@ -237,6 +291,13 @@ def check_trainable(dataset: ImageDataset, batch: int, conditional: bool) -> Non
         )
     if not conditional:
         return
+    if source.labels is None and source.vectors is not None:
+        names = listed(source.vector_names or [], 6)
+        what = "several labels for each image" if source.multi_hot else "numbers, not classes,"
+        raise ValueError(
+            f"{source.where} has {what} ({names}), and a class-conditional model or a classifier needs one class for "
+            'each. Name a column of classes, labels="TABLE:COLUMN", or train without labels, labels="none"'
+        )
     if source.labels is None:
         raise ValueError(
             f"{source.where} has no labels, which a class-conditional model or a classifier needs. Put each class in a "

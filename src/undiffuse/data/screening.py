@@ -7,6 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
+from undiffuse.data.channels import ValueRange, objection, values_of
+from undiffuse.data.decoding import Picture, describe
 from undiffuse.data.images import size_pair
 from undiffuse.data.labels import listed
 from undiffuse.data.sources import BrokenImageError, Excluded, FileSource, Source
@@ -40,11 +44,24 @@ class Flaws:
     tiny: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
-def find_flaws(source: Source, *, check: Check = "full", min_size: int | tuple[int, int] | None = None) -> Flaws:
-    """Look at every picture: is it readable, and at least `min_size` (one number or (height, width))?
+def find_flaws(
+    source: Source,
+    *,
+    check: Check = "full",
+    min_size: int | tuple[int, int] | None = None,
+    value_range: ValueRange | None = None,
+    channels: int = 0,
+) -> Flaws:
+    """Looks at every picture: can it be read and prepared, and has it at least `min_size`?
 
-    `check` says how closely: "headers" finds files that are no images and reads sizes; "full" decodes all pixels and so
-    finds truncated files too; "auto" is "full" up to 256 MiB and 20,000 files, else "headers"; "none" looks at nothing.
+    Args:
+        source: the pictures.
+        check: how closely to look: "headers" finds files that are no images, reads sizes, and finds pixels that cannot
+            be prepared; "full" decodes all pixels and so finds truncated files too; "auto" is "full" up to 256 MiB and
+            20,000 files, else "headers"; "none" looks at nothing.
+        min_size: pixels, one number or (height, width).
+        value_range: the declared (low, high) of stored values.
+        channels: channels of the model, 0 for any.
 
     Raises:
         ValueError: another `check`.
@@ -54,7 +71,10 @@ def find_flaws(source: Source, *, check: Check = "full", min_size: int | tuple[i
     flaws = Flaws()
     if check == "none" or len(source) == 0:
         return flaws
+    declared = value_range if value_range is not None else source.value_range
     if source.in_memory and min_size is None:
+        against = objection(source.info(0), channels, declared)
+        flaws.broken = dict.fromkeys(range(len(source)), against) if against else {}
         return flaws
     if check == "auto":
         volume = sum(source.sizes) if isinstance(source, FileSource) else 0
@@ -63,12 +83,14 @@ def find_flaws(source: Source, *, check: Check = "full", min_size: int | tuple[i
 
     def look(i: int) -> tuple[int, str, tuple[int, int]]:
         try:
-            width, height = source.stored_size(i)
-            if check == "full":
-                source.image(i)  # decoding it is the test
+            info = source.info(i)
+            against = objection(info, channels, declared)
+            if against is None and check == "full":
+                picture = source.image(i)  # decoding it is the test
+                against = objection(describe(picture), channels, declared) or _not_finite(picture)
         except BrokenImageError as error:
             return i, error.reason, (0, 0)
-        return i, "", (width, height)
+        return i, against or "", (info.width, info.height)
 
     with ThreadPoolExecutor(default_workers()) as pool:
         # A pool keeps a record for everything handed to it at once, so a large set goes in by pieces.
@@ -82,6 +104,22 @@ def find_flaws(source: Source, *, check: Check = "full", min_size: int | tuple[i
     return flaws
 
 
+def _not_finite(picture: Picture) -> str | None:
+    if describe(picture).depth != "float":
+        return None
+    values = values_of(picture)
+    bad = values.size - int(np.isfinite(values).sum())
+    return f"{bad:,} of {values.size:,} values are NaN or infinite" if bad else None
+
+
+def _grouped(items: list[Excluded]) -> str:
+    """Names with their reasons; a reason that all share is given once."""
+    reasons = {item.reason for item in items}
+    if len(items) > 1 and len(reasons) == 1:
+        return f"{listed(item.name for item in items)}: {reasons.pop()}"
+    return listed(f"{item.name} ({item.reason})" for item in items)
+
+
 def screen(
     source: Source,
     *,
@@ -89,6 +127,8 @@ def screen(
     on_broken: OnBroken = "refuse",
     on_tiny: OnTiny = "upscale",
     min_size: int | tuple[int, int] | None = None,
+    value_range: ValueRange | None = None,
+    channels: int = 0,
 ) -> Source:
     """The source without its broken pictures, and without its tiny ones where `on_tiny` is "skip".
 
@@ -100,13 +140,17 @@ def screen(
         raise ValueError(f'on_broken={on_broken!r}: expected "refuse" or "skip"')
     if on_tiny not in ("upscale", "refuse", "skip"):
         raise ValueError(f'on_tiny={on_tiny!r}: expected "upscale", "refuse" or "skip"')
-    flaws = find_flaws(source, check=check, min_size=min_size if on_tiny != "upscale" else None)
+    flaws = find_flaws(
+        source, check=check, min_size=min_size if on_tiny != "upscale" else None, value_range=value_range,
+        channels=channels,
+    )  # fmt: skip
     broken = [Excluded(name=source.name(i), reason=reason) for i, reason in flaws.broken.items()]
+    if len(broken) == len(source):
+        raise ValueError(f"{source.where}: none of {len(source):,} images can be used: {_grouped(broken)}")
     if broken and on_broken == "refuse":
         raise ValueError(
-            f"{source.where}: {len(broken):,} of {len(source):,} images cannot be read: "
-            f"{listed(f'{item.name} ({item.reason})' for item in broken)}. Repair or remove them, "
-            'or leave them out with on_broken="skip", on the command line --on-broken skip'
+            f"{source.where}: {len(broken):,} of {len(source):,} images cannot be read: {_grouped(broken)}. Repair or "
+            'remove them, or leave them out with on_broken="skip"'
         )
     tiny = [Excluded(name=source.name(i), reason=f"{h}x{w} is tiny") for i, (w, h) in flaws.tiny.items()]
     if tiny and on_tiny == "refuse":
@@ -114,8 +158,7 @@ def screen(
         raise ValueError(
             f"{source.where}: {len(tiny):,} of {len(source):,} images are smaller than {height}x{width} pixels "
             f"(height x width): {listed(f'{source.name(i)} ({h}x{w})' for i, (w, h) in flaws.tiny.items())}. Choose a "
-            'smaller size, enlarge them with on_tiny="upscale", or leave them out with on_tiny="skip", on the command '
-            "line --on-tiny upscale or skip"
+            'smaller size, enlarge them with on_tiny="upscale", or leave them out with on_tiny="skip"'
         )
     out = {*flaws.broken, *flaws.tiny}
     if not out:
@@ -123,6 +166,6 @@ def screen(
     if len(out) == len(source):
         raise ValueError(
             f"{source.where}: none of {len(source):,} images can be used ({len(broken):,} broken, {len(tiny):,} tiny): "
-            f"{listed(f'{item.name} ({item.reason})' for item in [*broken, *tiny])}"
+            f"{_grouped([*broken, *tiny])}"
         )
     return source.subset([i for i in range(len(source)) if i not in out], [*broken, *tiny])

@@ -14,7 +14,7 @@ import os
 import threading
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +22,9 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from undiffuse.data.images import Picture
+from undiffuse.data.decoding import MAX_PIXELS, Picture, PictureInfo, decode, describe, read_header
 
 __all__ = [
     "ArraySource",
@@ -35,6 +35,7 @@ __all__ = [
     "Source",
     "SubsetSource",
     "ZipSource",
+    "hash_images",
 ]
 
 _HASH_WHOLE = 1 << 30
@@ -69,9 +70,29 @@ class Source(ABC):
         label_names: the class table, label k is called ``label_names[k]``; None without labels.
         excluded: what was left out on opening because it was broken, tiny or unlabelled.
         in_memory: True where `image` costs next to nothing, so that no workers are needed.
+        format: the name of the recognised format ("WebDataset shards"); empty for arrays in memory.
+        notes: sentences that say what was taken and from where.
+        left_out: items that were not taken, by kind: {"files ending in .txt": 8}.
+        held_out: images of the parts of the data set that were not opened: {"test": 10000}.
+        vectors: float32 [N, D], a condition vector for every picture; None without.
+        remarks: what a user should know before a run, a sentence each.
+        labels_settled: True where the format knows the labels, or that there are none; False where names may tell.
+        found_range: the smallest and largest value that such pixels were seen to have.
+        vector_names: the D names of the vectors' columns; None where the format does not name them.
+        value_range: the values of black and white, for pictures that are not 8-bit; None where they are not declared.
+        undeclared: what is known of pixel values whose black and white are not declared ("float32 values -3..900").
     """
 
     in_memory = False
+    labels_settled = False
+    remarks: tuple[str, ...] = ()
+    undeclared = ""
+    found_range: tuple[float, float] | None = None
+    format: str
+    vectors: NDArray[np.float32] | None
+    vector_names: list[str] | None
+    value_range: tuple[float, float] | None
+    multi_hot = False
 
     def __init__(
         self,
@@ -89,6 +110,21 @@ class Source(ABC):
         self.labels = None if labels is None else np.ascontiguousarray(labels, dtype=np.int64)
         self.label_names = None if label_names is None else list(label_names)
         self.excluded = list(excluded)
+        self.format, self.notes = "", []  # type: str, list[str]
+        self.left_out: dict[str, int] = {}
+        self.held_out: dict[str, int] = {}
+        self.vectors, self.vector_names, self.value_range = None, None, None
+
+    def inherit(self, other: Source, keep: Sequence[int] | NDArray[np.int64] | None = None) -> None:
+        """Take over what is known of another source, of which this one holds the pictures `keep` (default: all)."""
+        self.format, self.notes, self.value_range = other.format, list(other.notes), other.value_range
+        self.remarks = other.remarks
+        self.undeclared, self.found_range = other.undeclared, other.found_range
+        self.left_out, self.held_out = dict(other.left_out), dict(other.held_out)
+        self.vector_names, self.labels_settled = other.vector_names, other.labels_settled
+        self.multi_hot = other.multi_hot
+        if other.vectors is not None:
+            self.vectors = other.vectors if keep is None else other.vectors[np.asarray(keep, dtype=np.int64)]
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -106,6 +142,10 @@ class Source(ABC):
             OSError: the system, not the file, is at fault (too many open files, no permission).
         """
 
+    def encoded(self, i: int) -> bytes | None:
+        """Picture i as the bytes of an image file; None where it is not stored as one."""
+        return None
+
     @abstractmethod
     def _content_hash(self) -> bytes:
         """SHA-256 of what is stored (names and sizes, or pixels), without labels."""
@@ -120,8 +160,16 @@ class Source(ABC):
         Raises:
             BrokenImageError: there is no readable header.
         """
-        picture = self.image(i)
-        return picture.size if isinstance(picture, Image.Image) else (picture.shape[1], picture.shape[0])
+        found = self.info(i)
+        return found.width, found.height
+
+    def info(self, i: int) -> PictureInfo:
+        """What picture i is, from its header where it has one.
+
+        Raises:
+            BrokenImageError: there is no readable header.
+        """
+        return describe(self.image(i))
 
     @property
     def description(self) -> str:
@@ -129,7 +177,7 @@ class Source(ABC):
         if self.label_names is not None:
             text += f", {len(self.label_names)} class{'es' if len(self.label_names) != 1 else ''}"
         else:
-            text += ", no labels"
+            text += ", no labels" if self.vectors is None else f", vectors of {self.vectors.shape[1]} numbers"
         if self.excluded:
             text += f", {len(self.excluded)} left out"
         return text
@@ -144,6 +192,9 @@ class Source(ABC):
         if self.labels is not None and self.label_names is not None:
             sha.update("\0".join(self.label_names).encode())
             sha.update(self.labels.astype("<i8").tobytes())
+        if self.vectors is not None:
+            sha.update(f"vectors {list(self.vectors.shape)}".encode())
+            sha.update(self.vectors.astype("<f4").tobytes())
         return sha.hexdigest()
 
     def class_counts(self) -> dict[str, int]:
@@ -159,7 +210,17 @@ class Source(ABC):
 
 
 class FileSource(Source):
-    """Encoded image files, whatever holds them."""
+    """Encoded image files, whatever holds them.
+
+    Attributes:
+        names: of the files.
+        sizes: of the files, in bytes.
+        held_names: names of files that belong to parts of the data set that were not opened.
+        max_pixels: larger pictures are refused as broken.
+    """
+
+    held_names: Set[str] = frozenset()
+    max_pixels = MAX_PIXELS
 
     def __init__(
         self,
@@ -184,7 +245,11 @@ class FileSource(Source):
         """File i, open for reading."""
 
     def labelled(
-        self, keep: Sequence[int], labels: NDArray[np.int64], label_names: Sequence[str], excluded: Sequence[Excluded]
+        self,
+        keep: Sequence[int],
+        labels: NDArray[np.int64] | None,
+        label_names: Sequence[str] | None,
+        excluded: Sequence[Excluded],
     ) -> FileSource:
         """The files of the given numbers with the given labels [len(keep)]; `excluded` tells of the others."""
         other = copy.copy(self)
@@ -195,29 +260,33 @@ class FileSource(Source):
             [self.sizes[i] for i in keep],
             labels,
             label_names,
-            excluded,
+            [*self.excluded, *excluded],
         )
+        other.inherit(self, keep)
+        other.__dict__.pop("fingerprint", None)
+        other._keep(keep)
         return other
 
-    def image(self, i: int) -> Image.Image:
+    def _keep(self, keep: Sequence[int]) -> None:
+        """Thin out what a subclass stores beside names and sizes."""
+
+    def encoded(self, i: int) -> bytes:
+        with self.open(i) as file:
+            return file.read()
+
+    def image(self, i: int) -> Picture:
         try:
             with self.open(i) as file:
-                data = file.read()
-            image = Image.open(io.BytesIO(data))
-            image.load()
+                return decode(io.BytesIO(file.read()), self.max_pixels)
         except Exception as error:
             raise _blame(self.names[i], self.sizes[i], error) from error
-        return image
 
-    def stored_size(self, i: int) -> tuple[int, int]:
+    def info(self, i: int) -> PictureInfo:
         try:
-            with self.open(i) as file, Image.open(file) as image:
-                size = image.size
-                # Only these formats keep their EXIF block in the header; asking a PNG would decode all of it.
-                turned = image.format in ("JPEG", "MPO") and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            with self.open(i) as file:
+                return read_header(file, self.max_pixels)
         except Exception as error:
             raise _blame(self.names[i], self.sizes[i], error) from error
-        return (size[1], size[0]) if turned else size
 
     def _content_hash(self) -> bytes:
         sha = hashlib.sha256()
@@ -239,7 +308,8 @@ def _blame(name: str, size: int, error: Exception) -> Exception:
     if isinstance(error, UnidentifiedImageError):
         return BrokenImageError(name, "this is not an image file that can be decoded")
     text = str(error) or type(error).__name__
-    return BrokenImageError(name, text if isinstance(error, OSError) else f"{type(error).__name__}: {text}")
+    plain = isinstance(error, OSError) or type(error) is ValueError
+    return BrokenImageError(name, text if plain else f"{type(error).__name__}: {text}")
 
 
 class FolderSource(FileSource):
@@ -279,7 +349,9 @@ class ZipSource(FileSource):
 
 
 class ArraySource(Source):
-    """Pictures of one size in a uint8 array [N, H, W] or [N, H, W, C] (C = 1, 3 or 4), in memory or memory-mapped.
+    """Pictures of one size in an array [N, H, W] or [N, H, W, C], in memory or memory-mapped.
+
+    Pictures that are not uint8 keep their values; `value_range` says which of them are black and white.
 
     Raises:
         ValueError: another dtype or shape, or as many labels as there are not images.
@@ -289,29 +361,32 @@ class ArraySource(Source):
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[Any],
         labels: NDArray[np.int64] | None = None,
         label_names: Sequence[str] | None = None,
         *,
         where: str = "array",
         item_name: str = "image",
+        value_range: tuple[float, float] | None = None,
+        undeclared: str = "",
     ) -> None:
         super().__init__(where, labels, label_names)
-        if (
-            images.dtype != np.uint8
-            or images.ndim not in (3, 4)
-            or (images.ndim == 4 and images.shape[3] not in (1, 3, 4))
-        ):
-            hint = ""
-            if images.ndim == 4 and images.shape[1] in (1, 3, 4):
-                hint = "; it looks like [N, C, H, W]: transpose it with array.transpose(0, 2, 3, 1)"
+        hint = ""
+        if images.ndim == 4 and images.shape[1] in (1, 3, 4) and images.shape[3] not in (1, 3, 4):
+            hint = "; it looks like [N, C, H, W]: transpose it with array.transpose(0, 2, 3, 1)"
+        if images.dtype.kind not in "uifb" or images.ndim not in (3, 4) or hint:
             raise ValueError(
-                f"{where}: expected uint8 images [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels, "
+                f"{where}: expected numeric images [N, H, W] or [N, H, W, C], "
                 f"got {images.dtype} {list(images.shape)}{hint}"
+            )
+        if images.dtype not in (np.uint8, np.bool_) and value_range is None and not undeclared:
+            raise ValueError(
+                f"{where}: images of {images.dtype} {list(images.shape)} have no defined black and white: expected "
+                "uint8, or value_range=(black, white)"
             )
         if labels is not None and labels.shape != (len(images),):
             raise ValueError(f"{where}: {len(images)} images but labels of shape {list(labels.shape)}")
-        self.images = images
+        self.images, self.value_range, self.undeclared = images, value_range, undeclared
         self._item_name = item_name
 
     def __len__(self) -> int:
@@ -320,18 +395,28 @@ class ArraySource(Source):
     def name(self, i: int) -> str:
         return f"{self._item_name}[{i}]"
 
-    def image(self, i: int) -> NDArray[np.uint8]:
-        return np.asarray(self.images[i])
+    def image(self, i: int) -> NDArray[Any]:
+        image = np.asarray(self.images[i])
+        return image.astype(np.uint8) * np.uint8(255) if image.dtype == bool else image
+
+    def stored_size(self, i: int) -> tuple[int, int]:
+        return self.images.shape[2], self.images.shape[1]
 
     def _content_hash(self) -> bytes:
-        sha = hashlib.sha256(f"uint8 {list(self.images.shape)}".encode())
-        count, each = len(self.images), max(1, int(np.prod(self.images.shape[1:])))
-        step = max(1, -(-count * each // _HASH_WHOLE))
-        block = max(1, (1 << 24) // each)
-        chosen = self.images[::step]
-        for start in range(0, len(chosen), block):
-            sha.update(np.ascontiguousarray(chosen[start : start + block]).data)
-        return sha.digest()
+        return hash_images(self.images)
+
+
+def hash_images(images: Any) -> bytes:
+    """SHA-256 of an array of images [N, ...]: of all pixels up to 1 GiB, else of evenly spaced images."""
+    dtype = np.dtype(images.dtype)
+    sha = hashlib.sha256(f"{dtype.newbyteorder('=').name} {list(images.shape)}".encode())
+    count, each = int(images.shape[0]), max(1, int(np.prod(images.shape[1:])) * dtype.itemsize)
+    step = max(1, -(-count * each // _HASH_WHOLE))
+    block = max(1, (1 << 24) // each) * step
+    for start in range(0, count, block):
+        chosen = np.asarray(images[start : start + block : step])
+        sha.update(np.ascontiguousarray(chosen, dtype=dtype.newbyteorder("=")).data)
+    return sha.digest()
 
 
 class SubsetSource(Source):
@@ -341,6 +426,7 @@ class SubsetSource(Source):
         labels = None if parent.labels is None else parent.labels[indices]
         super().__init__(parent.where, labels, parent.label_names, [*parent.excluded, *excluded])
         self.parent, self.indices, self.in_memory = parent, indices, parent.in_memory
+        self.inherit(parent, indices)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -348,11 +434,17 @@ class SubsetSource(Source):
     def name(self, i: int) -> str:
         return self.parent.name(int(self.indices[i]))
 
+    def encoded(self, i: int) -> bytes | None:
+        return self.parent.encoded(int(self.indices[i]))
+
     def image(self, i: int) -> Picture:
         return self.parent.image(int(self.indices[i]))
 
     def stored_size(self, i: int) -> tuple[int, int]:
         return self.parent.stored_size(int(self.indices[i]))
+
+    def info(self, i: int) -> PictureInfo:
+        return self.parent.info(int(self.indices[i]))
 
     def _content_hash(self) -> bytes:
         return hashlib.sha256(self.parent._content_hash() + self.indices.astype("<i8").tobytes()).digest()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from undiffuse.data.channels import ValueRange, objection, values_of
 from undiffuse.data.dataset import DataConfig
-from undiffuse.data.images import Picture, prepare
+from undiffuse.data.decoding import Picture, describe
+from undiffuse.data.images import kept_by_crop, prepare
 from undiffuse.data.labels import listed
+from undiffuse.data.ranges import declared_for
+from undiffuse.data.remarks import held_out_text, left_out_text
 from undiffuse.data.screening import default_workers
 from undiffuse.data.sources import BrokenImageError, Excluded, Source
 
@@ -20,6 +23,9 @@ __all__ = ["DataSummary", "scan"]
 
 _MEASURED = 2048
 """How many images, evenly spaced, the mean and deviation are measured on."""
+_PAGED = (".tif", ".tiff", ".gif", ".webp", ".png", ".apng", ".avif", ".avifs")
+_DARK = 16384
+"""Pictures of 16 bits whose largest value is below this become a quarter as bright as white, or less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,16 @@ class DataSummary:
         mean: mean pixel value of prepared images, in [-1, 1]; NaN if none could be prepared.
         sigma_data: standard deviation of prepared pixel values about that mean (Karras et al., 2022, call it so).
         fingerprint: SHA-256 of the source.
+        channels: channels a model of these pictures should have: 1 if all are grey, 3 if any has colours, else as many
+            as are stored.
+        ranges: smallest and largest value of pictures of more than 8 bits, by format {"I;16": (0, 2944)}.
+        pages: (files with several frames or pages, all their frames) among those looked at.
+        ome: whether such files are OME-TIFF, whose pages are channels and slices.
+        left_out: files of other kinds {"files ending in .txt": how many}.
+        notes: sentences on what was taken and from where.
+        held_out: images of the parts of the data set that were not opened.
+        format: the format that was recognised.
+        config: how the pictures were prepared.
     """
 
     description: str
@@ -56,6 +72,62 @@ class DataSummary:
     sigma_data: float
     fingerprint: str
     alpha: int = 0
+    channels: int = 3
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    pages: tuple[int, int] = (0, 0)
+    ome: bool = False
+    left_out: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    held_out: dict[str, int] = field(default_factory=dict)
+    format: str = ""
+    config: DataConfig | None = None
+
+    def remarks(self) -> list[str]:
+        """What people should know before they train: what was taken from where, what was not, and what looks wrong."""
+        out = list(self.notes)
+        if self.held_out:
+            out.append(held_out_text(self.held_out))
+        if self.left_out:
+            out.append(left_out_text(self.left_out))
+        files, pages = self.pages
+        if files and not any("frames" in kind for kind in self.left_out):
+            what = "channels or slices (OME-TIFF)" if self.ome else "frames"
+            out.append(
+                f"{files:,} file{'s hold' if files > 1 else ' holds'} {pages:,} {what}; the first of each is taken"
+            )
+        out += [self._range_text(mode, low, high) for mode, (low, high) in self.ranges.items()]
+        out += self._crop_text()
+        return out
+
+    def _range_text(self, mode: str, low: float, high: float) -> str:
+        name = {"I;16": "16-bit grey", "RGB;16": "16-bit RGB", "RGBA;16": "16-bit RGBA"}.get(mode, mode)
+        declared = None if self.config is None else self.config.value_range
+        if declared is not None:
+            beyond = low < min(declared) or high > max(declared)
+            told = "; values beyond are clipped" if beyond else ""
+            return f"{name}, {low:g}..{high:g}: value_range=({declared[0]:g}, {declared[1]:g}) is black and white{told}"
+        if ";16" not in mode:
+            return f"{name}, {low:g}..{high:g}"
+        text = f"{name}, {low:g}..{high:g}: the brightest becomes {round(high / 257)} of 255"
+        if high >= _DARK:
+            return text
+        return f"{text}; take value_range=(0, {declared_for(high)}) to train on the values that are there"
+
+    def _crop_text(self) -> list[str]:
+        config = self.config
+        if config is None or config.fit != "crop" or config.patches is not None:
+            return []
+        kept = {size: kept_by_crop(size, config.size) for size in self.sizes}
+        lossy = [size for size, share in kept.items() if share < 0.9]
+        if not lossy:
+            return []
+        count, worst = sum(self.sizes[size] for size in lossy), min(lossy, key=lambda size: kept[size])
+        height, width, _ = config.shape
+        every = "all" if count == sum(self.sizes.values()) else f"{count:,}"
+        return [
+            f"{every} images are cropped by more than 10 % to the shape {height}x{width}: of {worst[1]}x{worst[0]} "
+            f'(height x width), {100 * kept[worst]:.0f} % is kept; fit="pad" keeps all of it'
+        ]
 
     def text(self) -> str:
         """A readable report of a few lines."""
@@ -73,6 +145,7 @@ class DataSummary:
                 lines.append(f"{title}: {len(items):,}: " + listed(f"{item.name} ({item.reason})" for item in items))
         if self.tiny:
             lines.append(f"smaller than the size asked for: {len(self.tiny):,}: " + listed(self.tiny))
+        lines += self.remarks()
         lines.append(f"pixels in [-1, 1]: mean {self.mean:.4f}, standard deviation {self.sigma_data:.4f}")
         lines.append(f"fingerprint: {self.fingerprint}")
         return "\n".join(lines)
@@ -87,6 +160,10 @@ class _Look:
     size: tuple[int, int] = (0, 0)
     mode: str = ""
     alpha: bool = False
+    channels: int = 0
+    values: tuple[float, float] | None = None
+    pages: int = 1
+    ome: bool = False
     moments: tuple[int, float, float] = (0, 0.0, 0.0)
 
 
@@ -105,23 +182,36 @@ def scan(source: Source, config: DataConfig, limit: int | None = None, workers: 
     chosen: NDArray[np.int64] = np.arange(amount, dtype=np.int64) * len(source) // amount
     measured = set(chosen[:: -(-amount // _MEASURED)].tolist())
     height, width, _ = config.shape
+    declared = config.value_range if config.value_range is not None else source.value_range
 
     def look(i: int) -> _Look:
         try:
             picture = source.image(i)
-            moments = _moments(picture, config) if i in measured else (0, 0.0, 0.0)
+            info = describe(picture)
+            against = objection(info, 0, declared)
+            if against is not None:
+                return _Look(index=i, broken=against)
+            moments = _moments(picture, config, declared) if i in measured else (0, 0.0, 0.0)
         except BrokenImageError as error:
             return _Look(index=i, broken=error.reason)
         except (ValueError, OSError) as error:
             return _Look(index=i, broken=str(error))
-        size, mode = _what(picture)
-        return _Look(index=i, size=size, mode=mode, alpha=_has_alpha(picture), moments=moments)
+        paged = not source.in_memory and source.name(i).lower().endswith(_PAGED)
+        header = source.info(i) if paged else info
+        colours = info.channels if info.planes else info.channels - info.alpha
+        return _Look(
+            index=i, size=(info.width, info.height), mode=info.mode, alpha=info.alpha, channels=colours,
+            values=_extremes(picture) if info.depth != "8" else None, pages=header.pages, ome=header.ome,
+            moments=moments,
+        )  # fmt: skip
 
     sizes: Counter[tuple[int, int]] = Counter()
     modes: Counter[str] = Counter()
     broken: list[Excluded] = []
     tiny: list[str] = []
-    alpha = 0
+    alpha, files, pages, ome = 0, 0, 0, False
+    channels: set[int] = set()
+    ranges: dict[str, tuple[float, float]] = {}
     total = np.zeros(3)
     threads = default_workers() if workers is None else workers
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -134,6 +224,12 @@ def scan(source: Source, config: DataConfig, limit: int | None = None, workers: 
                 modes[seen.mode] += 1
                 alpha += seen.alpha
                 total += seen.moments
+                channels.add(seen.channels)
+                ome |= seen.ome and seen.pages > 1
+                files, pages = files + (seen.pages > 1), pages + (seen.pages if seen.pages > 1 else 0)
+                if seen.values is not None:
+                    low, high = ranges.get(seen.mode, seen.values)
+                    ranges[seen.mode] = (min(low, seen.values[0]), max(high, seen.values[1]))
                 if config.fit == "crop" and (seen.size[0] < width or seen.size[1] < height):
                     tiny.append(source.name(seen.index))
     mean = total[1] / total[0] if total[0] else float("nan")
@@ -152,32 +248,37 @@ def scan(source: Source, config: DataConfig, limit: int | None = None, workers: 
         sigma_data=float(np.sqrt(variance)),
         fingerprint=source.fingerprint,
         alpha=alpha,
+        channels=max(channels, default=3),
+        ranges=ranges,
+        pages=(files, pages),
+        ome=ome,
+        left_out=dict(source.left_out),
+        held_out=dict(source.held_out),
+        format=source.format,
+        notes=tuple(source.notes),
+        config=config,
     )
 
 
-def _what(picture: Picture) -> tuple[tuple[int, int], str]:
-    """(width, height) and pixel format of a stored picture."""
-    if isinstance(picture, Image.Image):
-        return picture.size, picture.mode
-    channels = 1 if picture.ndim == 2 else picture.shape[2]
-    return (picture.shape[1], picture.shape[0]), {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+def _extremes(picture: Picture) -> tuple[float, float]:
+    """(smallest, largest) of the stored values."""
+    values = values_of(picture)
+    return float(values.min()), float(values.max())
 
 
-def _has_alpha(picture: Picture) -> bool:
-    """Whether preparing the picture for fewer than four channels lays it over the background (`to_mode`)."""
-    if isinstance(picture, Image.Image):
-        return picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info
-    return picture.ndim == 3 and picture.shape[2] in (2, 4)
-
-
-def _moments(picture: Picture, config: DataConfig) -> tuple[int, float, float]:
+def _moments(picture: Picture, config: DataConfig, declared: ValueRange | None) -> tuple[int, float, float]:
+    info = describe(picture)
+    fits = objection(info, config.channels, (0, 1)) is None
     pixels = prepare(
         picture,
         config.size,
-        config.channels,
+        config.channels if fits else info.channels,
         fit=config.fit,
         background=config.background,
         pad_value=config.pad_value,
+        value_range=declared if info.depth in ("int", "float") else config.value_range,
+        patch=(0.5, 0.5) if config.patches == "random" else None,
     )
-    values = pixels.astype(np.float64) / 127.5 - 1.0
+    values = pixels.astype(np.float64)
+    values = values / 127.5 - 1.0 if pixels.dtype == np.uint8 else values
     return values.size, float(values.sum()), float((values * values).sum())

@@ -8,9 +8,12 @@ from __future__ import annotations
 from undiffuse.pictures.animation import save_animation
 from undiffuse.pictures.arrays import spaced
 from undiffuse.pictures.grid import draw_grid, stack, tile
+from undiffuse.pictures.output_folder import claim_output, foreign_files
 from undiffuse.pictures.plots import Panel, PlottingUnavailable, draw_plot
 from undiffuse.pictures.png import read_record, save_png
-from undiffuse.pictures.writer import Samples, SampleWriter, read_samples
+from undiffuse.pictures.stored import Samples, read_samples, sample_files
+from undiffuse.pictures.units import load_image, preview, save_image
+from undiffuse.pictures.writer import SampleWriter
 
 __all__ = [
     "Panel",
@@ -19,9 +22,15 @@ __all__ = [
     "Samples",
     "draw_grid",
     "draw_plot",
+    "claim_output",
+    "foreign_files",
+    "load_image",
+    "preview",
     "read_record",
     "read_samples",
+    "sample_files",
     "save_animation",
+    "save_image",
     "save_png",
     "spaced",
     "stack",

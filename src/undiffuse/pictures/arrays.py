@@ -12,8 +12,10 @@ Images = np.ndarray | Tensor
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-def as_images(images: Images) -> np.ndarray:
+def as_images(images: Images, any_channels: bool = False) -> np.ndarray:
     """A uint8 array [N, H, W, C] (C = 1 grey, 3 RGB, 4 RGBA) from a numpy array or a tensor on any device.
+
+    With `any_channels`, C is any number from 1.
 
     Raises ValueError when the type, the number of axes or the number of channels is another, or the batch is empty.
     """
@@ -26,7 +28,7 @@ def as_images(images: Images) -> np.ndarray:
         raise ValueError(
             f"expected uint8 images [N, H, W, C], got {given}: convert with undiffuse.pixels.to_uint8 first."
         )
-    if images.ndim != 4 or images.shape[-1] not in MODES or 0 in images.shape:
+    if images.ndim != 4 or (images.shape[-1] not in MODES and not any_channels) or 0 in images.shape:
         raise ValueError(f"expected uint8 images [N, H, W, C] with C = 1 (grey), 3 (RGB) or 4 (RGBA), got {given}.")
     return images
 

@@ -20,7 +20,7 @@ from undiffuse.nets.protocol import memory_format
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures.plots import PlottingUnavailable, can_plot
-from undiffuse.pixels import from_uint8
+from undiffuse.pixels import from_pixels
 from undiffuse.training.config import TrainConfig
 from undiffuse.training.diagnosis import describe, find_broken_parts
 from undiffuse.training.evaluation import BEST, Evaluator, keep_best
@@ -159,7 +159,7 @@ class Run:
         mine = (positions - start).numpy()
         labels = None if batch.labels is None else torch.as_tensor(batch.labels, dtype=torch.int64).to(self.device)
         inputs = Inputs(
-            x0=from_uint8(batch.images, self.device).contiguous(memory_format=torch.channels_last),
+            x0=from_pixels(batch.images, self.device).contiguous(memory_format=torch.channels_last),
             labels=labels,
             t=torch.from_numpy(t[mine]),
             weights=torch.from_numpy(weights[mine]).float().to(self.device),

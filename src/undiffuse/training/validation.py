@@ -12,7 +12,7 @@ from undiffuse.data import ImageDataset, pass_once
 from undiffuse.distributed import Ranks
 from undiffuse.ema import EMA
 from undiffuse.nets.runner import NetworkRunner
-from undiffuse.pixels import from_uint8
+from undiffuse.pixels import from_pixels
 from undiffuse.training.config import TrainConfig
 from undiffuse.training.outputs import evaluating
 from undiffuse.training.tally import QUARTILES, binned_sums, means
@@ -53,7 +53,7 @@ def validate(
             device = ranks.device
             t = (batch.positions.double() * 0.6180339887498949 % 1.0 * chain_steps).long().clamp(max=chain_steps - 1)
             inputs = Inputs(
-                x0=from_uint8(batch.images, device),
+                x0=from_pixels(batch.images, device),
                 labels=None if batch.labels is None else batch.labels.to(device),
                 t=t,
                 weights=torch.ones(len(t), device=device),

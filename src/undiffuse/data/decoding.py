@@ -1,0 +1,301 @@
+"""Decodes image files: which endings count as images, what a header says, and the pixels as they are stored.
+
+Pillow decodes nearly everything. Three things are done here because it gets them wrong or refuses them: pictures of
+several channels with 16 bits (it drops the low byte), TIFF files beyond RGBA (see `undiffuse.data.tiff`), and 16-bit
+TIFF files in which white is zero. Pillow's guard against decompression bombs is replaced by `max_pixels`.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass, replace
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from undiffuse.data.tiff import TiffPage, count_pages, is_tiff, read_page, read_pixels
+
+__all__ = [
+    "IMAGE_SUFFIXES", "MAX_PIXELS", "Picture", "PictureInfo", "Planes", "as_stored", "decode", "describe",
+    "read_header",
+]  # fmt: skip
+
+IMAGE_SUFFIXES = (
+    ".apng", ".avif", ".avifs", ".bmp", ".bw", ".dds", ".dib", ".gif", ".icb", ".icns", ".ico", ".j2c", ".j2k",
+    ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pfm", ".pgm", ".png",
+    ".pnm", ".ppm", ".psd", ".qoi", ".ras", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp", ".xbm", ".xpm",
+)  # fmt: skip
+"""Endings of the pixel formats that Pillow reads. Vector formats, which need other programs, are not among them."""
+
+MAX_PIXELS = 1 << 28
+"""Pixels of the largest picture that is decoded unless `max_pixels` says otherwise: 16,384 x 16,384."""
+
+_FORMATS = (
+    "PNG", "JPEG", "MPO", "TIFF", "WEBP", "GIF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "QOI", "PSD", "PCX", "SGI",
+    "SUN", "DDS", "ICO", "ICNS", "XBM", "XPM", "TGA",
+)  # fmt: skip
+_LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "RGB;16L": "RGB;16B", "RGBA;16L": "RGBA;16B"}
+"""Pillow's raw modes that keep the high byte of a channel, and those that read the other byte of the same data."""
+
+
+class Planes(np.ndarray):
+    """An array [H, W, C] of channels without a meaning as colours: never converted to grey or RGB."""
+
+
+Picture = Image.Image | NDArray[Any]
+"""A picture as a source stores it: a PIL image, or an array [H, W] or [H, W, C] of any number type.
+
+An array of 1, 2, 3 or 4 channels is grey, grey with alpha, RGB or RGBA, unless it is a `Planes`.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureInfo:
+    """What a picture is, known from its header or from its pixels.
+
+    Attributes:
+        width: pixels, upright.
+        height: pixels, upright.
+        mode: the stored format for people and counts: "RGB", "L", "P", "I;16", "RGB;16", "5 channels of float32", ...
+        depth: "8" (also 1-bit and palettes), "16" (unsigned, white is 65535), "int" or "float" (white is unknown).
+        channels: channels that are stored, alpha among them (a palette counts as RGB).
+        alpha: whether something is transparent.
+        planes: whether the channels have no meaning as colours.
+        pages: frames or pages in the file, of which the first is taken.
+        ome: whether the pages are the channels and slices of an OME-TIFF.
+    """
+
+    width: int
+    height: int
+    mode: str
+    depth: str = "8"
+    channels: int = 3
+    alpha: bool = False
+    planes: bool = False
+    pages: int = 1
+    ome: bool = False
+
+
+def decode(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> Picture:
+    """The first picture of a file, exactly as stored: a loaded PIL image, or an upright array where Pillow has none.
+
+    Raises:
+        ValueError: the file has more than `max_pixels` pixels, or damaged pixels.
+        OSError: it cannot be decoded (PIL.UnidentifiedImageError: it is no image).
+    """
+    start = file.read(16)
+    file.seek(0)
+    page = read_page(file) if is_tiff(start) else None
+    if page is not None and page.beyond_pillow:
+        _limit(page.width, page.height, max_pixels)
+        # Pillow unpacks LZW faster, and knows compressions that are not read here.
+        colours = page.photometric == 2 and page.bits == 16 and page.kind == "u" and page.samples in (3, 4)
+        if not colours or page.planar or page.compression in (1, 8, 32946):
+            return as_stored(read_pixels(file, page), page)
+        image = _open(file, max_pixels)
+        return as_stored(_sixteen_bits(file, image, _rawmode(image), max_pixels), page)
+    image = _open(file, max_pixels)
+    rawmode = _rawmode(image)
+    if image.format == "PNG" and rawmode in ("RGB;16B", "RGBA;16B", "LA;16B"):
+        return _turned(_sixteen_bits(file, image, rawmode, max_pixels), _orientation(image))
+    image.load()
+    if page is not None and page.photometric == 0 and image.mode.startswith("I;16"):
+        most = (1 << page.bits) - 1 if 8 < page.bits <= 16 else 65535
+        inverted = Image.fromarray(np.where(np.asarray(image) > most, 0, most - np.minimum(np.asarray(image), most)))
+        inverted.info, inverted.format = dict(image.info), image.format
+        return inverted
+    return image
+
+
+def read_header(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> PictureInfo:
+    """What a file says of its first picture, without decoding the pixels.
+
+    Raises:
+        ValueError: as `decode`.
+        OSError: as `decode`.
+    """
+    start = file.read(16)
+    file.seek(0)
+    page = read_page(file) if is_tiff(start) else None
+    if page is not None and page.beyond_pillow:
+        _limit(page.width, page.height, max_pixels)
+        wide = page.orientation in (5, 6, 7, 8)
+        width, height = (page.height, page.width) if wide else (page.width, page.height)
+        sample = np.zeros((1, 1, page.samples), f"{page.kind}{page.bits // 8}")
+        named = describe(as_stored(sample, page))
+        return replace(named, width=width, height=height, pages=_count_pages(file), ome=_is_ome(page))
+    with _open(file, max_pixels) as image:
+        info = describe(image)
+        rawmode = _rawmode(image)
+        if image.format == "PNG" and rawmode in ("RGB;16B", "RGBA;16B", "LA;16B"):
+            mode = rawmode.replace("16B", "16")
+            info = replace(info, mode=mode, depth="16")
+        # A phone's MPO holds previews and depth maps, no further pictures.
+        pages = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+        return replace(info, pages=pages, ome=page is not None and _is_ome(page))
+
+
+def describe(picture: Picture) -> PictureInfo:
+    """What a picture is; a PIL image need not be loaded. Its pages are counted by `read_header` only."""
+    if isinstance(picture, np.ndarray):
+        channels = 1 if picture.ndim == 2 else int(picture.shape[2])
+        planes = isinstance(picture, Planes) or channels > 4
+        depth = _depth(picture.dtype)
+        name = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}.get(channels, "")
+        kind = f"{channels} channels" if planes or not name else name
+        if picture.dtype not in (np.uint8, np.bool_):
+            short = depth == "16" and not planes
+            kind = ("I;16" if channels == 1 else f"{name};16") if short else f"{kind} of {picture.dtype.name}"
+            kind = picture.dtype.name if channels == 1 and not short else kind
+        return PictureInfo(width=int(picture.shape[1]), height=int(picture.shape[0]), mode=kind, depth=depth,
+                           channels=channels, alpha=channels in (2, 4) and not planes, planes=planes)  # fmt: skip
+    mode, depth = picture.mode, "8"
+    if mode == "F":
+        depth = "float"
+    elif mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):
+        depth = "16"
+    elif mode == "I":
+        depth = "int"
+    transparent = "transparency" in picture.info
+    alpha = mode in ("LA", "La", "PA", "RGBA", "RGBa") or transparent
+    grey = mode in ("1", "L", "LA", "La", "I", "F") or mode.startswith("I;16")
+    width, height = picture.size
+    # A PNG keeps its EXIF block behind the pixels; asking for it would decode them.
+    turned = picture.format in ("JPEG", "MPO", "TIFF", "WEBP") and _orientation(picture) in (5, 6, 7, 8)
+    if turned:
+        width, height = height, width
+    return PictureInfo(width=width, height=height, mode=mode, depth=depth, channels=(1 if grey else 3) + alpha,
+                       alpha=alpha)  # fmt: skip
+
+
+def _depth(dtype: np.dtype) -> str:
+    if dtype in (np.uint8, np.bool_):
+        return "8"
+    if dtype == np.uint16:
+        return "16"
+    return "float" if dtype.kind == "f" else "int"
+
+
+def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
+    """What PIL.Image.open does, for pixel formats only and within our own limit, which no global setting changes."""
+    Image.preinit()
+    if any(name not in Image.OPEN for name in _FORMATS[:6]):
+        Image.init()
+    file.seek(0)
+    start, reasons = file.read(16), []
+    for again in (False, True):
+        for name in _FORMATS:
+            if name not in Image.OPEN:
+                continue
+            factory, accept = Image.OPEN[name]
+            try:
+                accepted = True if accept is None else accept(start)
+                if isinstance(accepted, str):
+                    reasons.append(accepted)
+                if not accepted or isinstance(accepted, str):
+                    continue
+                file.seek(0)
+                image = factory(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue
+            _limit(*image.size, max_pixels)
+            return image
+        if again:
+            break
+        Image.init()
+    if reasons:
+        raise OSError(f"this installation of Pillow cannot decode it ({reasons[0]})")
+    raise UnidentifiedImageError("cannot identify image file")
+
+
+def _limit(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ValueError(
+            f"the picture has {width * height:,} pixels ({height}x{width}, height x width), more than the limit of "
+            f"{max_pixels:,}; raise it with max_pixels={width * height}"
+        )
+
+
+def _rawmode(image: Image.Image) -> str:
+    """Pillow's name for the layout of the stored pixels; "" where it has none."""
+    tile = getattr(image, "tile", None)
+    arguments = tile[0][3] if tile else ""
+    arguments = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return arguments if isinstance(arguments, str) else ""
+
+
+def _sixteen_bits(file: IO[bytes], image: Image.Image, rawmode: str, max_pixels: int) -> NDArray[np.uint16]:
+    """All 16 bits [H, W, C] of a picture that Pillow reads with 8, by decoding the high and the low bytes in turn."""
+    if rawmode == "LA;16B":  # two channels of two bytes have the layout of four channels of one byte
+        bytes_ = _decoded(image, "RGBA").astype(np.uint16)
+        return (bytes_[..., 0::2] << 8) | bytes_[..., 1::2]
+    rawmode = rawmode.replace(";16N", ";16L" if np.little_endian else ";16B")
+    high = _decoded(image, rawmode)
+    colour = image.info.get("transparency")
+    low = _decoded(_open(file, max_pixels), _LOW_BYTES[rawmode])
+    values = (high.astype(np.uint16) << 8) | low
+    if isinstance(colour, tuple):  # one colour is transparent
+        alpha = np.where((values == np.array(colour, np.uint16)).all(-1), 0, 65535).astype(np.uint16)
+        values = np.concatenate([values, alpha[..., None]], axis=-1)
+    return values
+
+
+def _decoded(image: Image.Image, rawmode: str) -> NDArray[np.uint8]:
+    """The picture read as another raw mode."""
+
+    def changed(arguments: Any) -> Any:
+        return (rawmode, *arguments[1:]) if isinstance(arguments, tuple) else rawmode
+
+    tiled: Any = image
+    tiled.tile = [tile._replace(args=changed(tile.args)) for tile in tiled.tile]
+    image.load()
+    return np.asarray(image)
+
+
+def as_stored(values: NDArray[Any], page: TiffPage) -> NDArray[Any]:
+    """Values of a TIFF page, upright, with white as the largest value."""
+    if page.photometric == 0:
+        values = np.iinfo(values.dtype).max - values if values.dtype.kind == "u" else -values
+    colours = 3 if page.photometric == 2 else 1
+    if page.samples > colours and not page.alpha:
+        values = values.view(Planes)
+    return _turned(values, page.orientation)
+
+
+def _count_pages(file: IO[bytes]) -> int:
+    """The directories of a TIFF file."""
+    try:
+        return count_pages(file)
+    except ValueError:
+        return 1
+
+
+def _is_ome(page: TiffPage) -> bool:
+    text = page.tags.get(270)
+    return text is not None and b"<OME" in text.tobytes()[:4096]
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError, struct.error):
+        return 1
+
+
+def _turned(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turned and mirrored as EXIF's orientation says."""
+    if orientation in (5, 6, 7, 8):
+        values = values.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return values
+
+
+def decode_bytes(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
+    """`decode` of a file in memory."""
+    return decode(io.BytesIO(data), max_pixels)

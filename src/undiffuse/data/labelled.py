@@ -1,0 +1,177 @@
+"""Labels the image files of a source: by a table, by folders or by file names."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from undiffuse.data.formats.imagenet import translated
+from undiffuse.data.labelling import Labelling, interpret
+from undiffuse.data.labels import apply_table, class_table, folder_labels, listed, prefix_labels
+from undiffuse.data.screening import OnBroken
+from undiffuse.data.sources import Excluded, FileSource, FolderSource, Source, ZipSource
+from undiffuse.data.tables import TABLE_SUFFIXES, TableSpec, parse_spec, read_table
+
+__all__ = ["label_files"]
+
+_OWN_TABLES = ("labels.csv", "labels.tsv", "labels.jsonl", "labels.json", "labels.parquet")
+_KNOWN_TABLES = (
+    "metadata.jsonl", "metadata.csv", "metadata.parquet", "dataset.json", "list_attr_celeba.txt",
+    "list_attr_celeba.csv", "identity_CelebA.txt",
+)  # fmt: skip
+"""Tables of other programs; one that says nothing of these pictures is passed over, with a note."""
+_HOW = ("auto", "none", "folder", "prefix")
+Complain = Callable[[str], None]
+
+
+def label_files(
+    source: FileSource,
+    how: str,
+    label_names: Sequence[str] | None = None,
+    on_broken: OnBroken = "refuse",
+    folder_names: Sequence[str] | None = None,
+) -> Source:
+    """The source with labels; files without one are refused or left out.
+
+    Args:
+        source: image files.
+        how: "auto", "none", "folder", "prefix", or a table: FILE, FILE:LABEL_COLUMNS or FILE:FILE_COLUMN:LABEL_COLUMNS.
+        label_names: an existing class table.
+        on_broken: what to do with files without a label and with rows of a table without a file.
+        folder_names: the names by which folders tell the class, if they are not the names of the files.
+
+    Returns:
+        The labelled source. Several labels of a picture become `vectors` of 0 and 1, numbers become `vectors` too.
+
+    Raises:
+        ValueError: labels that do not fit.
+        FileNotFoundError: there is no such table.
+    """
+    names = source.names
+    spec = parse_spec(how)
+
+    def complain(text: str) -> None:
+        if on_broken == "refuse":
+            raise ValueError(f'{text}. Correct that, or leave out what does not fit with on_broken="skip"')
+
+    if spec is not None:
+        data = _outside(spec.file) or _inside(source, spec.file)
+        if data is None:
+            raise FileNotFoundError(f"there is no label table {spec.file}, neither as given nor inside {source.where}")
+        found = interpret(read_table(data, spec.file), names, spec, complain, source.held_names)
+        return _by_table(source, found, spec.file, label_names)
+    if how not in _HOW:
+        raise ValueError(
+            f"labels={how!r}: expected {', '.join(_HOW)}, or a table ending in {', '.join(TABLE_SUFFIXES)}"
+        )
+    if how == "none":
+        return source
+    if how == "auto":
+        for name in (*_OWN_TABLES, *_KNOWN_TABLES):
+            data = _inside(source, name)
+            if data is None:
+                continue
+            try:
+                found = interpret(read_table(data, name), names, TableSpec(name), complain, source.held_names)
+            except ValueError as error:
+                if name in _OWN_TABLES or "matches none" not in str(error) and "is known to hold" not in str(error):
+                    raise
+                source.notes.append(f"{name} is not used: {error}")
+                continue
+            labelled = _by_table(source, found, name, label_names)
+            if found.kind == "class" or not isinstance(labelled, FileSource):
+                return labelled
+            source, names, folder_names = labelled, labelled.names, None  # classes may still come from folders
+            break
+    if how == "prefix":
+        values = prefix_labels(names)
+        _require(values, names, "an underscore after a class name, as in cat_0012.png", source.where, complain)
+    else:
+        values = folder_labels(folder_names or names, label_names)
+        if how == "auto" and (None in values or (len(set(values)) < 2 and label_names is None)):
+            return source
+        _require(values, names, "a sub-folder named after its class, as in cat/0012.png", source.where, complain)
+    return _with_classes(source, values, f"{source.where} (labels: {how})", label_names,
+                         "classes from the names of " + ("files" if how == "prefix" else "folders"))  # fmt: skip
+
+
+def _with_classes(
+    source: FileSource, values: Sequence[str | None], where: str, label_names: Sequence[str] | None, note: str
+) -> FileSource:
+    keep = [i for i, value in enumerate(values) if value is not None]
+    texts = [value for value in values if value is not None]
+    classes = list(label_names) if label_names is not None else class_table(texts)
+    texts = translated(texts, label_names)
+    excluded = [Excluded(name=source.names[i], reason="no label") for i, value in enumerate(values) if value is None]
+    labelled = source.labelled(keep, apply_table(texts, classes, where), classes, excluded)
+    labelled.notes.append(note)
+    return labelled
+
+
+def _by_table(source: FileSource, found: Labelling, table: str, label_names: Sequence[str] | None) -> FileSource:
+    """The source with what a table says."""
+    ending = f"files ending in {PurePosixPath(table).suffix.lower()}"
+    if source.left_out.get(ending) and not Path(table).is_absolute():
+        left = {**source.left_out, ending: source.left_out[ending] - 1}  # a table that is used is not left out
+        source.left_out = {kind: count for kind, count in left.items() if count}
+    notes = [found.said, *([found.doubt] if found.doubt else [])]
+    if found.kind == "class":
+        labelled = _with_classes(source, found.values, f"{source.where} (labels: {table})", label_names, notes[0])
+        labelled.notes += notes[1:]
+        return labelled
+    keep = [i for i, value in enumerate(found.values) if value is not None]
+    excluded = [Excluded(name=source.names[i], reason="no label") for i, v in enumerate(found.values) if v is None]
+    labelled = source.labelled(keep, None, None, excluded)
+    values = [found.values[i] for i in keep]
+    if found.kind == "multi":
+        tags = list(label_names) if label_names is not None else list(found.names)
+        number = {tag: k for k, tag in enumerate(tags)}
+        unknown = sorted({tag for value in values for tag in value if tag not in number})
+        if unknown:
+            raise ValueError(f"{table} has labels that are not in the class table: {listed(unknown)}")
+        hot = np.zeros((len(keep), len(tags)), dtype=np.float32)
+        for row, value in enumerate(values):
+            hot[row, [number[tag] for tag in value]] = 1
+        labelled.vectors, labelled.vector_names, labelled.multi_hot = hot, tags, True
+    else:
+        labelled.vectors = np.array(values, dtype=np.float32).reshape(len(keep), len(found.names))
+        labelled.vector_names = list(found.names)
+    labelled.notes += notes
+    return labelled
+
+
+def _outside(name: str) -> bytes | None:
+    path = Path(name).expanduser()
+    return path.read_bytes() if path.is_file() else None
+
+
+def _inside(source: FileSource, name: str) -> bytes | None:
+    """A label table inside the data, or None."""
+    if isinstance(source, ZipSource):
+        with zipfile.ZipFile(source.path) as archive:
+            held = set(archive.namelist())
+            # A zip of one folder has its table in that folder.
+            tops = {PurePosixPath(member).parts[0] for member in source.names}
+            inner = f"{next(iter(tops))}/{name}" if len(tops) == 1 else name
+            found = name if name in held else inner if inner in held else None
+            try:
+                return archive.read(found) if found else None
+            except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+                raise ValueError(f"{source.path}: {found} in it cannot be read: {error}") from error
+    if not isinstance(source, FolderSource):
+        return None
+    path = source.root / name
+    return path.read_bytes() if path.is_file() else None
+
+
+def _require(values: Sequence[str | None], names: Sequence[str], what: str, where: str, complain: Complain) -> None:
+    """Every image must have a label: none at all is always an error, a few missing are reported to `complain`."""
+    missing = [name for name, value in zip(names, values, strict=True) if value is None]
+    if len(missing) == len(names):
+        raise ValueError(f"{where}: no image has {what}. The names are {listed(names, 3)}")
+    if missing:
+        complain(f"{where}: {len(missing):,} of {len(names):,} images lack {what}: {listed(missing)}")
