@@ -153,7 +153,7 @@ def sample_rows(folder: Path, order: Sequence[int]) -> Iterator[_Row]:
         yield row["images"], int(row["labels"]) if "labels" in row else None
 
 
-def packedsample_rows(folder: Path, total: int, rows: Iterator[_Row]) -> Path:
+def packed_rows(folder: Path, total: int, rows: Iterator[_Row]) -> Path:
     """The rows as one npz in the original's layout."""
     labels: list[int | None] = []
     first = next(rows)

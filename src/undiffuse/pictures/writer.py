@@ -21,6 +21,7 @@ from undiffuse.pictures.stored import (
     RUN,
     is_whole,
     packable,
+    packed_rows,
     read_file,
     sample_files,
     sample_label,
@@ -54,15 +55,15 @@ class SampleWriter(Store):
         folder: Where the images go.
         format: "png": one file per image, ``003-Dress_seed0-000017.png`` or as in `names`. "npz": batches in
             ``parts/``, which `finish` packs into ``samples_NxHxWxC.npz``. "both": PNG files, and an npz made of them.
-            "png16", "tiff" and "npy": one file per image with float values in units, see `save_image`.
+            "png16", "tiff" and "npy": one file per image, float values in units, see `save_image`.
         run: Everything that decides what the images look like (seed, model hash, solver, steps, guidance...). It must
             have a whole number "seed" and is kept in ``run.json``; only a run with the same settings resumes.
         notes: What may differ from one call to the next (version, device, time). PNG records carry `run` and `notes`,
             with "index", "class" and "class_name".
         label_names: The names of the classes, used in file names and records.
         value_range: (low, high) of the units in which "png16", "tiff" and "npy" are written.
-        names: A file name for each image, relative to `folder` and with the format's ending, in place of names made of class,
-            seed and index. `run.json` then says so under "names".
+        names: A file name for each image, relative to `folder` and with the format's ending, in place of names
+            made of class, seed and index. `run.json` then says so under "names".
 
     Raises:
         ValueError: `run` is not JSON or has no seed, the folder belongs to a run with other settings (they are
