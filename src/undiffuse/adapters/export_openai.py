@@ -80,7 +80,7 @@ def obstacles(model: Model) -> list[str]:
     """What of a model no class of the original can express; empty if there is one that holds it."""
     net, config = model.net, model.net.config
     if not isinstance(net, (UNet, NoisyClassifier)):
-        return [f"its network is a {type(net).__name__}, DDPM's own, which computes in another way (diffusers has it)"]
+        return [f"its network is a {type(net).__name__}, which computes in another way than any of guided diffusion's"]
     problems = exporting.level_obstacles(model.process)
     groups = {m.num_channels: m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)}
     others = {channels: count for channels, count in groups.items() if count != GROUPS}

@@ -12,6 +12,7 @@ from typing import Any
 
 from undiffuse.nets.classifier import ClassifierConfig, NoisyClassifier
 from undiffuse.nets.ddpm import DDPMConfig, DDPMUNet
+from undiffuse.nets.edm_unet import EDMUNet, EDMUNetConfig
 from undiffuse.nets.unet import UNet, UNetConfig
 from undiffuse.nets.unet2d import UNet2D, UNet2DConfig
 from undiffuse.nets.unet_rms import RMSUNet, RMSUNetConfig
@@ -20,6 +21,8 @@ __all__ = [
     "ClassifierConfig",
     "DDPMConfig",
     "DDPMUNet",
+    "EDMUNet",
+    "EDMUNetConfig",
     "NoisyClassifier",
     "RMSUNet",
     "RMSUNetConfig",
@@ -31,8 +34,11 @@ __all__ = [
 ]
 
 
-ARCHITECTURES: Mapping[str, type[DDPMConfig] | type[UNet2DConfig] | type[RMSUNetConfig]] = {
+ARCHITECTURES: Mapping[
+    str, type[DDPMConfig] | type[UNet2DConfig] | type[RMSUNetConfig] | type[EDMUNetConfig]
+] = {
     "ddpm": DDPMConfig,
+    "edm": EDMUNetConfig,
     "unet2d": UNet2DConfig,
     "unet-rms": RMSUNetConfig,
 }
@@ -41,7 +47,7 @@ ARCHITECTURES: Mapping[str, type[DDPMConfig] | type[UNet2DConfig] | type[RMSUNet
 
 def config_from_dict(
     about: Mapping[str, Any], kind: str = "diffusion"
-) -> UNetConfig | DDPMConfig | UNet2DConfig | RMSUNetConfig | ClassifierConfig:
+) -> UNetConfig | DDPMConfig | UNet2DConfig | RMSUNetConfig | EDMUNetConfig | ClassifierConfig:
     """The configuration that `dataclasses.asdict` made `about` of, as it stands in a checkpoint's manifest as "net".
 
     kind: "diffusion" or "classifier". The key "architecture" names a diffusion network that is not `UNet`, one of
