@@ -78,7 +78,7 @@ def test_interpolation(model: Path, images: Path, tmp_path: Path, capsys: pytest
         (["interpolate", "a.png"], "give two image files, or --seeds A,B"),
         (["interpolate", "a.png", "b.png"], "there is no file a.png"),
         (["interpolate", "1", "2"], "there are no files 1 and 2; did you mean --seeds 1,2?"),
-        (["interpolate", "--seeds", "1,2", "--frames", "1"], "--frames 1 is too few: expected at least 2"),
+        (["interpolate", "--seeds", "1,2", "--frames", "1"], "--frames: 1 is too few: expected at least 2"),
     ],
 )
 def test_mistakes(

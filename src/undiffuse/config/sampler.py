@@ -306,7 +306,7 @@ class SamplerConfig:
         except ValueError as error:
             raise ConfigError("solver_options", str(error)) from None
         if self.eta and solver != "ddim":
-            raise ConfigError("eta", f"the noise of ddim; {solver} has its own or none. Leave `eta` out")
+            raise ConfigError("eta", f"is the noise of ddim; {solver} has its own or none. Leave `eta` out")
         if self.guidance.strength and at == "mean" and solver != "ancestral":
             raise ConfigError("guidance_at", f'"mean" works with the solver ancestral only, not with {solver}')
         steps = self.steps or usual.steps
