@@ -234,6 +234,9 @@ def test_strengths_of_guidance_are_swept(place: Path) -> None:
     result = sweep("model.safetensors", "b.npz", floor="a.npz", out="gs", **given)
     assert result.table().splitlines()[0] == "| metric | real images | guidance 0 | guidance 2 |"
     assert result.table() in (place / "gs" / "table.md").read_text()
+    assert (
+        "12 samples each, ancestral 3, classifier=judge.safetensors, seed 0." in (place / "gs" / "table.md").read_text()
+    )
     assert result.metrics[:3] == ["FD-judge", "IS-judge", "precision"]
     plain = evaluate("model.safetensors", "b.npz", config=THREE, **BY)
     assert [e.value for e in result.reports[0].estimates] == [e.value for e in plain.estimates]

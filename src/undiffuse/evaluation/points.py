@@ -17,7 +17,9 @@ from undiffuse.util.errors import ConfigError
 if TYPE_CHECKING:
     from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
 
-__all__ = ["OVER", "guides", "point_of", "short_text", "with_guidance", "with_solver", "without_defaults"]
+__all__ = [
+    "OVER", "guides", "point_of", "short_text", "with_guidance", "with_solver", "without_defaults", "without_strength",
+]  # fmt: skip
 
 OVER = {
     "guidance": ("guidance scale", (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)),
@@ -58,6 +60,14 @@ def with_guidance(config: SamplerConfig, over: str, scale: float) -> SamplerConf
     present = {over, *(name for name, acts in acting.items() if acts)}
     present |= {"autoguide"} if guiding.autoguide is not None else set()
     return replace(config, guiding=guiding.settled(present, [name for name, acts in acting.items() if acts]))
+
+
+def without_strength(config: SamplerConfig, over: str) -> SamplerConfig:
+    """Returns a config with the default strength of what is swept: what the points have in common."""
+    if over == "guidance":
+        return replace(config, guidance=type(config)().guidance)
+    name = {"cfg": "cfg", "autoguide": "autoguide_scale"}[over]
+    return replace(config, guiding=replace(config.guiding, **{name: getattr(type(config.guiding)(), name)}))
 
 
 def with_solver(config: SamplerConfig, solver: str, steps: str, grid: str | None) -> SamplerConfig:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from undiffuse.distributed import Ranks, session
 from undiffuse.evaluation.evaluator import ReferenceEvaluator
 from undiffuse.evaluation.inputs import MADE, EvaluationConfig, EvaluationSet, made_images, pipeline_of
-from undiffuse.evaluation.points import OVER, with_guidance, without_defaults
+from undiffuse.evaluation.points import OVER, with_guidance, without_defaults, without_strength
 from undiffuse.evaluation.report import Report
 from undiffuse.evaluation.text import side_by_side
 from undiffuse.pictures import Panel, PlottingUnavailable, draw_plot, save_png
@@ -193,7 +193,8 @@ def sweep(
     points = [
         SweepPoint(title=f"{over} {scale:g}", config=with_guidance(base, over, scale), scale=scale) for scale in chosen
     ]
-    about = settings_of(base, measured_by, reference, floor) | {"over": over, "scales": chosen}
+    common = without_strength(base, over)
+    about = settings_of(common, measured_by, reference, floor) | {"over": over, "scales": chosen}
     if out is not None:
         check_same_sweep(Path(out) / SETTINGS, about, overwrite)
     real, reports, sampler = None, [], ""
@@ -204,7 +205,8 @@ def sweep(
             else:
                 reports.append(report)
                 sampler = sampler or f"{pipeline.settings.solver} {pipeline.settings.steps}"
-        shaped = [f"{name}={value}" for name, value in _flat(about["sampler"]).items() if name != "model"]
+        known = ("model", "solver", "steps")  # which the text names anyway
+        shaped = [f"{name}={value}" for name, value in _flat(about["sampler"]).items() if name not in known]
         result = GuidanceSweep(
             points=points, reports=reports, floor=real, settings=about, sampler=", ".join([sampler, *shaped])
         )
