@@ -30,7 +30,7 @@ GROUND = {
     "methods",
 }
 MATHEMATICS = {"levels", "grids", "noise", "prediction", "families", "denoiser"}
-CORE = MATHEMATICS | {"solvers", "guidance", "weightings", "objectives", "likelihood"}
+CORE = MATHEMATICS | {"solvers", "guidance", "weightings", "objectives"}
 BELOW_TRAINING = (
     GROUND | CORE | {"nets", "kernels", "data", "pictures", "models", "sampling", "adapters", "metrics", "evaluation"}
     | {"pipelines", "tuning"}
@@ -38,6 +38,7 @@ BELOW_TRAINING = (
 MAY_IMPORT: dict[str, set[str]] = {
     "util": set(),  # which every room may import
     **{room: set() for room in GROUND},
+    "config": {"methods", "levels"},
     "kernels": {"downloads"},
     "nets": {"kernels"},
     "data": {"pixels", "downloads"},
@@ -45,26 +46,27 @@ MAY_IMPORT: dict[str, set[str]] = {
     "levels": {"schedules"},
     "prediction": {"levels"},
     "families": {"levels"},
-    "denoiser": {"levels", "prediction", "families"},
+    "denoiser": {"levels", "prediction", "families", "nets"},
     "grids": {"levels", "methods"},
     "solvers": MATHEMATICS | {"methods"},
     "guidance": MATHEMATICS,
     "weightings": {"levels"},
     "objectives": MATHEMATICS | {"weightings"},
-    "likelihood": MATHEMATICS | {"objectives"},
+    "likelihood": MATHEMATICS | {"config", "objectives", "data", "pictures", "pipelines"},
     "sampling": CORE,
     "tuning": CORE | {"sampling", "methods", "downloads", "pipelines"},
     "frontiers": {"downloads", "methods", "pictures"},
     "pipelines": CORE
     | GROUND
-    | {"sampling", "adapters", "data", "kernels", "models", "nets", "pictures", "frontiers"},
-    "editing": MATHEMATICS | {"solvers", "guidance", "sampling"},
+    | {"config", "sampling", "adapters", "data", "kernels", "models", "nets", "pictures", "frontiers"},
+    "editing": MATHEMATICS | {"config", "solvers", "guidance", "sampling", "data", "pictures", "pixels", "pipelines"},
+    "distillation": MATHEMATICS,
     "adapters": MATHEMATICS | {"nets", "checkpoints", "downloads"},
     "models": CORE | {"adapters", "checkpoints", "nets"},
     "metrics": {"pixels", "downloads", "models"},
     "evaluation": MATHEMATICS
     | {"data", "distributed", "downloads", "metrics", "models", "pictures"}
-    | {"methods", "frontiers", "pipelines", "tuning"},
+    | {"config", "methods", "frontiers", "pipelines", "tuning"},
     "training": BELOW_TRAINING,
     "recipes": BELOW_TRAINING | {"training"},
 }
@@ -74,12 +76,13 @@ TOP = {"cli", "__main__", "__init__"}  # may look at everything
 EVERYWHERE = {"torch", "numpy"}
 OUTSIDE = {
     "tqdm": {"util"},
-    "PIL": {"data", "pictures", "pixels", "training", "cli"},
-    "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "cli"},
+    "PIL": {"data", "pictures", "pixels", "pipelines", "editing", "training", "cli"},
+    "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "pipelines", "cli"},
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
     "matplotlib": {"pictures"},
     "diffusers": {"adapters"},
     "onnxruntime": {"adapters"},
+    "huggingface_hub": {"adapters"},
 }
 ONLY_NUMPY = {"timesteps"}
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from cli_runs import write_classifier, write_model
 from evaluation_sets import Toy, images, save_folder, save_npz
+from undiffuse.config import SamplerConfig
 from undiffuse.evaluation import (
     METRICS,
     Report,
@@ -32,7 +33,6 @@ from undiffuse.evaluation.inputs import pipeline_of
 from undiffuse.metrics import Estimate, MetricError
 from undiffuse.metrics.extractors import build_extractor, default_extractors, register_extractor, registry
 from undiffuse.models import load_diffusion
-from undiffuse.pipelines.pipeline import SamplerConfig
 
 LABELS = np.arange(40) % 3
 NAMES = ["x", "y", "z"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from undiffuse.cli.console import fail
 from undiffuse.cli.options import settle
 from undiffuse.cli.parser import COMMANDS, build_parser
+from undiffuse.util.errors import ConfigError
 
 __all__ = ["COMMANDS", "main"]
 
@@ -88,9 +90,10 @@ def _status(error: Exception) -> int | None:
 
 def _message(error: Exception, names: Mapping[str, str]) -> str:
     """The text of an error; `names` are those of options that are not called as the library's arguments are."""
-    if type(error).__name__ == "ConfigError":
-        name, text = error.args
-        return f"--{names.get(name, name).replace('_', '-')}: {text}"
+    if isinstance(error, ConfigError):
+        names = {"classes": "class", **names}
+        named = lambda name: f"--{str(names.get(name, name)).replace('_', '-')}"  # noqa: E731
+        return f"{named(error.field)}: " + re.sub(r"`([a-z_]+)`", lambda found: named(found[1]), error.text)
     if type(error).__name__ == "OutOfMemoryError":
         return f"out of memory; give a smaller --batch, or --precision bf16 ({str(error).splitlines()[0]})"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

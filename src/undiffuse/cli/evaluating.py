@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from undiffuse.cli import options
+from undiffuse.config import SamplerConfig
 from undiffuse.evaluation import MetricOptions
-from undiffuse.pipelines.pipeline import SamplerConfig
 
 OPTION_NAMES = {"classes": "class", "extractor_weights": "weights", "protocol": "reference-protocol"}
 """Arguments of the library whose options have another name."""
@@ -27,5 +28,5 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def sampler_config(args: argparse.Namespace, model: str, **changes: Any) -> SamplerConfig:
     """Returns how a model is sampled; --weights of these commands are the extractor's."""
-    given = {"guidance": None, **vars(args), "model": model, "weights": args.model_weights, **changes}
-    return SamplerConfig.of_args(argparse.Namespace(**given))
+    given = {**vars(args), "model": model, "weights": args.model_weights, **changes}
+    return options.sampler_config(argparse.Namespace(**given))

@@ -14,6 +14,7 @@ from undiffuse import checkpoints
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import ClassifierModel, DiffusionModel, load_classifier, load_diffusion, split_reference
 from undiffuse.nets import config_from_dict
+from undiffuse.nets.runner import is_own
 from undiffuse.objectives import LOSSES, ObjectiveConfig
 from undiffuse.recipes import Recipe
 from undiffuse.training.initialisation import FREE, initialise
@@ -118,6 +119,11 @@ def find_start(args: argparse.Namespace, kind: str) -> Start | None:
             return Start(reference, net, process, manifest.get("objective") or {}, None, manifest["init"], levels)
         break
     model = load_classifier(reference) if kind == "classifier" else load_diffusion(reference)
+    if not is_own(model.net):
+        raise ValueError(
+            f"--init-from {reference}: its network, a {type(model.net).__name__}, is not of this library's; "
+            "train it from Python, beginning with load_model(...).net"
+        )
     objective = model.manifest.get("objective") or {}
     return Start(reference, model.net.config, model.process, objective, model, levels=_levels(model.manifest))
 

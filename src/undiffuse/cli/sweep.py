@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from undiffuse.cli.console import say
 from undiffuse.cli.evaluating import OPTION_NAMES, sampler_config, settings
+from undiffuse.config import GuidanceConfig
+from undiffuse.config.fields import settings_of
 from undiffuse.evaluation import FrontierSweep, GuidanceSweep, frontier, sweep
 from undiffuse.evaluation.points import OVER
-from undiffuse.pipelines.guidance import GuidanceConfig
 from undiffuse.util.text import duration
 
 __all__ = ["OPTION_NAMES", "run"]
@@ -26,7 +26,9 @@ def run(args: argparse.Namespace) -> int:
     begin = time.monotonic()
     by_calls = bool(args.solvers or args.calls or args.grids)
     # In a frontier only the strength of one classifier varies; --against and --by belong to one.
-    others = [f.name for f in fields(GuidanceConfig) if getattr(args, f.name, None) is not None]
+    own = ("classifier", "guidance", "guidance_at")
+    names = [declared.name for _, declared in settings_of(GuidanceConfig) if declared.name not in own]
+    others = [name for name in names if getattr(args, name, None) is not None]
     others += ["over"] if args.over != "guidance" else []
     for name in others if by_calls else [name for name in ("against", "by") if getattr(args, name) is not None]:
         what = "is not for" if by_calls else "is for"

@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 from undiffuse.cli.console import say, table
+from undiffuse.cli.options import sampler_config
 from undiffuse.evaluation.evaluator import refuse_existing
 from undiffuse.evaluation.text import number
-from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
+from undiffuse.pipelines import Pipeline
 from undiffuse.tuning import Measured, Tuned
 from undiffuse.tuning.cache import described, tune_pipeline, verdict
 from undiffuse.util.files import atomic_file
@@ -21,14 +22,14 @@ def run(args: argparse.Namespace) -> int:
     begin = time.monotonic()
     path = Path(args.out or f"steps-{args.solver}-{args.steps}.json")
     refuse_existing(path, args.overwrite)
-    config = SamplerConfig.of_args(argparse.Namespace(**{**vars(args), "steps": str(args.steps), "grid": "logsnr"}))
+    config = sampler_config(args).replace(grid="logsnr")
     if (args.guidance_interval or "").startswith("steps:"):
         raise ValueError(
             "levels are compared at which guidance acts alike: give --guidance-interval in log-SNR or sigma"
         )
-    if config.guidance and config.guidance_at == "mean":
+    if config.guidance.strength and config.guidance.at == "mean":
         raise ValueError("--guidance-at mean exists for ancestral sampling only, whose steps draw noise")
-    pipeline = Pipeline.load(config, args.device)
+    pipeline = Pipeline.load(config, args.device, keep_weights=False)
     found, count = tune_pipeline(pipeline, args.steps, args.count, args.seed, args.classes)
     with atomic_file(path, overwrite=args.overwrite) as file:
         file.write(described(found, pipeline, args.steps, count, args.seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ from undiffuse.metrics.extractors import Extractor, build_extractors, default_ex
 from undiffuse.pictures.names import safe
 
 if TYPE_CHECKING:
-    from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
+    from undiffuse.config import SamplerConfig
+    from undiffuse.pipelines import Pipeline
 
 __all__ = ["ReferenceEvaluator", "evaluate", "make_reference", "refuse_existing"]
 
@@ -215,15 +217,20 @@ def _name(source: Any, pipeline: Pipeline | None, side: EvaluationSet, config: E
     """Returns what a report is called in tables and files."""
     if pipeline is None:
         if isinstance(source, (str, Path)):
-            place = Path(source)
-            stem = place.stem if place.is_file() else place.name or str(source)
+            stem = _stem(source)
         else:
             stem = side.images.where if side.images is not None else "samples"
         return f"{stem}, first {config.count:,}" if config.count else stem
     assert side.images is not None
-    model = Path(pipeline.settings.model)
-    stem = model.stem if model.is_file() else model.name
-    return f"{stem}, {short_text(pipeline)}, seed {config.seed}, {len(side.images):,}"
+    return f"{_stem(str(pipeline.config.model))}, {short_text(pipeline)}, seed {config.seed}, {len(side.images):,}"
+
+
+def _stem(source: str | Path) -> str:
+    """The name of a file without its ending, of a folder, or of anything else as it is."""
+    from undiffuse.models import split_reference
+
+    file, like = split_reference(source)
+    return Path(file).stem if like is not None or os.path.isfile(file) else Path(file).name or file
 
 
 def make_reference(

@@ -40,7 +40,8 @@ from undiffuse.util.errors import ConfigError
 from undiffuse.util.tables import fields, markdown
 
 if TYPE_CHECKING:
-    from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
+    from undiffuse.config import SamplerConfig
+    from undiffuse.pipelines import Pipeline
 
 __all__ = ["FrontierSweep", "frontier", "planned", "steps_within"]
 
@@ -207,11 +208,11 @@ def frontier(
         ValueError: Solvers, grids or settings that do not go together, or nothing that can be measured.
         FileExistsError: The folder holds another sweep.
     """
-    from undiffuse.pipelines.pipeline import SamplerConfig
+    from undiffuse.config import SamplerConfig
 
     notify = notify or (lambda text: None)
     measured_by = EvaluationConfig(**settings)
-    base = replace(config or SamplerConfig(), model=str(model))
+    base = (config or SamplerConfig()).replace(model=str(model))
     for name in ("solver", "steps", "grid", "solver_options", "eta"):
         if getattr(base, name):
             raise ConfigError(name, "a frontier takes its samplers from solvers, calls and grids: leave it out")
@@ -256,7 +257,7 @@ def frontier(
                     "precision": base.precision,
                     "clip": base.clip,
                     "classes": about["classes"],
-                    "model": Path(base.model).name,
+                    "model": Path(str(base.model)).name,
                 },
             ),
             reports=[report for report, _ in rows],

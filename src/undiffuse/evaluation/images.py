@@ -21,6 +21,7 @@ from undiffuse.data.sources import SubsetSource
 from undiffuse.metrics import MetricError
 from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import packed_files
+from undiffuse.pictures.writer import keeps_names, sample_files, sample_label
 from undiffuse.util.errors import ConfigError
 
 __all__ = ["ImageSet", "MadeImages", "StoredImages", "class_warnings", "open_images"]
@@ -276,11 +277,17 @@ def _samples(path: Path) -> tuple[Source, dict[str, Any]] | None:
     about = {"record": record}
     if path.is_file():
         return open_npz(path), about
-    names = sorted(
-        (parsed.index, file.name, file.stat().st_size, parsed.label)
-        for file in folder.iterdir()
-        if (parsed := parse_name(file.name)) is not None
-    )
+    if keeps_names(folder):  # results of an edit, which only their records tell apart from other pictures
+        names = sorted(
+            (index, file.relative_to(folder).as_posix(), file.stat().st_size, sample_label(file, recorded=True))
+            for index, file in sample_files(folder).items()
+        )
+    else:
+        names = sorted(
+            (parsed.index, file.name, file.stat().st_size, parsed.label)
+            for file in folder.iterdir()
+            if (parsed := parse_name(file.name)) is not None
+        )
     if not names:
         packed = packed_files(folder)
         if not packed:

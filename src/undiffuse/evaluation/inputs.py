@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,8 @@ from undiffuse.util.errors import ConfigError
 from undiffuse.util.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
-    from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
+    from undiffuse.config import SamplerConfig
+    from undiffuse.pipelines import Pipeline
 
 __all__ = [
     "EvaluationConfig", "EvaluationSet", "is_model", "made_images", "matching", "open_set", "pipeline_of",
@@ -173,7 +175,7 @@ def is_model(source: object) -> bool:
     path = Path(source)
     if str(source).partition(":")[0] in NAMED_SETS or is_reference(source):
         return False
-    if path.is_dir():
+    if os.path.isdir(path):  # os.path: a reference with flags may be longer than a file name can be
         return (path / "checkpoints").is_dir()
     return path.suffix.lower() not in (".npz", ".zip")
 
@@ -189,8 +191,9 @@ def pipeline_of(source: Any, sampler: SamplerConfig | None = None, device: str =
     Raises:
         ValueError: There is no such model, or the sampler's settings do not fit it.
     """
+    from undiffuse.config import SamplerConfig
     from undiffuse.models import save_model
-    from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
+    from undiffuse.pipelines import Pipeline
 
     if isinstance(source, Pipeline):
         return source
@@ -198,8 +201,8 @@ def pipeline_of(source: Any, sampler: SamplerConfig | None = None, device: str =
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.safetensors"
             save_model(path, source)
-            return Pipeline.load(replace(sampler or SamplerConfig(), model=str(path)), device)
-    return Pipeline.load(replace(sampler or SamplerConfig(), model=str(source)), device)
+            return Pipeline.load((sampler or SamplerConfig()).replace(model=str(path)), device, keep_weights=False)
+    return Pipeline.load((sampler or SamplerConfig()).replace(model=str(source)), device, keep_weights=False)
 
 
 def made_images(pipeline: Pipeline, config: EvaluationConfig) -> MadeImages:
@@ -208,23 +211,24 @@ def made_images(pipeline: Pipeline, config: EvaluationConfig) -> MadeImages:
     Raises:
         ValueError: The model enlarges images, or does not know one of the classes.
     """
-    from undiffuse.pipelines.pipeline import class_names, classes_to_guide
+    from undiffuse.pipelines.classes import choose_classes, class_names
     from undiffuse.pipelines.source import SampleSource
 
-    if pipeline.model.net.config.super_resolution:
+    if pipeline.model.spec.super_resolution:
         raise ValueError("a super-resolution model enlarges images; evaluate the folder that `undiffuse sample` writes")
     count = config.count or MADE
-    classes = classes_to_guide(pipeline, config.classes)
+    classes = choose_classes(pipeline, config.classes)
     source = SampleSource(pipeline, config.seed, classes)
     labels = None if classes is None else np.array(source.labels(list(range(count))), dtype=np.int64)
     channels, height, width = pipeline.shape
     identity = {**pipeline.record, "seed": config.seed, "classes": classes, "device": pipeline.device.type}
-    files = {"model_file": pipeline.settings.model, "classifier_file": pipeline.settings.classifier}
+    classifier = next(iter(pipeline.config.guidance.classifier), None)
+    files = {"model_file": pipeline.config.model, "classifier_file": classifier}
     made = MadeImages(
         lambda numbers: source.make(numbers),
         count,
         (height, width, channels),
-        where=f"{Path(pipeline.settings.model).name} ({pipeline.text()}, seed {config.seed})",
+        where=f"{Path(str(pipeline.config.model)).name} ({pipeline.text()}, seed {config.seed})",
         identity=identity,
         batch=pipeline.batch_size(config.batch),
         labels=labels,

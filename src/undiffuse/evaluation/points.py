@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from undiffuse.config import GuidanceConfig, SamplerConfig
+from undiffuse.config.fields import settings_of
 from undiffuse.frontiers import Point
 from undiffuse.methods import method, read_options
 from undiffuse.models import paired_classifier
 from undiffuse.util.errors import ConfigError
 
 if TYPE_CHECKING:
-    from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
+    from undiffuse.pipelines import Pipeline
 
 __all__ = [
     "OVER", "guides", "point_of", "short_text", "with_guidance", "with_solver", "without_defaults", "without_strength",
@@ -40,34 +42,24 @@ def with_guidance(config: SamplerConfig, over: str, scale: float) -> SamplerConf
     Raises:
         ValueError: What is swept needs a model that is not given.
     """
-    guiding = config.guiding
+    guidance = config.guidance
     if over == "guidance":
-        classifier = config.classifier or (paired_classifier(config.model) if scale else None)
-        if scale and classifier is None:
-            raise ConfigError("classifier", "guidance needs a classifier of noisy images that fits the model: give one")
-        config = replace(config, guidance=scale, classifier=classifier)
+        config = config.replace(guidance=replace(guidance, scale=(scale, *guidance.scale[1:])))
     elif over == "cfg":
-        guiding = replace(guiding, cfg=scale)
+        config = config.replace(cfg=scale)
     else:
-        if guiding.autoguide is None:
+        if guidance.autoguide is None and guidance.autoguide_weights is None:
             raise ConfigError("autoguide", "a sweep over autoguidance needs the model that guides: give one")
-        guiding = replace(guiding, autoguide_scale=scale)
-    acting = {
-        "guidance": bool(config.guidance or any(s for _, s in guiding.more_classifiers)),
-        "cfg": guiding.cfg != 1,
-        "autoguide": guiding.autoguide is not None and guiding.autoguide_scale != 1,
-    }
-    present = {over, *(name for name, acts in acting.items() if acts)}
-    present |= {"autoguide"} if guiding.autoguide is not None else set()
-    return replace(config, guiding=guiding.settled(present, [name for name, acts in acting.items() if acts]))
+        config = config.replace(autoguide_scale=scale)
+    return config.replace(guidance=config.guidance.resolved(config.model, paired_classifier))
 
 
 def without_strength(config: SamplerConfig, over: str) -> SamplerConfig:
     """Returns a config with the default strength of what is swept: what the points have in common."""
     if over == "guidance":
-        return replace(config, guidance=type(config)().guidance)
-    name = {"cfg": "cfg", "autoguide": "autoguide_scale"}[over]
-    return replace(config, guiding=replace(config.guiding, **{name: getattr(type(config.guiding)(), name)}))
+        others = config.guidance.scale[1:]
+        return config.replace(guidance=replace(config.guidance, scale=(0.0, *others) if others else ()))
+    return config.replace(**{"cfg": {"cfg": None}, "autoguide": {"autoguide_scale": 2.0}}[over])
 
 
 def with_solver(config: SamplerConfig, solver: str, steps: str, grid: str | None) -> SamplerConfig:
@@ -77,7 +69,10 @@ def with_solver(config: SamplerConfig, solver: str, steps: str, grid: str | None
 
 def guides(config: SamplerConfig) -> list[str]:
     """Returns the names of the settings that guide beside one classifier."""
-    return sorted(without_defaults(config).get("guiding", {}))
+    guidance = config.guidance.resolved(config.model, paired_classifier)
+    single = {"classifier", "guidance", "guidance_at"} if len(guidance.classifier) < 2 else {"guidance_at"}
+    named = {declared.name: getattr(guidance, f.name) != f.default for f, declared in settings_of(GuidanceConfig)}
+    return sorted(name for name, differs in named.items() if differs and name not in single)
 
 
 def point_of(pipeline: Pipeline, label: str = "") -> Point:
@@ -86,27 +81,25 @@ def point_of(pipeline: Pipeline, label: str = "") -> Point:
     Raises:
         ValueError: The solver chooses its number of network calls while it runs.
     """
-    s = pipeline.settings
+    s = pipeline.config
     assert s.solver and s.steps and s.grid  # a loaded pipeline has them
     given = method(s.solver).settings(read_options(s.solver, s.solver_options))
-    calls = method(s.solver).calls(pipeline.chain.steps, given)
+    calls = method(s.solver).calls(pipeline.path.steps, given)
     if calls is None:
         raise ValueError(f"{s.solver} chooses its number of network calls while it runs: choose another solver")
     return Point(
         solver=s.solver, steps=s.steps, grid=s.grid, calls=calls, value=0.0, solver_options=s.solver_options,
-        eta=s.eta, guidance=s.guidance, guidance_at=s.guidance_at, label=label,
+        eta=s.eta, guidance=s.guidance.strength, guidance_at=s.guidance.at, label=label,
     )  # fmt: skip
 
 
 def short_text(pipeline: Pipeline) -> str:
     """Returns the sampler in as few words as file names have room for: "dpmpp-2m 10, logsnr, guidance 2"."""
-    s = pipeline.settings
+    s = pipeline.config
     parts = [f"{s.solver} {s.steps}"]
     parts += [s.grid] if s.grid not in (None, "chain") else []
     parts += [s.solver_options] if s.solver_options else []
-    at = {"mean": " at the mean", "x0": " at x0"}.get(s.guidance_at, "")
-    parts += [f"guidance {s.guidance:g}{at}"] if s.guidance else []
-    parts += s.guiding.text()
+    parts += s.guidance.text()
     parts += [s.precision] if s.precision != "fp32" else []
     return ", ".join(parts)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,8 @@ from undiffuse.util.files import atomic_file
 from undiffuse.util.tables import markdown
 
 if TYPE_CHECKING:
-    from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
+    from undiffuse.config import SamplerConfig
+    from undiffuse.pipelines import Pipeline
 
 __all__ = ["GuidanceSweep", "SweepPoint", "sweep"]
 
@@ -181,12 +182,12 @@ def sweep(
         ValueError: Settings that do not go together.
         FileExistsError: The folder holds another sweep.
     """
-    from undiffuse.pipelines.pipeline import SamplerConfig
+    from undiffuse.config import SamplerConfig
 
     if over not in OVER:
         raise ConfigError("over", f"got {over!r}, expected {', '.join(OVER)}")
     measured_by = EvaluationConfig(**settings)
-    base = replace(config or SamplerConfig(), model=str(model))
+    base = (config or SamplerConfig()).replace(model=str(model))
     chosen = [float(scale) for scale in (OVER[over][1] if scales is None else scales)]
     if not chosen:
         raise ConfigError("scales", "got none, expected at least one strength of guidance")
@@ -204,7 +205,7 @@ def sweep(
                 real = report
             else:
                 reports.append(report)
-                sampler = sampler or f"{pipeline.settings.solver} {pipeline.settings.steps}"
+                sampler = sampler or f"{pipeline.config.solver} {pipeline.config.steps}"
         known = ("model", "solver", "steps")  # which the text names anyway
         shaped = [f"{name}={value}" for name, value in _flat(about["sampler"]).items() if name not in known]
         result = GuidanceSweep(
@@ -303,10 +304,15 @@ def _named(source: Any) -> str | None:
     return None if source is None else str(source) if isinstance(source, (str, Path)) else type(source).__name__
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def _flat(values: Mapping[str, Any]) -> dict[str, str]:
+    """The fields of a config, nested ones too, as text; of files their names."""
+    out: dict[str, str] = {}
     for name, value in values.items():
-        out |= _flat(value) if isinstance(value, Mapping) else {name: Path(value).name if "/" in str(value) else value}
+        if isinstance(value, Mapping):
+            out |= _flat(value)
+        else:
+            items = value if isinstance(value, (tuple, list)) else [value]
+            out[name] = " ".join(Path(item).name if isinstance(item, str) else str(item) for item in items)
     return out
 
 

@@ -82,13 +82,13 @@ def tune_pipeline(
     Raises:
         ValueError: A solver or a number of steps that no levels can be chosen for, or a super-resolution model.
     """
-    from undiffuse.pipelines.pipeline import classes_to_guide
+    from undiffuse.pipelines.classes import choose_classes
     from undiffuse.pipelines.source import SampleSource
 
-    if pipeline.model.net.config.super_resolution:
+    if pipeline.model.spec.super_resolution:
         raise ValueError("a super-resolution model enlarges images; levels are chosen for models that begin with noise")
     count = _count(pipeline, images)
-    source = SampleSource(pipeline, seed, classes_to_guide(pipeline, classes))
+    source = SampleSource(pipeline, seed, choose_classes(pipeline, classes))
     conditional = "y" in pipeline.denoiser.conditions
 
     def batch(first: int) -> Batch:
@@ -96,7 +96,7 @@ def tune_pipeline(
         noise = NoiseSource(seed, indices, _STREAM)
         return Batch(noise, pipeline.condition(source.labels(indices) if conditional else None))
 
-    what = f"tuning {pipeline.settings.solver} {steps}"
+    what = f"tuning {pipeline.config.solver} {steps}"
     with Progress(what, 1, "runs") if progress else NoProgress(1) as bar:
         found = tune(
             pipeline.denoiser, pipeline.solver, steps, batch(0), batch(count), pipeline.shape,
@@ -120,10 +120,10 @@ def cached_levels(
         pipeline: See `tune_pipeline`, as for `steps`, `images`, `seed`, `classes` and `progress`.
         cache: Looks up and keeps levels on the disk.
     """
-    from undiffuse.pipelines.pipeline import classes_to_guide
+    from undiffuse.pipelines.classes import choose_classes
 
     decides = [undiffuse.__version__, _decided(pipeline), steps, _count(pipeline, images), seed,
-               classes_to_guide(pipeline, classes)]  # fmt: skip
+               choose_classes(pipeline, classes)]  # fmt: skip
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     path = cache_dir("tuned", f"{key[:40]}.json")
     if cache:
@@ -141,8 +141,8 @@ def described(found: Tuned, pipeline: Pipeline, steps: int, images: int, seed: i
     about = {
         "kind": "tuned-steps",
         "grid": found.spec,
-        "solver": pipeline.settings.solver,
-        "solver_options": pipeline.settings.solver_options,
+        "solver": pipeline.config.solver,
+        "solver_options": pipeline.config.solver_options,
         "steps": steps,
         "calls": found.calls,
         "tried": {spec: asdict(measured) for spec, measured in found.tried.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from undiffuse.metrics.extractors.clip import CLIP_PROTOCOLS, ClipExtractor
 from undiffuse.metrics.extractors.dinov2 import DinoV2Extractor
 from undiffuse.metrics.extractors.efflite import EffLiteExtractor
 from undiffuse.metrics.extractors.inception_features import INCEPTION_PROTOCOLS, InceptionExtractor
+from undiffuse.models import split_reference
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.plugins import load_plugin
 from undiffuse.util.progress import NoProgress, Progress
@@ -120,8 +122,9 @@ def build_extractor(
     build = _REGISTERED.get(name) or load_plugin(ENTRY_POINTS, name)
     if build is not None:
         return build(device=where, grey=grey)  # type: ignore[no-any-return]
-    if Path(name).exists():
-        return ClassifierExtractor.load(name, Path(name).stem, device=where)
+    file = split_reference(name)[0]
+    if os.path.exists(file):  # os.path: a reference with flags may be longer than a file name can be
+        return ClassifierExtractor.load(name, Path(file).stem, device=where)
     known = ", ".join((*EXTRACTORS, *_REGISTERED))
     raise MetricError(f"there is no extractor {name!r}; choose some of {known}, or the file of a classifier")
 
