@@ -59,7 +59,7 @@ def without_strength(config: SamplerConfig, over: str) -> SamplerConfig:
     if over == "guidance":
         others = config.guidance.scale[1:]
         return config.replace(guidance=replace(config.guidance, scale=(0.0, *others) if others else ()))
-    return config.replace(**{"cfg": {"cfg": None}, "autoguide": {"autoguide_scale": 2.0}}[over])
+    return config.replace(cfg=None) if over == "cfg" else config.replace(autoguide_scale=2.0)
 
 
 def with_solver(config: SamplerConfig, solver: str, steps: str, grid: str | None) -> SamplerConfig:
