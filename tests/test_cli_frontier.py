@@ -44,7 +44,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_a_frontier_is_swept_and_sampled_from(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no frontier of quality" in refused(capsys, *SAMPLE, "--budget", "5", "--out", "none")
+    assert "needs a measured frontier of quality" in refused(capsys, *SAMPLE, "--budget", "5", "--out", "none")
     words = (*SWEEP, "--solvers", "ddim,heun", "--calls", "2,5", "--against", "ancestral:8")
     assert call(*words) == 0
     out = capsys.readouterr().out
@@ -77,9 +77,9 @@ def test_a_frontier_does_not_replace_another_one(place: Path, capsys: pytest.Cap
     ("more", "message"),
     [
         (("--budget", "0"), "whole number of at least 1"),
-        (("--budget", "5", "--solver", "ddim"), "leave --solver out"),
-        (("--budget", "5", "--steps", "3"), "leave --steps out"),
-        (("--budget", "5", "--eta", "1"), "leave --eta out"),
+        (("--budget", "5", "--solver", "ddim"), "--solver: is chosen by --budget"),
+        (("--budget", "5", "--steps", "3"), "--steps: is chosen by --budget"),
+        (("--budget", "5", "--eta", "1"), "--eta: is chosen by --budget"),
         (("--budget", "5", "--classifier", "judge.safetensors", "--guidance", "2"), "--scales 2"),
         (("--budget", "5", "--autoguide", "model.safetensors"), "without guidance or with one classifier"),
     ],
@@ -134,7 +134,7 @@ def test_tuned_steps_are_printed_and_written(place: Path, capsys: pytest.Capture
         (("--steps", "1"), "2 or more steps"),
         (("--solver", "heun", "--solver-options", "churn=3"), "draws noise"),
         (("--classifier", "judge.safetensors", "--guidance-interval", "steps:0,0.5"), "in log-SNR or sigma"),
-        (("--classifier", "judge.safetensors", "--guidance-at", "mean"), "whose steps draw noise"),
+        (("--classifier", "judge.safetensors", "--guidance-at", "mean"), "works with the solver ancestral only"),
         (("--model", "up.safetensors"), "a super-resolution model"),
     ],
 )

@@ -15,6 +15,7 @@ from PIL import Image
 
 from cli_runs import write_classifier, write_model
 from evaluation_sets import Toy, images, save_folder, save_npz
+from undiffuse.config import SamplerConfig
 from undiffuse.evaluation import (
     METRICS,
     Report,
@@ -32,7 +33,6 @@ from undiffuse.evaluation.inputs import pipeline_of
 from undiffuse.metrics import Estimate, MetricError
 from undiffuse.metrics.extractors import build_extractor, default_extractors, register_extractor, registry
 from undiffuse.models import load_diffusion
-from undiffuse.pipelines.pipeline import SamplerConfig
 
 LABELS = np.arange(40) % 3
 NAMES = ["x", "y", "z"]
@@ -111,7 +111,9 @@ def test_a_model_is_evaluated_by_name_loaded_and_as_a_pipeline(tmp_path: Path, m
     assert by_name.name == "model, ddim 3, seed 0, 12"
     loaded = load_diffusion(path)
     before = loaded.digest
-    assert values(evaluate(loaded, real, config=config, **given)) == values(by_name)
+    report = evaluate(loaded, real, config=config, **given)
+    assert (values(report), report.name) == (values(by_name), "a model, ddim 3, seed 0, 12")
+    assert report.samples["model"] == before
     assert loaded.digest == before
     assert values(evaluate(pipeline_of(path, config, "cpu"), real, **given)) == values(by_name)
     other = evaluate(path, real, config=config, seed=1, classes=["1"], **given)

@@ -16,13 +16,13 @@ from PIL import Image
 
 from cli_runs import one_thread, write_classifier, write_model
 from evaluation_sets import images, save_npz
+from undiffuse.config import SamplerConfig
 from undiffuse.evaluation import FrontierSweep, Report, evaluate, frontier, sweep
 from undiffuse.evaluation.frontier_sweep import steps_within
 from undiffuse.evaluation.sweeps import save_reports
 from undiffuse.frontiers import Frontier, known
 from undiffuse.methods import METHODS
 from undiffuse.models import load_diffusion
-from undiffuse.pipelines.pipeline import SamplerConfig
 from undiffuse.tuning import Measured, Tuned, tune
 from undiffuse.tuning import cache as tuned
 
@@ -120,7 +120,7 @@ def test_a_frontier_resumes_with_the_same_numbers(swept: FrontierSweep, monkeypa
 def test_several_scales_have_a_reference_each(place: Path) -> None:
     found = frontier(
         "model.safetensors", "b.npz", solvers=["ddim"], calls=[2], scales=[0, 2], against="ancestral:3", keep=False,
-        config=SamplerConfig(classifier="judge.safetensors"), metrics="fd", **BY,
+        config=SamplerConfig().replace(classifier="judge.safetensors"), metrics="fd", **BY,
     ).frontier  # fmt: skip
     assert [p.guidance for p in (*found.points, *found.references)] == [0.0, 2.0, 0.0, 2.0]
     assert found.reference_of(found.points[1]) is found.references[1]
@@ -158,7 +158,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     real = tuned.tune_pipeline
 
     def choose(pipeline: Any, steps: int, images: int, *rest: Any) -> Any:
-        asked.append((pipeline.settings.solver, steps, images))
+        asked.append((pipeline.config.solver, steps, images))
         found, count = real(pipeline, steps, images, *rest)
         return replace(found, spec=next(spec for spec in found.tried if spec.startswith("at:"))), count
 
@@ -230,10 +230,13 @@ def test_levels_that_have_a_name_are_measured_once(place: Path, monkeypatch: pyt
 
 
 def test_strengths_of_guidance_are_swept(place: Path) -> None:
-    given: dict[str, Any] = {"config": replace(THREE, classifier="judge.safetensors"), "scales": [0, 2], **BY}
+    given: dict[str, Any] = {"config": THREE.replace(classifier="judge.safetensors"), "scales": [0, 2], **BY}
     result = sweep("model.safetensors", "b.npz", floor="a.npz", out="gs", **given)
     assert result.table().splitlines()[0] == "| metric | real images | guidance 0 | guidance 2 |"
     assert result.table() in (place / "gs" / "table.md").read_text()
+    assert (
+        "12 samples each, ancestral 3, classifier=judge.safetensors, seed 0." in (place / "gs" / "table.md").read_text()
+    )
     assert result.metrics[:3] == ["FD-judge", "IS-judge", "precision"]
     plain = evaluate("model.safetensors", "b.npz", config=THREE, **BY)
     assert [e.value for e in result.reports[0].estimates] == [e.value for e in plain.estimates]
@@ -255,7 +258,7 @@ def test_strengths_of_guidance_are_swept(place: Path) -> None:
         ({"over": "steps"}, "^over: got 'steps', expected guidance, cfg, autoguide"),
         ({"over": "autoguide"}, "^autoguide: a sweep over autoguidance needs the model"),
         ({"scales": []}, "^scales: got none"),
-        ({"scales": [1]}, "^classifier: guidance needs a classifier"),
+        ({"scales": [1]}, "^guidance: 1 needs a classifier"),
         ({"metrics": "fid"}, "no metric fid"),
     ],
 )

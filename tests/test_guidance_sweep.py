@@ -53,10 +53,10 @@ def test_classifier_free_guidance_is_swept(place: Path, capsys: pytest.CaptureFi
     assert sweep("--over", "cfg", "--scales", "1,4", *shaping, out="sw") == 0
     about = json.loads((place / "sw" / "sweep.json").read_text())["settings"]
     assert (about["over"], about["scales"]) == ("cfg", [1.0, 4.0])
-    assert {"-2,9", 0.5} <= set(about["sampler"]["guiding"].values())
+    assert {"-2,9", 0.5} <= set(about["sampler"]["guidance"].values())
     table = (place / "sw" / "table.md").read_text()
     assert "| metric | cfg 1 | cfg 4 |" in table
-    assert "guidance_interval=-2,9" in table
+    assert "interval=-2,9" in table
     assert values(place / "sw" / "cfg-1.json") != values(place / "sw" / "cfg-4.json")
     for words, name in (((), "cfg-1"), (("--cfg", "4", *shaping), "cfg-4")):
         assert call("evaluate", "model.safetensors", "real.npz", *SIZE, *words) == 0

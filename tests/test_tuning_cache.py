@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cli_runs import write_classifier, write_model
-from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
+from undiffuse.config import SamplerConfig
+from undiffuse.pipelines import Pipeline
 from undiffuse.tuning import Measured, Tuned
 from undiffuse.tuning import cache as tuned
 from undiffuse.tuning.cache import cached_levels, tuned_images, verdict
@@ -44,7 +45,7 @@ def test_what_the_tuned_levels_depend_on(asked: list[int]) -> None:
     usual = SamplerConfig(model="model.safetensors", solver="dpmpp-2m", steps="3", grid="logsnr")
     plain = Pipeline.load(usual, "cpu")
     cases = [(plain, case) for case in [(3, 4, 0, None), *OTHERS]]
-    cases += [(Pipeline.load(replace(usual, **changes), "cpu"), (3, 4, 0, None)) for changes in CHANGED]  # type: ignore[arg-type]
+    cases += [(Pipeline.load(usual.replace(**changes), "cpu"), (3, 4, 0, None)) for changes in CHANGED]  # type: ignore[arg-type]
     for count, (pipeline, case) in enumerate(cases, 1):
         assert cached_levels(pipeline, *case) == FAKE
         assert len(asked) == count, case

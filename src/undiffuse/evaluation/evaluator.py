@@ -222,7 +222,8 @@ def _name(source: Any, pipeline: Pipeline | None, side: EvaluationSet, config: E
             stem = side.images.where if side.images is not None else "samples"
         return f"{stem}, first {config.count:,}" if config.count else stem
     assert side.images is not None
-    return f"{_stem(str(pipeline.config.model))}, {short_text(pipeline)}, seed {config.seed}, {len(side.images):,}"
+    stem = _stem(pipeline.config.model or "a model")
+    return f"{stem}, {short_text(pipeline)}, seed {config.seed}, {len(side.images):,}"
 
 
 def _stem(source: str | Path) -> str:

@@ -14,7 +14,7 @@ from undiffuse import frontiers
 from undiffuse.distributed import Ranks, session
 from undiffuse.evaluation.compute import higher_is_better
 from undiffuse.evaluation.inputs import EvaluationConfig, pipeline_of
-from undiffuse.evaluation.points import guides, point_of, with_guidance, with_solver
+from undiffuse.evaluation.points import guides, point_of, with_guidance, with_solver, without_strength
 from undiffuse.evaluation.report import Report
 from undiffuse.evaluation.sweeps import (
     PLOT,
@@ -218,7 +218,7 @@ def frontier(
             raise ConfigError(name, "a frontier takes its samplers from solvers, calls and grids: leave it out")
     if more := guides(base):
         raise ConfigError(more[0], "a frontier compares strengths of one classifier, without other guidance")
-    about = settings_of(base, measured_by, reference, floor) | {
+    about = settings_of(without_strength(base, "guidance"), measured_by, reference, floor) | {
         "solvers": list(solvers), "calls": list(calls), "grids": list(grids), "scales": list(scales),
         "against": against, "by": by,
     }  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -192,16 +191,12 @@ def pipeline_of(source: Any, sampler: SamplerConfig | None = None, device: str =
         ValueError: There is no such model, or the sampler's settings do not fit it.
     """
     from undiffuse.config import SamplerConfig
-    from undiffuse.models import save_model
     from undiffuse.pipelines import Pipeline
 
     if isinstance(source, Pipeline):
         return source
     if isinstance(source, DiffusionModel):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.safetensors"
-            save_model(path, source)
-            return Pipeline.load((sampler or SamplerConfig()).replace(model=str(path)), device, keep_weights=False)
+        return Pipeline.load(sampler or SamplerConfig(), device, model=source)
     return Pipeline.load((sampler or SamplerConfig()).replace(model=str(source)), device, keep_weights=False)
 
 
@@ -224,11 +219,12 @@ def made_images(pipeline: Pipeline, config: EvaluationConfig) -> MadeImages:
     identity = {**pipeline.record, "seed": config.seed, "classes": classes, "device": pipeline.device.type}
     classifier = next(iter(pipeline.config.guidance.classifier), None)
     files = {"model_file": pipeline.config.model, "classifier_file": classifier}
+    name = Path(pipeline.config.model or "a model").name
     made = MadeImages(
         lambda numbers: source.make(numbers),
         count,
         (height, width, channels),
-        where=f"{Path(str(pipeline.config.model)).name} ({pipeline.text()}, seed {config.seed})",
+        where=f"{name} ({pipeline.text()}, seed {config.seed})",
         identity=identity,
         batch=pipeline.batch_size(config.batch),
         labels=labels,

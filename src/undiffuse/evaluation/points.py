@@ -19,7 +19,9 @@ from undiffuse.util.errors import ConfigError
 if TYPE_CHECKING:
     from undiffuse.pipelines import Pipeline
 
-__all__ = ["OVER", "guides", "point_of", "short_text", "with_guidance", "with_solver", "without_defaults"]
+__all__ = [
+    "OVER", "guides", "point_of", "short_text", "with_guidance", "with_solver", "without_defaults", "without_strength",
+]  # fmt: skip
 
 OVER = {
     "guidance": ("guidance scale", (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)),
@@ -50,6 +52,14 @@ def with_guidance(config: SamplerConfig, over: str, scale: float) -> SamplerConf
             raise ConfigError("autoguide", "a sweep over autoguidance needs the model that guides: give one")
         config = config.replace(autoguide_scale=scale)
     return config.replace(guidance=config.guidance.resolved(config.model, paired_classifier))
+
+
+def without_strength(config: SamplerConfig, over: str) -> SamplerConfig:
+    """Returns a config with the default strength of what is swept: what the points have in common."""
+    if over == "guidance":
+        others = config.guidance.scale[1:]
+        return config.replace(guidance=replace(config.guidance, scale=(0.0, *others) if others else ()))
+    return config.replace(cfg=None) if over == "cfg" else config.replace(autoguide_scale=2.0)
 
 
 def with_solver(config: SamplerConfig, solver: str, steps: str, grid: str | None) -> SamplerConfig:
