@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling": CORE,
     "tuning": CORE | {"sampling"},
     "frontiers": {"downloads", "methods", "pictures"},
-    "editing": MATHEMATICS | {"solvers", "guidance", "sampling"},
+    "editing": MATHEMATICS | {"solvers", "guidance", "sampling", "data"},
     "adapters": MATHEMATICS | {"nets", "checkpoints", "downloads"},
     "models": CORE | {"adapters", "checkpoints", "nets"},
     "metrics": {"pixels", "downloads", "models"},
@@ -66,7 +66,7 @@ TOP = {"cli", "__main__", "__init__"}  # may look at everything
 # The only packages beyond the standard library, and who may use them.
 EVERYWHERE = {"torch", "numpy"}
 OUTSIDE = {
-    "PIL": {"data", "pictures", "pixels", "training", "cli"},
+    "PIL": {"data", "editing", "pictures", "pixels", "training", "cli"},
     "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "cli"},
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
     "diffusers": {"adapters"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,15 @@ class Mask:
         if ours[-2:] != theirs[-2:] or ours[0] not in (1, theirs[0]) or ours[1] not in (1, theirs[1]):
             raise ValueError(f"a mask of {list(ours)} does not fit images of {list(theirs)}: it must have their size")
         return self.seen.to(x.device)
+
+    def select(self, indices: Sequence[int] | slice) -> Mask:
+        """The mask of some of the images: of one mask for all of them the same, else those of the given numbers."""
+        if len(self.seen) == 1:
+            return self
+        part = object.__new__(Mask)  # nothing to fill in some of them is no mistake
+        part.seen = self.seen[indices] if isinstance(indices, slice) else self.seen[list(indices)]
+        part.norm = self.norm
+        return part
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.where(self._of(x), x, 0.0)
