@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -74,13 +75,18 @@ def label_files(
             data = _inside(source, name)
             if data is None:
                 continue
+            extra: list[str] = []
+            # The folder may hold a part of the set that a known table lists.
+            heard = complain if name in _OWN_TABLES else partial(_all_but_absent, complain, extra)
             try:
-                found = interpret(read_table(data, name), names, TableSpec(name), complain, source.held_names)
+                found = interpret(read_table(data, name), names, TableSpec(name), heard, source.held_names)
             except ValueError as error:
-                if name in _OWN_TABLES or "matches none" not in str(error) and "is known to hold" not in str(error):
+                passed = ("matches none", "is known to hold", "holds no labels", "has no column of labels")
+                if name in _OWN_TABLES or not any(words in str(error) for words in passed):
                     raise
                 source.notes.append(f"{name} is not used: {error}")
                 continue
+            source.notes += extra
             labelled = _by_table(source, found, name, label_names)
             if found.kind == "class" or not isinstance(labelled, FileSource):
                 return labelled
@@ -96,6 +102,14 @@ def label_files(
         _require(values, names, "a sub-folder named after its class, as in cat/0012.png", source.where, complain)
     return _with_classes(source, values, f"{source.where} (labels: {how})", label_names,
                          "classes from the names of " + ("files" if how == "prefix" else "folders"))  # fmt: skip
+
+
+def _all_but_absent(complain: Complain, notes: list[str], text: str) -> None:
+    """Complains, except about rows without a file, which are noted."""
+    if "files that are not there" in text:
+        notes.append(text)
+    else:
+        complain(text)
 
 
 def _with_classes(

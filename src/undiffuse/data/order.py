@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["epoch_of", "index_at", "indices_at", "permutation", "uniforms"]
 
-_PURPOSES = {"order": 1, "flip": 2, "crop": 3}
+_PURPOSES = {"order": 1, "flip": 2, "crop": 3, "patch": 5}
 
 
 def _raw(seed: int, purpose: str, number: int, count: int) -> NDArray[np.uint64]:
@@ -31,7 +31,7 @@ def _raw(seed: int, purpose: str, number: int, count: int) -> NDArray[np.uint64]
 
 
 def uniforms(seed: int, purpose: str, number: int, count: int) -> NDArray[np.float64]:
-    """`count` uniform numbers in [0, 1), a pure function of (seed, purpose, number); purposes: "flip", "crop"."""
+    """`count` uniform numbers in [0, 1), a pure function of (seed, purpose, number); purposes: "flip", "crop", "patch"."""
     bits = _raw(seed, purpose, number, count) >> np.uint64(11)
     return np.asarray(bits * 2.0**-53, dtype=np.float64)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from undiffuse.data.channels import to_mode, upright
 from undiffuse.data.decoding import IMAGE_SUFFIXES, Picture, decode
+from undiffuse.data.file_index import FileIndex
 from undiffuse.data.images import prepare
-from undiffuse.data.labelling import FileIndex
 
 __all__ = ["masks_for", "read_mask", "read_masks"]
 
