@@ -84,8 +84,8 @@ def image_files(folder: Path, seed: int | None = None) -> dict[int, Path]:
 
 
 def sample_files(folder: str | os.PathLike[str]) -> dict[int, Path]:
-    """The files of the whole single samples in a folder, by index, whether they are named by the run or by images."""
-    return image_files(Path(folder))
+    """The files of the whole single samples in a folder, by ascending index, whether named by the run or by images."""
+    return dict(sorted(image_files(Path(folder)).items()))
 
 
 def _is_whole(file: Path) -> bool:
