@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in GROUND},
     "kernels": {"downloads"},
     "nets": {"kernels"},
-    "data": {"pixels", "downloads"},
+    "data": {"pixels", "downloads", "adapters"},  # of these, ImageNet's classes
     "pictures": {"pixels"},
     "levels": {"schedules"},
     "prediction": {"levels"},

@@ -182,7 +182,7 @@ def test_files_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("cut.npz", b"PK", "is not a readable npz file"),
         ("cut.png", b"\x89PNG", "is not a readable picture"),
         ("model.pt", b"PK", "is neither weights of PyTorch nor a checkpoint of undiffuse"),
-        ("text.txt", b"hello", "Expected a folder of images, a .zip of them, or an .npz"),
+        ("text.txt", b"hello", "Expected a folder of images, a .zip of them, an .npz"),
     ],
 )
 def test_damaged_and_unknown(

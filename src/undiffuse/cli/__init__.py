@@ -22,6 +22,7 @@ from typing import Any
 from undiffuse.cli.console import fail
 from undiffuse.cli.options import settle
 from undiffuse.cli.parser import COMMANDS, build_parser
+from undiffuse.cli.words import in_options
 from undiffuse.util.errors import ConfigError
 
 __all__ = ["COMMANDS", "main"]
@@ -95,4 +96,4 @@ def _message(error: Exception) -> str:
         return f"out of memory; give a smaller --batch, or --precision bf16 ({str(error).splitlines()[0]})"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.strerror}: {error.filename}"
-    return str(error) or type(error).__name__
+    return in_options(str(error)) or type(error).__name__

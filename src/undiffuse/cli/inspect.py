@@ -18,8 +18,10 @@ from undiffuse.cli.console import fields, say, shorten, table
 from undiffuse.cli.inspect_data import describe_data
 from undiffuse.cli.inspect_evaluation import describe_evaluation, describe_reference
 from undiffuse.cli.inspect_model import describe_foreign, describe_model, describe_run
-from undiffuse.data import IMAGE_SUFFIXES, NAMED_SETS
+from undiffuse.data import IMAGE_SUFFIXES, NAMED_SETS, open_npz
+from undiffuse.data.formats import find_format
 from undiffuse.data.labels import listed
+from undiffuse.data.opening import split_part
 from undiffuse.evaluation.summary import is_reference
 from undiffuse.models import SHIPPED, resolve, split_reference
 from undiffuse.pictures import read_record
@@ -57,6 +59,8 @@ def describe(args: argparse.Namespace) -> str:
     file, like = split_reference(what)
     if like is not None:
         return describe_foreign(file, like, as_json=args.json)
+    if not path.exists() and _is_data(what):
+        return describe_data(args)
     if not path.exists():
         raise FileNotFoundError(
             f"there is no file or folder {what}; known by name are the data {', '.join(NAMED_SETS)} and the models "
@@ -65,6 +69,8 @@ def describe(args: argparse.Namespace) -> str:
     if path.is_dir():
         return _folder(args, path)
     suffix = path.suffix.lower()
+    if suffix in (".bin", ".npz", *PICTURES) and _holds_images(path):
+        return describe_data(args)
     if suffix == ".safetensors":
         return _safetensors(args, path)
     if suffix in PICTURES:
@@ -78,6 +84,38 @@ def describe(args: argparse.Namespace) -> str:
     if suffix in _PICKLED:
         return describe_foreign(str(path), as_json=args.json)
     return describe_data(args)
+
+
+def _is_data(what: str) -> bool:
+    """Whether this names shards, or a part of data: x-{000..009}.tar, https://..., DATA:test."""
+    try:
+        split_part(what)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _holds_images(path: Path) -> bool:
+    """Whether a file is of a format that holds images to train on; of pictures, those of several frames are."""
+    found = find_format(path)
+    if found is None or found.module == "pickles":
+        return False
+    if found.module == "frames":
+        return not _is_ours(path)
+    if found.module != "npz":
+        return True
+    try:
+        return len(open_npz(path, labels=False)) > 0
+    except ValueError:
+        return False
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        read_record(path)
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
 
 
 def environment() -> str:
@@ -301,11 +339,8 @@ def _npz(args: argparse.Namespace, path: Path) -> str:
             arrays = {name: (archive[name].dtype, archive[name].shape) for name in archive.files}
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} is not a readable npz file ({error})") from error
-    kind, shape = arrays.get("arr_0", (None, ()))
-    if kind == np.uint8 and len(shape) == 4:
-        return describe_data(args)
     listed = [[name, str(dtype), "x".join(map(str, shape)) or "scalar"] for name, (dtype, shape) in arrays.items()]
-    text = f"an npz file without images for training (arr_0 uint8 [N,H,W,C]); it holds\n{table(listed, indent=2)}"
+    text = f"an npz file without images to train on (arr_0, images, x_train and the like); it holds\n{table(listed, indent=2)}"
     if {"mu", "sigma"} <= set(arrays):
         text += "\nmu and sigma: statistics of features, as the evaluation of Dhariwal & Nichol stores them."
     return text

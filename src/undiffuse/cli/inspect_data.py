@@ -6,9 +6,12 @@ import argparse
 import statistics
 from typing import Any
 
+from undiffuse.cli import containers
 from undiffuse.cli.console import fields
 from undiffuse.cli.planning import Look
-from undiffuse.data import DataConfig, DataSummary, scan
+from undiffuse.cli.words import in_options
+from undiffuse.data import DataConfig, DataSummary, Source, scan
+from undiffuse.data.formats.base import part_of
 from undiffuse.data.images import size_pair
 from undiffuse.data.labels import listed
 from undiffuse.pipelines.grids import quoted
@@ -18,35 +21,43 @@ FEW = 1000  # images below which a model is likely to learn them by heart
 
 def describe_data(args: argparse.Namespace) -> str:
     """Sizes, formats, classes, broken and tiny files, and the command to train on them."""
-    look = Look(args.what, args.labels, "skip")
+    opening = containers.opening(args, args.what)
+    look = Look(args.what, args.labels, "skip", **{**opening, "value_range": opening["value_range"] or "found"})
     source = look.source
     limit = None if args.count is None else min(args.count, len(source))
     # Prepared as a training would, to tell which images are smaller than that.
     size = look.whole_size or look.size
     fit: Any = "pad" if look.fits_padded(size) else "crop"
-    summary = scan(source, DataConfig(path=str(args.what), size=size, fit=fit), limit=limit)
+    config = DataConfig(path=str(args.what), size=size, fit=fit, channels=look.channels, **opening)
+    summary = scan(source, config, limit=limit)
     height, width = size_pair(size)
     rows: list[tuple[str, object]] = [
+        ("recognised", source.format or None),
         ("images", f"{summary.count:,}" + (
             f" (looked at {summary.scanned:,}, evenly spaced; --count all for every one)"
             if summary.scanned < summary.count else "")),
         ("sizes", "height x width: " + listed((f"{h}x{w} ({n:,})" for (w, h), n in summary.sizes.items()), 6)
                   if summary.sizes else "none can be read"),
-        ("formats", listed((f"{_mode(mode)} ({n:,})" for mode, n in summary.modes.items()), 6)),
-        ("classes", _classes(summary)),
+        ("pixels", listed((f"{_mode(mode)} ({n:,})" for mode, n in summary.modes.items()), 6)),
+        ("classes", _classes(source, summary)),
         ("broken", f"{len(summary.broken):,}: " + listed((f"{b.name} ({b.reason})" for b in summary.broken), 5)
                    if summary.broken else "none"),
         ("tiny", f"{len(summary.tiny):,} smaller than {height}x{width}, which they would be trained at: "
                  + listed(summary.tiny, 5) if summary.tiny else "none"),
         ("left out", f"{len(summary.excluded):,}: " + listed((f"{e.name} ({e.reason})" for e in summary.excluded), 5)
                      if summary.excluded else None),
+        ("taken", "\n".join(in_options(text) for text in summary.remarks()) or None),
         ("fingerprint", summary.fingerprint),
     ]  # fmt: skip
     return f"images: {source.where}\n{fields(rows)}\n{_advice(args, look, summary)}"
 
 
-def _classes(summary: DataSummary) -> str:
+def _classes(source: Source, summary: DataSummary) -> str:
     counts = summary.class_counts
+    if not counts and source.vectors is not None:
+        count = source.vectors.shape[1]
+        named = f": {listed(source.vector_names, 12)}" if source.vector_names else ""
+        return f"none; a vector of {count} number{'s' if count != 1 else ''} for each image{named}"
     if not counts:
         return "no labels (sub-folders, --labels prefix, or a table give them)"
     named = listed((f"{name} ({n:,})" for name, n in counts.items()), 12)
@@ -76,11 +87,19 @@ def _advice(args: argparse.Namespace, look: Look, summary: DataSummary) -> str:
         notes.append(f"{few} few: a model will mostly repeat what it saw.")
     if summary.sizes and statistics.median(min(size) for size in summary.sizes) < 16:
         notes.append("The images are tiny.")
+    if look.source.undeclared and not isinstance(args.value_range, tuple):
+        notes.append(f"Nothing says which values are black and white ({look.source.undeclared}): choose --range.")
     options = f" --labels {quoted(args.labels)}" if args.labels != "auto" else ""
-    options += " --on-broken skip" if summary.broken else ""
+    options += " --on-broken skip" if summary.broken or summary.excluded else ""
+    options += containers.as_typed(args)
+    if look.source.undeclared and not isinstance(args.value_range, tuple) and look.source.found_range is not None:
+        options += " --range={:g},{:g}".format(*look.source.found_range)
     options += f" --size {whole[0]}x{whole[1]}" if whole is not None else ""
     options += " --unconditional" if len(counts) == 1 else ""
     lines = [f"  {note}" for note in notes]
+    held = next((name for name in look.source.held_out if part_of(name) in ("validation", "test")), None)
+    if held is not None:
+        options += f" --validation {quoted(f'{args.what}:{held}')}"
     lines += ["Train on them:", f"  undiffuse train {quoted(str(args.what))}{options}"]
     if len(counts) > 1:
         lines.append(f"  undiffuse train-classifier {quoted(str(args.what))}{options}")

@@ -328,6 +328,14 @@ def data_options(group: Any, labels: bool = True, fit: str = "as in training", t
         pick(group, "--on-tiny", ("upscale", "refuse", "skip"), how, "upscale")
 
 
+def container_options(group: Any) -> None:
+    """--frames, --layout, --range."""
+    pick(group, "--frames", ("first", "all"), "of files with several: TIFF pages, GIF, WebP (default first)", "first")
+    pick(group, "--layout", ("auto", "HWC", "CHW"), "axes of arrays of images (default auto)", "auto")
+    what = "values of black and white in images that are not 8-bit; auto: found by percentiles"
+    group.add_argument("--range", dest="value_range", metavar="LOW,HIGH|auto", help=what)
+
+
 def seed_option(group: Any, what: str = "random seed") -> None:
     """--seed."""
     group.add_argument("--seed", type=values.seed, default=0, metavar="N", help=f"{what} (default 0)")

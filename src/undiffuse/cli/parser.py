@@ -112,6 +112,7 @@ def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
     )  # fmt: skip
     data = parser.add_argument_group("data")
     options.data_options(data, fit="the recipe's", tiny=True)
+    options.container_options(data)
     data.add_argument(
         "--flip", action=argparse.BooleanOptionalAction, help="mirror half of the images at random, or not"
     )
@@ -366,6 +367,7 @@ images to train on (sizes, classes, broken and tiny files, the command to type).
     )
     parser.add_argument("what", nargs="?", metavar="WHAT", help="file, folder, or a known name")
     parser.add_argument("--labels", default="auto", metavar="HOW", help=f"of data: {options.LABELS}")
+    options.container_options(parser)
     count = "images of data that are looked at (default 2000)"
     parser.add_argument("--count", type=values.amount, default=2000, metavar="N|all", help=count)
     parser.add_argument("--json", action="store_true", help="a model's manifest or a picture's record as JSON")

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from undiffuse import recipes
-from undiffuse.cli import settings, starting
+from undiffuse.cli import containers, settings, starting
+from undiffuse.cli.words import in_options
 from undiffuse.data import NAMED_SETS, DataConfig, DataSummary, ImageDataset, Source, open_data, scan, split
 from undiffuse.data.images import size_pair
 from undiffuse.data.labels import listed
@@ -52,7 +53,9 @@ class Plan:
     def remarks(self) -> list[str]:
         """What a user should know of single images: which are left out and why, and which are enlarged."""
         source, data = self.dataset.source, self.dataset.config
-        out = []
+        out = [in_options(text) for text in source.remarks]
+        if source.vectors is not None:
+            out.append("the vectors are not used: this kind of model takes classes")
         for what, items in (("", source.excluded), ("of the held-out data ", self._others_excluded())):
             if items:
                 named = listed(f"{item.name} ({item.reason})" for item in items)
@@ -86,7 +89,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     partner = load_diffusion(args.partner) if kind == "classifier" and args.partner else None
     label_names = partner.labels if partner is not None else None
     how = "none" if kind == "diffusion" and args.unconditional else args.labels
-    look = Look(args.data, how, args.on_broken)
+    look = Look(args.data, how, args.on_broken, **containers.opening(args, args.data))
     start = starting.find_start(args, kind)
     recipe, why = _choose(args, kind, look, partner, start)
     size, channels = _shape(args, recipe, look, partner, start)
@@ -133,9 +136,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
 class Look:
     """A first look at the data: labels, and where needed sizes and channels of a few images."""
 
-    def __init__(self, path: str, labels: str, on_broken: OnBroken) -> None:
+    def __init__(self, path: str, labels: str, on_broken: OnBroken, **opening: Any) -> None:
         self.path = path
-        self.source: Source = open_data(path, labels=labels, on_broken=on_broken, check="none")
+        self.source: Source = open_data(path, labels=labels, on_broken=on_broken, check="none", **opening)
         names = self.source.label_names
         self.classes = None if names is None else len(names)
         self._summary: DataSummary | None = None
@@ -237,6 +240,7 @@ def _data_config(
         labels=how,
         on_broken=args.on_broken,
         on_tiny=args.on_tiny,
+        **containers.opening(args, args.data),
         workers=args.workers,
         seed=args.seed,
         **{**prepared, "fit": fit, "flip": flip},

@@ -7,10 +7,10 @@ function of (seed, position).
 
 from __future__ import annotations
 
-from undiffuse.data.arrays import open_npz
 from undiffuse.data.batches import Batch, batches, pass_once
 from undiffuse.data.dataset import DataConfig, Example, ImageDataset, check_trainable
 from undiffuse.data.fashion import FASHION_CLASSES, fashion_mnist
+from undiffuse.data.formats.npz import open_npz
 from undiffuse.data.images import prepare, size_pair, to_mode
 from undiffuse.data.opening import IMAGE_SUFFIXES, NAMED_SETS, open_data
 from undiffuse.data.order import epoch_of, index_at, indices_at, permutation, uniforms

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from undiffuse.data import order
 from undiffuse.data.channels import ValueRange, check_value_range
 from undiffuse.data.decoding import MAX_PIXELS, describe
+from undiffuse.data.formats.base import Frames, Layout
 from undiffuse.data.images import prepare, size_pair
 from undiffuse.data.labels import listed
 from undiffuse.data.opening import open_data
@@ -28,8 +29,8 @@ class DataConfig:
     """Which pictures, and how they are prepared.
 
     Attributes:
-        path: folder, zip, npz or named set, as `open_data` takes it.
-        labels: "auto", "none", "folder", "prefix" or a table, as `open_data` takes it.
+        path: folder, file, part of a data set or named set, as `open_data` takes it.
+        labels: "auto", "none", "folder", "prefix", a table, or the name of a field, as `open_data` takes it.
         size: pixels, one number (square) or (height, width).
         channels: 1 grey, 3 RGB, 4 RGBA; any other number takes pictures of that many channels as they are.
         fit: "crop" (ADM's: cover and cut the centre) or "pad" (constant border, 28 -> 32).
@@ -47,6 +48,8 @@ class DataConfig:
         patches: None prepares whole pictures. "random" cuts a window of `size` pixels at random from each picture,
             "tiled" cuts every picture into windows that cover it; neither resizes.
         max_pixels: pictures with more pixels count as broken.
+        frames: "first" or "all" frames of files that hold several.
+        layout: the axes of arrays of pictures: "auto", "HWC" or "CHW".
     """
 
     path: str
@@ -66,6 +69,8 @@ class DataConfig:
     value_range: ValueRange | None = None
     patches: Literal["random", "tiled"] | None = None
     max_pixels: int = MAX_PIXELS
+    frames: Frames = "first"
+    layout: Layout = "auto"
 
     def __post_init__(self) -> None:
         size_pair(self.size)
@@ -74,6 +79,10 @@ class DataConfig:
             raise ValueError(f"channels={self.channels}: expected 1 (grey), 3 (RGB), 4 (RGBA) or another number from 2")
         if self.patches not in (None, "random", "tiled"):
             raise ValueError(f'patches={self.patches!r}: expected None, "random" or "tiled"')
+        if self.frames not in ("first", "all") or self.layout not in ("auto", "HWC", "CHW"):
+            raise ValueError(
+                f'frames={self.frames!r}, layout={self.layout!r}: expected "first" or "all", and "auto", "HWC" or "CHW"'
+            )
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels={self.max_pixels}: expected at least 1")
         if self.fit not in ("crop", "pad"):
@@ -107,6 +116,8 @@ class DataConfig:
             value_range=self.value_range,
             channels=self.channels,
             max_pixels=self.max_pixels,
+            frames=self.frames,
+            layout=self.layout,
         )
         return TiledSource(source, size_pair(self.size)) if self.patches == "tiled" else source
 
@@ -117,7 +128,9 @@ class DataConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON. Settings that came later are left out where they have their defaults."""
         plain = dataclasses.asdict(self)
-        later = {"value_range": None, "patches": None, "max_pixels": MAX_PIXELS}
+        later = {
+            "value_range": None, "patches": None, "max_pixels": MAX_PIXELS, "frames": "first", "layout": "auto",
+        }  # fmt: skip
         return {key: value for key, value in plain.items() if key not in later or value != later[key]}
 
     @classmethod

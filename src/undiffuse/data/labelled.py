@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from undiffuse.data.formats.imagenet import translated
 from undiffuse.data.labelling import Labelling, interpret
 from undiffuse.data.labels import apply_table, class_table, folder_labels, listed, prefix_labels
 from undiffuse.data.screening import OnBroken
@@ -118,6 +119,7 @@ def _with_classes(
     keep = [i for i, value in enumerate(values) if value is not None]
     texts = [value for value in values if value is not None]
     classes = list(label_names) if label_names is not None else class_table(texts)
+    texts = translated(texts, label_names)
     excluded = [Excluded(name=source.names[i], reason="no label") for i, value in enumerate(values) if value is None]
     labelled = source.labelled(keep, apply_table(texts, classes, where), classes, excluded)
     labelled.notes.append(note)

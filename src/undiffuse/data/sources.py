@@ -75,7 +75,9 @@ class Source(ABC):
         left_out: items that were not taken, by kind: {"files ending in .txt": 8}.
         held_out: images of the parts of the data set that were not opened: {"test": 10000}.
         vectors: float32 [N, D], a condition vector for every picture; None without.
+        remarks: what a user should know before a run, a sentence each.
         labels_settled: True where the format knows the labels, or that there are none; False where names may tell.
+        found_range: the smallest and largest value that such pixels were seen to have.
         vector_names: the D names of the vectors' columns; None where the format does not name them.
         value_range: the values of black and white, for pictures that are not 8-bit; None where they are not declared.
         undeclared: what is known of pixel values whose black and white are not declared ("float32 values -3..900").
@@ -83,7 +85,9 @@ class Source(ABC):
 
     in_memory = False
     labels_settled = False
+    remarks: tuple[str, ...] = ()
     undeclared = ""
+    found_range: tuple[float, float] | None = None
     format: str
     vectors: NDArray[np.float32] | None
     vector_names: list[str] | None
@@ -114,7 +118,8 @@ class Source(ABC):
     def inherit(self, other: Source, keep: Sequence[int] | NDArray[np.int64] | None = None) -> None:
         """Take over what is known of another source, of which this one holds the pictures `keep` (default: all)."""
         self.format, self.notes, self.value_range = other.format, list(other.notes), other.value_range
-        self.undeclared = other.undeclared
+        self.remarks = other.remarks
+        self.undeclared, self.found_range = other.undeclared, other.found_range
         self.left_out, self.held_out = dict(other.left_out), dict(other.held_out)
         self.vector_names, self.labels_settled = other.vector_names, other.labels_settled
         self.multi_hot = other.multi_hot
@@ -366,7 +371,7 @@ class ArraySource(Source):
                 f"{where}: expected numeric images [N, H, W] or [N, H, W, C], "
                 f"got {images.dtype} {list(images.shape)}{hint}"
             )
-        if images.dtype != np.uint8 and value_range is None and not undeclared:
+        if images.dtype not in (np.uint8, np.bool_) and value_range is None and not undeclared:
             raise ValueError(
                 f"{where}: images of {images.dtype} {list(images.shape)} have no defined black and white: expected "
                 "uint8, or value_range=(black, white)"
@@ -383,7 +388,8 @@ class ArraySource(Source):
         return f"{self._item_name}[{i}]"
 
     def image(self, i: int) -> NDArray[Any]:
-        return np.asarray(self.images[i])
+        image = np.asarray(self.images[i])
+        return image.astype(np.uint8) * np.uint8(255) if image.dtype == bool else image
 
     def stored_size(self, i: int) -> tuple[int, int]:
         return self.images.shape[2], self.images.shape[1]
@@ -396,7 +402,7 @@ def hash_images(images: Any) -> bytes:
     """SHA-256 of an array of images [N, ...]: of all pixels up to 1 GiB, else of evenly spaced images."""
     dtype = np.dtype(images.dtype)
     sha = hashlib.sha256(f"{dtype.newbyteorder('=').name} {list(images.shape)}".encode())
-    count, each = len(images), max(1, int(np.prod(images.shape[1:])) * dtype.itemsize)
+    count, each = int(images.shape[0]), max(1, int(np.prod(images.shape[1:])) * dtype.itemsize)
     step = max(1, -(-count * each // _HASH_WHOLE))
     block = max(1, (1 << 24) // each) * step
     for start in range(0, count, block):

@@ -15,6 +15,7 @@ from undiffuse.data.decoding import Picture, describe
 from undiffuse.data.images import kept_by_crop, prepare
 from undiffuse.data.labels import listed
 from undiffuse.data.ranges import declared_for
+from undiffuse.data.remarks import held_out_text, left_out_text
 from undiffuse.data.screening import default_workers
 from undiffuse.data.sources import BrokenImageError, Excluded, Source
 
@@ -53,6 +54,8 @@ class DataSummary:
         ome: whether such files are OME-TIFF, whose pages are channels and slices.
         left_out: files of other kinds {"files ending in .txt": how many}.
         notes: sentences on what was taken and from where.
+        held_out: images of the parts of the data set that were not opened.
+        format: the format that was recognised.
         config: how the pictures were prepared.
     """
 
@@ -75,11 +78,15 @@ class DataSummary:
     ome: bool = False
     left_out: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    held_out: dict[str, int] = field(default_factory=dict)
+    format: str = ""
     config: DataConfig | None = None
 
     def remarks(self) -> list[str]:
         """What people should know before they train: what was taken from where, what was not, and what looks wrong."""
         out = list(self.notes)
+        if self.held_out:
+            out.append(held_out_text(self.held_out))
         if self.left_out:
             out.append(left_out_text(self.left_out))
         files, pages = self.pages
@@ -246,23 +253,11 @@ def scan(source: Source, config: DataConfig, limit: int | None = None, workers: 
         pages=(files, pages),
         ome=ome,
         left_out=dict(source.left_out),
+        held_out=dict(source.held_out),
+        format=source.format,
         notes=tuple(source.notes),
         config=config,
     )
-
-
-def left_out_text(left_out: dict[str, int]) -> str:
-    """ "10 files of other kinds left out: .ppm (3), .txt (7)"."""
-    endings = {kind.removeprefix("files ending in "): n for kind, n in left_out.items() if kind.startswith("files")}
-    others = {kind: n for kind, n in left_out.items() if not kind.startswith("files")}
-    count = sum(endings.values())
-    texts = []
-    if endings:
-        texts.append(f"{count:,} file{'s' if count > 1 else ''} of other kinds left out: "
-                     + listed(f"{kind} ({n:,})" for kind, n in endings.items()))  # fmt: skip
-    if others:
-        texts.append("left out: " + listed(f"{n:,} {kind}" for kind, n in others.items()))
-    return "; ".join(texts)
 
 
 def _extremes(picture: Picture) -> tuple[float, float]:

@@ -1,0 +1,318 @@
+"""What all formats share: how a container is to be read, its parts, its classes, and libraries that may be missing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from undiffuse.data.formats.imagenet import translated
+from undiffuse.data.labels import apply_table, class_table, listed
+from undiffuse.data.sources import Excluded, Source
+from undiffuse.data.tables import parse_spec
+
+__all__ = [
+    "PARTS",
+    "Entries",
+    "Frames",
+    "Layout",
+    "Reading",
+    "choose_part",
+    "count_kinds",
+    "kind_of",
+    "need",
+    "part_of",
+    "peek",
+    "with_labels",
+    "with_vectors",
+]
+
+Frames = Literal["first", "all"]
+Layout = Literal["auto", "HWC", "CHW"]
+
+PARTS = {
+    "train": ("train", "training", "trn"),
+    "validation": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing", "tst"),
+}
+"""The parts of a data set, with the names that folders, files and arrays give them."""
+_PART_OF = {name: part for part, names in PARTS.items() for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a container is to be read.
+
+    Attributes:
+        part: the part of the data set to open ("train", "validation", "test", "all", or a name that the format gives);
+            None opens the training part where there are parts.
+        labels: "auto", "none", or the name of the field that holds the labels.
+        label_names: an existing class table to number the labels by; None makes one.
+        frames: "first" or "all" frames of files that hold several pictures.
+        layout: the order of the axes of arrays of pictures; "auto" finds out or refuses.
+        on_broken: what to do with pictures without a label: "refuse" or "skip".
+    """
+
+    part: str | None = None
+    labels: str = "auto"
+    label_names: Sequence[str] | None = None
+    frames: Frames = "first"
+    layout: Layout = "auto"
+    on_broken: Literal["refuse", "skip"] = "refuse"
+
+    @property
+    def of_files(self) -> bool:
+        """Whether the labels come from the names of files or from a table, not from the format."""
+        return self.labels in ("folder", "prefix") or parse_spec(self.labels) is not None
+
+    def field(self, where: str, fields: Sequence[str], usual: Sequence[str] = ()) -> str | None:
+        """The field to take labels from: the one that was named, else the first `usual` one that is there, else None.
+
+        Raises:
+            ValueError: the field that was named is not among `fields`.
+        """
+        if self.labels == "none":
+            return None
+        if self.labels != "auto":
+            if self.labels not in fields:
+                raise ValueError(
+                    f"{where} has no label field {self.labels!r}: expected "
+                    + (f"one of {listed(fields)}, " if fields else "")
+                    + '"auto" or "none"'
+                )
+            return self.labels
+        lower = {name.lower(): name for name in reversed(fields)}
+        return next((lower[name] for name in usual if name in lower), None)
+
+
+def need(module: str, extra: str, what: str) -> Any:
+    """Import a library that a format needs.
+
+    Raises:
+        ValueError: it is not installed; the message has the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"reading {what} needs the package {module.partition('.')[0]}: pip install 'undiffuse[{extra}]' ({error})"
+        ) from error
+
+
+def part_of(name: str) -> str | None:
+    """The part that a name means: "val" -> "validation"; None for other names."""
+    return _PART_OF.get(name.lower())
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Names in a folder that are not hidden: of files, and of folders."""
+
+    files: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+_PEEKED = 10_000
+
+
+def peek(folder: Path) -> Entries:
+    """The first 10,000 entries of a folder, sorted: enough to tell a format, and fast where there are millions."""
+    return _peek(os.fspath(folder), os.stat(folder).st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _peek(folder: str, changed: int) -> Entries:
+    del changed  # it is there to notice that the folder has
+    with os.scandir(folder) as entries:
+        some = [entry for entry in islice(entries, _PEEKED) if not entry.name.startswith(".")]
+        folders = {entry.name for entry in some if entry.is_dir()}
+    files = (entry.name for entry in some if entry.name not in folders)
+    return Entries(tuple(sorted(files)), tuple(sorted(folders)))
+
+
+def choose_part(parts: Mapping[str, int], reading: Reading, where: str) -> list[str]:
+    """The names of the parts to open, of those that a data set has.
+
+    Args:
+        parts: the names that the data set gives its parts, with the number of images in each.
+        reading: `reading.part` says which is wanted.
+
+    Raises:
+        ValueError: there is no such part, or none is for training and none was named.
+    """
+    names = list(parts)
+    wanted = reading.part
+    if wanted == "all" or not names:
+        return names
+    if wanted is None:
+        if len(names) == 1:
+            return names
+        training = [name for name in names if part_of(name) == "train"]
+        if training:
+            return training
+        raise ValueError(
+            f"{where} has the parts {listed(names)}, none of them for training: name one, as in {where}:{names[0]}"
+        )
+    exact = [name for name in names if name == wanted]
+    meant = exact or [name for name in names if (part_of(name) or name) == (part_of(wanted) or wanted)]
+    if not meant:
+        raise ValueError(f"{where} has no part {wanted!r}: expected one of {listed(names)}, or all")
+    return meant
+
+
+def kind_of(name: str) -> str:
+    """ "files ending in .txt": what a file that is not taken is counted as."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return f"files ending in {suffix}" if suffix else "files without an ending"
+
+
+def count_kinds(names: Iterable[str]) -> dict[str, int]:
+    """How many files there are of each kind, the most frequent first."""
+    return dict(Counter(kind_of(name) for name in names).most_common())
+
+
+def with_labels(
+    source: Source,
+    values: Sequence[Any] | NDArray[Any],
+    reading: Reading,
+    *,
+    names: Sequence[str] | None = None,
+    field: str = "label",
+) -> Source:
+    """The source with labels, from values as a format stores them.
+
+    Args:
+        source: the pictures, N of them, without labels.
+        values: N labels: integers, text, or None where there is none. Where `names` is given, integers are indices
+            into it, and negative ones mean "no label".
+        names: the class table of the format, in its own order.
+        field: the name of the field, for messages.
+
+    Raises:
+        ValueError: as many labels as there are not pictures, labels that are no integers or text, labels outside the
+            class table, or pictures without a label where `reading.on_broken` is "refuse".
+    """
+    if len(values) != len(source):
+        raise ValueError(f"{source.where}: {len(source):,} images but {len(values):,} labels ({field})")
+    source.labels_settled = True
+    if reading.labels == "none":
+        return source
+    values = _columns(values)
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        hot = _one_hot(values)
+        if hot is None:
+            return with_vectors(source, values, field)
+        source.notes.append(f"{field} is one-hot, {values.shape[1]} classes")
+        values, names = hot, names or [str(k) for k in range(values.shape[1])]
+    if all(isinstance(value, (float, np.floating)) for value in values) and not all(
+        float(v).is_integer() for v in values
+    ):
+        return with_vectors(source, np.asarray(values, dtype=np.float32)[:, None], field)
+    texts = [_text(value, names, f"{source.where}: {field}") for value in values]
+    missing = [i for i, text in enumerate(texts) if text is None]
+    if len(missing) == len(texts):
+        source.notes.append(f"every {field} is empty or negative, which means no label")
+        return source
+    table = (
+        list(reading.label_names)
+        if reading.label_names is not None
+        else list(names or class_table(t for t in texts if t is not None))
+    )
+    if missing:
+        named = listed((source.name(i) for i in missing), 5)
+        if reading.on_broken == "refuse":
+            raise ValueError(
+                f"{source.where} has no label ({field}) for {len(missing):,} of {len(source):,} images: {named}. Leave "
+                'them out with on_broken="skip", or all labels with labels="none"'
+            )
+        keep = [i for i, text in enumerate(texts) if text is not None]
+        source = source.subset(keep, [Excluded(name=source.name(i), reason="no label") for i in missing])
+        texts = [texts[i] for i in keep]
+    known = translated([text for text in texts if text is not None], table)
+    source.labels = apply_table(known, table, source.where)
+    source.label_names = table
+    source.notes.append(f"labels from {field}")
+    if len(table) == len(source) > 20:
+        source.notes.append(f"every image has a class of its own: {field} looks like a name or a number of the image")
+    return source
+
+
+def with_vectors(source: Source, vectors: NDArray[Any], field: str, names: Sequence[str] | None = None) -> Source:
+    """The source with a condition vector for every picture.
+
+    Args:
+        vectors: numbers [N, D].
+        field: where they come from, for messages.
+        names: [D], the names of the columns.
+
+    Raises:
+        ValueError: numbers that are not finite.
+    """
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(broken):
+        raise ValueError(
+            f"{source.where}: {field} is not a finite number for {len(broken):,} of {len(vectors):,} images: "
+            f"{listed((source.name(int(i)) for i in broken), 5)}"
+        )
+    source.vectors, source.vector_names = vectors, None if names is None else list(names)
+    source.labels_settled = True
+    source.notes.append(f"a vector of {vectors.shape[1]} number{'s' if vectors.shape[1] != 1 else ''} from {field}")
+    return source
+
+
+def _columns(values: Sequence[Any] | NDArray[Any]) -> Sequence[Any] | NDArray[Any]:
+    """Lists of equally many numbers as an array [N, D]; [N, 1] as [N]; anything else as it is."""
+    if isinstance(values, np.ndarray):
+        return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+    first = values[0] if len(values) else None
+    if not isinstance(first, (list, tuple, np.ndarray)):
+        return values
+    lengths = {len(value) if isinstance(value, (list, tuple, np.ndarray)) else -1 for value in values}
+    if len(lengths) != 1 or not all(isinstance(x, (int, float, np.number)) for x in first):
+        raise ValueError(
+            f"expected one label or equally many numbers for every image, got {listed(map(repr, values), 3)}"
+        )
+    array = np.asarray(values)
+    return array[:, 0] if array.shape[1] == 1 else array
+
+
+def _one_hot(values: NDArray[Any]) -> NDArray[np.int64] | None:
+    """The class of each row if exactly one entry is 1 and the others are 0."""
+    if values.shape[1] < 2 or not np.isin(values, (0, 1)).all() or not (values.sum(axis=1) == 1).all():
+        return None
+    return np.asarray(values.argmax(axis=1), dtype=np.int64)
+
+
+def _text(value: Any, names: Sequence[str] | None, where: str) -> str | None:
+    """A label as the name of its class; None where there is none."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int):
+        if value < 0:
+            return None
+        if names is None:
+            return str(value)
+        if value >= len(names):
+            raise ValueError(f"{where}: {value} does not fit the {len(names)} class names {listed(names, 4)}")
+        return names[value]
+    if isinstance(value, str):
+        return value
+    raise ValueError(f"{where}: expected integers or text, got {type(value).__name__} {value!r}")

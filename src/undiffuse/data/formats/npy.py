@@ -1,0 +1,57 @@
+"""One array of pictures in an npy file, memory-mapped; labels in a file beside it (x.npy and y.npy, and the like)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from undiffuse.data.formats.base import Reading
+from undiffuse.data.formats.named import build
+from undiffuse.data.sources import Source
+
+_PAIRS = (("images", "labels"), ("image", "label"), ("x", "y"), ("X", "y"), ("X", "Y"), ("data", "labels"))
+
+
+def recognise(path: Path) -> bool:
+    """An npy file."""
+    return path.suffix.lower() == ".npy"
+
+
+def open(path: Path, reading: Reading) -> Source:  # noqa: A001
+    """The pictures, with labels from the file of the same name with "labels" for "images", "y" for "x"."""
+    arrays = {"images": _load(path)}
+    beside = None if reading.labels == "none" else _labels_beside(path)
+    if beside is not None:
+        arrays["labels"] = _load(beside)
+    source = build(f"npy {path}", path.name, arrays, None, reading)
+    if beside is not None:
+        source.notes.append(f"labels are in {beside.name}")
+    return source
+
+
+def _load(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
+    except ValueError as error:
+        if "allow_pickle" in str(error) or "Python objects" in str(error) or "memory-mapped" in str(error):
+            raise ValueError(
+                f"{path} holds Python objects (a pickle), which are not executed: save a numeric array instead"
+            ) from error
+        raise ValueError(f"{path} cannot be read as an npy file: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as an npy file: {str(error) or type(error).__name__}") from error
+
+
+def _labels_beside(path: Path) -> Path | None:
+    """ "train_images.npy" -> "train_labels.npy", "x.npy" -> "y.npy", if it is there."""
+    words = path.stem.replace("-", "_").split("_")
+    for images, labels in _PAIRS:
+        if images in words:
+            name = path.stem[::-1].replace(images[::-1], labels[::-1], 1)[::-1]
+            if (file := path.with_name(f"{name}{path.suffix}")).is_file() and file != path:
+                return file
+    return None
