@@ -298,6 +298,7 @@ class SamplerConfig:
             if advice is not None and not self.eta:
                 wants_ddim = advice.solver == "ddim" and at != "mean"
             solver = "ddim" if wants_ddim else "ancestral"
+            solver = "consistency" if process.target == "consistency" else solver
         try:
             options = write_options(solver, read_options(solver, self.solver_options))
         except ValueError as error:
