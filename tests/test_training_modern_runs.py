@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from training_runs import run, tiny_task, told
 from undiffuse import checkpoints
 from undiffuse.adapters.export_diffusers import scheduler_config
 from undiffuse.adapters.exporting import level_obstacles
-from undiffuse.cli.starting import find_start
+from undiffuse.training.finetune import find_init
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.models import DiffusionModel, load_diffusion, save_model
 from undiffuse.noise import NoiseSource
@@ -140,7 +139,7 @@ def test_a_model_to_begin_with_brings_its_density(tmp_path: Path) -> None:
     for manifest, expected in (({"train": train}, "lognormal:-1,1"), ({}, "uniform")):
         task = tiny_task()
         save_model(path, DiffusionModel(net=task.net, process=task.process, labels=task.labels, manifest=manifest))
-        start = find_start(Namespace(init_from=str(path), out=str(tmp_path / "run"), data="x"), "diffusion")
+        start = find_init(str(path), "diffusion", tmp_path / "run")
         assert start is not None
         assert start.into(get("general-32-flow"), (8, 8)).train.levels == expected
 

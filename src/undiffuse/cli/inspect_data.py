@@ -7,10 +7,10 @@ import statistics
 from typing import Any
 
 from undiffuse.cli.console import fields
-from undiffuse.cli.planning import Look
-from undiffuse.data import DataConfig, DataSummary, scan
+from undiffuse.data import DataConfig, DataSummary, open_data, scan
 from undiffuse.data.images import size_pair
 from undiffuse.data.labels import listed
+from undiffuse.data.probe import DataProbe
 from undiffuse.pipelines.grids import quoted
 
 FEW = 1000  # images below which a model is likely to learn them by heart
@@ -18,7 +18,7 @@ FEW = 1000  # images below which a model is likely to learn them by heart
 
 def describe_data(args: argparse.Namespace) -> str:
     """Sizes, formats, classes, broken and tiny files, and the command to train on them."""
-    look = Look(args.what, args.labels, "skip")
+    look = DataProbe(open_data(args.what, labels=args.labels, on_broken="skip", check="none"))
     source = look.source
     limit = None if args.count is None else min(args.count, len(source))
     # Prepared as a training would, to tell which images are smaller than that.
@@ -53,7 +53,7 @@ def _classes(summary: DataSummary) -> str:
     return f"{len(counts)}: {named}"
 
 
-def _advice(args: argparse.Namespace, look: Look, summary: DataSummary) -> str:
+def _advice(args: argparse.Namespace, look: DataProbe, summary: DataSummary) -> str:
     counts = summary.class_counts
     notes = []
     if summary.broken:

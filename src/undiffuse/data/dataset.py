@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data import order
-from undiffuse.data.images import prepare, size_pair
+from undiffuse.data.images import Picture, prepare, size_pair
 from undiffuse.data.opening import open_data
 from undiffuse.data.screening import Check, OnBroken, OnTiny
 from undiffuse.data.sources import BrokenImageError, Source
@@ -179,7 +179,7 @@ class ImageDataset:
             if candidate in self.replaced and step + 1 < tries:
                 continue
             try:
-                image = self._prepared(candidate, bool(flip), draws)
+                image = self._prepared(candidate, self._drawn(candidate, position), bool(flip), draws)
             except BrokenImageError as error:
                 if step + 1 == tries:
                     raise
@@ -194,13 +194,18 @@ class ImageDataset:
         Raises:
             BrokenImageError: its file cannot be read.
         """
-        return Example(
-            image=self._prepared(index, False, None), label=self.source.label(index), index=index, position=index
-        )
+        image = self._prepared(index, self.source.image(index), False, None)
+        return Example(image=image, label=self.source.label(index), index=index, position=index)
 
-    def _prepared(self, index: int, flip: bool, crop: tuple[float, float, float] | None) -> NDArray[np.uint8]:
+    def _drawn(self, index: int, position: int) -> Picture:
+        if not self.source.augments:
+            return self.source.image(index)
+        return self.source.draw(index, order.item_seed(self.config.seed, position))
+
+    def _prepared(
+        self, index: int, picture: Picture, flip: bool, crop: tuple[float, float, float] | None
+    ) -> NDArray[np.uint8]:
         config = self.config
-        picture = self.source.image(index)
         try:
             return prepare(
                 picture,

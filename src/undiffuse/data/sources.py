@@ -69,9 +69,13 @@ class Source(ABC):
         label_names: the class table, label k is called ``label_names[k]``; None without labels.
         excluded: what was left out on opening because it was broken, tiny or unlabelled.
         in_memory: True where `image` costs next to nothing, so that no workers are needed.
+        remarks: what a user should know before a run, a sentence each.
+        augments: True where `draw` augments at random.
     """
 
     in_memory = False
+    augments = False
+    remarks: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -105,6 +109,10 @@ class Source(ABC):
             BrokenImageError: it cannot be decoded.
             OSError: the system, not the file, is at fault (too many open files, no permission).
         """
+
+    def draw(self, i: int, seed: int) -> Picture:
+        """Picture i for training; a source that augments at random draws from `seed` alone. By default `image`."""
+        return self.image(i)
 
     @abstractmethod
     def _content_hash(self) -> bytes:
@@ -341,6 +349,7 @@ class SubsetSource(Source):
         labels = None if parent.labels is None else parent.labels[indices]
         super().__init__(parent.where, labels, parent.label_names, [*parent.excluded, *excluded])
         self.parent, self.indices, self.in_memory = parent, indices, parent.in_memory
+        self.remarks, self.augments = parent.remarks, parent.augments
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -350,6 +359,9 @@ class SubsetSource(Source):
 
     def image(self, i: int) -> Picture:
         return self.parent.image(int(self.indices[i]))
+
+    def draw(self, i: int, seed: int) -> Picture:
+        return self.parent.draw(int(self.indices[i]), seed)
 
     def stored_size(self, i: int) -> tuple[int, int]:
         return self.parent.stored_size(int(self.indices[i]))

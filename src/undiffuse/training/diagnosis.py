@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from undiffuse.data import Source
 from undiffuse.distributed import Ranks
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.tasks import Inputs
 
 MOST = 8  # names listed in a message

@@ -25,7 +25,7 @@ from undiffuse.metrics import Estimate, MetricError
 from undiffuse.metrics.extractors import Extractor
 from undiffuse.nets.forward import Forward
 from undiffuse.pixels import to_uint8
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.outputs import evaluating
 from undiffuse.training.tasks import DiffusionTask
 

@@ -1,0 +1,216 @@
+"""The options of `train`, `train-classifier`, `ema` and `recipes`, and what they are called in errors. Light."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from undiffuse.cli import evaluation_options, options, values
+
+HINTS = {
+    "--epochs": "the length of a run is counted in images: --images N (epochs times the number of images)",
+    "--max-epochs": "the length of a run is counted in images: --images N (epochs times the number of images)",
+    "--num_epochs": "the length of a run is counted in images: --images N (epochs times the number of images)",
+    "--num-train-epochs": "the length of a run is counted in images: --images N (epochs times the number of images)",
+    "--max-train-steps": "the number of updates is --steps N",
+    "--total_training_steps": "the number of updates is --steps N",
+    "--image_size": "the image size is --size",
+    "--image-size": "the image size is --size",
+    "--resolution": "the image size is --size",
+    "--num_samples": "to sample from a model use `undiffuse sample MODEL --count N`; previews: --set "
+    "train.preview_count=N",
+    "--num_channels": "the width of the network is --width N; the channels of the images are --channels",
+    "--num-channels": "the width of the network is --width N; the channels of the images are --channels",
+    "--dim": "the width of the network is --width N",
+    "--learning-rate": "the learning rate is --lr",
+    "--learning_rate": "the learning rate is --lr",
+    "--batch-size": "the batch size is --batch",
+    "--batch_size": "the batch size is --batch",
+    "--train-batch-size": "the batch size is --batch",
+    "--ema_rate": "the decays of the averages are --ema, for example --ema 0.999,0.9999",
+    "--schedule_sampler": "how time steps are drawn is --timesteps",
+    "--noise_schedule": "the noise schedule is --set process.schedule=cosine",
+    "--diffusion_steps": "the number of diffusion steps is --set process.steps=N",
+    "--learn_sigma": "a learned variance is --set process.variance=range",
+    "--class_cond": "with labels a model is class-conditional; --unconditional leaves them out",
+    "--dropout": "any field of the network is set as --set net.dropout=0.1",
+    "--resume_checkpoint": "a run is resumed by --resume RUN, or by the same command again",
+    "--resume-from-checkpoint": "a run is resumed by --resume RUN, or by the same command again",
+    "--ckpt": "a run is resumed by --resume RUN; weights to start from are given by --init-from MODEL",
+    "--data_dir": "the data is given without an option: undiffuse train DATA",
+    "--data-dir": "the data is given without an option: undiffuse train DATA",
+    "--train_data_dir": "the data is given without an option: undiffuse train DATA",
+    "--output_dir": "the run folder is --out",
+    "--output-dir": "the run folder is --out",
+    "--logdir": "the run folder is --out",
+    "--wandb": "loggers are chosen by --log wandb (also --log tensorboard)",
+    "--tensorboard": "loggers are chosen by --log tensorboard (also --log wandb)",
+    "--report_to": "loggers are chosen by --log tensorboard,wandb",
+    "--gpus": "several GPUs are used through torchrun: torchrun --nproc_per_node N -m undiffuse train DATA",
+    "--num_gpus": "several GPUs are used through torchrun: torchrun --nproc_per_node N -m undiffuse train DATA",
+    "--fp16": "the precision is --precision fp16",
+    "--use_fp16": "the precision is --precision fp16",
+    "--bf16": "the precision is --precision bf16",
+    "--mixed_precision": "the precision is --precision bf16",
+    "--num_workers": "the number of decoding threads is --workers",
+    "--num-workers": "the number of decoding threads is --workers",
+    "--gradient_accumulation_steps": "images at once are --microbatch N; the batch stays --batch",
+    "--save_interval": "checkpoints are saved every --set train.save_every=IMAGES",
+    "--log_interval": "records are written every --set train.log_every=IMAGES",
+}
+"""Options of other programs, and what they are called here."""
+
+NAMES = {
+    "data": "DATA", "partner": "--for", "init_from": "--init-from", "label_dropout": "--label-dropout",
+    "clean_fraction": "--clean-fraction", "on_broken": "--on-broken", "on_tiny": "--on-tiny",
+}  # fmt: skip
+"""Names of options for the arguments that are not called alike."""
+
+DATA = """
+
+DATA is a folder of images, a .zip of one, an .npz (arr_0 uint8 [N,H,W,C], arr_1 labels), or a known name
+(fashion-mnist, fashion-mnist:test). Labels come from sub-folders, file-name prefixes or a table."""
+
+
+@contextmanager
+def naming_options(**names: str) -> Iterator[None]:
+    """Puts the names of options in the place of the library's arguments in errors.
+
+    Args:
+        **names: Options by argument, besides `NAMES`.
+    """
+    from undiffuse.util.errors import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        known = {**NAMES, **names}
+        fields = error.field.split(", ")
+        dotted = [field for field in fields if "." in field]
+        where = ", ".join(known.get(f, f"--{f.replace('_', '-')}") for f in fields if f not in dotted)
+        where = f"--set {', '.join(dotted)}" if dotted else where
+        text = error.text.replace("kind='classifier'", "`undiffuse train-classifier`")
+        text = text.replace("kind='diffusion'", "`undiffuse train`")
+        path = getattr(error, "path", None)  # of a run that was given as data
+        if path is not None:
+            text = f"{path} is a training run, not images; to resume it: undiffuse train --resume {path}"
+        raise ValueError(f"{where}: {text}") from error
+
+
+def train(add: Any, commands: Any) -> None:
+    """The options of `train`."""
+    parser = add(
+        commands,
+        "train",
+        "DATA | --resume RUN ",
+        f"""\
+Trains a diffusion model; with labels it is class-conditional. Writes checkpoints, previews, a loss curve and at the end
+model.safetensors into the run folder. The same command again, or --resume RUN, resumes a stopped run. Started by
+torchrun, it trains on several devices.{DATA}""",
+    )
+    what, data = _training(parser)
+    labelled = what.add_mutually_exclusive_group()
+    labelled.add_argument("--unconditional", action="store_true", default=None, help="leave the labels out")
+    dropped = "train on a share P of the images without their label, for classifier-free guidance (sample --cfg)"
+    labelled.add_argument("--label-dropout", type=values.fraction, metavar="P", help=dropped)
+    validation = "held-out images: other data, or a share of these, for example 0.05"
+    data.add_argument("--validation", metavar="DATA|SHARE", help=validation)
+    evaluation_options.while_training(parser)
+
+
+def train_classifier(add: Any, commands: Any) -> None:
+    """The options of `train-classifier`."""
+    parser = add(commands, "train-classifier", "DATA | --resume RUN ", f"""\
+Trains a classifier of noisy images, which guides sampling (`undiffuse sample --classifier`), and prints its accuracy by
+noise level. The same command again, or --resume RUN, resumes a stopped run. Started by torchrun, it trains on several
+devices.{DATA}""", module="train")  # fmt: skip
+    what, data = _training(parser)
+    partner = "diffusion model that the classifier will guide; its size, noise levels and classes are taken"
+    what.add_argument("--for", dest="partner", metavar="MODEL", help=partner)
+    noise = what.add_mutually_exclusive_group()
+    noise.add_argument("--clean", action="store_true", default=None, help="train on clean images only (not to guide)")
+    noise.add_argument("--clean-fraction", type=values.fraction, metavar="P", help="share of clean images")
+    validation = "held-out images: other data, a share of these (default 0.05), or none"
+    data.add_argument("--validation", metavar="DATA|SHARE", help=validation)
+
+
+def ema(add: Any, commands: Any) -> None:
+    """The options of `ema`."""
+    parser = add(
+        commands,
+        "ema",
+        "RUN --width W --out FILE ",
+        """\
+Makes the average of a run's weights that a power function of relative width W would have kept (Karras et al. 2024),
+from the snapshots that the run stored: train it with --set train.posthoc_widths=0.05,0.1 and --set
+train.posthoc_every=IMAGES. Writes it as a model.""",
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    width = "standard deviation of the average over the length of the run, at most 0.288 (the mean of all)"
+    parser.add_argument("--width", required=True, type=values.rate, metavar="W", help=width)
+    at = "images after which the average ends, where there is a snapshot (default: the last)"
+    parser.add_argument("--at", type=values.positive, metavar="IMAGES", help=at)
+    parser.add_argument("--out", required=True, metavar="FILE", help="file of the model")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
+
+
+def recipes(add: Any, commands: Any) -> None:
+    """The options of `recipes`."""
+    about = "Lists the recipes, with published results and those measured here. NAME prints all settings of one."
+    parser = add(commands, "recipes", "[NAME] ", about)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="recipe to print in full")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
+    """Options of both kinds of training; returns the groups "what is trained" and "data".
+
+    Nothing has a default here: what is not given is left to the request, or to that of the run that is resumed.
+    """
+    setattr(parser, "hints", HINTS)  # noqa: B010 - an attribute of our own parser
+    parser.add_argument("data", nargs="?", metavar="DATA", help="images to train on")
+    what = parser.add_argument_group("what is trained")
+    what.add_argument("--recipe", metavar="NAME", help="see `undiffuse recipes` (default: chosen by the data)")
+    begin = "start from the weights of a model: a name of `undiffuse models`, a file or a run folder"
+    what.add_argument("--init-from", metavar="MODEL", help=begin)
+    size = "image size (default: by the recipe or the data)"
+    what.add_argument("--size", type=values.size, metavar="S|HxW", help=size)
+    channels = "1 grey, 3 RGB, 4 RGBA (default: as --size)"
+    what.add_argument("--channels", type=int, choices=(1, 3, 4), metavar="1|3|4", help=channels)
+    width = "channels of the network's first level; fewer make a smaller, faster model (default: by the recipe)"
+    what.add_argument("--width", type=values.positive, metavar="N", help=width)
+    what.add_argument(
+        "--set", dest="sets", type=values.assignment, action="append", default=[], metavar="FIELD=VALUE",
+        help="any field of the recipe: net.dropout=0.1, process.schedule=cosine+shift:0.5, train.weight_decay=0.01",
+    )  # fmt: skip
+    data = parser.add_argument_group("data")
+    options.data_options(data, fit="by the recipe", tiny=True)
+    data.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirror half of the images at random")
+    data.add_argument("--workers", type=values.natural, metavar="N", help="decoding threads (default: automatic)")
+    parser.set_defaults(labels=None, on_broken=None, on_tiny=None)
+    length = parser.add_argument_group("length and optimization (default: by the recipe)")
+    ends = length.add_mutually_exclusive_group()
+    ends.add_argument("--images", type=values.positive, metavar="N", help="end after N images, for example 400k")
+    ends.add_argument("--steps", type=values.positive, metavar="N", help="end after N updates")
+    length.add_argument("--batch", type=values.positive, metavar="N", help="images per update, over all processes")
+    length.add_argument("--microbatch", type=values.positive, metavar="N", help="images at once (default: what fits)")
+    length.add_argument("--lr", type=values.rate, metavar="RATE", help="learning rate")
+    length.add_argument("--ema", type=values.decays, metavar="D[,D]", help="decays of the averages, or none")
+    how = ("uniform", "antithetic", "stratified", "loss-second-moment")
+    length.add_argument(
+        "--timesteps", type=values.choice(*how), metavar="HOW", help=f"how noise levels are drawn: {', '.join(how)}"
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", metavar="DIR", help="run folder (default runs/NAME)")
+    run.add_argument("--resume", metavar="RUN", help="resume the run in this folder; its options need not be repeated")
+    log = "also log to tensorboard, wandb or both (a comma list); each needs its package"
+    run.add_argument("--log", type=values.words, metavar="NAMES", default=[], help=log)
+    seed = "random seed of weights, order and noise (default 0)"
+    run.add_argument("--seed", type=values.seed, metavar="N", help=seed)
+    run.add_argument("--device", metavar="DEV", help="cpu, cuda, mps, or auto (default): the fastest there is")
+    options.offline_option(run)
+    options.pick(run, "--precision", ("fp32", "bf16", "fp16"), "number format of the network (default: by the recipe)")
+    run.add_argument("--compile", action="store_true", default=None, help="torch.compile the network")
+    return what, data
