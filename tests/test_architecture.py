@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "levels": {"schedules"},
     "prediction": {"levels"},
     "families": {"levels"},
-    "denoiser": {"levels", "prediction", "families"},
+    "denoiser": {"levels", "prediction", "families", "nets"},
     "grids": {"levels", "methods"},
     "solvers": MATHEMATICS | {"methods"},
     "guidance": MATHEMATICS,

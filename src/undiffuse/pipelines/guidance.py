@@ -29,7 +29,7 @@ from undiffuse.guidance import (
 )
 from undiffuse.models import ClassifierModel, DiffusionModel, check_pair, load_classifier, load_diffusion
 from undiffuse.nets.footprint import Footprint
-from undiffuse.nets.forward import inference_forward
+from undiffuse.nets.runner import prepare_for_inference
 
 
 def _number(value: Any, least: float = -1e30, most: float = 1e30) -> bool:
@@ -248,7 +248,7 @@ def guide(
     if guiding.autoguide is not None:
         other = load_diffusion(guiding.autoguide, weights=guiding.autoguide_weights)
         _check_reference(model, other)
-        asked = other.denoiser(clip, precision=precision, device=device, gradient=gradient)
+        asked = other.denoiser(clip, precision=precision, device=device, gradient=gradient, consume=True)
         out.footprints.append(asked.network.footprint)
         rescale = guiding.cfg_rescale
         out.denoiser = Autoguidance(out.denoiser, asked, guiding.autoguide_scale, rescale=rescale, **shared)
@@ -267,7 +267,7 @@ def guide(
                 f"{found.num_classes}"
             )
         _ = found.digest  # of the weights as they are in the file, before they are made ready
-        network = inference_forward(found.net, precision, device, gradient=True)
+        network = prepare_for_inference(found.net, precision, device, gradient=True, consume=True)
         out.footprints.append(network.footprint)
         judge = LevelClassifier(network, found.process, guiding.guidance_temperature)
         normalize = guiding.guidance_normalize

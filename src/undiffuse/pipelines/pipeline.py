@@ -31,7 +31,7 @@ from undiffuse.models import (
     paired_classifier,
 )
 from undiffuse.nets.footprint import Footprint, activation_bytes
-from undiffuse.nets.forward import AUTOCAST, inference_forward
+from undiffuse.nets.runner import AUTOCAST, prepare_for_inference
 from undiffuse.noise import NoiseSource
 from undiffuse.pipelines import memory as budget
 from undiffuse.pipelines.budget import within_budget
@@ -235,7 +235,9 @@ class Pipeline:
         judges = [(settings.classifier, settings.guidance)] if settings.guidance and settings.classifier else []
         judges += settings.guiding.more_classifiers
         gradient = gradient or bool(judges) and settings.guidance_at == "x0"  # through the network too
-        forward = inference_forward(model.net, settings.precision, where, gradient=gradient, compiled=settings.compile)
+        forward = prepare_for_inference(
+            model.net, settings.precision, where, gradient=gradient, compiled=settings.compile, consume=True
+        )
         denoiser: Denoiser = ChainDenoiser(forward, model.process, settings.clip)
         chain = grid(denoiser.chain, settings.steps, settings.grid)
         guides = guide(

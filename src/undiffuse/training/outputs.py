@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from undiffuse.ema import EMA
-from undiffuse.nets.forward import Forward
+from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pictures.curve import draw_curve
 from undiffuse.pictures.grid import draw_grid
 from undiffuse.pixels import to_uint8
@@ -33,7 +33,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def save_previews(
-    task: Task, ema: EMA, forward: Forward, config: TrainConfig, images: int, folder: Path, device: torch.device
+    task: Task, ema: EMA, forward: NetworkRunner, config: TrainConfig, images: int, folder: Path, device: torch.device
 ) -> list[Path]:
     """Grids from the trained weights and every average, always of the same noise, so that moments can be compared.
 

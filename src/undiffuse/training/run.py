@@ -17,7 +17,8 @@ from undiffuse.checkpoints import images_of
 from undiffuse.data import Batch, ImageDataset, batches, check_trainable
 from undiffuse.data.torch_dataset import StreamDataset
 from undiffuse.distributed import Ranks
-from undiffuse.nets.forward import Forward
+from undiffuse.nets.protocol import memory_format
+from undiffuse.nets.runner import NetworkRunner
 from undiffuse.noise import NoiseSource
 from undiffuse.pixels import from_uint8
 from undiffuse.train_config import TrainConfig
@@ -57,16 +58,18 @@ class Run:
         self.task, self.dataset, self.validation_data = task, dataset, validation
         self.config, self.ranks = config, ranks
         self.device = ranks.device
-        task.net.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        task.net.to(device=self.device)
+        if memory_format(task.net) == torch.channels_last:
+            task.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         task.net.train()
         self.chain_steps = task.process.steps
         place = placement(task.process, self.custom.density or config.levels, whole=not task.continuous)
         self.state = TrainState(task.net, config, self.chain_steps, place, self.custom)
         self._share = config.batch // ranks.world
         self.state.microbatch = min(self.state.microbatch, self._share)
-        self.forward = Forward(task.net, config.precision, self.device, config.compile)
+        self.forward = NetworkRunner(task.net, config.precision, self.device, config.compile)
         # Pictures and validation: fp16 runs look at themselves in float32, which cannot overflow.
-        self.forward_evaluation = Forward(task.net, "bf16" if config.precision == "bf16" else "fp32", self.device)
+        self.forward_evaluation = NetworkRunner(task.net, "bf16" if config.precision == "bf16" else "fp32", self.device)
         self.checkpoint: Path | None = None
         self._folder = RunFolder(run_dir, config)
         self._listeners = list(listeners)
@@ -366,8 +369,7 @@ def _check(task: Task, dataset: ImageDataset | StreamDataset, config: TrainConfi
         )
     if config.total_images > MAX_POSITION:
         raise ValueError(f"a run can see at most {MAX_POSITION:,} images, asked for {config.total_images:,}")
-    net: Any = task.net
-    expected = (*net.config.size, net.config.in_channels)
+    expected = (*task.spec.size, task.spec.in_channels)
     if expected != dataset.shape:
         raise ValueError(
             f"the network is for images of (height, width, channels) = {expected}, the data's are {dataset.shape}"
