@@ -103,11 +103,11 @@ class TorchSource(Source):
             repeats = all(_same(self._picture(i, i), seen) for i, seen in zip(sample[:3], again, strict=True))
             found = [label_value(label) for _, label in items] if use_labels else []
             values = self._all_labels(dict(zip(sample, found, strict=True))) if use_labels else None
+            labels, names = _table(values, class_names or _class_names(dataset))
         except ConfigError:
             raise
         except ValueError as error:
             raise ConfigError("data", f"{where}: {error}") from error
-        labels, names = _table(values, class_names or _class_names(dataset), where)
         super().__init__(where, labels, names)
         remarks = [f"pixel values {range_text}"]
         if not repeats:
@@ -384,7 +384,7 @@ def _listed_labels(dataset: Any, count: int) -> list[int | str] | None:
 
 
 def _table(
-    values: Sequence[int | str] | None, names: Sequence[str] | None, where: str
+    values: Sequence[int | str] | None, names: Sequence[str] | None
 ) -> tuple[NDArray[np.int64] | None, list[str] | None]:
     """(labels [N], class table) from labels as they are in the data."""
     if values is None:
@@ -393,14 +393,13 @@ def _table(
     if names is None:
         numbers = {name: k for k, name in enumerate(table)}
         return np.array([numbers[str(value)] for value in values], dtype=np.int64), table
-    return np.array([_index(value, table, where) for value in values], dtype=np.int64), table
+    return np.array([_index(value, table) for value in values], dtype=np.int64), table
 
 
-def _index(label: int | str | None, names: Sequence[str], where: str = "") -> int:
+def _index(label: int | str | None, names: Sequence[str]) -> int:
     """The class index of a label, which is an index already or a name."""
     if isinstance(label, str) and label in names:
         return list(names).index(label)
     if isinstance(label, int) and 0 <= label < len(names):
         return label
-    prefix = f"{where}: " if where else ""
-    raise ValueError(f"{prefix}the label {label!r} is none of the {len(names)} classes")
+    raise ValueError(f"the label {label!r} is none of the {len(names)} classes")

@@ -149,9 +149,11 @@ def _count(label: Any) -> int:
 def _is_batch(images: Any) -> bool:
     if isinstance(images, (torch.Tensor, np.ndarray)):
         return images.ndim == 4
-    return isinstance(images, (list, tuple)) and len(images) > 0 and isinstance(
-        images[0], (Image.Image, torch.Tensor, np.ndarray)
-    )  # fmt: skip
+    return isinstance(images, (list, tuple)) and len(images) > 0 and all(_is_image(image) for image in images)
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Image.Image) or (isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim in (2, 3))
 
 
 def _array(image: Any) -> NDArray[Any]:

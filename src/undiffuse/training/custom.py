@@ -114,11 +114,19 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def restored(value: Any, like: Any = None) -> Any:
-    """The inverse of `plain_state` for one value; `like` is a value of the type that it should have."""
+    """Returns the inverse of `plain_state` for one value.
+
+    Args:
+        value: The value in a checkpoint.
+        like: A value whose types it should have, since JSON knows neither tuples nor kinds of dictionaries.
+    """
     if isinstance(value, dict):
-        pairs = {restored(key): restored(one) for key, one in value["dict"]}
+        known = like if isinstance(like, Mapping) else {}
+        pairs = {restored(key): one for key, one in value["dict"]}
+        pairs = {key: restored(one, known.get(key)) for key, one in pairs.items()}
         return type(like)(pairs) if isinstance(like, Mapping) else pairs
     if isinstance(value, list):
-        items = [restored(one) for one in value]
+        known = like if isinstance(like, (list, tuple)) and len(like) == len(value) else [None] * len(value)
+        items = [restored(one, other) for one, other in zip(value, known, strict=True)]
         return tuple(items) if isinstance(like, tuple) else items
     return value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +49,8 @@ class TrainResult:
     def model(self) -> DiffusionModel | ClassifierModel:
         """The trained model, with the slowest average of its weights."""
         path = self.folder / MODEL
-        return load_model(path if path.is_file() else self.folder)
+        net = None if self.plan.net is None else copy.deepcopy(self.plan.net)  # which load_model gives the weights
+        return load_model(path if path.is_file() else self.folder, net=net)
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
@@ -227,7 +229,8 @@ def run_plan(
         custom,
     )
     if outcome.complete and outcome.checkpoint is not None and not (complete and (made.out / MODEL).is_file()):
-        save_model(made.out / MODEL, load_model(made.out))
+        net = None if made.net is None else copy.deepcopy(made.net)
+        save_model(made.out / MODEL, load_model(made.out, net=net))
     return outcome
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from undiffuse import recipes
 from undiffuse.data import NAMED_SETS, DataConfig, ImageDataset, Source, open_data, screen, split
@@ -25,7 +26,7 @@ from undiffuse.data.screening import OnBroken, OnTiny, find_flaws
 from undiffuse.data.sources import Excluded
 from undiffuse.data.torch_dataset import StreamDataset
 from undiffuse.models import DiffusionModel, load_diffusion
-from undiffuse.nets import DDPMConfig
+from undiffuse.nets import DDPMConfig, NetworkSpec, conditions_of, describe
 from undiffuse.recipes import Recipe, overrides
 from undiffuse.train_config import TrainConfig
 from undiffuse.training import finetune
@@ -65,6 +66,7 @@ class TrainPlan:
         partner: For a classifier, the diffusion model that it will guide.
         init: The model whose weights the run starts from.
         net: A network of one's own that is trained instead of the recipe's.
+        spec: What the images and classes of that network are.
     """
 
     request: TrainRequest
@@ -76,6 +78,7 @@ class TrainPlan:
     partner: DiffusionModel | None = None
     init: finetune.PretrainedInit | None = None
     net: Any = None
+    spec: NetworkSpec | None = None
 
     @property
     def config(self) -> TrainConfig:
@@ -84,7 +87,9 @@ class TrainPlan:
 
     @property
     def labels(self) -> list[str] | None:
-        """Names of the classes, None without."""
+        """Names of the classes, None without classes or for a network that takes none."""
+        if self.spec is not None and self.spec.num_classes is None:
+            return None
         return self.dataset.label_names
 
     def build_task(self, loss: LossFn | None = None) -> Task:
@@ -104,7 +109,7 @@ class TrainPlan:
             return ClassifierTask(net, recipe.process, labels=self.labels, noise=noise, clean_fraction=share)
         low = None
         if recipe.low_size is not None:
-            height, width = recipe.net.size
+            height, width = self.dataset.shape[:2]
             low = (recipe.low_size * height // min(height, width), recipe.low_size * width // min(height, width))
         assert recipe.objective is not None  # Recipe checks that a diffusion model has one
         return DiffusionTask(
@@ -115,6 +120,8 @@ class TrainPlan:
             label_dropout=recipe.label_dropout,
             low_size=low,
             loss=loss,
+            image_shape=None if self.spec is None else self.spec.image_shape,
+            num_classes=None if self.spec is None else self.spec.num_classes,
         )
 
     @cached_property
@@ -157,7 +164,7 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
     Args:
         request: What is asked for.
         data: Images in memory or a torch data set; None opens `request.data`.
-        net: A network of one's own, with a `config`; None builds that of the recipe.
+        net: A network of one's own, see `undiffuse.nets.protocol.Network`; None builds that of the recipe.
 
     Raises:
         ConfigError: Settings that do not fit each other or the data.
@@ -174,7 +181,10 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
         raise ConfigError("data", "a classifier needs a data set with a length; an iterable data set has none")
     init = None if request.init_from is None else finetune.find_init(request.init_from, request.kind, _init_out(request))
     recipe, why = _choose(request, partner, init, net)
-    size, channels = _shape(request, recipe, probe, partner, init, net)
+    size, channels = _shape(request, recipe, probe, partner, init)
+    spec = None
+    if net is not None:
+        spec, size, channels = _spec(net, size, channels, probe.classes)
     classes = probe.classes if partner is None or partner.labels is None else len(partner.labels)
     chosen = recipe is None
     if request.kind == "classifier" and classes is None:
@@ -191,8 +201,8 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
     if init is not None:
         init.check(request.overrides)
         recipe, why = init.into(recipe, size_pair(size)), f"{why}; its network and process are the model's"
-    if net is not None:
-        recipe = _for_network(recipe, net)
+    if spec is not None:
+        recipe = _for_network(recipe, spec)
     recipe = replace(
         recipe if net is not None else recipe.with_classes(classes),
         data=replace(recipe.data, size=size, channels=channels),
@@ -207,7 +217,7 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
     train, validation = _open(request, data, config, partner)
     recipe = _paced(request, recipe, _batch(request, recipe.train, train, chosen))
     out = Path(request.out) if request.out else _default_folder(request, recipe)
-    return TrainPlan(request, recipe, why, train, validation, out, partner, init, net)
+    return TrainPlan(request, recipe, why, train, validation, out, partner, init, net, spec)
 
 
 def disk_bytes(parameters: int, config: TrainConfig) -> tuple[int, int]:
@@ -269,17 +279,13 @@ def _shape(
     probe: DataProbe,
     partner: DiffusionModel | None,
     init: finetune.PretrainedInit | None,
-    net: Any,
 ) -> tuple[int | tuple[int, int], int]:
-    """(size, channels): as given, or the partner's, the initial model's, the network's, the recipe's or the data's."""
+    """(size, channels): as given, or the partner's, the initial model's, the recipe's or the data's."""
     if partner is not None:
         channels, height, width = partner.image_shape
         return height if height == width else (height, width), channels
     if init is not None:  # coloured pictures stay so; grey ones are shown to a model of colours as such
         return request.size or init.size, request.channels or max(init.net.in_channels, probe.channels)
-    if net is not None:
-        height, width = net.config.size
-        return height if height == width else (height, width), net.config.in_channels
     made_for = recipe is not None and recipe.data_path == request.data.partition(":")[0]
     own = recipe is not None and (made_for or bool(recipe.published))  # a general one takes pictures as they are
     size = request.size or (recipe.data.size if recipe is not None else probe.size)
@@ -287,14 +293,55 @@ def _shape(
     return size, channels
 
 
-def _for_network(recipe: Recipe, net: Any) -> Recipe:
+def _spec(
+    net: Any, size: int | tuple[int, int], channels: int, classes: int | None
+) -> tuple[NetworkSpec, int | tuple[int, int], int]:
+    """What a given network is for, by its own word or else by the data; with its size and channels."""
+    try:
+        spec = describe(net)
+    except ValueError:  # it does not say which images it is for
+        spec = describe(
+            net,
+            image_shape=(channels, *size_pair(size)),
+            num_classes=classes if "y" in conditions_of(net) else None,
+        )
+    if spec.out_channels is None:
+        spec = replace(spec, out_channels=_output_channels(net, spec))
+    height, width = spec.size
+    return spec, height if height == width else (height, width), spec.in_channels
+
+
+def _output_channels(net: Any, spec: NetworkSpec) -> int:
+    """Channels of the output, by one call for one image."""
+    was_training, parameter = net.training, next(net.parameters(), torch.zeros(()))
+    x = torch.zeros(1, *spec.image_shape, device=parameter.device)
+    label = torch.zeros(1, dtype=torch.int64, device=x.device)
+    cond = {"y": label} if spec.num_classes is not None else {}
+    net.eval()
+    try:
+        with torch.no_grad():
+            out = net(x, torch.zeros(1, device=x.device), **cond)
+    except Exception as error:
+        raise ConfigError(
+            "model",
+            f"{type(net).__name__} cannot be called as net(x {list(x.shape)}, t [1]{', y [1]' if cond else ''}): {error}",
+        ) from error
+    finally:
+        net.train(was_training)
+    if not isinstance(out, torch.Tensor) or out.ndim != 4 or out.shape[2:] != x.shape[2:]:
+        got = f"a tensor {list(out.shape)}" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
+        raise ConfigError("model", f"{type(net).__name__} returned {got} for {list(x.shape)}; expected [B, C, H, W]")
+    return int(out.shape[1])
+
+
+def _for_network(recipe: Recipe, spec: NetworkSpec) -> Recipe:
     """The recipe's process and loss as far as the outputs of a given network allow a learned variance."""
     if recipe.kind == "classifier":
         return recipe
-    config, process, objective = net.config, recipe.process, recipe.objective
+    process, objective = recipe.process, recipe.objective
     assert objective is not None
-    if process.out_channels(config.in_channels) != config.out_channels:
-        learned = config.out_channels == 2 * config.in_channels
+    if process.out_channels(spec.in_channels) != spec.out_channels:
+        learned = spec.out_channels == 2 * spec.in_channels
         process = replace(process, variance="range" if learned else "posterior")
         objective = replace(objective, loss="hybrid" if learned else "simple")
     return replace(recipe, process=process, objective=objective)
