@@ -69,15 +69,15 @@ class TensorBoardLogger:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ConfigError(
-                "log", "TensorBoard is not installed; install it with: pip install 'undiffuse[tensorboard]'"
-            ) from error
-        self._run_dir = run_dir
-        purge = resumed_at + 1 if resumed_at else None
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+            raise _missing("TensorBoard", "tensorboard", error) from error
+        self._open, self._run_dir = SummaryWriter, run_dir
+        self._purge = resumed_at + 1 if resumed_at else None
+        self._writer: Any = None  # opened by the first record, once the run owns its folder
 
     def __call__(self, record: Record) -> None:
         """Writes a record."""
+        if self._writer is None:
+            self._writer = self._open(str(self._run_dir / "tensorboard"), purge_step=self._purge)
         for name, value in scalars(record):
             self._writer.add_scalar(name, value, record.images)
         for name, picture in pictures(record, self._run_dir):
@@ -87,7 +87,8 @@ class TensorBoardLogger:
 
     def close(self) -> None:
         """Writes what is still in memory, and closes the file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class WandbLogger:
@@ -104,35 +105,41 @@ class WandbLogger:
         try:
             import wandb
         except ImportError as error:
-            raise ConfigError(
-                "log", "Weights & Biases is not installed; install it with: pip install 'undiffuse[wandb]'"
-            ) from error
-        self._wandb, self._run_dir = wandb, run_dir
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
+            raise _missing("Weights & Biases", "wandb", error) from error
+        self._wandb, self._run_dir, self._config = wandb, run_dir, dict(config)
+        self._run: Any = None
+
+    def _begin(self) -> Any:
+        run = self._wandb.init(
             project=os.environ.get("WANDB_PROJECT", "undiffuse"),
-            name=run_dir.resolve().name,
-            id=os.environ.get("WANDB_RUN_ID") or hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16],
-            dir=str(run_dir),
-            config=dict(config),
+            name=self._run_dir.resolve().name,
+            id=os.environ.get("WANDB_RUN_ID") or hashlib.sha256(str(self._run_dir.resolve()).encode()).hexdigest()[:16],
+            dir=str(self._run_dir),
+            config=self._config,
             resume="allow",
         )
-        self._run.define_metric("images")
-        self._run.define_metric("*", step_metric="images")
+        run.define_metric("images")
+        run.define_metric("*", step_metric="images")
+        return run
 
     def __call__(self, record: Record) -> None:
         """Sends a record."""
+        if self._run is None:
+            self._run = self._begin()
         values: dict[str, Any] = dict(scalars(record))
         for name, picture in pictures(record, self._run_dir):
             values[name] = self._wandb.Image(picture)
-        if record.kind in _TEXTS:
-            self._run.alert(title=record.kind, text=format_progress(record))
         if values:
             self._run.log({**values, "images": record.images})
 
     def close(self) -> None:
         """Ends the run there."""
-        self._run.finish(quiet=True)
+        if self._run is not None:
+            self._run.finish()
+
+
+def _missing(name: str, extra: str, error: ImportError) -> ConfigError:
+    return ConfigError("log", f"{name} cannot be imported ({error}); install it with: pip install 'undiffuse[{extra}]'")
 
 
 LOGGERS = ("tensorboard", "wandb")
