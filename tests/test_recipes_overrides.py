@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from undiffuse.recipes.overrides import apply
-from undiffuse.util.errors import ConfigError
 from undiffuse.data import DataConfig
 from undiffuse.recipes import Recipe, get
+from undiffuse.recipes.overrides import apply
+from undiffuse.util.errors import ConfigError
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_another_part_is_refused_on_resuming(tmp_path: Path) -> None:
         (Custom(optimizer=lambda params: torch.optim.SGD([torch.zeros(1)], 1)), "^optimizer: it holds parameters"),
         (Custom(lr_schedule=lambda opt: lr_scheduler.ReduceLROnPlateau(opt)), "^lr_schedule: .*ReduceLROnPlateau"),
         (Custom(density=lambda u: u[:1]), r"^density: for u of shape \[3\] it returned shape \[1\]"),
-        (Custom(density=lambda u: np.log(u - 0.5)), "^density: .* 1 of them finite"),
+        (Custom(density=lambda u: np.log(u - 0.5)), "^density: .*of which 1 are finite"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -169,7 +169,8 @@ def task_with(loss: Any) -> DiffusionTask:
 def test_an_own_loss_is_what_is_minimised(tmp_path: Path) -> None:
     for name, loss in (("usual", None), ("own", mse), ("huber", huber)):
         train(task_with(loss), tiny_data(), tiny_config(), tmp_path / name)
-    usual, own, other = (checkpoints.read(checkpoints.checkpoints(tmp_path / name)[-1]) for name in ("usual", "own", "huber"))
+    newest = [checkpoints.checkpoints(tmp_path / name)[-1] for name in ("usual", "own", "huber")]
+    usual, own, other = (checkpoints.read(path) for path in newest)
     assert all(torch.equal(usual[0][key], own[0][key]) for key in usual[0])
     assert any(not torch.equal(usual[0][key], other[0][key]) for key in usual[0])
     assert own[1]["objective"]["loss"] == qualified_name(mse) == "test_training_custom.mse"

@@ -92,7 +92,8 @@ def test_records_go_to_weights_and_biases(tmp_path: Path, monkeypatch: pytest.Mo
     sent: list[dict[str, Any]] = []
     begun: list[dict[str, Any]] = []
     module = ModuleType("wandb")
-    one = SimpleNamespace(define_metric=lambda *a, **k: None, log=sent.append, finish=lambda: sent.append({"end": True}))
+    end = {"end": True}
+    one = SimpleNamespace(define_metric=lambda *a, **k: None, log=sent.append, finish=lambda: sent.append(end))
 
     def init(**options: Any) -> Any:
         begun.append(options)

@@ -15,7 +15,6 @@ from training_runs import run, tiny_task, told
 from undiffuse import checkpoints
 from undiffuse.adapters.export_diffusers import scheduler_config
 from undiffuse.adapters.exporting import level_obstacles
-from undiffuse.training.finetune import find_init
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.models import DiffusionModel, load_diffusion, save_model
 from undiffuse.noise import NoiseSource
@@ -24,6 +23,7 @@ from undiffuse.recipes import get
 from undiffuse.sampling import generate
 from undiffuse.solvers import Ancestral
 from undiffuse.training import read_records
+from undiffuse.training.finetune import find_init
 
 FIXED = ("process.variance=posterior", "objective.loss=simple")
 WAYS: dict[str, tuple[str, ...]] = {

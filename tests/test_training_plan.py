@@ -112,7 +112,7 @@ def test_width_makes_a_network_of_another_size(recipe: str | None) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"recipe": "general-32-classifier"}, "^recipe: general-32-classifier is for a classifier: use kind='classifier'"),
+        ({"recipe": "general-32-classifier"}, "^recipe: general-32-classifier is for a classifier: use kind='class"),
         ({"overrides": {"train.lr": "fast"}}, "^train.lr: expected a number"),
         ({"images": 5, "steps": 5}, "^steps: the length of the run is given by images"),
         ({"channels": 2}, "^channels: expected 1"),

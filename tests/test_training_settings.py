@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from undiffuse.training import Record, TrainConfig, format_progress, learning_rate, read_records
 from undiffuse.train_config import differences, due
+from undiffuse.training import Record, TrainConfig, format_progress, learning_rate, read_records
 from undiffuse.training.optim import LossScale
 from undiffuse.training.records import JsonlSink, progress_parts
 from undiffuse.training.tally import Tally, binned_sums, means

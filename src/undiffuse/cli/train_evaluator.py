@@ -50,9 +50,7 @@ def _images(plan: TrainPlan) -> StoredImages:
     """At most MOST images, evenly spaced, prepared as the run's images are but without flips and random crops."""
     data, against = plan.dataset.config, plan.request.evaluation.get("against")
     if against is not None:
-        return open_images(
-            against, size=data.size, channels=data.channels, fit=data.fit, pad_value=data.pad_value
-        )
+        return open_images(against, size=data.size, channels=data.channels, fit=data.fit, pad_value=data.pad_value)
     dataset = plan.validation if plan.validation is not None and len(plan.validation) >= MOST else plan.dataset
     assert isinstance(dataset, ImageDataset)  # the command line opens files, which are no streams
     chosen = np.arange(min(MOST, len(dataset))) * len(dataset) // min(MOST, len(dataset))

@@ -75,7 +75,8 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
             text += ", add a smaller --size or fewer --images."
         else:
             where = quoted(f"{plan.out.as_posix()}-tiny")
-            text += f":\n    undiffuse train {quoted(plan.request.data)}{_data_options(plan)} --recipe tiny --out {where}"
+            data = f"{quoted(plan.request.data)}{_data_options(plan)}"
+            text += f":\n    undiffuse train {data} --recipe tiny --out {where}"
     return text + "\n"
 
 

@@ -1,8 +1,8 @@
 """Data sets and data loaders of torch as data to train on.
 
 A map-style data set (`__len__` and `__getitem__`) becomes a `Source`: its images come in the order of our runs, so a
-resumed run is bit for bit the one that was not stopped. An iterable data set or a `DataLoader` decides its order itself;
-it becomes a `StreamDataset`, whose order a resumed run cannot repeat.
+resumed run is bit for bit the one that was not stopped. An iterable data set or a `DataLoader` decides its order
+itself; it becomes a `StreamDataset`, whose order a resumed run cannot repeat.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from undiffuse.data import order
 from undiffuse.data.batches import Batch
@@ -146,7 +145,9 @@ class TorchSource(Source):
         listed = _listed_labels(self.dataset, self._count)
         if listed is not None and all(listed[i] == label for i, label in sample.items()):
             return listed
-        values = [sample[i] if i in sample else label_value(self._reader.parts(self._item(i, i))[1]) for i in range(len(self))]
+        values = [
+            sample[i] if i in sample else label_value(self._reader.parts(self._item(i, i))[1]) for i in range(len(self))
+        ]
         missing = [i for i, value in enumerate(values) if value is None]
         if missing:
             raise ValueError(f"{len(missing):,} of {len(values):,} items have no label, the first is item {missing[0]}")

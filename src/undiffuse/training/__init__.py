@@ -1,6 +1,6 @@
 """Training: one visible loop, counted in images, for diffusion models and classifiers alike (see `engine`).
 
-`undiffuse.train` (in `face`) goes from data to a model in one call; `train` below takes a task, a data set and settings.
+`undiffuse.train` (in `face`) goes from data to a model in one call. `train` here takes a task, data and settings.
 """
 
 from __future__ import annotations

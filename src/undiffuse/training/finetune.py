@@ -113,7 +113,7 @@ class PretrainedInit:
             return None
         low = self.objective.get("low_size")
         if not low:
-            raise ConfigError("init_from", f"{self.reference} is an upsampler that does not record what size it enlarges")
+            raise ConfigError("init_from", f"{self.reference} is an upsampler that does not say what size it enlarges")
         return max(1, min(low) * min(size) // min(self.net.size))
 
 
@@ -139,8 +139,8 @@ def find_init(reference: str, kind: str, run_dir: Path) -> PretrainedInit:
         if (manifest.get("init") or {}).get("from") == reference and manifest.get("kind") == kind:
             net = config_from_dict(manifest["net"], kind)
             process = ProcessConfig(**manifest["process"])
-            levels = _levels(manifest)
-            return PretrainedInit(reference, net, process, manifest.get("objective") or {}, None, manifest["init"], levels)
+            objective, levels = manifest.get("objective") or {}, _levels(manifest)
+            return PretrainedInit(reference, net, process, objective, None, manifest["init"], levels)
         break
     model = load_classifier(reference) if kind == "classifier" else load_diffusion(reference)
     objective = model.manifest.get("objective") or {}

@@ -143,7 +143,8 @@ def _changed_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if isinstance(old, int) and isinstance(new, int) and old != new:
         what = f"{count_of(old, 'image')} then, {new:,} now; another share of held-out images changes them too"
     else:
-        what = f"{count_of(old, 'image') if isinstance(old, int) else 'a stream'} both times, with other contents or labels"
+        known = count_of(old, "image") if isinstance(old, int) else "a stream"
+        what = f"{known} both times, with other contents or labels"
     return f"data: the images to train on are others ({what})"
 
 
@@ -186,9 +187,7 @@ def _lock(path: Path) -> IO[str] | None:
         file.seek(0)
         owner = file.read().strip() or "another process"
         file.close()
-        raise ValueError(
-            f"{path.parent} is in use by {owner}; wait for it, stop it, or use another folder"
-        ) from error
+        raise ValueError(f"{path.parent} is in use by {owner}; wait for it, stop it, or use another folder") from error
     except OSError:
         return file  # a file system without locks
     file.seek(0)

@@ -52,8 +52,8 @@ def _checked(quantiles: Density, u: Floats) -> Floats:
     if values.shape != u.shape or not np.isfinite(values).all():
         raise ConfigError(
             "density",
-            f"for u of shape {list(u.shape)} it returned shape {list(values.shape)}, {int(np.isfinite(values).sum())} of "
-            "them finite; expected one finite ln(sigma / alpha) for each u",
+            f"for u of shape {list(u.shape)} it returned shape {list(values.shape)}, of which "
+            f"{int(np.isfinite(values).sum())} are finite; expected one finite ln(sigma / alpha) for each u",
         )
     return values
 

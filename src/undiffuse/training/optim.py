@@ -57,10 +57,7 @@ def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
         names[id(p)]: plain_state({k: v for k, v in state.items() if not isinstance(v, Tensor)}, names[id(p)])
         for p, state in optimizer.state.items()
     }
-    groups = [
-        plain_state(_without_parameters(group), "group")
-        for group in optimizer.param_groups
-    ]
+    groups = [plain_state(_without_parameters(group), "group") for group in optimizer.param_groups]
     return {"groups": groups, "numbers": {name: state for name, state in numbers.items() if state}}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -179,7 +178,10 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
     probe = _probe(request, data, how)
     if request.kind == "classifier" and isinstance(data, StreamDataset):
         raise ConfigError("data", "a classifier needs a data set with a length; an iterable data set has none")
-    init = None if request.init_from is None else finetune.find_init(request.init_from, request.kind, _init_out(request))
+    init = None
+    if request.init_from is not None:
+        folder = Path(request.out) if request.out else finetune.default_folder(request.data, request.init_from)
+        init = finetune.find_init(request.init_from, request.kind, folder)
     recipe, why = _choose(request, partner, init, net)
     size, channels = _shape(request, recipe, probe, partner, init)
     spec = None
@@ -208,8 +210,10 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
         data=replace(recipe.data, size=size, channels=channels),
     )
     if request.label_dropout is not None:
-        recipe = replace(recipe, label_dropout=request.label_dropout) if net is not None else recipe.with_label_dropout(
-            request.label_dropout
+        recipe = (
+            replace(recipe, label_dropout=request.label_dropout)
+            if net is not None
+            else recipe.with_label_dropout(request.label_dropout)
         )
     if partner is not None:
         recipe = replace(recipe, process=partner.process)
@@ -248,10 +252,6 @@ def _probe(request: TrainRequest, data: Source | StreamDataset | None, labels: s
     if data is None:
         data = open_data(request.data, labels=labels, on_broken=cast(OnBroken, request.on_broken), check="none")
     return DataProbe(data)
-
-
-def _init_out(request: TrainRequest) -> Path:
-    return Path(request.out) if request.out else finetune.default_folder(request.data, str(request.init_from))
 
 
 def _choose(
@@ -324,7 +324,8 @@ def _output_channels(net: Any, spec: NetworkSpec) -> int:
     except Exception as error:
         raise ConfigError(
             "model",
-            f"{type(net).__name__} cannot be called as net(x {list(x.shape)}, t [1]{', y [1]' if cond else ''}): {error}",
+            f"{type(net).__name__} cannot be called as net(x {list(x.shape)}, t [1]{', y [1]' if cond else ''}): "
+            f"{error}",
         ) from error
     finally:
         net.train(was_training)
@@ -429,9 +430,7 @@ def _open(
         least = config.size if config.fit == "crop" else None
         if names is not None and given.label_names is not None:
             given = renumbered(given, names)
-        source = screen(
-            given, check=config.check, on_broken=config.on_broken, on_tiny=config.on_tiny, min_size=least
-        )
+        source = screen(given, check=config.check, on_broken=config.on_broken, on_tiny=config.on_tiny, min_size=least)
         dataset = ImageDataset(source, config)
     else:
         dataset = config.build(names)
@@ -466,9 +465,7 @@ def _paced(request: TrainRequest, recipe: Recipe, train: TrainConfig) -> Recipe:
         warmup = min(warmup, train.total_images // 10)  # a short run would otherwise end before it is warm
     if kept is not None and "train.posthoc_every" not in request.overrides and short:
         kept = min(kept, max(train.batch, train.total_images // _SNAPSHOTS))
-    train = replace(
-        train, seed=request.seed, device=device, log_every=every, warmup_images=warmup, posthoc_every=kept
-    )
+    train = replace(train, seed=request.seed, device=device, log_every=every, warmup_images=warmup, posthoc_every=kept)
     return replace(recipe, train=train)
 
 
