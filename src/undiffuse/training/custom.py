@@ -121,10 +121,11 @@ def restored(value: Any, like: Any = None) -> Any:
         like: A value whose types it should have, since JSON knows neither tuples nor kinds of dictionaries.
     """
     if isinstance(value, dict):
-        known = like if isinstance(like, Mapping) else {}
+        known: Any = like if isinstance(like, Mapping) else {}
         pairs = {restored(key): one for key, one in value["dict"]}
         pairs = {key: restored(one, known.get(key)) for key, one in pairs.items()}
-        return type(like)(pairs) if isinstance(like, Mapping) else pairs
+        kind: Any = type(like) if isinstance(like, Mapping) else dict
+        return kind(pairs)
     if isinstance(value, list):
         known = like if isinstance(like, (list, tuple)) and len(like) == len(value) else [None] * len(value)
         items = [restored(one, other) for one, other in zip(value, known, strict=True)]

@@ -178,7 +178,7 @@ def train(
     made = plan(request, source, net)
     custom = Custom(optimizer=optimizer, lr_schedule=lr_schedule, density=None if isinstance(density, str) else density)
     task = made.build_task(loss)
-    listeners = [*callbacks, *([TrainingProgress()] if progress else [])]
+    listeners: list[Listener] = [*callbacks, *([TrainingProgress()] if progress else [])]
     outcome = run_plan(made, task, listeners, custom=custom, stored=source is None)
     return TrainResult(made.out, outcome, made)
 
