@@ -65,7 +65,7 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
     """Returns the request that parsed options make; of a run that is resumed, its own with what is given now.
 
     Raises:
-        ValueError: Neither data nor a run to resume is given, or both --resume and --out.
+        ValueError: Both --resume and --out are given, or --resume of a run of the other kind.
     """
     kind = "classifier" if args.command == "train-classifier" else "diffusion"
     names = [name for name in TrainRequest.__dataclass_fields__ if name not in ("kind", "overrides", "evaluation")]
@@ -87,8 +87,6 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
             command = "train-classifier" if request.kind == "classifier" else "train"
             raise ValueError(f"--resume: {args.resume} is a {request.kind}; use undiffuse {command}")
         return request.changed(given)
-    if args.data is None:
-        raise ValueError("DATA is missing: give images to train on, or --resume RUN")
     if kind == "classifier":
         given.setdefault("validation", "0.05")
     return TrainRequest(data=given.pop("data"), kind=kind).changed(given)

@@ -3,64 +3,40 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from undiffuse.cli import evaluation_options, options, values
 
 HINTS = {
-    "--epochs": "the length of a run is counted in images: --images N (epochs times the number of images)",
-    "--max-epochs": "the length of a run is counted in images: --images N (epochs times the number of images)",
-    "--num_epochs": "the length of a run is counted in images: --images N (epochs times the number of images)",
-    "--num-train-epochs": "the length of a run is counted in images: --images N (epochs times the number of images)",
-    "--max-train-steps": "the number of updates is --steps N",
-    "--total_training_steps": "the number of updates is --steps N",
-    "--image_size": "the image size is --size",
-    "--image-size": "the image size is --size",
-    "--resolution": "the image size is --size",
-    "--num_samples": "to sample from a model use `undiffuse sample MODEL --count N`; previews: --set "
-    "train.preview_count=N",
-    "--num_channels": "the width of the network is --width N; the channels of the images are --channels",
-    "--num-channels": "the width of the network is --width N; the channels of the images are --channels",
-    "--dim": "the width of the network is --width N",
-    "--learning-rate": "the learning rate is --lr",
-    "--learning_rate": "the learning rate is --lr",
-    "--batch-size": "the batch size is --batch",
-    "--batch_size": "the batch size is --batch",
-    "--train-batch-size": "the batch size is --batch",
-    "--ema_rate": "the decays of the averages are --ema, for example --ema 0.999,0.9999",
-    "--schedule_sampler": "how time steps are drawn is --timesteps",
-    "--noise_schedule": "the noise schedule is --set process.schedule=cosine",
-    "--diffusion_steps": "the number of diffusion steps is --set process.steps=N",
-    "--learn_sigma": "a learned variance is --set process.variance=range",
-    "--class_cond": "with labels a model is class-conditional; --unconditional leaves them out",
-    "--dropout": "any field of the network is set as --set net.dropout=0.1",
-    "--resume_checkpoint": "a run is resumed by --resume RUN, or by the same command again",
-    "--resume-from-checkpoint": "a run is resumed by --resume RUN, or by the same command again",
-    "--ckpt": "a run is resumed by --resume RUN; weights to start from are given by --init-from MODEL",
-    "--data_dir": "the data is given without an option: undiffuse train DATA",
-    "--data-dir": "the data is given without an option: undiffuse train DATA",
-    "--train_data_dir": "the data is given without an option: undiffuse train DATA",
-    "--output_dir": "the run folder is --out",
-    "--output-dir": "the run folder is --out",
-    "--logdir": "the run folder is --out",
-    "--wandb": "loggers are chosen by --log wandb (also --log tensorboard)",
-    "--tensorboard": "loggers are chosen by --log tensorboard (also --log wandb)",
-    "--report_to": "loggers are chosen by --log tensorboard,wandb",
-    "--gpus": "several GPUs are used through torchrun: torchrun --nproc_per_node N -m undiffuse train DATA",
-    "--num_gpus": "several GPUs are used through torchrun: torchrun --nproc_per_node N -m undiffuse train DATA",
-    "--fp16": "the precision is --precision fp16",
-    "--use_fp16": "the precision is --precision fp16",
-    "--bf16": "the precision is --precision bf16",
-    "--mixed_precision": "the precision is --precision bf16",
-    "--num_workers": "the number of decoding threads is --workers",
-    "--num-workers": "the number of decoding threads is --workers",
-    "--gradient_accumulation_steps": "images at once are --microbatch N; the batch stays --batch",
-    "--save_interval": "checkpoints are saved every --set train.save_every=IMAGES",
-    "--log_interval": "records are written every --set train.log_every=IMAGES",
+    "max-epochs": ("images", "--images counts images: N epochs are N times the size of your data"),
+    "num-epochs": ("images", "--images counts images: N epochs are N times the size of your data"),
+    "num-train-epochs": ("images", "--images counts images: N epochs are N times the size of your data"),
+    "max-train-steps": ("steps", ""),
+    "total-training-steps": ("steps", ""),
+    "num-samples": ("set", "previews: --set train.preview_count=N; to sample use `undiffuse sample MODEL --count N`"),
+    "num-channels": ("width", "--channels are those of the images"),
+    "dim": ("width", ""),
+    "schedule-sampler": ("timesteps", ""),
+    "noise-schedule": ("set", "--set process.schedule=cosine"),
+    "diffusion-steps": ("set", "--set process.steps=N"),
+    "learn-sigma": ("set", "--set process.variance=range"),
+    "dropout": ("set", "--set net.dropout=0.1"),
+    "class-cond": ("unconditional", "with labels a model is class-conditional; --unconditional leaves them out"),
+    "resume-from-checkpoint": ("resume", "--resume RUN, or the same command again"),
+    "resume-checkpoint": ("resume", "--resume RUN, or the same command again"),
+    "ckpt": ("resume", "--resume RUN resumes a run; --init-from MODEL starts from its weights"),
+    "tensorboard": ("log", "--log tensorboard"),
+    "report-to": ("log", "--log tensorboard,wandb"),
+    "wandb": ("log", "--log wandb"),
+    "bf16": ("precision", "--precision bf16"),
+    "gradient-accumulation-steps": ("microbatch", "--microbatch N is the number of images at once; --batch stays"),
+    "save-interval": ("set", "--set train.save_every=IMAGES"),
+    "log-interval": ("set", "--set train.log_every=IMAGES"),
 }
-"""Options of other programs, and what they are called here."""
+"""Options of other training programs, without dashes: ours, and what else to say."""
 
 NAMES = {
     "data": "DATA", "partner": "--for", "init_from": "--init-from", "label_dropout": "--label-dropout",
@@ -89,14 +65,19 @@ def naming_options(**names: str) -> Iterator[None]:
         known = {**NAMES, **names}
         fields = error.field.split(", ")
         dotted = [field for field in fields if "." in field]
-        where = ", ".join(known.get(f, f"--{f.replace('_', '-')}") for f in fields if f not in dotted)
+        where = ", ".join(_option(f, known) for f in fields if f not in dotted)
         where = f"--set {', '.join(dotted)}" if dotted else where
         text = error.text.replace("kind='classifier'", "`undiffuse train-classifier`")
         text = text.replace("kind='diffusion'", "`undiffuse train`")
+        text = re.sub(r"`([a-z_]+)`", lambda found: _option(found[1], known), text)
         path = getattr(error, "path", None)  # of a run that was given as data
         if path is not None:
             text = f"{path} is a training run, not images; to resume it: undiffuse train --resume {path}"
         raise ValueError(f"{where}: {text}") from error
+
+
+def _option(name: str, known: Mapping[str, str]) -> str:
+    return known.get(name, f"--{name.replace('_', '-')}")
 
 
 def train(add: Any, commands: Any) -> None:
@@ -170,7 +151,10 @@ def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
     Nothing has a default here: what is not given is left to the request, or to that of the run that is resumed.
     """
     setattr(parser, "hints", HINTS)  # noqa: B010 - an attribute of our own parser
-    parser.add_argument("data", nargs="?", metavar="DATA", help="images to train on")
+    begin_or_resume = parser.add_mutually_exclusive_group(required=True)
+    begin_or_resume.add_argument("data", nargs="?", metavar="DATA", help="images to train on")
+    resume = "resume the run in this folder; its data and options need not be repeated"
+    begin_or_resume.add_argument("--resume", metavar="RUN", help=resume)
     what = parser.add_argument_group("what is trained")
     what.add_argument("--recipe", metavar="NAME", help="see `undiffuse recipes` (default: chosen by the data)")
     begin = "start from the weights of a model: a name of `undiffuse models`, a file or a run folder"
@@ -204,7 +188,6 @@ def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
     )
     run = parser.add_argument_group("run")
     run.add_argument("--out", metavar="DIR", help="run folder (default runs/NAME)")
-    run.add_argument("--resume", metavar="RUN", help="resume the run in this folder; its options need not be repeated")
     log = "also log to tensorboard, wandb or both (a comma list); each needs its package"
     run.add_argument("--log", type=values.words, metavar="NAMES", default=[], help=log)
     seed = "random seed of weights, order and noise (default 0)"

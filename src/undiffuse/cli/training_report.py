@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +54,8 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
     state = f"resumes after {checkpoints.images_of(newest):,} images" if newest else "new"
     total = config.total_images
     count = f"{len(dataset):,} images" if len(dataset) else "a stream of images"
-    about = [dataset.source.where, f"{count}, {held}", classes, ", ".join(prepared), *plan.remarks]
+    about = [dataset.source.where, f"{count}, {held}", classes, ", ".join(prepared)]
+    about += [re.sub(r'\bon_tiny="(\w+)"', r"--on-tiny \1", remark) for remark in plan.remarks]
     rows: list[tuple[str, object]] = [
         ("data", "\n".join(about)),
         ("recipe", f"{recipe.name} ({plan.why})"),

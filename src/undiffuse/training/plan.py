@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from undiffuse import recipes
 from undiffuse.data import NAMED_SETS, DataConfig, ImageDataset, Source, open_data, screen, split
@@ -25,10 +24,11 @@ from undiffuse.data.screening import OnBroken, OnTiny, find_flaws
 from undiffuse.data.sources import Excluded
 from undiffuse.data.torch_dataset import StreamDataset
 from undiffuse.models import DiffusionModel, load_diffusion
-from undiffuse.nets import DDPMConfig, NetworkSpec, conditions_of, describe
+from undiffuse.nets import DDPMConfig, NetworkSpec
 from undiffuse.recipes import Recipe, overrides
 from undiffuse.train_config import TrainConfig
 from undiffuse.training import finetune
+from undiffuse.training.networks import for_network, spec_of
 from undiffuse.training.randomness import seeded
 from undiffuse.training.request import TrainRequest, is_run_folder
 from undiffuse.training.tasks import ClassifierTask, DiffusionTask, LossFn, Task
@@ -145,7 +145,7 @@ class TrainPlan:
                 named = join_names((f"{sample.name(i)} ({h}x{w})" for i, (w, h) in tiny.items()), _NAMED)
                 out.append(
                     f"{count_of(len(tiny), 'image')}{of} {verb} smaller than {height}x{width} (height x width) and "
-                    f'enlarged: {named}. on_tiny "skip" leaves them out, "refuse" stops here'
+                    f'enlarged: {named}. on_tiny="skip" leaves them out, on_tiny="refuse" stops here'
                 )
         return out
 
@@ -186,7 +186,7 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
     size, channels = _shape(request, recipe, probe, partner, init)
     spec = None
     if net is not None:
-        spec, size, channels = _spec(net, size, channels, probe.classes)
+        spec, size, channels = spec_of(net, size, channels, probe.classes)
     classes = probe.classes if partner is None or partner.labels is None else len(partner.labels)
     chosen = recipe is None
     if request.kind == "classifier" and classes is None:
@@ -204,7 +204,7 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
         init.check(request.overrides)
         recipe, why = init.into(recipe, size_pair(size)), f"{why}; its network and process are the model's"
     if spec is not None:
-        recipe = _for_network(recipe, spec)
+        recipe = for_network(recipe, spec)
     recipe = replace(
         recipe if net is not None else recipe.with_classes(classes),
         data=replace(recipe.data, size=size, channels=channels),
@@ -291,61 +291,6 @@ def _shape(
     size = request.size or (recipe.data.size if recipe is not None else probe.size)
     channels = request.channels or (recipe.data.channels if recipe is not None and own else probe.channels)
     return size, channels
-
-
-def _spec(
-    net: Any, size: int | tuple[int, int], channels: int, classes: int | None
-) -> tuple[NetworkSpec, int | tuple[int, int], int]:
-    """What a given network is for, by its own word or else by the data; with its size and channels."""
-    try:
-        spec = describe(net)
-    except ValueError:  # it does not say which images it is for
-        spec = describe(
-            net,
-            image_shape=(channels, *size_pair(size)),
-            num_classes=classes if "y" in conditions_of(net) else None,
-        )
-    if spec.out_channels is None:
-        spec = replace(spec, out_channels=_output_channels(net, spec))
-    height, width = spec.size
-    return spec, height if height == width else (height, width), spec.in_channels
-
-
-def _output_channels(net: Any, spec: NetworkSpec) -> int:
-    """Channels of the output, by one call for one image."""
-    was_training, parameter = net.training, next(net.parameters(), torch.zeros(()))
-    x = torch.zeros(1, *spec.image_shape, device=parameter.device)
-    label = torch.zeros(1, dtype=torch.int64, device=x.device)
-    cond = {"y": label} if spec.num_classes is not None else {}
-    net.eval()
-    try:
-        with torch.no_grad():
-            out = net(x, torch.zeros(1, device=x.device), **cond)
-    except Exception as error:
-        raise ConfigError(
-            "model",
-            f"{type(net).__name__} cannot be called as net(x {list(x.shape)}, t [1]{', y [1]' if cond else ''}): "
-            f"{error}",
-        ) from error
-    finally:
-        net.train(was_training)
-    if not isinstance(out, torch.Tensor) or out.ndim != 4 or out.shape[2:] != x.shape[2:]:
-        got = f"a tensor {list(out.shape)}" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
-        raise ConfigError("model", f"{type(net).__name__} returned {got} for {list(x.shape)}; expected [B, C, H, W]")
-    return int(out.shape[1])
-
-
-def _for_network(recipe: Recipe, spec: NetworkSpec) -> Recipe:
-    """The recipe's process and loss as far as the outputs of a given network allow a learned variance."""
-    if recipe.kind == "classifier":
-        return recipe
-    process, objective = recipe.process, recipe.objective
-    assert objective is not None
-    if process.out_channels(spec.in_channels) != spec.out_channels:
-        learned = spec.out_channels == 2 * spec.in_channels
-        process = replace(process, variance="range" if learned else "posterior")
-        objective = replace(objective, loss="hybrid" if learned else "simple")
-    return replace(recipe, process=process, objective=objective)
 
 
 def _data_config(
