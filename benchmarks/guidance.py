@@ -31,8 +31,8 @@ from undiffuse.metrics import Estimate
 from undiffuse.metrics.extractors import ClassifierExtractor
 from undiffuse.models import load_diffusion
 from undiffuse.nets import ClassifierConfig
-from undiffuse.nets import forward as nets_forward
-from undiffuse.nets.forward import Forward
+from undiffuse.nets import runner as nets_runner
+from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, classes_to_guide
 from undiffuse.pipelines.source import SampleSource
 
@@ -68,7 +68,7 @@ METRICS = ("accuracy", "fd", "pr")
 SEED = 7
 
 
-class Counted(Forward):
+class Counted(NetworkRunner):
     """Networks as they are called, counting images: `passes` of diffusion models, and of classifiers."""
 
     passes = {"model": 0, "classifier": 0}
@@ -221,7 +221,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background, where shells ignore it
-    nets_forward.Forward = Counted  # type: ignore[misc]
+    nets_runner.NetworkRunner = Counted  # type: ignore[misc]
     models = {"classifier": args.model, "cfg": args.cfg, "autoguidance": args.weak and args.model}
     for group in args.groups:
         if models[group] is None:

@@ -28,22 +28,25 @@ GROUND = {
     "timesteps",
     "schedules",
     "methods",
+    "util",
 }
 MATHEMATICS = {"levels", "grids", "noise", "prediction", "families", "denoiser"}
 CORE = MATHEMATICS | {"solvers", "guidance", "weightings", "objectives", "likelihood"}
 BELOW_TRAINING = (
-    GROUND | CORE | {"nets", "kernels", "data", "pictures", "models", "sampling", "adapters", "metrics", "evaluation"}
+    GROUND
+    | CORE
+    | {"nets", "kernels", "data", "pictures", "models", "sampling", "adapters", "metrics", "evaluation", "train_config"}
 )
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in GROUND},
     "kernels": {"downloads"},
     "nets": {"kernels"},
-    "data": {"pixels", "downloads", "adapters"},  # of these, ImageNet's classes
+    "data": {"pixels", "downloads", "adapters", "util"},  # of adapters, ImageNet's classes
     "pictures": {"pixels"},
     "levels": {"schedules"},
     "prediction": {"levels"},
     "families": {"levels"},
-    "denoiser": {"levels", "prediction", "families"},
+    "denoiser": {"levels", "prediction", "families", "nets"},
     "grids": {"levels", "methods"},
     "solvers": MATHEMATICS | {"methods"},
     "guidance": MATHEMATICS,
@@ -51,6 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objectives": MATHEMATICS | {"weightings"},
     "likelihood": MATHEMATICS | {"objectives"},
     "sampling": CORE,
+    "sampling_defaults": {"denoiser", "levels", "methods"},
+    "train_config": {"ema", "timesteps"},
     "tuning": CORE | {"sampling"},
     "frontiers": {"downloads", "methods", "pictures"},
     "editing": MATHEMATICS | {"solvers", "guidance", "sampling", "data"},
@@ -58,8 +63,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": CORE | {"adapters", "checkpoints", "nets"},
     "metrics": {"pixels", "downloads", "models"},
     "evaluation": {"data", "distributed", "downloads", "metrics", "pictures"},
-    "training": BELOW_TRAINING,
-    "recipes": BELOW_TRAINING | {"training"},
+    "recipes": BELOW_TRAINING,
+    "training": BELOW_TRAINING | {"recipes", "sampling_defaults"},
 }
 TOP = {"cli", "__main__", "__init__"}  # may look at everything
 
@@ -71,6 +76,8 @@ OUTSIDE = {
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
     "diffusers": {"adapters"},
     "onnxruntime": {"adapters"},
+    "wandb": {"training"},
+    "tqdm": {"training", "util"},
 }
 ONLY_NUMPY = {"timesteps"}
 

@@ -18,7 +18,7 @@ from undiffuse.data import DataConfig, ImageDataset, open_data, prepare, scan
 from undiffuse.data.channels import check_value_range, to_levels
 from undiffuse.data.decoding import Planes, decode, describe, read_header
 from undiffuse.data.patches import TiledSource
-from undiffuse.data.ranges import declared_for, find_value_range, parse_value_range
+from undiffuse.data.ranges import declared_for, find_value_range
 from undiffuse.data.sources import ArraySource
 from undiffuse.pictures import save_image
 from undiffuse.pixels import from_pixels, from_uint8, to_units
@@ -245,14 +245,6 @@ def test_dark_16_bit_pictures_are_said_to_be_dark(tmp_path: Path) -> None:
     declared = scan(source, DataConfig(path=str(tmp_path), size=8, value_range=(0, 2000)))
     assert any("values beyond are clipped" in text for text in declared.remarks())
     assert [declared_for(v) for v in (1000, 1023, 2944, 4095, 65535)] == [1023, 1023, 4095, 4095, 65535]
-
-
-def test_ranges_as_text() -> None:
-    assert parse_value_range("0,4095") == (0, 4095) and parse_value_range("-1000,2000") == (-1000, 2000)
-    assert parse_value_range("auto") is None
-    for wrong in ("1", "1,1", "a,b", "0,nan"):
-        with pytest.raises(ValueError, match="expected two"):
-            parse_value_range(wrong)
 
 
 def test_large_pictures_are_read_or_refused_by_a_plain_sentence(tmp_path: Path) -> None:

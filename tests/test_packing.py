@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -14,8 +13,8 @@ from undiffuse.guidance import ClassifierGuidance
 from undiffuse.models import load_classifier, load_diffusion
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
 from undiffuse.nets.blocks import ResBlock
-from undiffuse.nets.forward import Forward, inference_forward
 from undiffuse.nets.packing import PackedConv2d, can_pack, pack_
+from undiffuse.nets.runner import NetworkRunner, prepare_for_inference
 from undiffuse.noise import NoiseSource
 from undiffuse.sampling import generate
 from undiffuse.solvers import DDIM
@@ -83,12 +82,12 @@ def test_a_ready_network_gives_the_same(name: str) -> None:
     given, cond = inputs(name)
     with kernels.using("pure"):
         exact = net(*given, **cond)
-    forward = inference_forward(copy.deepcopy(net), "fp32", CPU)
+    forward = prepare_for_inference(net, "fp32", CPU)
     assert forward(*given, **cond).dtype == torch.float32
     assert apart(forward(*given, **cond), exact) < 3e-6
     assert forward.footprint.parameters == sum(p.numel() for p in net.parameters())
-    half = inference_forward(copy.deepcopy(net), "bf16", CPU)
-    autocast = Forward(net, "bf16", CPU)(*given, **cond)
+    half = prepare_for_inference(net, "bf16", CPU)
+    autocast = NetworkRunner(net, "bf16", CPU)(*given, **cond)
     assert half(*given, **cond).dtype == torch.float32
     assert apart(half(*given, **cond), exact) < 1.3 * apart(autocast, exact) < 0.1
 
@@ -96,7 +95,7 @@ def test_a_ready_network_gives_the_same(name: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @torch.no_grad()
 def test_images_do_not_touch_each_other_and_calls_leave_no_trace(precision: str) -> None:
-    forward = inference_forward(built(NETS["adm"]), precision, CPU)
+    forward = prepare_for_inference(built(NETS["adm"]), precision, CPU)
     (x, t), cond = inputs("adm", 5)
     together = forward(x, t, **cond)
     assert torch.equal(forward(x, t, **cond), together)  # to the bit
@@ -112,17 +111,19 @@ def test_images_do_not_touch_each_other_and_calls_leave_no_trace(precision: str)
 @needs_packing
 @torch.no_grad()
 def test_what_is_packed() -> None:
-    net = built(NETS["adm"])
-    forward = inference_forward(net, "fp32", CPU)
+    original = built(NETS["adm"])
+    forward = prepare_for_inference(original, "fp32", CPU)
+    net = forward.net
+    assert any(isinstance(module, nn.Conv2d) for module in original.modules())
     assert not any(isinstance(module, (nn.Conv1d, nn.Conv2d)) for module in net.modules())
     asked = []
     together = next(m for m in net.modules() if isinstance(m, ResBlock)).emb_layers[1].together
-    original = together.weight
-    assert len(original) == sum(2 * m.out_layers[0].num_channels for m in net.modules() if isinstance(m, ResBlock))
+    weight = together.weight
+    assert len(weight) == sum(2 * m.out_layers[0].num_channels for m in net.modules() if isinstance(m, ResBlock))
 
     class Counted(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is nn.functional.linear and args[1] is original:
+            if func is nn.functional.linear and args[1] is weight:
                 asked.append(len(args[0]))
             return func(*args, **(kwargs or {}))
 
@@ -152,12 +153,14 @@ def test_packed_convolutions_follow_the_size(inputs_: int, outputs: int, stride:
 
 
 def test_a_network_for_gradients_is_not_packed_and_keeps_nothing() -> None:
-    net = built(CLASSIFIER)
+    original = built(CLASSIFIER)
     (x, t), _ = inputs("classifier")
     x.requires_grad_()
-    (exact,) = torch.autograd.grad(net(x, t).log_softmax(-1)[:, 0].sum(), x)
-    forward = inference_forward(net, "fp32", CPU, gradient=True)
+    (exact,) = torch.autograd.grad(original(x, t).log_softmax(-1)[:, 0].sum(), x)
+    forward = prepare_for_inference(original, "fp32", CPU, gradient=True)
+    net: Any = forward.net
     assert not any(p.requires_grad for p in net.parameters())
+    assert all(p.requires_grad for p in original.parameters())
     calls = []
     net.middle_block[0].in_layers[2].register_forward_hook(lambda *_: calls.append(1))
     (ours,) = torch.autograd.grad(forward(x, t).log_softmax(-1)[:, 0].sum(), x)
@@ -173,7 +176,7 @@ def test_where_convolutions_cannot_be_packed_they_stay(monkeypatch: pytest.Monke
     assert [name for name, _ in net.named_modules()] == names
     with kernels.using("pure"), torch.no_grad():
         given, cond = inputs("adm")
-        assert Forward(net, "fp32", CPU)(*given, **cond).isfinite().all()
+        assert NetworkRunner(net, "fp32", CPU)(*given, **cond).isfinite().all()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -190,8 +193,8 @@ def test_a_compiled_network_is_not_packed_and_keeps_its_results(
     net = built(NETS["adm"])
     given, cond = inputs("adm")
     with torch.no_grad():
-        plain = Forward(net, precision, CPU)(*given, **cond)
-        forward = inference_forward(net, precision, CPU, compiled=True)
+        plain = NetworkRunner(net, precision, CPU)(*given, **cond)
+        forward = prepare_for_inference(net, precision, CPU, compiled=True)
         assert apart(forward(*given, **cond), plain) < 1e-6
     assert compiled == [{"dynamic": False, "mode": None}]
     assert any(isinstance(module, nn.Conv2d) for module in net.modules())

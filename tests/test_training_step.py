@@ -13,7 +13,7 @@ from undiffuse import checkpoints
 from undiffuse.data import batches
 from undiffuse.distributed import Ranks
 from undiffuse.nets.footprint import is_out_of_memory
-from undiffuse.nets.forward import Forward
+from undiffuse.nets.runner import NetworkRunner
 from undiffuse.training import NonFiniteError, read_records
 from undiffuse.training.run import Run
 from undiffuse.training.step import accumulate, accumulate_within_memory
@@ -288,6 +288,6 @@ def test_compiled_forward_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "compile", compile_)
     task = tiny_task()
-    Forward(task.net, "fp32", torch.device("cpu"), compiled=True)
-    Forward(task.net, "fp32", torch.device("cpu"))
+    NetworkRunner(task.net, "fp32", torch.device("cpu"), compiled=True)
+    NetworkRunner(task.net, "fp32", torch.device("cpu"))
     assert called == [task.net]

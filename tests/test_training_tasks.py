@@ -17,7 +17,7 @@ from undiffuse.data import batches
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.distributed import Ranks
 from undiffuse.nets import UNetConfig
-from undiffuse.nets.forward import Forward
+from undiffuse.nets.runner import NetworkRunner
 from undiffuse.noise import NoiseSource
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.training import DiffusionTask, Inputs, outputs, seeded, train
@@ -82,7 +82,7 @@ def test_manifest_builds_the_same_network(tmp_path: Path) -> None:
 
 def test_previews_use_the_same_noise_every_time() -> None:
     task = tiny_task()
-    forward = Forward(task.net, "fp32", torch.device("cpu"))
+    forward = NetworkRunner(task.net, "fp32", torch.device("cpu"))
     task.net.eval()
     a, b = (task.preview(forward, 0, 3, 2, torch.device("cpu")) for _ in range(2))
     c = task.preview(forward, 1, 3, 2, torch.device("cpu"))
@@ -145,7 +145,7 @@ def test_label_dropout_replaces_labels_by_the_null_class() -> None:
     assert 4 <= int(dropped.sum()) <= 20
     assert torch.equal(dropped, NoiseSource(0, inputs.positions).uniform(0, "label") < 0.5)
     assert set(inputs.labels[~dropped].tolist()) == {0, 1, 2}
-    assert bool(torch.isfinite(task.terms(Forward(net, "fp32", torch.device("cpu")), inputs)["loss"]).all())
+    assert bool(torch.isfinite(task.terms(NetworkRunner(net, "fp32", torch.device("cpu")), inputs)["loss"]).all())
 
 
 def test_super_resolution_is_trained_on_its_own_small_images(tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ from undiffuse.distributed import session
 from undiffuse.ema import EMA
 from undiffuse.nets import UNetConfig
 from undiffuse.nets.blocks import Attention
-from undiffuse.nets.forward import Forward, inference_forward
+from undiffuse.nets.runner import NetworkRunner, prepare_for_inference
 from undiffuse.noise import NoiseSource
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.sampling import generate
 from undiffuse.solvers import DDIM
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.optim import gradient_norm, make_optimizer
 from undiffuse.training.tasks import DiffusionTask, Inputs
 
@@ -47,7 +47,7 @@ def network(model: Model) -> nn.Module:
     return net
 
 
-def forward_call(made: Batch, forward: Forward) -> Call:
+def forward_call(made: Batch, forward: NetworkRunner) -> Call:
     def run() -> Tensor:
         with torch.no_grad():
             return forward(made.x, made.t.float(), y=made.y)
@@ -55,7 +55,7 @@ def forward_call(made: Batch, forward: Forward) -> Call:
     return run
 
 
-def sampling_call(forward: Forward, made: Batch, steps: int) -> Call:
+def sampling_call(forward: NetworkRunner, made: Batch, steps: int) -> Call:
     denoiser = ChainDenoiser(forward, PROCESS)
     chain = denoiser.chain.respaced(f"ddim{steps}")
     noise = NoiseSource(0, range(len(made)))
@@ -67,7 +67,7 @@ def training_call(net: nn.Module, precision: str, model: Model, size: int, world
     made = batch(model, size)
     task = DiffusionTask(net.train(), PROCESS, ObjectiveConfig(loss="hybrid"))  # type: ignore[arg-type]
     config = TrainConfig(images=1, precision=precision)
-    forward, optimizer, average = Forward(net, precision, CPU), make_optimizer(net, config), EMA(net, (0.9999,))
+    forward, optimizer, average = NetworkRunner(net, precision, CPU), make_optimizer(net, config), EMA(net, (0.9999,))
     inputs = Inputs(
         x0=training_images(model, size),
         labels=made.y,
@@ -96,13 +96,13 @@ def calls(axis: str, precision: str, points: list[int]) -> dict[str, Call]:
         made: dict[str, Call] = {}
         for side in points:
             sized = replace(model, size=side, attention=(side // 2, side // 4))
-            forward = inference_forward(network(sized), precision, CPU)
+            forward = prepare_for_inference(network(sized), precision, CPU)
             made[str(side)] = forward_call(batch(sized, 1), forward)
         return made
     net = network(model)
     if axis == "training batch":
         return {str(size): training_call(net, precision, model, size) for size in points}
-    forward = inference_forward(net, precision, CPU)
+    forward = prepare_for_inference(net, precision, CPU)
     if axis == "batch":
         return {str(size): forward_call(batch(model, size), forward) for size in points}
     return {str(steps): sampling_call(forward, batch(model, 4), steps) for steps in points}

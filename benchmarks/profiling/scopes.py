@@ -13,7 +13,7 @@ from torch.profiler import record_function
 
 from undiffuse.ema import EMA
 from undiffuse.nets import blocks, packing
-from undiffuse.nets.forward import Forward
+from undiffuse.nets.runner import NetworkRunner
 from undiffuse.noise import NoiseSource
 from undiffuse.training import engine
 from undiffuse.training.run import Run
@@ -24,7 +24,7 @@ _FUNCTIONS: tuple[tuple[Any, str, str], ...] = (
     (blocks, "norm_act", "norm blocks"),
     (packing, "filter_3x3", "convolutions"),
     (blocks, "multi_head_attention", "attention"),
-    (Forward, "__call__", "network"),
+    (NetworkRunner, "__call__", "network"),
     (NoiseSource, "normal", "noise"),
     (NoiseSource, "uniform", "noise"),
     (torch.Tensor, "backward", "backward"),

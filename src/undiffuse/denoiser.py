@@ -12,6 +12,7 @@ from torch import Tensor
 
 from undiffuse.families import FAMILIES, ChainFamily, EDMFamily, Family, FlowFamily, TimeAdapter
 from undiffuse.levels import Chain, Level, expand, named_chain
+from undiffuse.nets.protocol import conditions_of
 from undiffuse.prediction import KINDS, FixedVariance, LearnedLogVariance, Prediction, ReverseVariance, VarianceFraction
 
 __all__ = ["CLIPS", "VARIANCES", "ChainDenoiser", "Condition", "Denoiser", "ProcessConfig", "TimeAdapter"]
@@ -190,7 +191,8 @@ class ChainDenoiser:
 
     @property
     def conditions(self) -> frozenset[str]:
-        return getattr(self.network, "conditions", frozenset())
+        """Names of the conditions that the network accepts."""
+        return conditions_of(self.network)
 
     def clipping(self, clip: str | Callable[[Tensor], Tensor]) -> ChainDenoiser:
         """The same denoiser with another treatment of the denoised image."""

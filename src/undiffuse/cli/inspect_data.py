@@ -8,12 +8,12 @@ from typing import Any
 
 from undiffuse.cli import containers
 from undiffuse.cli.console import fields
-from undiffuse.cli.planning import Look
 from undiffuse.cli.words import in_options
-from undiffuse.data import DataConfig, DataSummary, Source, scan
+from undiffuse.data import DataConfig, DataSummary, Source, open_data, scan
 from undiffuse.data.formats.base import part_of
 from undiffuse.data.images import size_pair
 from undiffuse.data.labels import listed
+from undiffuse.data.probe import DataProbe
 from undiffuse.pipelines.grids import quoted
 
 FEW = 1000  # images below which a model is likely to learn them by heart
@@ -22,7 +22,8 @@ FEW = 1000  # images below which a model is likely to learn them by heart
 def describe_data(args: argparse.Namespace) -> str:
     """Sizes, formats, classes, broken and tiny files, and the command to train on them."""
     opening = containers.opening(args, args.what)
-    look = Look(args.what, args.labels, "skip", **{**opening, "value_range": opening["value_range"] or "found"})
+    found: Any = {**opening, "value_range": opening["value_range"] or "found"}
+    look = DataProbe(open_data(args.what, labels=args.labels, on_broken="skip", check="none", **found))
     source = look.source
     limit = None if args.count is None else min(args.count, len(source))
     # Prepared as a training would, to tell which images are smaller than that.
@@ -64,7 +65,7 @@ def _classes(source: Source, summary: DataSummary) -> str:
     return f"{len(counts)}: {named}"
 
 
-def _advice(args: argparse.Namespace, look: Look, summary: DataSummary) -> str:
+def _advice(args: argparse.Namespace, look: DataProbe, summary: DataSummary) -> str:
     counts = summary.class_counts
     notes = []
     if summary.broken:

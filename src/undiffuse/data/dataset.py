@@ -14,7 +14,7 @@ from undiffuse.data import order
 from undiffuse.data.channels import ValueRange, check_value_range
 from undiffuse.data.decoding import MAX_PIXELS, describe
 from undiffuse.data.formats.base import Frames, Layout
-from undiffuse.data.images import prepare, size_pair
+from undiffuse.data.images import Picture, prepare, size_pair
 from undiffuse.data.labels import listed
 from undiffuse.data.opening import open_data
 from undiffuse.data.patches import TiledSource
@@ -224,7 +224,7 @@ class ImageDataset:
             if candidate in self.replaced and step + 1 < tries:
                 continue
             try:
-                image = self._prepared(candidate, bool(flip), draws, place)
+                image = self._prepared(candidate, self._drawn(candidate, position), bool(flip), draws, place)
             except BrokenImageError as error:
                 if step + 1 == tries:
                     raise
@@ -239,18 +239,23 @@ class ImageDataset:
         Raises:
             BrokenImageError: its file cannot be read.
         """
-        return Example(
-            image=self._prepared(index, False, None, (0.5, 0.5)),
-            label=self.source.label(index),
-            index=index,
-            position=index,
-        )
+        image = self._prepared(index, self.source.image(index), False, None, (0.5, 0.5))
+        return Example(image=image, label=self.source.label(index), index=index, position=index)
+
+    def _drawn(self, index: int, position: int) -> Picture:
+        if not self.source.augments:
+            return self.source.image(index)
+        return self.source.draw(index, order.item_seed(self.config.seed, position))
 
     def _prepared(
-        self, index: int, flip: bool, crop: tuple[float, float, float] | None, place: tuple[float, float]
+        self,
+        index: int,
+        picture: Picture,
+        flip: bool,
+        crop: tuple[float, float, float] | None,
+        place: tuple[float, float],
     ) -> NDArray[Any]:
         config = self.config
-        picture = self.source.image(index)
         wide = config.value_range is None and self.source.value_range is not None and describe(picture).depth != "8"
         try:
             image = prepare(

@@ -196,7 +196,7 @@ def flow_bits_per_dim(
 
     Everything drawn for image i depends on its number alone (`noise`), not on what else is in the batch. See
     `flow_density` for the other arguments. The network must have gradients with respect to the image (a network made
-    ready by `inference_forward` needs `gradient=True`).
+    ready by `prepare_for_inference` needs `gradient=True`).
     """
     config = config or FlowConfig()
     values, decoders, calls, forced = [], [], [], []

@@ -220,6 +220,7 @@ class DDPMUNet(nn.Module):
     """
 
     conditions: frozenset[str] = frozenset()
+    channels_last = True
 
     def __init__(self, config: DDPMConfig) -> None:
         super().__init__()

@@ -1,19 +1,25 @@
-"""What a network takes of memory when it is only used: its weights, stored in 16 bits too, and its activations; and how
-it is told that memory did not suffice.
+"""Estimates the memory of inference: weights, also stored in 16 bits, and activations; recognises out-of-memory errors.
 
-Nothing is run for the numbers: they follow from the configuration and the size of the images.
+The numbers of the library's own networks follow from their configuration and the size of the images. The activations of
+other networks are counted in one pass on the device "meta", which takes neither memory nor arithmetic.
 """
 
 from __future__ import annotations
 
+import copy
+import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from undiffuse.kernels import status
 from undiffuse.nets.classifier import ClassifierConfig
 from undiffuse.nets.ddpm import DDPMConfig
+from undiffuse.nets.protocol import NetworkSpec, conditions_of, describe
 from undiffuse.nets.unet import UNetConfig
 
 _FLOAT32 = ("out.", "conv_out.")  # the last layers, which run in float32 whatever the precision
@@ -26,10 +32,10 @@ _OUT_OF_MEMORY = (
 
 
 def store_weights_(net: nn.Module, dtype: torch.dtype) -> None:
-    """Store in `dtype`, in place, the weights that autocast would cast to it at every call: those of convolutions.
+    """Store the weights of convolutions, which autocast would cast at every call, in `dtype`, in place.
 
-    Norms, embeddings, linear layers and the last layers stay as they are, for they run in float32. The output under
-    autocast to `dtype` is the same to the bit, without the second copy of the weights and the time it takes to make.
+    Norms, embeddings, linear layers and the last layers stay as they are, because they run in float32. The output under
+    autocast to `dtype` is the same to the bit, without the time and memory of a second copy of the weights.
     """
     for name, module in net.named_modules():
         if isinstance(module, (nn.Conv1d, nn.Conv2d)) and not f"{name}.".startswith(_FLOAT32):
@@ -39,12 +45,13 @@ def store_weights_(net: nn.Module, dtype: torch.dtype) -> None:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a network takes, whatever the batch.
+    """Memory that a network takes, whatever the batch size.
 
-    `parameters`  how many
-    `weights`     bytes of them as they are stored
-    `kernel`      about what kernels need beside tensors: the largest convolution's weights, laid out anew (once) and
-                  transformed (16 / 9 of them, `kernels.convolution`)
+    Attributes:
+        parameters: Number of parameters.
+        weights: Bytes of the parameters as they are stored.
+        kernel: Approximate bytes that kernels need besides tensors: the weights of the largest convolution, once in
+            another layout and once transformed (16 / 9 of them, see `kernels.convolution`). 0 without convolutions.
     """
 
     parameters: int
@@ -58,7 +65,7 @@ class Footprint:
         return cls(
             parameters=sum(p.numel() for p in net.parameters()),
             weights=sum(p.numel() * p.element_size() for p in net.parameters()),
-            kernel=3 * max(m.weight.numel() * m.weight.element_size() for m in convolutions),
+            kernel=3 * max((m.weight.numel() * m.weight.element_size() for m in convolutions), default=0),
         )
 
 
@@ -70,16 +77,20 @@ def activation_bytes(
     gradient: bool = False,
     fused: bool | None = None,
 ) -> int:
-    """About the most memory in bytes that one image's activations take at any time of a call.
+    """Estimate the most memory that the activations of one image take at any time during a call.
 
-    `size`      (height, width) of the image; default the trained size
-    `element`   bytes of a number: 4 in float32, 2 under autocast to 16 bits (norms compute in float32 all the same)
-    `gradient`  with the gradient with respect to the image, as guidance by a classifier takes it
-    `fused`     whether norms are one operation with what follows them; default whether the CPU has compiled kernels
+    Without a gradient these are the pending skip connections and what the running residual block or attention holds;
+    with a gradient, what all layers keep for it. What kernels need besides tensors is not included, see `Footprint`.
 
-    Without a gradient that is the skip connections made and not yet used, and what the residual block or attention at
-    work holds; with one it is what all layers keep for it. What kernels need beside tensors is not in it, see
-    `Footprint`.
+    Args:
+        config: The config of one of the library's own networks.
+        size: (height, width) of the image; default the trained size.
+        element: Bytes of a number: 4 in float32, 2 under autocast to 16 bits (norms compute in float32 anyway).
+        gradient: Whether the gradient with respect to the image is computed, as guidance by a classifier does.
+        fused: Whether norms are one operation with what follows them; default whether the CPU has compiled kernels.
+
+    Returns:
+        Bytes.
     """
     height, width = size or config.size
     fused = status().active == "compiled" if fused is None else fused
@@ -117,6 +128,94 @@ def activation_bytes(
                 factor //= 2
                 walk.residual(held() + before + joined, channels, channels, factor)
     return round(walk.most)
+
+
+def bytes_per_image(
+    net: nn.Module,
+    size: tuple[int, int] | None = None,
+    *,
+    element: int = 4,
+    gradient: bool = False,
+    spec: NetworkSpec | None = None,
+) -> int | None:
+    """Estimate the activations of one image of any network, as `activation_bytes` does for the library's own.
+
+    Networks of other architectures are run once on the device "meta". Their numbers are those of float32, an upper
+    bound for 16 bits.
+
+    Args:
+        net: The network, prepared or not.
+        size: (height, width) of the image; default the trained size.
+        element: Bytes of a number, 4 or 2.
+        gradient: Whether the gradient with respect to the image is computed.
+        spec: What the network's images are; default `describe(net)`.
+
+    Returns:
+        Bytes; None if they cannot be known without running the network on data, because its forward depends on the
+        values of tensors. Callers then try a batch and halve it if memory does not suffice (`is_out_of_memory`).
+    """
+    config = getattr(net, "config", None)
+    if type(config) in (UNetConfig, DDPMConfig, ClassifierConfig):
+        return activation_bytes(config, size, element=element, gradient=gradient)
+    try:
+        return _count_on_meta(net, spec or describe(net), size, gradient)
+    except Exception:  # whatever a stranger's forward raises where there are no values
+        return None
+
+
+def _count_on_meta(net: nn.Module, spec: NetworkSpec, size: tuple[int, int] | None, gradient: bool) -> int:
+    conditions = conditions_of(net)
+    memo: dict[int, Any] = {}
+    for module in net.modules():
+        tensors = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+        for tensor in tensors:
+            if isinstance(tensor, nn.Parameter):
+                memo[id(tensor)] = nn.Parameter(tensor.to("meta"), requires_grad=False)
+            elif isinstance(tensor, Tensor):
+                memo[id(tensor)] = tensor.to("meta")
+    empty = copy.deepcopy(net, memo).eval()
+    height, width = size or spec.size
+    with torch.device("meta"), torch.set_grad_enabled(gradient):
+        x = torch.zeros(1, spec.in_channels, height, width, requires_grad=gradient)
+        given: dict[str, Tensor] = {}
+        if "y" in conditions and spec.num_classes is not None:
+            given["y"] = torch.zeros(1, dtype=torch.int64)
+        if spec.super_resolution:
+            given["low_res"] = torch.zeros(1, spec.in_channels, max(1, height // 4), max(1, width // 4))
+        t = torch.zeros(1)
+        with _Live() as live:
+            out = empty(x, t, **given)
+            if gradient:
+                torch.autograd.grad(out.sum(), x)
+    return live.most
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of the tensors made inside the block that exist at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._now = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in self._seen and key not in given:  # not a view of a weight
+                    self._seen.add(key)
+                    self._now += storage.nbytes()
+                    self.most = max(self.most, self._now)
+                    weakref.finalize(storage, self._drop, key, storage.nbytes())
+        return out
+
+    def _drop(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self._now -= size
 
 
 class _Walk:
@@ -165,7 +264,7 @@ class _Walk:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for the errors by which torch says that memory did not suffice."""
+    """Return whether torch reports by this error that memory did not suffice."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)

@@ -86,6 +86,8 @@ class Trunk(nn.Module):
     takes its skip connections and the "spatial" classifiers their features.
     """
 
+    channels_last = True
+
     def __init__(self, config: TrunkConfig, in_channels: int) -> None:
         super().__init__()
         self.config: Any = config

@@ -26,7 +26,7 @@ from undiffuse.guidance import (
 )
 from undiffuse.models import ClassifierModel, DiffusionModel, check_pair, load_classifier, load_diffusion
 from undiffuse.nets.footprint import Footprint
-from undiffuse.nets.forward import inference_forward
+from undiffuse.nets.runner import prepare_for_inference
 from undiffuse.util.errors import ConfigError
 
 __all__ = ["Guides", "check_identity", "guide", "guidance_schedule", "reference"]
@@ -140,7 +140,7 @@ def _classifiers(
                 f"{classifier.num_classes}"
             )
         _ = classifier.digest  # of the weights as they are in the file, before they are made ready
-        network = inference_forward(classifier.net, precision, device, gradient=True)
+        network = prepare_for_inference(classifier.net, precision, device, gradient=True, consume=True)
         out.footprints.append(network.footprint)
         judge = LevelClassifier(network, classifier.process, config.temperature)
         out.denoiser = ClassifierGuidance(out.denoiser, judge, scale, config.at, normalize=config.normalize, **shared)

@@ -21,7 +21,7 @@ from undiffuse.kernels import keep_memory
 from undiffuse.methods import brief, read_options
 from undiffuse.models import ClassifierModel, DiffusionModel, load_diffusion, paired_classifier
 from undiffuse.nets.footprint import Footprint, activation_bytes
-from undiffuse.nets.forward import inference_forward
+from undiffuse.nets.runner import AUTOCAST, prepare_for_inference
 from undiffuse.noise import NoiseSource
 from undiffuse.pipelines import budget, memory
 from undiffuse.pipelines.classes import choose_classes, class_names
@@ -123,6 +123,7 @@ class Pipeline:
         where = resolve_device(device)
         if config.precision == "fp16" and where.type == "cpu":
             raise ConfigError("precision", "= fp16 is for GPUs; on a CPU use bf16, which is as small, or fp32")
+        ours = model is None
         if model is None:
             if config.model is None:
                 raise ConfigError("model", "is missing: give a model file, a run folder, or a name")
@@ -136,7 +137,9 @@ class Pipeline:
         assert config.solver and config.steps and config.grid  # `resolved` names them
         keep_memory()
         gradient = gradient or bool(config.guidance.judges) and config.guidance.at == "x0"  # through the network too
-        forward = inference_forward(model.net, config.precision, where, gradient=gradient, compiled=config.compile)
+        forward = prepare_for_inference(
+            model.net, config.precision, where, gradient=gradient, compiled=config.compile, consume=ours
+        )
         denoiser: Denoiser = ChainDenoiser(forward, model.process, config.clip)
         path = grid(denoiser.chain, config.steps, config.grid)
         guides = guide(

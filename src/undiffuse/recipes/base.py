@@ -10,7 +10,7 @@ from undiffuse.adapters import published
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
 from undiffuse.objectives import ObjectiveConfig
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 
 NOT_RUN = "not run here"
 

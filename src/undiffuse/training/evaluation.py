@@ -23,9 +23,9 @@ from undiffuse.ema import EMA
 from undiffuse.evaluation import MadeImages, Summary, evaluate, extract
 from undiffuse.metrics import Estimate, MetricError
 from undiffuse.metrics.extractors import Extractor
-from undiffuse.nets.forward import Forward
+from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pixels import to_uint8
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.outputs import evaluating
 from undiffuse.training.tasks import DiffusionTask
 
@@ -59,7 +59,7 @@ class Evaluator:
                 self.best = None
 
     def measure(
-        self, task: DiffusionTask, ema: EMA, forward: Forward, config: TrainConfig, ranks: Ranks
+        self, task: DiffusionTask, ema: EMA, forward: NetworkRunner, config: TrainConfig, ranks: Ranks
     ) -> dict[str, Any]:
         """The values, by name, with "<name> error"; the processes share the sampling and all get the values."""
         which = max(ema.names, key=float) if ema.names else "net"
@@ -72,7 +72,7 @@ class Evaluator:
             pictures = task.make(forward, config.seed, numbers, config.evaluate_steps, device)
             return to_uint8(pictures.float()).cpu()
 
-        shape = (*task.net.config.size, task.net.config.in_channels)
+        shape = (*task.spec.size, task.spec.in_channels)
         images = MadeImages(
             make, count, shape, where="samples", identity={}, batch=AT_ONCE, labels=labels, label_names=table
         )

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import nn
 
 from undiffuse.ema import EMA
-from undiffuse.nets.forward import Forward
+from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pictures.curve import draw_curve
 from undiffuse.pictures.grid import draw_grid
 from undiffuse.pixels import to_uint8
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.records import read_records
 from undiffuse.training.tasks import Task
 from undiffuse.util.files import atomic_file
@@ -33,7 +33,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def save_previews(
-    task: Task, ema: EMA, forward: Forward, config: TrainConfig, images: int, folder: Path, device: torch.device
+    task: Task, ema: EMA, forward: NetworkRunner, config: TrainConfig, images: int, folder: Path, device: torch.device
 ) -> list[Path]:
     """Grids from the trained weights and every average, always of the same noise, so that moments can be compared.
 

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from undiffuse.distributed import Ranks
 from undiffuse.nets.footprint import is_out_of_memory
-from undiffuse.nets.forward import Forward
-from undiffuse.training.config import TrainConfig
+from undiffuse.nets.runner import NetworkRunner
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.randomness import derived_seed, seeded
 from undiffuse.training.tasks import Inputs, Task
 
 
 def accumulate(
     task: Task,
-    forward: Forward,
+    forward: NetworkRunner,
     inputs: Inputs,
     config: TrainConfig,
     ranks: Ranks,
@@ -44,7 +44,7 @@ def accumulate(
 
 def accumulate_within_memory(
     task: Task,
-    forward: Forward,
+    forward: NetworkRunner,
     inputs: Inputs,
     config: TrainConfig,
     ranks: Ranks,

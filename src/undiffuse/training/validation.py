@@ -11,9 +11,9 @@ import torch
 from undiffuse.data import ImageDataset, pass_once
 from undiffuse.distributed import Ranks
 from undiffuse.ema import EMA
-from undiffuse.nets.forward import Forward
+from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pixels import from_pixels
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.outputs import evaluating
 from undiffuse.training.tally import QUARTILES, binned_sums, means
 from undiffuse.training.tasks import Inputs, Task
@@ -23,7 +23,13 @@ NOISE_SEED = 0  # not the run's: validation numbers of different runs then compa
 
 
 def validate(
-    task: Task, ema: EMA, forward: Forward, dataset: ImageDataset, config: TrainConfig, chain_steps: int, ranks: Ranks
+    task: Task,
+    ema: EMA,
+    forward: NetworkRunner,
+    dataset: ImageDataset,
+    config: TrainConfig,
+    chain_steps: int,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Means of all terms over (at most `validate_images`) held-out images, with "by_quartile" and "by_tenth" of the
     chain.
