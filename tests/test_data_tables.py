@@ -183,7 +183,6 @@ def test_known_tables_are_taken_and_may_list_the_whole_set(tmp_path: Path) -> No
     (root / "list_attr_celeba.csv").write_text("image_id,Bald,Male\n" + "".join(f"{n},-1,1\n" for n in FOUR))
     source = open_data(root)
     assert source.multi_hot and any("2 files that are not there" in note for note in source.notes)
-    (root / "list_attr_celeba.csv").unlink()
-    (root / "metadata.csv").write_text("id,colour,place\n7,red,here\n8,blue,there\n")
+    (root / "list_attr_celeba.csv").write_text("image_id,Bald,Male\n7.jpg,-1,1\n8.jpg,1,-1\n")
     source = open_data(root)
-    assert source.labels is None and "metadata.csv is not used" in source.notes[0]
+    assert source.labels is None and "list_attr_celeba.csv is not used" in source.notes[0]

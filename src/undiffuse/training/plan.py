@@ -136,6 +136,10 @@ class TrainPlan:
             return list(self.dataset.remarks)
         source, data = self.dataset.source, self.dataset.config
         out = list(source.remarks)
+        if source.vectors is not None:
+            what = "labels, several for each image," if source.multi_hot else "numbers"
+            named = f" ({join_names(source.vector_names, _NAMED)})" if source.vector_names else ""
+            out.append(f"the {what}{named} are not used: a model takes one class for each image")
         if self.found_range is not None:
             out.append(self.found_range.text())
         out += DataProbe(source, data.value_range, data).summary.pixel_remarks()
