@@ -19,12 +19,16 @@ from typing import IO, Any
 from torch import Tensor
 
 from undiffuse import checkpoints
+from undiffuse.data.decoding import IMAGE_SUFFIXES
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.objectives import ObjectiveConfig
+from undiffuse.pictures import claim_output
 from undiffuse.train_config import TrainConfig, differences
 from undiffuse.util.text import count_of
 
 # Of a manifest, what says which run this is; the rest (progress, version, hashes) is how far it is.
+_OURS = ("config.json", "run.json", "metrics.jsonl", "checkpoints")
+"""Files and folders that only a run has."""
 IDENTITY = ("kind", "net", "process", "objective", "labels", "train", "data", "init", "custom")
 
 
@@ -37,6 +41,9 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> RunFolder:
+        if self.path.is_dir():
+            # Logs may lie where a run will; pictures of somebody else may not, for data are all pictures of a folder.
+            claim_output(self.path, _OURS, lambda name: not name.lower().endswith(IMAGE_SUFFIXES))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -156,7 +163,8 @@ def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
             plain[section] = {**_defaults(config), **plain[section]}
     # A data set may be moved or decoded by more threads; its contents and their preparation may not change.
     data = plain.get("data") or {}
-    prepared = {k: v for k, v in (data.get("config") or {}).items() if k not in ("path", "workers", "check")}
+    free = ("path", "workers", "check", "max_pixels")
+    prepared = {k: v for k, v in (data.get("config") or {}).items() if k not in free}
     plain["data"] = {"fingerprint": data.get("fingerprint"), **prepared}
     # Of the model that a run began with, which it was; what became of its weights follows from that and the rest.
     plain["init"] = (plain.get("init") or {}).get("from")
