@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from golden_files import draw_weights
-from undiffuse.adapters import ddpm_weights, diffusers_config
+from undiffuse.adapters import ddpm_weights, diffusers_config, diffusers_scheduler
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.nets import DDPMConfig
 from undiffuse.noise import NoiseSource
@@ -91,7 +91,7 @@ def test_outputs_and_gradients_are_those_of_unet2dmodel(arguments: Any, tmp_path
 def test_processes_are_those_of_the_schedulers(arguments: dict[str, Any]) -> None:
     scheduler = diffusers.DDPMScheduler(**arguments)
     config = {name: value for name, value in scheduler.config.items() if not name.startswith("_use")}
-    process = diffusers_config.process_config(config)
+    process = diffusers_scheduler.process_config(config)
     chain = process.chain()  # in float64, where the scheduler is in float32
     np.testing.assert_allclose(chain.betas, scheduler.betas.double().numpy(), rtol=1e-6)
     np.testing.assert_allclose(chain.alphas_cumprod, scheduler.alphas_cumprod.double().numpy(), rtol=1e-4)

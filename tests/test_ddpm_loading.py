@@ -18,7 +18,7 @@ from undiffuse import checkpoints
 from undiffuse.adapters.ddpm_weights import convert
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import load_diffusion
-from undiffuse.nets import DDPMConfig
+from undiffuse.nets import DDPMConfig, UNet2DConfig
 from undiffuse.pictures import read_samples
 
 GOLDEN = Path(__file__).parent / "data" / "ddpm_unet2d.safetensors"
@@ -103,11 +103,13 @@ def test_a_unet2d_without_its_configuration_is_refused(theirs: Any, tmp_path: Pa
         load_diffusion(tmp_path / "a.bin")
 
 
-def test_a_unet2d_that_is_not_ddpms_is_refused(theirs: Any, tmp_path: Path) -> None:
+def test_a_unet2d_that_is_not_ddpms_is_another_network(theirs: Any, tmp_path: Path) -> None:
     save_file(theirs[0], tmp_path / "diffusion_pytorch_model.safetensors")
     write_json(tmp_path / "config.json", {**theirs[1], "flip_sin_to_cos": True})
-    with pytest.raises(checkpoints.CheckpointError, match="not DDPM's U-Net: flip_sin_to_cos = True"):
+    with pytest.raises(checkpoints.CheckpointError, match="no scheduler_config.json.*say beta_schedule"):
         load_diffusion(tmp_path)
+    said = "beta_schedule=linear num_train_timesteps=1000 prediction_type=epsilon"
+    assert isinstance(load_diffusion(f"{tmp_path}@{said}").net.config, UNet2DConfig)
 
 
 @pytest.mark.parametrize("solver", ["ancestral", "ddim"])

@@ -15,7 +15,8 @@ from torch import Tensor
 from golden_files import Golden, draw_weights
 from undiffuse.adapters import diffusers_config
 from undiffuse.adapters.ddpm_weights import convert, diffusers_name, recognise, weights_in
-from undiffuse.adapters.diffusers_config import DDPM_SETTINGS, check_unet, find, process_config
+from undiffuse.adapters.diffusers_config import DDPM_SETTINGS, check_unet, find
+from undiffuse.adapters.diffusers_scheduler import process_config
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.levels import linear_betas
 from undiffuse.nets import DDPMConfig, UNetConfig
@@ -293,9 +294,9 @@ def test_a_scheduler_without_a_variance_means_the_posteriors() -> None:
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
-        ({"_class_name": "ScoreSdeVeScheduler", "sigma_max": 1348}, "ScoreSdeVeScheduler has no betas"),
-        ({**LINEAR, "beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
-        ({**LINEAR, "variance_type": "learned_range"}, "predicts no variance"),
+        ({"_class_name": "ScoreSdeVeScheduler", "sigma_max": 1348}, "ScoreSdeVeScheduler describes no chain"),
+        ({**LINEAR, "beta_schedule": "laplace"}, "beta_schedule 'laplace'"),
+        ({**LINEAR, "variance_type": "learned_range"}, "twice as many channels"),
         ({**LINEAR, "prediction_type": "flow"}, "predicts 'flow'"),
         ({**LINEAR, "rescale_betas_zero_snr": True}, "pure noise"),
         ({**LINEAR, "num_train_timesteps": 10**12}, "from 1 to"),
@@ -307,7 +308,8 @@ def test_a_scheduler_without_a_variance_means_the_posteriors() -> None:
         ({**LINEAR, "beta_end": -1.0}, "beta"),
         ({**LINEAR, "beta_end": -1.0, "beta_schedule": "scaled_linear"}, "from 0.0001 to -1"),
         ({**LINEAR, "prediction_type": []}, "predicts"),
-        ({**LINEAR, "variance_type": None}, "variance_type 'None'"),
+        ({**LINEAR, "variance_type": "learned"}, "the variance itself"),
+        ({**LINEAR, "variance_type": "odd"}, "variance_type 'odd'"),
     ],
 )
 def test_schedulers_that_are_refused(scheduler: dict[str, Any], message: str) -> None:
@@ -331,10 +333,10 @@ def test_folders_of_diffusers(tmp_path: Path) -> None:
         write(tmp_path / "other.bin", "")
         find(tmp_path)
     weights = write(tmp_path / "diffusion_pytorch_model.bin", "")
-    assert find(tmp_path) == diffusers_config.Folder(weights, unet, None)
+    assert find(tmp_path) == diffusers_config.Folder((weights,), unet, None)
     weights = write(tmp_path / "diffusion_pytorch_model.safetensors", "")  # goes before the pickle
     write(tmp_path / "scheduler_config.json", LINEAR)
-    assert find(tmp_path) == diffusers_config.Folder(weights, unet, LINEAR)
+    assert find(tmp_path) == diffusers_config.Folder((weights,), unet, LINEAR)
     inner = write(tmp_path / "unet" / "diffusion_pytorch_model.bin", "")
     write(tmp_path / "unet" / "config.json", {**unet, "sample_size": 64})
     write(tmp_path / "scheduler" / "scheduler_config.json", {**LINEAR, "num_train_timesteps": 500})

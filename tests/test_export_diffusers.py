@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from export_models import SMALL, bare, model
 from test_golden_layouts import CHECKPOINTS
+from undiffuse.adapters import diffusers_unet, exporting, openai_flags
 from undiffuse.adapters import export_diffusers as out
-from undiffuse.adapters import openai_flags
 from undiffuse.checkpoints import weights_hash
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import load_model
@@ -27,6 +27,8 @@ from undiffuse.nets.blocks import multi_head_attention
 from undiffuse.noise import NoiseSource
 from undiffuse.sampling import generate
 from undiffuse.solvers import DDIM, Ancestral
+from unet2d_cases import BASE
+from unet2d_cases import CASES as CONFIGURATIONS
 
 FROZEN = Path(__file__).parent / "data" / "export_unet2d.json"
 ADM: dict[str, Any] = {**SMALL, "out_channels": 6, "use_scale_shift_norm": True, "resblock_updown": True}
@@ -57,6 +59,13 @@ CASES: dict[str, tuple[Any, ProcessConfig]] = {
     "upsampler": (
         UNetConfig(**ADM, num_classes=3, num_head_channels=16, super_resolution=True), ProcessConfig()),
     "ddpm": (DDPMConfig(**SMALL), ProcessConfig(variance="beta")),
+}
+# Networks that came from diffusers and go back: their names and settings are diffusers' own, so nothing is frozen.
+RETURNING: dict[str, Any] = {
+    "unet2d": (diffusers_unet.network_config({**BASE, "num_class_embeds": 3, "norm_num_groups": 4}),
+               ProcessConfig(variance="posterior")),
+    "unet2d, learned": (diffusers_unet.network_config({**BASE, **CONFIGURATIONS["adm"]}), ProcessConfig()),
+    "unet2d, skip": (diffusers_unet.network_config({**BASE, **CONFIGURATIONS["skip"]}), ProcessConfig(variance="beta")),
 }  # fmt: skip
 
 
@@ -171,11 +180,13 @@ def test_which_published_models_diffusers_can_express() -> None:
 
 def test_notes_and_usage_fit_the_model(tmp_path: Path) -> None:
     plain = write("ddpm", tmp_path / "a")[1]
-    assert plain.notes == ('DDIM takes DDIMScheduler.from_config(scheduler.config, timestep_spacing="leading")',)
+    assert len(plain.notes) == 1
+    assert plain.notes[0].startswith("DDIM takes DDIMScheduler.from_config(scheduler.config, timestep_spacing=")
+    assert "use_clipped_model_output=True" in plain.notes[0]
     assert plain.usage.splitlines()[1] == 'pipe = DDPMPipeline.from_pretrained("a")'
     conditional = write("adm", tmp_path / "b")[1]
     assert "class labels" in conditional.notes[0]
-    assert "first half of the channels" in conditional.notes[1]
+    assert "the first 3 channels, without the variance, and step(..., use_clipped" in conditional.notes[1]
     assert "unet(x, t, y)" in conditional.usage
     upsampler = write("upsampler", tmp_path / "c")[1]
     assert "unet(torch.cat([x, low], 1), t, y)" in upsampler.usage
@@ -183,12 +194,27 @@ def test_notes_and_usage_fit_the_model(tmp_path: Path) -> None:
     assert any("every 4th step, 1000 in all" in note for note in rescaled.notes)
 
 
-def test_ddpms_network_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Out to diffusers and in again: the same network, process and weights."""
-    given = write("ddpm", tmp_path / "m")[0]
+@pytest.mark.parametrize("case", [*(name for name in CASES if name != "upsampler"), *RETURNING])
+def test_what_went_out_comes_back(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out to diffusers and in again: the same network, process, classes and weights."""
     monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
+    given = model(*{**CASES, **RETURNING}[case])
+    (tmp_path / "m").mkdir()
+    out.export_diffusers(given, tmp_path / "m")
     again = load_model(tmp_path / "m")
     assert (again.net.config, again.process, again.digest) == (given.net.config, given.process, given.digest)
+    assert (again.num_classes, again.labels) == (given.net.config.num_classes, given.labels)
+    about = json.loads((tmp_path / "m" / "undiffuse.json").read_text())
+    (tmp_path / "m" / "undiffuse.json").write_text(json.dumps({**about, "sha256": "0" * 64}))
+    if case != "rescaled times":  # other weights than it says: what diffusers' own files say counts
+        changed = load_model(tmp_path / "m")
+        inputs = exporting.example_inputs(given, 2)
+        with torch.no_grad():
+            expected = given.net(**inputs)
+            assert (changed.net(**inputs) - expected).abs().max() < 1e-4 * expected.abs().max()
+        np.testing.assert_allclose(
+            changed.process.chain().alphas_cumprod, given.process.chain().alphas_cumprod, rtol=1e-9
+        )
 
 
 class Replayed:

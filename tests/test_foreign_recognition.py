@@ -207,7 +207,7 @@ def test_like_a_published_model_with_other_classes_and_channels() -> None:
         ("256x256_classifier", "256x256_classifier image_size=128", "image_size 128"),
         ("256x256_diffusion", "256x256_diffusion image_size=100", "must be multiples of 32"),
         ("256x256_diffusion", "256x256_diffusion image_size=large", "expected a whole number"),
-        ("256x256_diffusion", "256x256_diffusion lr=1e-4", "flags unknown for guided-diffusion: lr"),
+        ("256x256_diffusion", "256x256_diffusion rate=1e-4", "flags unknown for guided-diffusion: rate"),
     ],
 )
 def test_what_contradicts_the_shapes_is_refused(name: str, like: str, told: str) -> None:

@@ -122,7 +122,8 @@ def test_steps_of_an_interval_are_those_of_the_path(files: dict[str, Path]) -> N
         schedule = sampler.denoiser.schedule
         assert schedule is not None
         assert [float(schedule(sampler.path.level(k))) for k in (3, 2, 1, 0)] == [0, 1, 1, 0]
-    for interval, told in (("steps:0.3,0.4", ""), ("50,60", "; they begin at log-SNR -"), ("sigma:1e5,inf", "; they begin")):
+    begin = "; they begin at log-SNR -"
+    for interval, told in (("steps:0.3,0.4", ""), ("50,60", begin), ("sigma:1e5,inf", begin)):
         with pytest.raises(ValueError, match=f"none of the 4 steps{told}"):
             Pipeline.load(settings(files["free"], "--cfg", 2, "--guidance-interval", interval, "--steps", 4), "cpu")
     sampler = Pipeline.load(settings(files["free"], "--cfg", 2, "--guidance-interval", "sigma:0.5,2"), "cpu")
@@ -263,7 +264,7 @@ def test_a_network_without_gradients_gives_no_wrong_ones(files: dict[str, Path])
     denoiser = model.denoiser(precision="fp32")
     guided = LossGuidance(denoiser, lambda x0: x0.square().flatten(1).sum(1))
     x, level = torch.zeros(1, *model.image_shape), model.process.chain().level(3)
-    with pytest.raises(ValueError, match="make it ready with gradient=True"):
+    with pytest.raises(ValueError, match="prepare it with gradient=True"):
         guided(x, level, {"y": torch.tensor([1])})
     ready = LossGuidance(load_diffusion(files["plain"]).denoiser(precision="fp32", gradient=True), guided.loss)
     assert torch.isfinite(ready(x, level, {"y": torch.tensor([1])}).guides[0].gradient(x, level)).all()

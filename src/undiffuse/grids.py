@@ -122,6 +122,8 @@ def grid(chain: Chain, steps: str | int | Sequence[int], spec: str = "chain") ->
     """The path of `steps` steps through the levels of a trained chain by the rule `spec`, ending on the clean image.
 
     "chain"                `chain.respaced(steps)`: the original's spacings; `steps` may be any of its specifications
+    "chain:leading+1"      the trained steps that diffusers takes: "leading" with its offset, "trailing" or "linspace";
+                           `steps` is a plain number
     "logsnr"               even in log-SNR
     "karras:rho=7"         even in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5)
     "uniform"              even in t, both ends included; "trailing" leaves out the first trained step (t = 0),
@@ -136,9 +138,7 @@ def grid(chain: Chain, steps: str | int | Sequence[int], spec: str = "chain") ->
     if name not in GRIDS:
         raise ValueError(f"unknown grid {name!r}; choose one of {', '.join(GRIDS)}")
     if name == "chain":
-        if rest:
-            raise ValueError(f"the grid 'chain' takes no options (its steps say everything); got {rest!r}")
-        return chain.respaced(steps)
+        return chain.respaced(_chain_steps(steps, rest))
     count = _count(steps, name)
     if name == "at":
         return _levels(chain, _explicit(rest, count), spec)
@@ -152,6 +152,18 @@ def grid(chain: Chain, steps: str | int | Sequence[int], spec: str = "chain") ->
         rho = options.get("rho", 7.0)
         return _levels(chain, _spread(first, last, count, rho if name == "karras" else None), spec)
     return _at_times(chain, _times(name, chain.steps, count), spec)
+
+
+def _chain_steps(steps: str | int | Sequence[int], spacing: str) -> str | int | Sequence[int]:
+    """A plain number of steps with a spacing, as `DiscreteSchedule.respaced` reads it; anything else as it is."""
+    name, plus, offset = spacing.partition("+")
+    if not spacing or (isinstance(steps, str) and not steps.strip().isdecimal()) or isinstance(steps, (list, tuple)):
+        return steps
+    if name not in ("leading", "trailing", "linspace") or (plus and not offset.isdecimal()):
+        raise ValueError(
+            f"unknown spacing {spacing!r} of the grid 'chain'; choose one of leading, leading+1, trailing, linspace"
+        )
+    return f"{name}{str(steps).strip()}{plus}{offset}"
 
 
 def _spread(first: float, last: float, count: int, rho: float | None) -> Array:

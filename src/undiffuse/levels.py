@@ -252,6 +252,10 @@ def respacing_indices(steps: int, spec: str | int | Sequence[int]) -> list[int]:
     "250"               250 steps from the first to the last (fractional stride, rounded)
     "90,60,60,20,20"    the chain is cut into five equal sections, least noisy first, each strided by itself
     "ddim25"            every n-th step from step 0, with the n that gives 25 (the last step is not reached)
+    "leading50"         diffusers' spacings (Lin et al. 2023, table 2): multiples of the whole number steps // 50 from
+                        step 0; "leading50+1" moved up by one
+    "trailing50"        every (steps / 50)-th step down from the last one, rounded
+    "linspace50"        evenly from the first to the last step, rounded
     "at:0,10,999"       these steps; a list or tuple of ints means the same
     ""                  all
 
@@ -269,6 +273,9 @@ def respacing_indices(steps: int, spec: str | int | Sequence[int]) -> list[int]:
     try:
         if text.startswith("ddim"):
             return _ddim(steps, int(text[4:]))
+        for name in ("leading", "trailing", "linspace"):
+            if text.startswith(name):
+                return _spaced(steps, name, text.removeprefix(name))
         if text.startswith("at:"):
             return _explicit(steps, [int(part) for part in text[3:].split(",")])
         return _sections(steps, [int(part) for part in text.split(",")])
@@ -291,6 +298,23 @@ def ddim_spec(steps: int, count: int) -> str:
         return ""
     kept = {len(range(0, steps, stride)) for stride in range(1, steps)}
     return f"ddim{count}" if count in kept else str(count)
+
+
+def _spaced(steps: int, name: str, rest: str) -> list[int]:
+    """The grids of diffusers' timestep_spacing; `rest` is the number of steps and, of "leading", an offset."""
+    text, _, offset = rest.partition("+")
+    count, moved = int(text), int(offset or 0)
+    if not 1 <= count <= steps:
+        raise ValueError(f"the number of steps must be from 1 to {steps}, got {count}")
+    if name == "leading":
+        kept = np.arange(count) * (steps // count) + moved
+    elif name == "trailing":
+        kept = np.round(np.arange(steps, 0, -steps / count))[:count].astype(np.int64)[::-1] - 1
+    else:
+        kept = np.round(np.linspace(0, steps - 1, count)).astype(np.int64)
+    if kept[-1] >= steps:
+        raise ValueError(f"{name}{rest} goes beyond the last of {steps} steps: take fewer steps, or a smaller offset")
+    return [int(k) for k in kept]
 
 
 def _explicit(steps: int, kept: list[int]) -> list[int]:

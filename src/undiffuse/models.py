@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from undiffuse import checkpoints
-from undiffuse.adapters import foreign, imagenet_classes, importing, published
+from undiffuse.adapters import foreign, hub, imagenet_classes, importing, published
+from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier
 from undiffuse.nets import registry
@@ -98,9 +99,24 @@ class _Model:
         return published.ENTRIES.get(name) if isinstance(name, str) else None
 
     @property
+    def advice(self) -> SamplerConfig | None:
+        """How the model's authors sample it: of a published model, or of one that came with its scheduler."""
+        saved = self.manifest.get("sampling")
+        if isinstance(saved, Mapping):
+            known = {item.name for item in fields(published.Sampling)}
+            return published.Sampling(**{name: value for name, value in saved.items() if name in known}).config
+        sampling = self.published.sampling if self.published is not None else None
+        return None if sampling is None else sampling.config
+
+    @property
     def null_class(self) -> int | None:
         """The class index that means "no class", for classifier-free guidance; None if there is none."""
         return self.spec.null_index
+
+    @property
+    def preparation(self) -> Mapping[str, Any]:
+        """How the training images were prepared: "size", "channels", "fit", "pad_value", "background"; may be empty."""
+        return (self.manifest.get("data") or {}).get("config") or {}
 
     def label_name(self, index: int) -> str:
         """Return the name of a class, its number if it has none."""
@@ -203,14 +219,20 @@ class ClassifierModel(_Model):
         how = {"gradient": True, "consume": consume} if precision is not None else {"consume": consume}
         return LevelClassifier(self._runner(precision, device, **how), self.process, temperature)
 
+    @property
+    def clean_only(self) -> bool:
+        """Whether it was trained on images without noise alone, and so knows nothing of noisy ones."""
+        objective = self.manifest.get("objective") or {}
+        return objective.get("noise") is False or objective.get("clean_fraction") == 1.0
+
 
 def resolve(reference: str | Path, weights: str | None = None) -> Path:
     """Return the file of a model, downloaded or converted if necessary.
 
     Args:
         reference: A file, a run folder (its newest checkpoint), the name of a shipped or published model, a file or
-            diffusers folder of another program's weights, or "FILE@LIKE", where LIKE is a published model or the flags
-            that the weights were trained with.
+            diffusers folder of another program's weights, hf:OWNER/NAME on the Hub, or "FILE@LIKE", where LIKE is a
+            published model or the flags that the weights were trained with.
         weights: Which weights to convert, if another program's file holds several.
 
     Returns:
@@ -224,20 +246,36 @@ def resolve(reference: str | Path, weights: str | None = None) -> Path:
         return path if foreign.is_ours(path) else importing.convert(path, which=weights)
     if os.path.isdir(path):
         newest = checkpoints.latest(path)
-        return newest if newest is not None else importing.convert(path, which=weights)
+        if newest is not None:
+            return newest
+        only = None if importing.is_diffusers(path) else importing.only_weights(path)
+        return resolve(only, weights) if only is not None else importing.convert(path, which=weights)
     if str(reference) in SHIPPED:
         return Path(str(resources.files("undiffuse") / "assets" / f"{reference}.safetensors"))
     if str(reference) in published.ENTRIES:
         return importing.published_checkpoint(str(reference))
+    if hub.is_reference(str(reference)):
+        return _of_hub(str(reference), weights)
     file, like = split_reference(reference)
     if like is not None:
-        if Path(file).is_file() and foreign.is_ours(Path(file)):
+        if os.path.isfile(file) and foreign.is_ours(Path(file)):
             raise ValueError(f"{file} says itself what it is: leave {like!r} out")
         return importing.convert(file, like, weights)
+    shown = str(reference) if len(str(reference)) < 200 else f"{str(reference)[:197]}..."
     raise ValueError(
-        f"there is no file or folder {reference}, no shipped model of that name ({', '.join(SHIPPED)}) and no "
+        f"there is no file or folder {shown}, no shipped model of that name ({', '.join(SHIPPED)}) and no "
         f"published one{published.near(str(reference))}"
     )
+
+
+def _of_hub(reference: str, weights: str | None) -> Path:
+    """A model on the Hub: hf:OWNER/NAME, with @REVISION or @LIKE behind it, where LIKE has a "=" or a space."""
+    name, _, rest = reference.partition("@")
+    revision, _, like = rest.partition("@")
+    if "=" in revision or " " in revision:
+        revision, like = "", rest
+    folder = hub.snapshot(f"{name}@{revision}" if revision else name)
+    return importing.convert(folder, like or None, weights)
 
 
 def split_reference(reference: str | Path) -> tuple[str, str | None]:
@@ -256,7 +294,7 @@ def paired_classifier(reference: str | Path) -> str | None:
     if entry is None or entry.sampling is None or entry.sampling.classifier is None:
         return None
     beside = Path(file).parent / published.get(entry.sampling.classifier).file
-    return str(beside) if Path(file).is_file() and beside.is_file() else entry.sampling.classifier
+    return str(beside) if os.path.isfile(file) and os.path.isfile(beside) else entry.sampling.classifier
 
 
 def load_model(
@@ -387,15 +425,14 @@ def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> Non
     """
     model._check_weights("it cannot be saved")
     state = {f"net.{name}": tensor.contiguous() for name, tensor in model.net.state_dict().items()}
-    kept = ("objective", "train", "progress", "seed", "recipe", "init", "source", "posthoc")
+    kept = ("objective", "train", "progress", "seed", "recipe", "init", "source", "posthoc", "sampling")
     manifest = {name: model.manifest[name] for name in kept if name in model.manifest}
     if "init" in manifest:  # the model it began with by its name, not by where it lay
         manifest["init"] = {key: value for key, value in manifest["init"].items() if key != "from"}
     # Of the data what identifies it and how it was prepared, not where it lay on somebody's disk.
     data = model.manifest.get("data") or {}
     manifest["data"] = {name: data[name] for name in ("fingerprint", "count", "size", "channels") if name in data}
-    config = data.get("config") or {}
-    manifest["data"]["config"] = {name: config[name] for name in _PREPARATION if name in config}
+    manifest["data"]["config"] = {name: value for name, value in model.preparation.items() if name in _PREPARATION}
     kind = "diffusion" if isinstance(model, DiffusionModel) else "classifier"
     labels = list(model.labels) if model.labels is not None else None
     about = {"kind": kind, "net": _net_card(model), "process": asdict(model.process), "labels": labels}
@@ -409,13 +446,24 @@ def _net_card(model: DiffusionModel | ClassifierModel) -> dict[str, Any]:
     return registry.config_to_dict(model.net, model.net_spec)
 
 
-def check_pair(model: DiffusionModel, classifier: ClassifierModel) -> None:
+def check_pair(model: DiffusionModel, classifier: ClassifierModel, at: str = "x_t") -> None:
     """Check that a classifier can guide a model.
 
+    Args:
+        model: The model.
+        classifier: The classifier.
+        at: Where it is asked: at the noisy image ("x_t", "mean") or at the denoised one ("x0").
+
     Raises:
-        ValueError: The shapes of their images or their classes differ.
+        ValueError: It has another image shape or other classes, or was trained on clean images and is asked of noisy
+            ones.
     """
     problems = []
+    if at != "x0" and classifier.clean_only:
+        problems.append(
+            "it was trained on clean images alone, and a guide is asked of noisy ones: guide at the denoised image "
+            "(guidance_at 'x0'), or train one on noisy images"
+        )
     if model.image_shape[0] != classifier.image_shape[0]:
         ours = model.image_shape[0]
         channels = f"{ours} channel{'s' if ours != 1 else ''}"

@@ -8,8 +8,8 @@ Conversions at x = alpha x0 + sigma eps (variance preserving: alpha^2 + sigma^2 
     u   = eps - x0              x0 = (x - sigma u) / (alpha + sigma)            (flow matching's velocity)
     F   = (sigma x0 - d^2 alpha eps) / (d q),   q^2 = sigma^2 + d^2 alpha^2     (Karras et al. 2022, d their sigma_data)
           x0 = (d^2 alpha x + d sigma q F) / q^2,   eps = (sigma x - d alpha q F) / q^2
-    c   : x0 = c_skip x / alpha + c_out c   (consistency models, Song et al. 2023, eq. 5 and appendix C), with s = sigma /
-          alpha, c_skip = d^2 / ((s - s_min)^2 + d^2), c_out = d (s - s_min) / sqrt(s^2 + d^2): at s_min x0 is x / alpha
+    c   : x0 = c_skip x / alpha + c_out c   (consistency models, Song et al. 2023, eq. 5), with s = sigma / alpha,
+          c_skip = d^2 / ((s - s_min)^2 + d^2), c_out = d (s - s_min) / sqrt(s^2 + d^2): at s_min x0 is x / alpha
     score = -eps / sigma
 
 The formulas with u and F hold at any level, those with v where alpha^2 + sigma^2 = 1. F is -v for d = 1.

@@ -18,10 +18,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from undiffuse.adapters import diffusers_config
+from undiffuse.adapters import diffusers_config, diffusers_scheduler
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import DDPMConfig
-from undiffuse.nets.skeleton import skeleton
+from undiffuse.nets.meta import build_on_meta
 
 ORIGINAL = "original"
 DIFFUSERS = "diffusers"
@@ -134,13 +134,13 @@ def convert(
     if scheduler is None:
         process = ProcessConfig(variance=variance or ("beta" if min(config.size) < 256 else "posterior"))
     else:
-        process = diffusers_config.process_config(scheduler, variance)
+        process = diffusers_scheduler.process_config(scheduler, variance)
     return config, process, {own: ours[own].detach().float().contiguous() for own in config_names(config)}
 
 
 def config_names(config: DDPMConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the network's weights, in their order."""
-    return {name: tuple(value.shape) for name, value in skeleton(config.build).state_dict().items()}
+    return {name: tuple(value.shape) for name, value in build_on_meta(config.build).state_dict().items()}
 
 
 def diffusers_name(name: str, levels: int) -> str:
@@ -213,7 +213,7 @@ def _config(
         num_res_blocks=blocks,
         channel_mult=tuple(n // width if n % width == 0 else n / width for n in widths),
         attention_resolutions=tuple(2**level for level in attends),
-        dropout=diffusers_config.number(unet, "dropout", 0.0) if dropout is None else dropout,
+        dropout=diffusers_scheduler.number(unet, "dropout", 0.0) if dropout is None else dropout,
     )
 
 
@@ -248,7 +248,7 @@ def _attending(config: DDPMConfig) -> set[int]:
 
 def _check_groups(config: DDPMConfig, stated: int) -> None:
     """ValueError unless all group norms of our network have as many groups as the file's."""
-    groups = {module.num_groups for module in skeleton(config.build).modules() if isinstance(module, nn.GroupNorm)}
+    groups = {module.num_groups for module in build_on_meta(config.build).modules() if isinstance(module, nn.GroupNorm)}
     if groups != {stated}:
         raise ValueError(
             f"its group norms have {stated} groups, those of our network of {'/'.join(map(str, config.widths))} "

@@ -72,7 +72,18 @@ _CLASSIFIER_DEFAULTS: dict[str, Any] = {
     "classifier_pool": "attention",
 }
 # Flags that do not change what is computed, or only how it is trained and sampled.
-_HARMLESS = {"use_fp16", "classifier_use_fp16", "timestep_respacing", "image_size", "large_size", "small_size"}
+_HARMLESS = {
+    "use_fp16", "classifier_use_fp16", "timestep_respacing", "image_size", "large_size", "small_size", "noised"
+}  # fmt: skip
+
+OTHERS = frozenset(
+    ("anneal_lr", "batch_size", "classifier_path", "classifier_scale", "clip_denoised", "data_dir", "ema_rate",
+     "eval_interval", "fp16_scale_growth", "iterations", "log_interval", "lr", "lr_anneal_steps", "microbatch",
+     "model_path", "num_samples", "resume_checkpoint", "save_interval", "schedule_sampler", "seed",
+     "use_ddim", "val_data_dir", "weight_decay")
+)  # fmt: skip
+"""Flags of the releases' training and sampling scripts that say nothing about the network or its process. A whole
+command line or a dump of all arguments holds them beside the flags that matter."""
 
 
 def unet_config(flags: Flags, family: str = GUIDED) -> UNetConfig:
@@ -154,6 +165,12 @@ def loss_name(flags: Flags, family: str = GUIDED) -> str:
     if _truth(f["use_kl"]):
         return "RESCALED_KL"
     return "RESCALED_MSE" if _truth(f["rescale_learned_sigmas"]) else "MSE"
+
+
+def known() -> frozenset[str]:
+    """Return the names of all flags of both releases' scripts."""
+    extra = {"num_heads", "num_head_channels"}
+    return frozenset(set(_DEFAULTS) | set(_CLASSIFIER_DEFAULTS) | _HARMLESS | OTHERS | extra)
 
 
 def _defaults(family: str) -> dict[str, Any]:

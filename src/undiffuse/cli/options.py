@@ -190,15 +190,17 @@ def device_options(parser: argparse.ArgumentParser) -> None:
 def model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
     """--model, --weights, --like, --offline; with `positional` the model may also be given without --model."""
     group = parser.add_argument_group("model")
-    what = f"model file, run folder, name of `undiffuse models`, or the shipped {SHIPPED} (default)"
+    what = "model file, run or diffusers folder, hf:OWNER/NAME, name of `undiffuse models`, or the shipped "
+    what += f"{SHIPPED} (default)"
     if positional:
         parser.add_argument("model", nargs="?", action=_Model, default=argparse.SUPPRESS, metavar="MODEL", help=what)
         what = "alias of MODEL"
     group.add_argument("--model", action=_Model, default=SHIPPED, metavar="M", help=what)
     which = "net (as trained) or an average, for example 0.999 (default: the slowest average)"
     group.add_argument("--weights", metavar="W", help=which)
-    like = "for a .pt file: the published model, or the flags, that it was trained with"
-    advanced(group.add_argument("--like", metavar="NAME|FLAGS", help=like))
+    like = "for weights of another program: the published model, the flags, or a text file with the flags, that they "
+    like += "were trained with"
+    advanced(group.add_argument("--like", metavar="NAME|FLAGS|FILE", help=like))
     advanced(offline_option(group))
 
 
@@ -234,7 +236,7 @@ def add_settings(parser: argparse.ArgumentParser, *configs: Any, only: Collectio
         configs: Config classes, see `undiffuse.config.fields`.
         only: Names of the settings to add; all if it is empty.
     """
-    groups: dict[str, Any] = {group.title: group for group in parser._action_groups}
+    groups: dict[str, Any] = {str(group.title): group for group in parser._action_groups}
     for config in configs:
         for f, declared in settings_of(config):
             if only and declared.name not in only:

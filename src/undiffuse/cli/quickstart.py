@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
                 "again (pip install --force-reinstall --no-deps .), from a checkout that has src/undiffuse/assets"
             )
     settings = SamplerConfig(model=SHIPPED, solver=args.solver, steps=args.steps)
-    plain = Pipeline.load(settings, args.device)
-    guided = Pipeline.load(settings.replace(guidance=args.guidance), args.device)
+    plain = Pipeline.load(settings, args.device, keep_weights=False)
+    guided = Pipeline.load(settings.replace(guidance=args.guidance), args.device, keep_weights=False)
     names = class_names(plain) or []
     classes = [k for _ in range(args.per_class) for k in range(len(names))]
     say(f"Sampling {len(classes)} images of {len(names)} classes twice, without guidance and guided by the classifier")

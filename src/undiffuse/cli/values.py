@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 
 MOST = 2**32
@@ -126,6 +127,15 @@ def interval_text(text: str) -> str:
     """An interval as `guidance_interval` reads it, as it was given."""
     guidance_interval(text)
     return text.strip().lower()
+
+
+def clipping(text: str) -> str:
+    """What is done to denoised images, as `denoiser.clip_function` reads it."""
+    spec = text.replace(" ", "").lower()
+    if not re.fullmatch(r"none|static(:[\d.]+)?|dynamic(:[\d.]+(,[\d.]+)?)?", spec):
+        expected = "static, static:RANGE, dynamic, dynamic:QUANTILE, dynamic:QUANTILE,LARGEST or none"
+        raise argparse.ArgumentTypeError(f"{_shown(text)}: expected {expected}")
+    return spec
 
 
 def words(text: str) -> list[str]:

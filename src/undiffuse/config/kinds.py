@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from undiffuse.util.text import join_names, shown
 
-__all__ = ["Choice", "Flag", "Key", "Kind", "Number", "Parsed", "Text", "interval"]
+__all__ = ["Choice", "Flag", "Key", "Kind", "Number", "Parsed", "Text", "clipping", "interval"]
 
 
 class Kind(Protocol):
@@ -192,3 +193,16 @@ def interval(text: str) -> tuple[str, float, float]:
     if unit == "" and colon or not least <= low < high <= most:
         raise ValueError(f"{shown(text)}: expected {INTERVAL}, with the first number below the second")
     return unit or "logsnr", low, high
+
+
+CLIPPING = "static, static:RANGE, dynamic, dynamic:QUANTILE, dynamic:QUANTILE,LARGEST or none"
+
+
+def clipping(text: str) -> None:
+    """Checks a specification of what is done to denoised images, see `denoiser.clip_function`.
+
+    Raises:
+        ValueError: If there is no such specification.
+    """
+    if not re.fullmatch(r"none|static(:[\d.]+)?|dynamic(:[\d.]+(,[\d.]+)?)?", text):
+        raise ValueError(f"{shown(text)}: expected {CLIPPING}")

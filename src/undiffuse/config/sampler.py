@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from undiffuse.config.fields import check_values, given, setting, settings_of
-from undiffuse.config.kinds import INTERVAL, Choice, Flag, Key, Number, Parsed, Text, interval
+from undiffuse.config.kinds import CLIPPING, INTERVAL, Choice, Flag, Key, Number, Parsed, Text, clipping, interval
 from undiffuse.methods import GRIDS, METHODS, method, read_options, write_options
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import join_names, shown
@@ -16,7 +16,7 @@ __all__ = ["GuidanceConfig", "SamplerConfig"]
 
 CLASSIFIER, COMPARISON, EXTENT = "classifier guidance", "classifier-free guidance and autoguidance", "guidance extent"
 SAMPLER, RUNTIME = "sampler", "device and precision"
-STEPS = '"250", sections "90,60,60,20,20", "ddim25", or "at:0,10,999"'
+STEPS = '"250", sections "90,60,60,20,20", "ddim25", "leading25", "trailing25", or "at:0,10,999"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,9 +230,10 @@ class SamplerConfig:
         0.0, "noise of ddim: 0 is deterministic (default), 1 as much as ancestral", Number(0), metavar="E",
         group=SAMPLER, advanced=True,
     )  # fmt: skip
-    clip: str = setting(
-        "static", "clamp the denoised image (static, default), threshold it by quantile (dynamic), or neither (none)",
-        Choice("static", "dynamic", "none"), group=SAMPLER, advanced=True,
+    clip: str | None = setting(
+        None, "clamp the denoised image (static, static:RANGE), threshold it (dynamic, dynamic:QUANTILE), or neither "
+        "(none); default: as published, else static", Parsed(clipping, CLIPPING), metavar="static|dynamic|none",
+        group=SAMPLER, advanced=True,
     )  # fmt: skip
     clip_after_guidance: bool = setting(
         True, "do not clamp the denoised image again after guidance (as the original's ddim)", Flag(),
@@ -275,12 +276,12 @@ class SamplerConfig:
         names = {declared.name for _, declared in settings_of(GuidanceConfig)}
         unknown = sorted(changes.keys() - own - names - {"guidance"})
         if unknown:
-            raise ConfigError(unknown[0], f"is no setting; there are {', '.join(sorted(own | names))}")
+            raise ConfigError(unknown[0], f"there is no such setting; there are {', '.join(sorted(own | names))}")
         kept = {name: value for name, value in changes.items() if name in own}
         return replace(self, guidance=changes["guidance"], **kept)
 
     def resolved(self, process: Any, advice: SamplerConfig | None = None) -> SamplerConfig:
-        """Chooses solver, steps and grid where they are open; those of a published model are its authors'.
+        """Chooses solver, steps, grid and clipping where they are open, as the model's authors do where that is known.
 
         Learned variances are what makes ancestral sampling good with few steps (Improved DDPM, section 4); a model
         with fixed ones is better served by DDIM.
@@ -295,26 +296,30 @@ class SamplerConfig:
         solver, at = self.solver, self.guidance.at
         if solver is None:
             wants_ddim = self.eta > 0 or not (process.learns_variance or at == "mean")
-            if advice is not None and not self.eta:
-                wants_ddim = advice.solver == "ddim" and at != "mean"
             solver = "ddim" if wants_ddim else "ancestral"
-            solver = "consistency" if process.target == "consistency" else solver
+            if advice is not None and advice.solver is not None and not self.eta:
+                solver = "ancestral" if at == "mean" else advice.solver
+            solver = "consistency" if process.target == "consistency" and advice is None else solver
+        usual = advice if advice is not None and advice.solver == solver else SamplerConfig()
         try:
-            options = write_options(solver, read_options(solver, self.solver_options))
+            options = write_options(solver, read_options(solver, self.solver_options or usual.solver_options))
         except ValueError as error:
             raise ConfigError("solver_options", str(error)) from None
         if self.eta and solver != "ddim":
-            raise ConfigError("eta", f"is the noise of ddim; {solver} has its own or none. Leave `eta` out")
+            raise ConfigError("eta", f"the noise of ddim; {solver} has its own or none. Leave `eta` out")
         if self.guidance.strength and at == "mean" and solver != "ancestral":
-            raise ConfigError("guidance_at", f'= "mean" works with the solver ancestral only, not with {solver}')
-        steps = self.steps
-        if steps is None and advice is not None and advice.solver == solver:
-            steps = advice.steps
-        if steps is None:
-            steps = _default_steps(solver, process, self.grid)
+            raise ConfigError("guidance_at", f'"mean" works with the solver ancestral only, not with {solver}')
+        steps = self.steps or usual.steps
+        grid = self.grid
+        if steps is None or steps.strip().isdecimal():
+            grid = grid or usual.grid
+        steps = steps or _default_steps(solver, process, grid)
         # Steps that are more than a number ("ddim25", "at:0,10,999") name trained ones.
-        grid = self.grid or (method(solver).grid if steps.strip().isdecimal() else "chain")
-        return replace(self, solver=solver, steps=steps, grid=grid, solver_options=options)
+        grid = grid or (method(solver).grid if steps.strip().isdecimal() else "chain")
+        clip = self.clip or (advice.clip if advice is not None else None) or "static"
+        return replace(
+            self, solver=solver, steps=steps, grid=grid, solver_options=options, clip=clip, eta=self.eta or usual.eta
+        )
 
     def record(self) -> dict[str, Any]:
         """The settings of a resolved config as a flat record for JSON, without the models, which are known by digest.
@@ -413,7 +418,7 @@ def _recorded_classifiers(
     if not Text().accepts(first):
         raise ValueError(f"{where} has classifier_file = {shown(first)}; expected text, or give the classifier's file")
     scales = (float(record["guidance"]), *(float(scale) for _, scale in more))
-    return (first, *(files[: len(more)] if more else ())), scales
+    return (str(first), *(map(str, files or ()) if more else ())), scales
 
 
 def _default_steps(solver: str, process: Any, grid: str | None) -> str:

@@ -18,7 +18,7 @@ from undiffuse.data.images import Picture, prepare, size_pair
 from undiffuse.data.labels import listed
 from undiffuse.data.opening import open_data
 from undiffuse.data.patches import TiledSource
-from undiffuse.data.screening import Check, OnBroken, OnTiny
+from undiffuse.data.screening import Check, OnBroken, OnTiny, screen
 from undiffuse.data.sources import BrokenImageError, Source
 
 __all__ = ["DataConfig", "Example", "ImageDataset", "check_trainable"]
@@ -118,6 +118,23 @@ class DataConfig:
             max_pixels=self.max_pixels,
             frames=self.frames,
             layout=self.layout,
+        )
+        return TiledSource(source, size_pair(self.size)) if self.patches == "tiled" else source
+
+    def checked(self, source: Source) -> Source:
+        """A source that is open already, without what the config refuses or skips, and cut into tiles if it says so.
+
+        Raises:
+            ValueError: broken or tiny pictures that are refused.
+        """
+        source = screen(
+            source,
+            check=self.check,
+            on_broken=self.on_broken,
+            on_tiny=self.on_tiny,
+            min_size=self.size if self.fit == "crop" else None,
+            value_range=self.value_range,
+            channels=self.channels,
         )
         return TiledSource(source, size_pair(self.size)) if self.patches == "tiled" else source
 

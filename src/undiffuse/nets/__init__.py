@@ -12,6 +12,8 @@ from undiffuse.nets.protocol import Network, NetworkSpec, conditions_of, describ
 from undiffuse.nets.registry import config_from_dict, config_to_dict, register_network
 from undiffuse.nets.runner import NetworkRunner, prepare_for_inference
 from undiffuse.nets.unet import UNet, UNetConfig
+from undiffuse.nets.unet2d import UNet2D, UNet2DConfig
+from undiffuse.nets.unet_rms import RMSUNet, RMSUNetConfig
 
 __all__ = [
     "ClassifierConfig",
@@ -21,7 +23,11 @@ __all__ = [
     "NetworkRunner",
     "NetworkSpec",
     "NoisyClassifier",
+    "RMSUNet",
+    "RMSUNetConfig",
     "UNet",
+    "UNet2D",
+    "UNet2DConfig",
     "UNetConfig",
     "conditions_of",
     "config_from_dict",

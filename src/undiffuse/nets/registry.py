@@ -23,13 +23,16 @@ from torch import nn
 
 from undiffuse.nets.classifier import ClassifierConfig
 from undiffuse.nets.ddpm import DDPMConfig
+from undiffuse.nets.meta import build_on_meta
 from undiffuse.nets.protocol import NetworkSpec, describe
-from undiffuse.nets.skeleton import skeleton
 from undiffuse.nets.unet import UNetConfig
+from undiffuse.nets.unet2d import UNet2DConfig
+from undiffuse.nets.unet_rms import RMSUNetConfig
 
 GROUP = "undiffuse.networks"
-_OWN = (UNetConfig, DDPMConfig, ClassifierConfig)
-_RESERVED = ("unet", "ddpm", "classifier")
+_NAMED: dict[str, Any] = {"ddpm": DDPMConfig, "unet2d": UNet2DConfig, "unet-rms": RMSUNetConfig}
+_OWN = (UNetConfig, ClassifierConfig, *_NAMED.values())
+_RESERVED = ("unet", "classifier", *_NAMED)
 _registered: dict[str, Any] = {}
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 
@@ -89,11 +92,11 @@ def config_from_dict(about: Mapping[str, Any], kind: str = "diffusion") -> Any:
     name = about.get("architecture")
     if name is None:
         return ClassifierConfig(**about) if kind == "classifier" else UNetConfig(**about)
-    if name == "ddpm":
-        return DDPMConfig(**about)
+    if name in _NAMED:
+        return _NAMED[name](**about)
     builder = _find(str(name))
     if builder is None:
-        known = ", ".join(sorted({"ddpm", *_registered}))
+        known = ", ".join(sorted({*_NAMED, *_registered}))
         raise UnknownArchitecture(
             f"unknown architecture {name!r}. If it is yours, register it first: undiffuse.nets.register_network"
             f"({name!r}, its_config_class); if a package provides it, install or import that. Known here: {known}"
@@ -120,7 +123,7 @@ def config_to_dict(net: nn.Module, spec: NetworkSpec | None = None) -> dict[str,
     Raises:
         ValueError: A registered network's config is no dataclass or dictionary of JSON values.
     """
-    config = getattr(net, "config", None)
+    config: Any = getattr(net, "config", None)
     if type(config) in _OWN:
         return asdict(config)
     name = architecture_of(net)
@@ -178,7 +181,7 @@ def check_rebuilds(net: nn.Module) -> None:
     except (TypeError, ValueError) as error:
         raise ValueError(f"the architecture {name!r} cannot be built again from its config {about}: {error}") from error
     try:
-        again = skeleton(config.build)
+        again = build_on_meta(config.build)
     except (NotImplementedError, RuntimeError):
         return  # a network that cannot be made without memory is checked when it is loaded
     shapes = [{key: tuple(value.shape) for key, value in part.state_dict().items()} for part in (net, again)]
@@ -194,7 +197,7 @@ def build(config: Any) -> nn.Module:
     that files do not hold; torch's random generator is left as it was.
     """
     if type(config) in _OWN:
-        return skeleton(config.build)
+        return build_on_meta(config.build)
     with torch.random.fork_rng(devices=[]):
         return config.build()
 

@@ -1,69 +1,76 @@
-"""Samples of a long job, written as they come, continued where the job stopped: PNG files, one npz, or both."""
+"""The sample store: the images of a long job as PNG files, as one npz, or as both, resumed where the job stopped."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from undiffuse.pictures.arrays import Images, as_images
-from undiffuse.pictures.names import output_names, sample_name
-from undiffuse.pictures.npz import pack, packed_files, part_indices, write_part
+from undiffuse.pictures.arrays import Images, as_images, from_picture
+from undiffuse.pictures.names import parse_name, sample_name
+from undiffuse.pictures.npz import load_npz, open_rows, pack, packed_files
 from undiffuse.pictures.output_folder import claim_output
-from undiffuse.pictures.png import check_record, parse_json, save_png
-from undiffuse.pictures.stored import (
-    NAMES,
-    PARTS,
-    RUN,
-    file_labels,
-    image_files,
-    listed_names,
-    pack_parts,
-    packable,
-    read_file,
-)
-from undiffuse.pictures.units import ENDINGS, save_image
-from undiffuse.util.files import atomic_file, remove_leftovers
+from undiffuse.pictures.png import is_whole_png, open_picture, read_record, save_png
+from undiffuse.pictures.units import ENDINGS, load_image, preview, save_image
+from undiffuse.util.files import remove_leftovers
+from undiffuse.util.records import check_record, read_json
+from undiffuse.util.store import Parts, Store, whole_numbers
 
-__all__ = ["SampleWriter"]
+__all__ = ["RUN", "SampleWriter", "Samples", "keeps_names", "read_samples", "sample_files", "sample_label"]
 
 Format = Literal["png", "npz", "both", "png16", "tiff", "npy"]
 _FORMATS = ("png", "npz", "both", "png16", "tiff", "npy")
+_IN_UNITS = ("png16", "tiff", "npy")
+RUN = "run.json"
+_PARTS = "parts"
+_KEPT = "of the inputs"  # under "names" in run.json
+_Row = tuple[np.ndarray, "int | None"]
 
 
-class SampleWriter:
-    """Streams the images of one run into ``folder`` and knows which are still to do.
+class Samples(NamedTuple):
+    """Images uint8 [N, H, W, C], labels int64 [N] (None when unconditional), and indices within the run int64 [N]."""
 
-    ``run`` holds everything that decides what the images look like (seed, model hash, solver, steps, guidance...); it
-    must have a whole number "seed", is kept in ``run.json``, and only the same settings may continue in the same
-    folder. ``notes`` may differ from one call to the next (version, device, time); PNG records carry both, with
-    "index", "class" and "class_name".
+    images: np.ndarray
+    labels: np.ndarray | None
+    indices: np.ndarray
 
-    ``format`` "png": one file per image, ``003-Dress_seed0-000017.png``. "npz": batches in ``parts/`` until ``finish``
-    packs them into ``samples_NxHxWxC.npz`` and removes them. "both": PNG files, and an npz packed from them.
 
-    "png16", "tiff" and "npy": one file per image with the values in the units of ``value_range``, see `save_image`;
-    ``write`` then takes float images in these units (``undiffuse.pixels.to_units``).
+class SampleWriter(Store):
+    """Streams the images of one run into a folder and knows which are still to be made.
 
-    ``names`` are those of the images that the run is made from, in the order of the indices: their files keep these
-    names (`output_names`), which ``names.json`` lists. The folder must be empty, new, or of the same run: one that
-    holds files of somebody else is refused, unless ``claimed`` says that it belonged to a run of ours.
+    Several processes may write different images of the same run into one folder; one of them calls `finish` when all
+    are done. A killed job loses at most the batch it was writing.
 
-    Nothing counts before it is whole: a killed job loses at most the batch it was writing. Several processes may write
-    different images of the same run into one folder; one of them calls ``finish`` when all are done.
-
+    Example:
         writer = SampleWriter(folder, run={"seed": 0, "model": sha256, "steps": 250})
         for indices in batches_of(writer.missing(50_000)):
             writer.write(indices, images, labels)
         writer.finish(50_000)
 
-    Raises ValueError when ``run`` is not JSON or has no seed, when the folder belongs to a run with other settings
-    (which are listed), or when it holds samples of unknown settings; FileExistsError when it holds other files.
+    Args:
+        folder: Where the images go.
+        format: "png": one file per image, ``003-Dress_seed0-000017.png`` or as in `names`. "npz": batches in
+            ``parts/``, which `finish` packs into ``samples_NxHxWxC.npz``. "both": PNG files, and an npz made of them.
+            "png16", "tiff" and "npy": one file per image in the units of `value_range`, see `save_image`.
+        run: Everything that decides what the images look like (seed, model hash, solver, steps, guidance...). It must
+            have a whole number "seed" and is kept in ``run.json``; only a run with the same settings resumes.
+        notes: What may differ from one call to the next (version, device, time). PNG records carry `run` and `notes`,
+            with "index", "class" and "class_name".
+        label_names: The names of the classes, used in file names and records.
+        names: A file name for each image, relative to `folder` and ending in .png, in place of names made of class,
+            seed and index. `run.json` then says so under "names".
+        value_range: (low, high) of the units, for the formats that keep them. `run` should hold it as "value_range",
+            because an npy file has no record.
+        claimed: The folder is known to be of a run of ours; otherwise one that holds other files is refused.
+
+    Raises:
+        ValueError: `run` is not JSON or has no seed, the folder belongs to a run with other settings (they are
+            listed), or it holds samples without settings.
+        FileExistsError: The folder holds files of somebody else.
     """
 
     def __init__(
@@ -80,30 +87,38 @@ class SampleWriter:
     ) -> None:
         if format not in _FORMATS:
             raise ValueError(f"format={format!r} is unknown: use {', '.join(map(repr, _FORMATS))}.")
-        self.value_range = value_range
-        self._ending = ENDINGS.get(format, ".png")
-        self.names = None if names is None or format == "npz" else output_names(names, self._ending)
-        self.folder, self.format = Path(folder), format
-        self.run, self.notes = check_record(run), check_record(notes or {})
+        self.value_range, self._ending = value_range, ENDINGS.get(format, ".png")
+        super().__init__(folder, run if names is None else {**run, "names": _KEPT}, "samples")
+        self.folder, self.format, self.notes = self.place, format, check_record(notes or {})
         self.label_names = None if label_names is None else [str(name) for name in label_names]
-        seed = self.run.get("seed")
+        self.names = None if names is None else [f"{str(name).removesuffix('.png')}{self._ending}" for name in names]
+        seed = self.settings.get("seed")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"run needs a whole number 'seed' of 0 or more, got {seed!r}: files are named by it.")
         self.seed = seed
+        self.parts = Parts(self.folder / _PARTS)
         self._alike: tuple[tuple[int, ...], bool] | None = None  # shape and being labelled, of the first images written
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file: give a folder for the samples.")
-        self._claim(claimed)
+        run_file = self.folder / RUN
+        occupied = self.folder.is_dir() and not run_file.exists()
+        occupied = occupied and bool(sample_files(self.folder) or _packable(self.folder))
+        if not occupied and not claimed:
+            claim_output(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.claim(run_file, occupied)
         # Old enough that no other process of this run is still writing them.
-        for place in (self.folder, self.folder / PARTS):
+        for place in (self.folder, self.parts.folder):
             remove_leftovers(place, older_than=3600)
 
-    def missing(self, total: int) -> list[int]:
-        """The indices of 0..total-1 that are not on disk yet, ascending."""
-        if total < 0:
-            raise ValueError(f"total={total}: give the number of images of the whole run.")
-        there = self._there()
-        return [index for index in range(total) if index not in there]
+    def done(self) -> dict[int, Path]:
+        """The file that holds each image, by the image's index, as far as this format counts it."""
+        if self.format == "npz":
+            return _packable(self.folder)
+        if self.names is None:
+            return sample_files(self.folder, self.seed)
+        files = [self.folder / name for name in self.names]
+        return {index: file for index, file in enumerate(files) if _is_whole(file)}
 
     def write(
         self,
@@ -111,14 +126,20 @@ class SampleWriter:
         images: Images,
         labels: Sequence[int] | np.ndarray | Tensor | None = None,
     ) -> None:
-        """Put uint8 ``images`` [B, H, W, C] with their ``indices`` [B] and (if conditional) ``labels`` [B] on disk.
+        """Puts one batch on disk. An image that is there already is replaced; as the run decides it, it is the same.
 
-        An image that is there already is replaced; as the run decides it, it is the same image.
+        Args:
+            indices: Indices of the images within the run, [B].
+            images: uint8 [B, H, W, C]; for the formats in units, floats in them (`undiffuse.pixels.to_units`).
+            labels: Classes of the images, [B], of a conditional run.
+
+        Raises:
+            ValueError: An index is given twice, a label has no name, or shapes differ from those of earlier images.
         """
-        wide = self.format in ("png16", "tiff", "npy")
-        array = _as_values(images) if wide else as_images(images, any_channels=self.format == "npz")
-        order = _whole_numbers(indices, "indices", len(array))
-        classes = None if labels is None else _whole_numbers(labels, "labels", len(array))
+        in_units = self.format in _IN_UNITS
+        array = _as_values(images) if in_units else as_images(images, any_channels=self.format == "npz")
+        order = whole_numbers(indices, "indices", len(array))
+        classes = None if labels is None else whole_numbers(labels, "labels", len(array))
         if len(set(order.tolist())) != len(order):
             raise ValueError("indices name the same image twice: every image of a run has one index.")
         if classes is not None and self.label_names is not None and classes.max() >= len(self.label_names):
@@ -130,109 +151,133 @@ class SampleWriter:
             )
         self._alike = alike
         if self.format == "npz":
-            write_part(self.folder / PARTS, order, array, classes)
+            self.parts.write(order, images=array, labels=classes)
             return
         for k, image in enumerate(array):
-            label = None if classes is None else int(classes[k])
+            index, label = int(order[k]), None if classes is None else int(classes[k])
             name = self.label_names[label] if label is not None and self.label_names is not None else None
-            record = {**self.run, **self.notes, "index": int(order[k])}
+            record = {**self.settings, **self.notes, "index": index}
             record |= {} if label is None else {"class": label}
             record |= {} if name is None else {"class_name": name}
-            target = self.folder / self._name(int(order[k]), label, name)
-            # Not durable: waiting for the disk each time is slow, and ``missing`` sees files that a power cut emptied.
-            if wide:
-                kind: Any = self.format
-                save_image(target, image, kind, self.value_range, record=record, overwrite=True, durable=False)
+            file = sample_name(index, self.seed, label, name, self._ending) if self.names is None else self.names[index]
+            # Not durable: waiting for the disk each time is slow, and `missing` sees files that a power cut emptied.
+            if in_units:
+                how: dict[str, Any] = {"format": self.format, "value_range": self.value_range}
+                save_image(self.folder / file, image, **how, record=record, overwrite=True, durable=False)
             else:
-                save_png(target, image, record, overwrite=True, durable=False)
-
-    def _name(self, index: int, label: int | None, class_name: str | None) -> str:
-        if self.names is None:
-            return sample_name(index, self.seed, label, class_name, self._ending)
-        if index >= len(self.names):
-            raise ValueError(f"there is no name for image {index}: names holds {len(self.names)}.")
-        return self.names[index]
+                save_png(self.folder / file, image, record, overwrite=True, durable=False)
 
     def finish(self, total: int | None = None) -> Path:
-        """Close the run of ``total`` images (default: those there are) and return the npz, or for "png" the folder.
+        """Closes the run.
 
-        Raises ValueError when images are missing, or when they differ in shape or only some have labels.
+        Args:
+            total: Number of images of the run; by default those that are there.
+
+        Returns:
+            The npz file, or for "png" the folder.
+
+        Raises:
+            ValueError: Images are missing, they differ in shape, or only some have labels.
         """
-        there = self._there()
+        there = self.done()
         total = max(there, default=-1) + 1 if total is None else total
-        absent = [index for index in range(total) if index not in there]
-        if absent or total < 1:
-            some = ", ".join(str(index) for index in absent[:5]) + (", ..." if len(absent) > 5 else "")
-            raise ValueError(
-                f"{len(absent)} of {total} images are not there yet ({some or 'nothing was written'}): "
-                f"make those of missing({total}) first."
-            )
+        self.require(total)
         result = self.folder
         if self.format == "both":
-            files = [there[k] for k in range(total)]
-            shape, labels = (total, *read_file(files[0]).shape), file_labels(files)
-            result = pack(self.folder, shape, (read_file(file) for file in files), lambda: labels)
+            files, recorded = [there[k] for k in range(total)], self.names is not None
+            rows = ((_read_png(file), sample_label(file, recorded)) for file in files)
+            result = _packed(self.folder, total, rows)
         elif self.format == "npz":
             ready = dict(packed_files(self.folder)).get(total)
-            result = ready or pack_parts(self.folder, there, total)
-            for part in (self.folder / PARTS).glob("part-*.npz"):
-                if all(index < total for index in part_indices(part)):  # a part that reaches further is still needed
-                    part.unlink()
-        for place in (self.folder, self.folder / PARTS):
-            remove_leftovers(place)
-        if (self.folder / PARTS).is_dir() and not any((self.folder / PARTS).iterdir()):
-            (self.folder / PARTS).rmdir()
+            result = ready or _packed(self.folder, total, _rows(self.folder, range(total)))
+            self.parts.remove(below=total)
+        remove_leftovers(self.folder)
         return result
 
-    def _there(self) -> dict[int, Path]:
-        """index -> file that holds it, as far as this format counts it."""
-        return packable(self.folder) if self.format == "npz" else image_files(self.folder, self.seed)
 
-    def _claim(self, claimed: bool) -> None:
-        """Write ``run.json``, or check that the one there says the same."""
-        file = self.folder / RUN
-        if not file.exists():
-            if self.folder.is_dir() and (image_files(self.folder) or packable(self.folder)):
-                raise ValueError(
-                    f"{self.folder} holds samples but no {RUN} that says how they were made: choose an empty folder."
-                )
-            if not claimed:
-                claim_output(self.folder)
-            with atomic_file(file, overwrite=True) as out:
-                out.write((json.dumps(self.run, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
-            self._claim_names()
-            return
-        try:
-            theirs = parse_json(file.read_bytes(), str(file))
-        except ValueError as error:
-            raise ValueError(f"{error}: restore it, or choose another folder.") from error
-        if not isinstance(theirs, dict):
-            raise ValueError(f"{file} does not hold the settings of a run: restore it, or choose another folder.")
-        there, here = _flat(theirs), _flat(self.run)
-        absent = object()
-        differing = [key for key in sorted({*there, *here}) if there.get(key, absent) != here.get(key, absent)]
-        if differing:
-            listed = "\n".join(
-                f"  {key}: {_shown(there.get(key, absent), absent)} there, {_shown(here.get(key, absent), absent)} now"
-                for key in differing
-            )
-            raise ValueError(
-                f"{self.folder} holds samples of a run with other settings:\n{listed}\n"
-                "A folder holds one run, so that it can be repeated and continued: choose another folder, "
-                "repeat the settings of the first run to continue it, or delete the folder."
-            )
-        self._claim_names()
+def keeps_names(folder: Path) -> bool:
+    """Whether the samples in a folder have names of their own, so that only their records say what they are."""
+    try:
+        return read_json((folder / RUN).read_bytes(), RUN).get("names") == _KEPT
+    except (OSError, ValueError):
+        return False
 
-    def _claim_names(self) -> None:
-        """Write ``names.json``, or check that the one there lists the same files."""
-        theirs = listed_names(self.folder)
-        if self.names is None and theirs is None:
-            return
-        if theirs is None and not image_files(self.folder):
-            with atomic_file(self.folder / NAMES, overwrite=True) as out:
-                out.write((json.dumps({"files": self.names}, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
-        elif theirs != self.names:
-            raise ValueError(f"{self.folder} holds images made from others than these: choose another folder.")
+
+def sample_files(folder: Path, seed: int | None = None) -> dict[int, Path]:
+    """Finds the whole single samples in a folder of `SampleWriter`; npy files that keep names are not found.
+
+    Args:
+        folder: The folder.
+        seed: Only samples of this seed; None takes any.
+
+    Returns:
+        The file of each image, by the image's index.
+
+    Raises:
+        ValueError: Two files hold the same image.
+    """
+    found: dict[int, Path] = {}
+    if keeps_names(folder):
+        for file in sorted(file for file in folder.rglob("*") if file.suffix in (".png", ".tiff")):
+            record = _record(file)
+            index = record.get("index")
+            if isinstance(index, int) and seed in (None, record.get("seed")):
+                _add(found, index, file, folder)
+        return found
+    for file in folder.iterdir():
+        name = parse_name(file.name)
+        if name is not None and seed in (None, name.seed) and _is_whole(file):
+            _add(found, name.index, file, folder)
+    return found
+
+
+def sample_label(file: Path, recorded: bool) -> int | None:
+    """The class of a PNG sample by its name, or with `recorded` by its record; None without classes."""
+    if recorded:
+        label = _record(file).get("class")
+        return label if isinstance(label, int) else None
+    name = parse_name(file.name)
+    return None if name is None else name.label
+
+
+def read_samples(path: str | os.PathLike[str]) -> Samples:
+    """Reads the samples of an npz file in the original's layout, or of a folder of `SampleWriter`, finished or not.
+
+    In a folder, PNG files come before packed ones; the order is that of the indices. An npz is numbered 0..N-1.
+
+    Raises:
+        FileNotFoundError: There is nothing at `path`.
+        ValueError: It holds no samples, or samples that do not go together.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise FileNotFoundError(f"{place} does not exist: give an npz file or a folder of samples.")
+    if place.is_file():
+        images, labels = load_npz(place)
+        return Samples(images, labels, np.arange(len(images), dtype=np.int64))
+    files = sample_files(place)
+    order = sorted(files or _packable(place))
+    if not order:
+        raise ValueError(
+            f"{place} holds no samples: neither PNG files named like 003-Dress_seed0-000017.png nor samples_*.npz."
+        )
+    recorded = keeps_names(place)
+    read = ((_read_png(files[k]), sample_label(files[k], recorded)) for k in order)
+    rows = list(read if files else _rows(place, order))
+    shapes = {image.shape for image, _ in rows}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the samples have several shapes ({', '.join(str(list(s)) for s in sorted(shapes))}): "
+            "they come from different runs."
+        )
+    classes = _all_labels([label for _, label in rows])
+    return Samples(np.stack([image for image, _ in rows]), classes, np.array(order, np.int64))
+
+
+def _is_whole(file: Path) -> bool:
+    if file.suffix == ".png":
+        return is_whole_png(file)
+    return file.is_file() and file.stat().st_size > 0
 
 
 def _as_values(images: Images) -> np.ndarray:
@@ -244,32 +289,88 @@ def _as_values(images: Images) -> np.ndarray:
     return array
 
 
-def _whole_numbers(values: Sequence[int] | np.ndarray | Tensor, name: str, count: int) -> np.ndarray:
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if array.shape != (count,) or array.dtype.kind not in "iu" or (array < 0).any():
+def _record(file: Path) -> dict[str, Any]:
+    try:
+        return load_image(file)[1] if file.suffix == ".tiff" else read_record(file)
+    except (OSError, ValueError):
+        return {}
+
+
+def _add(found: dict[int, Path], index: int, file: Path, folder: Path) -> None:
+    if index in found:
         raise ValueError(
-            f"{name} must be {count} whole numbers of 0 or more, one for each image, "
-            f"got {array.dtype} of shape {list(array.shape)}."
+            f"{folder} holds image {index} twice ({found[index].name} and {file.name}): "
+            "samples of two runs were put together. Remove one of them."
         )
-    return array.astype(np.int64)
+    found[index] = file
 
 
-def _shown(value: Any, absent: object) -> str:
-    """A setting in a few words: hashes shortened, long values cut."""
-    if value is absent:
-        return "not set"
-    if isinstance(value, str) and len(value) == 64 and all(c in "0123456789abcdef" for c in value):
-        return f"{value[:12]}..."
-    text = ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _packable(folder: Path) -> dict[int, Path]:
+    """index -> part file, or packed file, that holds the image."""
+    found, packed = Parts(folder / _PARTS).found(), packed_files(folder)
+    return {**found, **dict.fromkeys(range(packed[-1][0]), packed[-1][1])} if packed else found
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names, to say exactly which differ."""
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    return {
-        name: leaf
-        for key, inner in value.items()
-        for name, leaf in _flat(inner, f"{prefix}.{key}" if prefix else key).items()
-    }
+def _rows(folder: Path, order: Sequence[int]) -> Iterator[_Row]:
+    """(image, label) for every index of `order` (ascending), one image in memory for packed files, a batch for parts.
+
+    A packed file holds 0, 1, 2, ..., so its images come first.
+    """
+    packed = packed_files(folder)
+    count = min(packed[-1][0], len(order)) if packed else 0
+    if count:
+        with np.load(packed[-1][1], allow_pickle=False) as archive:
+            labels = archive["arr_1"] if "arr_1" in archive.files else None
+        for k, image in enumerate(open_rows(packed[-1][1], count)):
+            yield image, None if labels is None else int(labels[k])
+    for row in Parts(folder / _PARTS).rows(order[count:]):
+        yield row["images"], int(row["labels"]) if "labels" in row else None
+
+
+def _packed(folder: Path, total: int, rows: Iterator[_Row]) -> Path:
+    """The rows as one npz in the original's layout."""
+    labels: list[int | None] = []
+    first = next(rows)
+
+    def images() -> Iterator[np.ndarray]:
+        labels.append(first[1])
+        yield first[0]
+        for image, label in rows:
+            labels.append(label)  # noted in passing: `pack` asks for them after the last image
+            yield image
+
+    return pack(folder, (total, *first[0].shape), images(), lambda: _all_labels(labels))
+
+
+def _all_labels(labels: Sequence[int | None]) -> np.ndarray | None:
+    known = [label for label in labels if label is not None]
+    if known and len(known) != len(labels):
+        raise ValueError(
+            f"{len(known)} of {len(labels)} images have labels: give labels with all images of a run, or with none."
+        )
+    return np.array(known, np.int64) if known else None
+
+
+def _read_png(path: Path) -> np.ndarray:
+    """uint8 [H, W, C] of one file, also of those in units."""
+    try:
+        if path.suffix == ".png":
+            with open(path, "rb") as file:
+                depth = file.read(25)[24:]  # of the header; Pillow would keep 8 bits of 16
+            if depth != b"\x10":
+                with open_picture(path) as picture:
+                    return from_picture(picture)
+        values, record = load_image(path)
+        given = record.get("value_range") or _range_of(path.parent)
+        return preview(values[None], None if given is None else (given[0], given[1]))[0]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the run will make it again.") from error
+
+
+def _range_of(folder: Path) -> list[float] | None:
+    """The value range that a run's settings name."""
+    try:
+        found = read_json((folder / RUN).read_bytes(), RUN).get("value_range")
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, list) and len(found) == 2 else None

@@ -50,7 +50,8 @@ def within_budget(config: SamplerConfig, digest: str) -> tuple[SamplerConfig, st
         point = frontier.best(config.budget, guidance.strength, guidance.at)
     except ValueError as error:
         scales = f" --scales {guidance.strength:g}" if guidance.strength else ""
-        raise ConfigError("budget", f"= {config.budget}: {error}; measure it by {command}{scales}") from None
+        why = f"{config.budget} network calls: {error}; measure it by {command}{scales}"
+        raise ConfigError("budget", why) from None
     names = ("solver", "steps", "grid", "solver_options", "eta")
     return config.replace(budget=None, **{name: point.settings[name] for name in names}), _describe(frontier, point)
 

@@ -25,7 +25,7 @@ from undiffuse.guidance import (
     product,
 )
 from undiffuse.models import ClassifierModel, DiffusionModel, check_pair, load_classifier, load_diffusion
-from undiffuse.nets.footprint import Footprint
+from undiffuse.nets.memory import Footprint
 from undiffuse.nets.runner import prepare_for_inference
 from undiffuse.util.errors import ConfigError
 
@@ -113,7 +113,7 @@ def _autoguide(
     assert config.autoguide is not None
     weak = load_diffusion(config.autoguide, weights=config.autoguide_weights)
     _check_weak(model, weak)
-    guiding = weak.denoiser(clip, precision=precision, device=device, gradient=gradient)
+    guiding = weak.denoiser(clip, precision=precision, device=device, gradient=gradient, consume=True)
     out.footprints.append(guiding.network.footprint)
     out.denoiser = Autoguidance(out.denoiser, guiding, config.autoguide_scale, rescale=config.cfg_rescale, **shared)
     out.others.append(weak)
@@ -225,7 +225,7 @@ def _check_weak(model: DiffusionModel, weak: DiffusionModel) -> None:
         problem = f"it has {weak.num_classes} classes, the model {model.num_classes or 'none'}"
     elif weak.num_classes is not None and None not in (weak.labels, model.labels) and weak.labels != model.labels:
         problem = "its classes have other names than the model's"
-    elif weak.net.config.super_resolution != model.net.config.super_resolution:
+    elif weak.spec.super_resolution != model.spec.super_resolution:
         problem = "one of the two enlarges images, the other does not"
     if problem:
         raise ConfigError("autoguide", f"needs a weaker version of the model: {problem}")

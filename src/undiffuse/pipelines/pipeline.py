@@ -20,8 +20,8 @@ from undiffuse.grids import Path, grid
 from undiffuse.kernels import keep_memory
 from undiffuse.methods import brief, read_options
 from undiffuse.models import ClassifierModel, DiffusionModel, load_diffusion, paired_classifier
-from undiffuse.nets.footprint import Footprint, activation_bytes
-from undiffuse.nets.runner import AUTOCAST, prepare_for_inference
+from undiffuse.nets.memory import Footprint, bytes_per_image
+from undiffuse.nets.runner import is_consumed, prepare_for_inference
 from undiffuse.noise import NoiseSource
 from undiffuse.pipelines import budget, memory
 from undiffuse.pipelines.classes import choose_classes, class_names
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipeline"]
 
+_UNKNOWN = 2**26  # bytes an image, assumed for a network that cannot be estimated; what does not fit is halved
 _TENSORS = 12  # tensors of an image's size that a step of a sampler holds at once: x, the prediction's parts, noise
 
 
@@ -107,6 +108,7 @@ class Pipeline:
         device: str = "auto",
         gradient: bool = False,
         model: DiffusionModel | None = None,
+        keep_weights: bool = True,
     ) -> Pipeline:
         """Loads what a config names and checks that it belongs together.
 
@@ -115,6 +117,8 @@ class Pipeline:
             device: As in `from_pretrained`.
             gradient: Whether the caller differentiates the denoised image.
             model: The model itself, if it is loaded already.
+            keep_weights: Whether the model stays whole, so that it can be saved, trained and prepared again. Without,
+                the memory of a second copy of the weights is saved.
 
         Raises:
             ConfigError: For settings that are not possible together.
@@ -122,8 +126,7 @@ class Pipeline:
         """
         where = resolve_device(device)
         if config.precision == "fp16" and where.type == "cpu":
-            raise ConfigError("precision", "= fp16 is for GPUs; on a CPU use bf16, which is as small, or fp32")
-        ours = model is None
+            raise ConfigError("precision", "fp16 is for GPUs; on a CPU use bf16, which is as small, or fp32")
         if model is None:
             if config.model is None:
                 raise ConfigError("model", "is missing: give a model file, a run folder, or a name")
@@ -133,12 +136,12 @@ class Pipeline:
         measured = ""
         if config.budget is not None:
             config, measured = budget.within_budget(config, digest)
-        config = config.resolved(model.process, model.published.sampling if model.published else None)
+        config = config.resolved(model.process, _advice(model))
         assert config.solver and config.steps and config.grid  # `resolved` names them
         keep_memory()
         gradient = gradient or bool(config.guidance.judges) and config.guidance.at == "x0"  # through the network too
         forward = prepare_for_inference(
-            model.net, config.precision, where, gradient=gradient, compiled=config.compile, consume=ours
+            model.net, config.precision, where, gradient=gradient, compiled=config.compile, consume=not keep_weights
         )
         denoiser: Denoiser = ChainDenoiser(forward, model.process, config.clip)
         path = grid(denoiser.chain, config.steps, config.grid)
@@ -186,7 +189,8 @@ class Pipeline:
 
     def replace(self, **settings: Any) -> Pipeline:
         """Returns a pipeline of the same model with other settings, by name as in `from_pretrained`."""
-        return Pipeline.load(self.config.replace(**settings), str(self.device), self.gradient, self.model)
+        model = None if is_consumed(self.model.net) else self.model
+        return Pipeline.load(self.config.replace(**settings), str(self.device), self.gradient, model, model is not None)
 
     def sample(
         self,
@@ -235,7 +239,7 @@ class Pipeline:
         if count is None:
             count = len(low) if low is not None else len(chosen) if chosen else 16
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ConfigError("count", f"= {count!r} is not possible; expected a whole number of at least 1")
+            raise ConfigError("count", f"{count!r} is not possible; expected a whole number of at least 1")
         source = SampleSource(self, seed, chosen, low)
         indices = list(range(first, first + count))
         size = min(count, self.batch_size(batch))
@@ -297,13 +301,13 @@ class Pipeline:
         size, guidance = self.shape[1:], self.config.guidance
         through = guidance.at == "x0" and self.classifier is not None
         gradient = through or self.gradient
-        needed = activation_bytes(self.model.net.config, size, element=element, gradient=gradient)
+        needed = _image_bytes(self.model, size, element, gradient)
         if guidance.cfg not in (None, 1) and not guidance.cfg_two_passes:
             needed *= 2  # with and without class in one batch
         for other in (self.classifier, *self.others):  # after the model has answered, or while its graph is kept
             if other is not None:
                 judges = isinstance(other, ClassifierModel)
-                one = activation_bytes(other.net.config, size, element=element, gradient=judges or gradient)
+                one = _image_bytes(other, size, element, judges or gradient)
                 needed = needed + one if through or gradient and not judges else max(needed, one)
         return needed + 4 * _TENSORS * math.prod(self.shape)
 
@@ -372,6 +376,18 @@ class Pipeline:
 def recorded_classes(classes: list[int] | None, names: Sequence[str] | None) -> list[int] | str | None:
     """The classes of a run as its record has them: "all" where it cycles through every one."""
     return "all" if names is not None and classes == list(range(len(names))) else classes
+
+
+def _image_bytes(
+    model: DiffusionModel | ClassifierModel, size: tuple[int, int], element: int, gradient: bool
+) -> int:
+    found = bytes_per_image(model.net, size, element=element, gradient=gradient, spec=model.spec)
+    return _UNKNOWN if found is None else found
+
+
+def _advice(model: DiffusionModel) -> Any:
+    """How the authors of a published model sample it."""
+    return model.published.sampling if model.published else None
 
 
 def _short(digest: object) -> str:

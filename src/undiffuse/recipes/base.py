@@ -135,7 +135,7 @@ def advice_of(name: str, classifier: str | None = None) -> Advice:
     sampling = published.get(name).sampling or published.Sampling()
     return Advice(
         solver=sampling.solver,
-        steps=sampling.steps,
+        steps=sampling.steps or "250",
         guidance=sampling.guidance,
         classifier=classifier if sampling.classifier else None,
     )

@@ -26,8 +26,8 @@ from undiffuse.solvers.restart import Restart
 from undiffuse.solvers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "DPM2", "EDM", "PNDM", "SOLVERS", "Adams", "Adaptive", "Ancestral", "Consistency", "DPMpp", "DPMpp2S", "Denoise", "Draw",
-    "PredictorCorrector", "Restart", "Solver", "UniPC", "build", "ddim_move",
+    "DDIM", "DPM2", "EDM", "PNDM", "SOLVERS", "Adams", "Adaptive", "Ancestral", "Consistency", "DPMpp", "DPMpp2S",
+    "Denoise", "Draw", "PredictorCorrector", "Restart", "Solver", "UniPC", "build", "ddim_move",
 ]  # fmt: skip
 
 SOLVERS = METHODS

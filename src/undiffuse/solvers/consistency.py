@@ -1,4 +1,4 @@
-"""Multistep sampling of consistency models: denoise at once, add noise again, denoise (Song et al. 2023, algorithm 1)."""
+"""Multistep sampling of consistency models: denoise, add noise, denoise again (Song et al. 2023, algorithm 1)."""
 
 from __future__ import annotations
 

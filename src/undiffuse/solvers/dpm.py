@@ -1,4 +1,4 @@
-"""DPM-Solver-2 in sigma, as k-diffusion and OpenAI's consistency models have it (Lu et al. 2022; Karras et al. 2022)."""
+"""DPM-Solver-2 in sigma, as in k-diffusion and OpenAI's consistency models (Lu et al. 2022)."""
 
 from __future__ import annotations
 

@@ -16,15 +16,12 @@ from typing import Any, cast
 import numpy as np
 
 from undiffuse import recipes
-from undiffuse.data import NAMED_SETS, DataConfig, ImageDataset, Source, open_data, screen, split
-from undiffuse.data.decoding import MAX_PIXELS
-from undiffuse.data.formats.base import Frames, Layout
+from undiffuse.data import NAMED_SETS, DataConfig, ImageDataset, Source, open_data, split
 from undiffuse.data.images import size_pair
 from undiffuse.data.memory import renumbered, unlabelled
-from undiffuse.data.patches import TiledSource
 from undiffuse.data.probe import DataProbe
 from undiffuse.data.ranges import FoundRange, find_value_range
-from undiffuse.data.screening import OnBroken, OnTiny, find_flaws
+from undiffuse.data.screening import OnTiny, find_flaws
 from undiffuse.data.sources import Excluded
 from undiffuse.data.torch_dataset import StreamDataset
 from undiffuse.models import DiffusionModel, load_diffusion
@@ -266,16 +263,8 @@ def _probe(request: TrainRequest, data: Source | StreamDataset | None, labels: s
         return probe
     declared = request.value_range if isinstance(request.value_range, tuple) else None
     if data is None:
-        data = open_data(
-            request.data,
-            labels=labels,
-            on_broken=cast(OnBroken, request.on_broken),
-            check="none",
-            frames=cast(Frames, request.frames),
-            layout=cast(Layout, request.layout),
-            value_range=declared or ("found" if request.value_range == "auto" else None),
-            max_pixels=request.max_pixels or MAX_PIXELS,
-        )
+        wanted: Any = declared or ("found" if request.value_range == "auto" else None)
+        data = open_data(request.data, labels=labels, check="none", value_range=wanted, **request.reading)
     return DataProbe(data, find_value_range(data) if request.value_range == "auto" else declared)
 
 
@@ -330,12 +319,9 @@ def _data_config(
     return DataConfig(
         path=request.data,
         labels=how,
-        frames=cast(Frames, request.frames),
-        layout=cast(Layout, request.layout),
         value_range=probe.value_range,
         patches=cast(Any, request.patches),
-        max_pixels=request.max_pixels or MAX_PIXELS,
-        on_broken=cast(OnBroken, request.on_broken),
+        **request.reading,
         on_tiny=cast(OnTiny, request.on_tiny),
         workers=request.workers,
         seed=request.seed,
@@ -404,21 +390,9 @@ def _open(
             raise ConfigError("validation", "a share cannot be held out of an iterable data set; give other data")
         dataset: Data = given.prepared(config)
     elif given is not None:
-        least = config.size if config.fit == "crop" else None
         if names is not None and given.label_names is not None:
             given = renumbered(given, names)
-        source = screen(
-            given,
-            check=config.check,
-            on_broken=config.on_broken,
-            on_tiny=config.on_tiny,
-            min_size=least,
-            value_range=config.value_range,
-            channels=config.channels,
-        )
-        if config.patches == "tiled":
-            source = TiledSource(source, size_pair(config.size))
-        dataset = ImageDataset(source, config)
+        dataset = ImageDataset(config.checked(given), config)
     else:
         dataset = config.build(names)
     if held_out is None:

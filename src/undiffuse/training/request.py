@@ -115,6 +115,12 @@ class TrainRequest:
             if isinstance(getattr(self, name), list):  # from JSON
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the images are opened: arguments of `undiffuse.data.open_data` and fields of `DataConfig`."""
+        limit = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
+        return {"on_broken": self.on_broken, "frames": self.frames, "layout": self.layout, **limit}
+
     def changed(self, changes: Mapping[str, Any]) -> TrainRequest:
         """Returns the request with other values; None leaves a value, overrides are merged.
 

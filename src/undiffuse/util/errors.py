@@ -13,7 +13,7 @@ class ConfigError(ValueError):
 
     Args:
         field: Name of the argument or of the dataclass field, for example "guidance_at".
-        text: The rest of the sentence: what is wrong, what is expected and what to do. Names of other arguments stand
+        text: What is wrong, what is expected and what to do. Names of other arguments stand
             between backquotes.
     """
 
@@ -22,4 +22,4 @@ class ConfigError(ValueError):
         self.field, self.text = field, text
 
     def __str__(self) -> str:
-        return f"{self.field} {self.text}"
+        return f"{self.field}: {self.text}"
