@@ -59,6 +59,6 @@ def _images(plan: TrainPlan) -> StoredImages:
 
 def _of_images(images: StoredImages, extractors: list[Extractor]) -> list[Summary]:
     with Progress("reference:", len(images), "images") as progress:
-        # Every process does it by itself: with a cache the others find what the first has computed.
+        # Every process computes it: with a cache the others find what the first has computed.
         found = extract(images, extractors, ranks=Ranks(), cache=FeatureCache(), progress=progress.advance)
     return [Summary.of(features) for features in found]

@@ -75,7 +75,7 @@ class Run:
         self._listeners = list(listeners)
         self._sink: JsonlSink | None = None
         self._saved_at = time.monotonic()
-        self._told: tuple[int, float] = (0, 0.0)
+        self._recorded: tuple[int, float] = (0, 0.0)
         self._began: tuple[int, float] = (0, 0.0)
         self._watchers = [listener.update for listener in listeners if hasattr(listener, "update")]
         self._stack = ExitStack()
@@ -101,7 +101,7 @@ class Run:
         self.state.share(self.ranks)
         self.state.microbatch = min(self.state.microbatch, self._share)
         if self.ranks.is_main:
-            # A run that is long enough already trains with none of these settings: they are neither kept nor told.
+            # A run that is long enough already trains with none of these settings: they are neither kept nor noted.
             complete = self.state.images >= self.config.total_images
             if not complete:
                 self._folder.write_config(identity)
@@ -113,7 +113,10 @@ class Run:
                 self.tell("note", text=f"changed setting {text}")
         if self.evaluator is not None:
             self.evaluator.resume(self._folder.path)
-        self._told = self._began = (self.state.images, self.state.seconds)
+        remarks = self.dataset.remarks if isinstance(self.dataset, StreamDataset) else self.dataset.source.remarks
+        for text in remarks:
+            self.tell("note", text=text)
+        self._recorded = self._began = (self.state.images, self.state.seconds)
         for listener in self._listeners:
             if hasattr(listener, "close"):
                 self._stack.callback(listener.close)
@@ -132,7 +135,7 @@ class Run:
         self._stack.close()
 
     def identity(self) -> dict[str, Any]:
-        """All settings, as in config.json and in every manifest."""
+        """Returns all settings, as in config.json and in every manifest."""
         settings = {**self.task.manifest(), "train": self.config.to_dict(), "data": data_card(self.dataset)}
         if self.init is not None:
             settings["init"] = self.init
@@ -148,7 +151,7 @@ class Run:
         return batches(self.dataset, state.images, batch, ranks.rank, ranks.world, self.config.workers)
 
     def manifest(self) -> dict[str, Any]:
-        """Everything a checkpoint says beside its tensors."""
+        """Returns everything a checkpoint holds besides its tensors."""
         return {
             **self.identity(),
             "ema": list(self.state.ema.names),
@@ -216,7 +219,7 @@ class Run:
         return describe(problem, self.config, self.checkpoint)
 
     def note_microbatch(self, microbatch: int) -> None:
-        """Keeps (and says) that memory only sufficed for a smaller micro-batch."""
+        """Keeps a smaller micro-batch that memory sufficed for, and notes it."""
         if microbatch != self.state.microbatch:
             if microbatch < self.state.microbatch:
                 self.tell(
@@ -225,7 +228,7 @@ class Run:
             self.state.microbatch = microbatch
 
     def tell(self, kind: str, **values: Any) -> None:
-        """One record to the metrics file and to all listeners (main process only)."""
+        """Sends a record to the metrics file and to all listeners (main process only)."""
         if not self.ranks.is_main:
             return
         record = Record(kind=kind, images=self.state.images, steps=self.state.steps, values=values)
@@ -240,8 +243,8 @@ class Run:
 
     def tell_progress(self, lr: float) -> None:
         """The "train" record: means since the last one, learning rate, speed, time left. Starts a new tally."""
-        record = self._progress(lr, self._told)
-        self._told = (self.state.images, self.state.seconds)
+        record = self._progress(lr, self._recorded)
+        self._recorded = (self.state.images, self.state.seconds)
         self.state.tally = type(self.state.tally)()
         self.tell("train", **record.values)
 
@@ -348,7 +351,7 @@ class Run:
 
 
 def data_card(dataset: ImageDataset | StreamDataset) -> dict[str, Any]:
-    """What a manifest says of the data: fingerprint, where from, how many, [height, width, channels], how prepared."""
+    """Returns the data's part of a manifest: fingerprint, source, count, [height, width, channels], preparation."""
     return {
         "fingerprint": dataset.source.fingerprint,
         "source": dataset.source.where,
@@ -368,7 +371,7 @@ def _check(task: Task, dataset: ImageDataset | StreamDataset, config: TrainConfi
             f"choose a multiple of {ranks.world}"
         )
     if config.total_images > MAX_POSITION:
-        raise ValueError(f"a run can see at most {MAX_POSITION:,} images, asked for {config.total_images:,}")
+        raise ValueError(f"a run can see at most {MAX_POSITION:,} images, got {config.total_images:,}")
     expected = (*task.spec.size, task.spec.in_channels)
     if expected != dataset.shape:
         raise ValueError(
