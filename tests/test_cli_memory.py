@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from cli_runs import call, one_thread, write_classifier, write_model
 from undiffuse.kernels import convolution
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
-from undiffuse.nets.footprint import Footprint, activation_bytes, store_weights_
+from undiffuse.nets.memory import Footprint, activation_bytes, store_weights_
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import read_record, read_samples
 from undiffuse.pipelines import memory as budget

@@ -257,7 +257,7 @@ def test_a_network_without_gradients_gives_no_wrong_ones(files: dict[str, Path])
     denoiser = model.denoiser(precision="fp32")
     guided = LossGuidance(denoiser, lambda x0: x0.square().flatten(1).sum(1))
     x, level = torch.zeros(1, *model.image_shape), model.process.chain().level(3)
-    with pytest.raises(ValueError, match="make it ready with gradient=True"):
+    with pytest.raises(ValueError, match="prepare it with gradient=True"):
         guided(x, level, {"y": torch.tensor([1])})
     ready = LossGuidance(load_diffusion(files["plain"]).denoiser(precision="fp32", gradient=True), guided.loss)
     assert torch.isfinite(ready(x, level, {"y": torch.tensor([1])}).guides[0].gradient(x, level)).all()

@@ -182,7 +182,7 @@ def test_graphs_are_traced_through_the_plain_operations() -> None:
 
 def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     with kernels.using("pure"):
-        assert kernels.status() == kernels.Status("pure", "as asked for")
+        assert kernels.status() == kernels.Status("pure", "as chosen")
         assert choice.library() is None
     with pytest.raises(ValueError, match="choose one of auto, pure, compiled"), kernels.using("fast"):
         pass

@@ -12,7 +12,7 @@ from training_runs import Recorder, run, tiny_config, tiny_data, tiny_task
 from undiffuse import checkpoints
 from undiffuse.data import batches
 from undiffuse.distributed import Ranks
-from undiffuse.nets.footprint import is_out_of_memory
+from undiffuse.nets.memory import is_out_of_memory
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.training import NonFiniteError, read_records
 from undiffuse.training.run import Run

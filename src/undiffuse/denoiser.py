@@ -1,4 +1,4 @@
-"""From a network to a denoiser: how it is shown a noise level (its process's family), and what its output means."""
+"""Turns a network into a denoiser: which noise levels it was trained on, how it is shown one, what its output means."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ Condition = Mapping[str, Tensor]
 
 
 class Denoiser(Protocol):
-    """x [B, C, H, W], level, conditions by name -> Prediction. `conditions` are the names it can use."""
+    """A function of noisy images x [B, C, H, W], a noise level and conditions by name that returns a `Prediction`.
+
+    Attributes:
+        chain: The discrete view of its noise levels.
+        conditions: Names of the conditions it accepts.
+    """
 
     chain: Chain
 
@@ -37,17 +42,23 @@ class Denoiser(Protocol):
 class ProcessConfig:
     """The diffusion process a network was trained on.
 
-    `family`             which levels there are and how the network is shown one: "chain" (discrete steps), "edm" or
-                         "flow" (continuous, see `families`)
-    `schedule`, `steps`  of a chain: "linear", "cosine+zero-terminal", ... (see `schedules`) with any number of steps;
-                         or `betas`, which replace both. `steps` of a continuous family: of its discrete view
-    `target`             what the network predicts: "eps", "x0", "v", "u" (eps - x0, flow matching's velocity), "F"
-                         (preconditioned as in EDM), or "mean" of the previous step
-    `variance`           of the reverse step: "range" (learned by interpolation, Improved DDPM eq. 15), "direct"
-                         (learned log variance), "beta" or "posterior" (fixed; DDPM section 3.2)
-    `rescale_timesteps`  the network is told k * 1000 / steps instead of the step number k
-    `sigma_min`, `sigma_max`  the ends of "edm" as sigma / alpha
-    `sigma_data`         standard deviation of the data that "edm" and "F" scale by
+    Attributes:
+        family: The noise levels and how the network is shown one: "chain" (discrete steps), "edm" or "flow"
+            (continuous), see `families`.
+        schedule: Noise schedule of a chain: "linear", "cosine+zero-terminal", ..., see `schedules`.
+        steps: Number of steps of a chain, 1 to 1,000,000; of a continuous family, of its discrete view.
+        betas: The betas of a chain; they replace `schedule` and `steps`.
+        target: What the network predicts: "eps", "x0", "v", "u" (eps - x0, the velocity of flow matching), "F"
+            (preconditioned as in EDM), or "mean" (of the previous step).
+        variance: Variance of the reverse step: "range" (learned by interpolation, Improved DDPM eq. 15), "direct"
+            (learned log variance), "beta" or "posterior" (fixed; DDPM section 3.2).
+        rescale_timesteps: Whether the network's time input is k * 1000 / steps instead of the step number k.
+        sigma_min: Lowest sigma / alpha of "edm".
+        sigma_max: Highest sigma / alpha of "edm".
+        sigma_data: Standard deviation of the data that "edm" and "F" scale by.
+
+    Raises:
+        ValueError: A field is out of its range, or the fields contradict each other.
     """
 
     family: str = "chain"
@@ -102,23 +113,25 @@ class ProcessConfig:
 
     @property
     def continuous(self) -> bool:
-        """Whether there are levels between the steps of `chain`."""
+        """Whether noise levels exist between the steps of `chain`."""
         return self.family != "chain"
 
     @property
     def learns_variance(self) -> bool:
+        """Whether the network predicts the variance as well."""
         return self.variance in ("range", "direct")
 
     @property
     def needs_last_level(self) -> bool:
-        """Whether sampling must begin at the very last level, as it is with continuous levels and at zero SNR; chains
-        that end a little before pure noise can begin a few steps earlier, as the original's "ddimN" does.
+        """Whether sampling must begin at the very last level: with continuous levels and at zero terminal SNR.
+
+        Chains that end slightly before pure noise can begin a few steps earlier, as the original's "ddimN" does.
         """
         return self.continuous or self.chain().ends_in_noise
 
     @property
     def levels_text(self) -> str:
-        """The noise levels in a few words."""
+        """Describe the noise levels in a few words."""
         if self.family == "edm":
             return f"EDM, noise {self.sigma_min:g} to {self.sigma_max:g}"
         if self.family == "flow":
@@ -126,11 +139,11 @@ class ProcessConfig:
         return f"{self.steps} {self.schedule if self.betas is None else 'given'} steps"
 
     def chain(self) -> Chain:
-        """The full chain of levels; of a continuous family its discrete view."""
+        """Return the full chain of levels; of a continuous family its discrete view."""
         return self.levels().chain
 
     def levels(self) -> Family:
-        """The levels, and how the network is shown them."""
+        """Return the levels and how the network is shown them."""
         if self.family == "edm":
             return EDMFamily(self.steps, self.sigma_min, self.sigma_max, self.sigma_data)
         if self.family == "flow":
@@ -139,7 +152,7 @@ class ProcessConfig:
         return ChainFamily(chain, self.rescale_timesteps)
 
     def out_channels(self, image_channels: int) -> int:
-        """Output channels a network needs: twice the image's if it also predicts the variance."""
+        """Return the output channels a network needs: twice the image's if it also predicts the variance."""
         return 2 * image_channels if self.learns_variance else image_channels
 
 
@@ -161,11 +174,22 @@ CLIPS: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "static": c
 class ChainDenoiser:
     """A network trained on a process as a denoiser.
 
-    `network(x, t, **conditions)` returns [B, C, H, W], or [B, 2C, H, W] when it also predicts the variance; t is a
-    float tensor [B]. `clip` treats the denoised image: "static" (clamp to [-1, 1]), "dynamic", "none", or a function.
+    It can be called at any noise level, on the chain or between its steps, with alpha^2 + sigma^2 = 1 or not: images
+    are scaled first.
 
-    It may be asked at any level, on the chain or between its steps, with alpha^2 + sigma^2 = 1 or not (images are
-    brought there first). `chain` is the process's discrete view, `levels` its family.
+    Args:
+        network: `network(x, t, **conditions)` returns [B, C, H, W], or [B, 2C, H, W] if it also predicts the variance;
+            t is a float tensor [B]. See `undiffuse.nets.protocol.Network`.
+        process: The process the network was trained on.
+        clip: Treatment of the denoised image: "static" (clamp to [-1, 1]), "dynamic" (`clip_dynamic`), "none", or a
+            function.
+
+    Attributes:
+        levels: The process's family of noise levels.
+        chain: Its discrete view.
+
+    Raises:
+        ValueError: `clip` is unknown, or the target says nothing about the image at the noisiest level.
     """
 
     def __init__(self, network: Any, process: ProcessConfig, clip: str | Callable[[Tensor], Tensor] = "static") -> None:
@@ -188,11 +212,17 @@ class ChainDenoiser:
         return conditions_of(self.network)
 
     def clipping(self, clip: str | Callable[[Tensor], Tensor]) -> ChainDenoiser:
-        """The same denoiser with another treatment of the denoised image."""
+        """Return the same denoiser with another treatment of the denoised image."""
         return ChainDenoiser(self.network, self.process, clip)
 
     def __call__(self, x: Tensor, level: Level, cond: Condition | None = None) -> Prediction:
-        """The prediction at x [B, C, H, W] of noise level `level`; the network gets those conditions that it takes."""
+        """Return the prediction at noisy images.
+
+        Args:
+            x: Images [B, C, H, W].
+            level: Their noise level, one for all or one an image.
+            cond: Conditions by name; the network gets those that it accepts.
+        """
         squared = level.alpha**2 + level.sigma**2
         if bool(((squared - 1).abs() < 1e-9).all()):
             return self._predict(x, level, cond)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from undiffuse.adapters import diffusers_config
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import DDPMConfig
-from undiffuse.nets.skeleton import skeleton
+from undiffuse.nets.meta import build_on_meta
 
 ORIGINAL = "original"
 DIFFUSERS = "diffusers"
@@ -140,7 +140,7 @@ def convert(
 
 def config_names(config: DDPMConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the network's weights, in their order."""
-    return {name: tuple(value.shape) for name, value in skeleton(config.build).state_dict().items()}
+    return {name: tuple(value.shape) for name, value in build_on_meta(config.build).state_dict().items()}
 
 
 def diffusers_name(name: str, levels: int) -> str:
@@ -248,7 +248,7 @@ def _attending(config: DDPMConfig) -> set[int]:
 
 def _check_groups(config: DDPMConfig, stated: int) -> None:
     """ValueError unless all group norms of our network have as many groups as the file's."""
-    groups = {module.num_groups for module in skeleton(config.build).modules() if isinstance(module, nn.GroupNorm)}
+    groups = {module.num_groups for module in build_on_meta(config.build).modules() if isinstance(module, nn.GroupNorm)}
     if groups != {stated}:
         raise ValueError(
             f"its group norms have {stated} groups, those of our network of {'/'.join(map(str, config.widths))} "

@@ -66,8 +66,10 @@ def export_diffusers(model: Model, folder: Path) -> Exported:
 def obstacles(model: Model) -> list[str]:
     """What of a model a UNet2DModel or a scheduler would compute differently; empty if nothing."""
     net, process = model.net, model.process
-    if not isinstance(net, (UNet, DDPMUNet)):
+    if exporting.kind_of(model) == "classifier":
         return ["it is a classifier of noisy images, for which diffusers has no network"]
+    if not isinstance(net, (UNet, DDPMUNet)):
+        return [f"its network, a {type(net).__name__}, is not one of this library's U-Nets; export it as a graph"]
     problems = exporting.level_obstacles(process)
     groups = sorted({module.num_groups for module in net.modules() if isinstance(module, nn.GroupNorm)})
     if len(groups) > 1:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from undiffuse.adapters import exporting, openai_flags
 from undiffuse.adapters.exporting import Exported, Model
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.nets import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
+from undiffuse.nets import ClassifierConfig, DDPMUNet, NoisyClassifier, UNet, UNetConfig
 from undiffuse.nets.blocks import Attention
-from undiffuse.nets.skeleton import skeleton
+from undiffuse.nets.meta import build_on_meta
 
 GROUPS = 32
 _CLASSES = {"UNetModel": UNetConfig, "SuperResModel": UNetConfig, "EncoderUNetModel": ClassifierConfig}
@@ -73,8 +73,11 @@ def export_openai(model: Model, path: Path) -> Exported:
 
 def obstacles(model: Model) -> list[str]:
     """What of a model no class of the original can express; empty if there is one that holds it."""
-    net, config = model.net, model.net.config
-    if not isinstance(net, (UNet, NoisyClassifier)):
+    net: Any = model.net
+    config: Any = getattr(net, "config", None)
+    if not isinstance(net, (UNet, NoisyClassifier, DDPMUNet)):
+        return [f"its network, a {type(net).__name__}, is not one of this library's U-Nets; export it as a graph"]
+    if isinstance(net, DDPMUNet):
         return [f"its network is a {type(net).__name__}, DDPM's own, which computes in another way (diffusers has it)"]
     problems = exporting.level_obstacles(model.process)
     groups = {m.num_channels: m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)}
@@ -168,7 +171,7 @@ def read_back(path: Path) -> UNet | NoisyClassifier:
         config = openai_flags.classifier_config({k: v for k, v in about["flags"].items() if k not in process})
     else:
         config = openai_flags.unet_config(about["flags"])
-    net = skeleton(config.build)
+    net = build_on_meta(config.build)
     net.load_state_dict(state, assign=True)
     return net.eval()
 

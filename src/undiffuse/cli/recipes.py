@@ -9,7 +9,7 @@ from typing import Any
 
 from undiffuse import recipes
 from undiffuse.cli.console import fields, say, table
-from undiffuse.nets.skeleton import skeleton
+from undiffuse.nets.meta import build_on_meta
 from undiffuse.recipes import Recipe
 
 _NO_FIGURES = ("source", "file", "unverified")  # what a recipe publishes beside numbers
@@ -72,7 +72,7 @@ def details(recipe: Recipe) -> str:
 
 def parameters(recipe: Recipe) -> int:
     """Returns the number of parameters of the network, without allocating them."""
-    net: Any = skeleton(recipe.net.build)
+    net: Any = build_on_meta(recipe.net.build)
     return sum(p.numel() for p in net.parameters())
 
 

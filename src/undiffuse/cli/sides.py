@@ -91,7 +91,7 @@ def model_settings(args: argparse.Namespace, model: str) -> SamplerConfig:
 
 def made_by(sampler: Pipeline, args: argparse.Namespace, count: int) -> MadeImages:
     """The samples of a model, made when the extractor asks for them."""
-    if sampler.model.net.config.super_resolution:
+    if sampler.model.spec.super_resolution:
         raise ValueError("a super-resolution model enlarges images; evaluate the folder that `undiffuse sample` writes")
     classes = classes_to_guide(sampler, args.classes)
     names = class_names(sampler)

@@ -57,7 +57,7 @@ def choose(sampler: Pipeline, steps: int, images: int, seed: int, classes: Seque
     """The levels of `steps` steps for the sampler's solver, denoiser and guidance, and by how many images they were
     chosen: `images`, or as many as are made at once (but 2).
     """
-    if sampler.model.net.config.super_resolution:
+    if sampler.model.spec.super_resolution:
         raise ValueError("a super-resolution model enlarges images; levels are chosen for models that begin with noise")
     count = _count(sampler, images)
     job = SampleSource(sampler, seed, classes_to_guide(sampler, classes))

@@ -23,8 +23,8 @@ from torch import nn
 
 from undiffuse.nets.classifier import ClassifierConfig
 from undiffuse.nets.ddpm import DDPMConfig
+from undiffuse.nets.meta import build_on_meta
 from undiffuse.nets.protocol import NetworkSpec, describe
-from undiffuse.nets.skeleton import skeleton
 from undiffuse.nets.unet import UNetConfig
 
 GROUP = "undiffuse.networks"
@@ -120,7 +120,7 @@ def config_to_dict(net: nn.Module, spec: NetworkSpec | None = None) -> dict[str,
     Raises:
         ValueError: A registered network's config is no dataclass or dictionary of JSON values.
     """
-    config = getattr(net, "config", None)
+    config: Any = getattr(net, "config", None)
     if type(config) in _OWN:
         return asdict(config)
     name = architecture_of(net)
@@ -178,7 +178,7 @@ def check_rebuilds(net: nn.Module) -> None:
     except (TypeError, ValueError) as error:
         raise ValueError(f"the architecture {name!r} cannot be built again from its config {about}: {error}") from error
     try:
-        again = skeleton(config.build)
+        again = build_on_meta(config.build)
     except (NotImplementedError, RuntimeError):
         return  # a network that cannot be made without memory is checked when it is loaded
     shapes = [{key: tuple(value.shape) for key, value in part.state_dict().items()} for part in (net, again)]
@@ -194,7 +194,7 @@ def build(config: Any) -> nn.Module:
     that files do not hold; torch's random generator is left as it was.
     """
     if type(config) in _OWN:
-        return skeleton(config.build)
+        return build_on_meta(config.build)
     with torch.random.fork_rng(devices=[]):
         return config.build()
 

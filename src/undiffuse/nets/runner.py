@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.nets.ddpm import DDPMUNet
-from undiffuse.nets.footprint import Footprint, store_weights_
+from undiffuse.nets.encoder import Encoder
+from undiffuse.nets.memory import Footprint, store_weights_
 from undiffuse.nets.packing import pack_
 from undiffuse.nets.protocol import conditions_of, memory_format
-from undiffuse.nets.trunk import Trunk
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -164,7 +164,11 @@ def weights_version(net: nn.Module) -> tuple[tuple[int, int], ...]:
 
 
 class _Prepared:
-    """Remembers what a prepared network was made from, without keeping the original's memory alive."""
+    """Notices changes of the network that a prepared one was made from, without keeping its memory alive.
+
+    The check runs at every call, so it is made of the cheapest parts: version counters of the parameters (in-place
+    changes), their identities (other parameters), and their deaths (because identities are used again).
+    """
 
     def __init__(self, original: nn.Module | None, prepare: Callable[[nn.Module], nn.Module], gradient: bool) -> None:
         self.gradient = gradient
@@ -173,20 +177,28 @@ class _Prepared:
         self._note(original)
 
     def _note(self, original: nn.Module | None) -> None:
-        parameters = [] if original is None else list(original.parameters())
-        self._versions = [(weakref.ref(parameter), _version(parameter)) for parameter in parameters]
+        modules = [] if original is None else [module for module in original.modules() if module._parameters]
+        parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+        self._deaths: list[Any] = []
+        self._watched = [weakref.ref(parameter, self._deaths.append) for parameter in parameters]
+        self._identities = [(weakref.ref(module), _identities(module)) for module in modules]
+        self._counters = [_counter(p) for p in parameters if not p.is_inference()]
+        self._versions = [counter._version for counter in self._counters]
 
     def outdated(self) -> bool:
         """Return whether the original's weights have changed; False if it does not exist any more."""
-        for reference, before in self._versions:
-            parameter = reference()
-            if parameter is None or _version(parameter) != before:
-                original = self._original() if self._original is not None else None
-                if original is None or is_consumed(original):
-                    self._versions = []
-                    return False
-                return True
-        return False
+        if not self._deaths and self._versions == [counter._version for counter in self._counters]:
+            for reference, before in self._identities:
+                module = reference()
+                if module is None or _identities(module) != before:
+                    break
+            else:
+                return False
+        original = self._original() if self._original is not None else None
+        if original is None or is_consumed(original):
+            self._note(None)
+            return False
+        return True
 
     def again(self) -> nn.Module:
         """Return a network prepared from the original's present weights."""
@@ -195,6 +207,17 @@ class _Prepared:
         net = self._prepare(original)
         self._note(original)
         return net
+
+
+def _identities(module: nn.Module) -> tuple[int, ...]:
+    return tuple(map(id, module._parameters.values()))
+
+
+def _counter(parameter: Tensor) -> Tensor:
+    """Return an empty tensor that shares the parameter's version counter, but not its memory."""
+    counter = parameter.detach()
+    counter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+    return counter
 
 
 def _version(parameter: Tensor) -> tuple[int, int]:
@@ -217,7 +240,7 @@ def _prepare_(net: nn.Module, precision: str, device: torch.device) -> Footprint
 
 def is_own(net: nn.Module) -> bool:
     """Return whether `net` is of this library's architectures, whose layers may be stored in 16 bits and packed."""
-    return isinstance(net, (Trunk, DDPMUNet))
+    return isinstance(net, (Encoder, DDPMUNet))
 
 
 def _shared_copy(net: nn.Module) -> nn.Module:

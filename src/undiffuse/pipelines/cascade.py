@@ -105,9 +105,9 @@ def upsampler_of(reference: str) -> str:
 def check_stages(base: Pipeline, upsampler: Pipeline, given: Any = None) -> tuple[int, int]:
     """(height, width) of the small images; ValueError unless the one model enlarges the images of the other."""
     up, below = upsampler.settings.model, base.settings.model
-    if base.model.net.config.super_resolution:
+    if base.model.spec.super_resolution:
         raise ValueError(f"{below} enlarges images itself; the model before --upsampler must make them from noise")
-    if not upsampler.model.net.config.super_resolution:
+    if not upsampler.model.spec.super_resolution:
         raise ValueError(f"{up} enlarges nothing: give --upsampler a super-resolution model")
     size = low_size(upsampler.model, given)
     wanted, made = (upsampler.shape[0], *size), base.shape

@@ -28,7 +28,7 @@ from undiffuse.guidance import (
     product,
 )
 from undiffuse.models import ClassifierModel, DiffusionModel, check_pair, load_classifier, load_diffusion
-from undiffuse.nets.footprint import Footprint
+from undiffuse.nets.memory import Footprint
 from undiffuse.nets.runner import prepare_for_inference
 
 
@@ -332,7 +332,7 @@ def _check_reference(model: DiffusionModel, other: DiffusionModel) -> None:
         problem = f"it is told {other.num_classes} classes, the model {model.num_classes or 'none'}"
     elif other.num_classes is not None and None not in (other.labels, model.labels) and other.labels != model.labels:
         problem = "its classes are called otherwise than the model's"
-    elif other.net.config.super_resolution != model.net.config.super_resolution:
+    elif other.spec.super_resolution != model.spec.super_resolution:
         problem = "one of the two enlarges images, the other does not"
     if problem:
         raise ValueError(f"--autoguide needs a weaker version of the model: {problem}")

@@ -29,7 +29,7 @@ def open_images(
     if not the model's. ValueError for what is neither, for
     several data sets, and for images of a model that enlarges others.
     """
-    if model.net.config.super_resolution:
+    if model.spec.super_resolution:
         raise ValueError("a super-resolution model enlarges images; this command needs one that makes them from noise")
     channels, height, width = model.image_shape
     trained = (model.manifest.get("data") or {}).get("config") or {}

@@ -28,7 +28,7 @@ class LowRes:
     @classmethod
     def of_args(cls, args: argparse.Namespace, model: DiffusionModel) -> LowRes | None:
         """From --low-res and --low-size; ValueError if the model needs them and they are missing, or the reverse."""
-        needs = model.net.config.super_resolution
+        needs = model.spec.super_resolution
         if not needs:
             if args.low_res is not None:
                 raise ValueError("--low-res was given, but the model enlarges nothing: leave it out")

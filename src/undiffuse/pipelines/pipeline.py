@@ -30,7 +30,7 @@ from undiffuse.models import (
     load_diffusion,
     paired_classifier,
 )
-from undiffuse.nets.footprint import Footprint, activation_bytes
+from undiffuse.nets.memory import Footprint, bytes_per_image
 from undiffuse.nets.runner import AUTOCAST, prepare_for_inference
 from undiffuse.noise import NoiseSource
 from undiffuse.pipelines import memory as budget
@@ -193,6 +193,14 @@ class SamplerConfig:
         return cls(model=record["model_file"] if model is None else model, classifier=guide, guiding=guiding, **kept)
 
 
+_UNKNOWN = 2**26  # bytes an image, assumed for networks whose memory cannot be estimated; what does not fit is halved
+
+
+def _bytes(model: DiffusionModel | ClassifierModel, size: tuple[int, int], element: int, gradient: bool) -> int:
+    found = bytes_per_image(model.net, size, element=element, gradient=gradient, spec=model.spec)
+    return _UNKNOWN if found is None else found
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """A loaded model, ready to sample. `record` decides the images, `notes` are good to know.
@@ -312,13 +320,13 @@ class Pipeline:
         size = self.shape[1:]
         through = self.settings.guidance_at == "x0" and self.classifier is not None
         gradient = through or self.gradient
-        needed = activation_bytes(self.model.net.config, size, element=element, gradient=gradient)
+        needed = _bytes(self.model, size, element, gradient)
         if self.settings.guiding.cfg != 1 and not self.settings.guiding.cfg_two_passes:
             needed *= 2  # with and without class in one batch
         for other in (self.classifier, *self.others):  # after the model has answered, or while its graph is kept
             if other is not None:
                 judges = isinstance(other, ClassifierModel)
-                one = activation_bytes(other.net.config, size, element=element, gradient=judges or gradient)
+                one = _bytes(other, size, element, judges or gradient)
                 needed = needed + one if through or gradient and not judges else max(needed, one)
         return needed + 4 * _IMAGES * math.prod(self.shape)
 

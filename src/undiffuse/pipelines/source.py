@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.nets.footprint import is_out_of_memory
+from undiffuse.nets.memory import is_out_of_memory
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import spaced
 from undiffuse.pipelines.low_res import LowRes, Made

@@ -34,6 +34,7 @@ from undiffuse.adapters import imagenet_classes
 from undiffuse.data.labels import listed
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import ClassifierModel, DiffusionModel
+from undiffuse.nets.runner import is_own
 
 Model = DiffusionModel | ClassifierModel
 
@@ -94,6 +95,8 @@ def initialise(
     ValueError if the networks differ in more than `FREE` fields and what follows from data and process, or if there is
     no way from the model's channels to the network's.
     """
+    if not is_own(net) or not is_own(model.net):
+        return _take_all(net, model, source)
     ours: Any = net.config
     check_architecture(ours, model.net.config)
     fitting = _Fitting(net, model, process, labels)
@@ -118,6 +121,20 @@ def initialise(
         dropped=tuple(fitting.dropped),
         notes=tuple(fitting.notes),
     )
+
+
+def _take_all(net: nn.Module, model: Model, source: str) -> Initialisation:
+    """Give a network that is not one of the library's own all weights of a model, which must fit as they are."""
+    ours, theirs = ({name: tuple(t.shape) for name, t in part.state_dict().items()} for part in (net, model.net))
+    odd = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if odd:
+        raise ValueError(
+            f"the weights of {source} are not those of this network: {len(odd)} tensors differ, for instance {odd[0]}. "
+            "Only the library's own architectures are adapted to other data"
+        )
+    net.load_state_dict(model.net.state_dict())
+    count = sum(t.numel() for t in net.state_dict().values())
+    return Initialisation(source=source, weights=model.weights, sha256=model.digest, loaded=(len(ours), count))
 
 
 def check_architecture(ours: Any, theirs: Any) -> None:

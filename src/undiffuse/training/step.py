@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.distributed import Ranks
-from undiffuse.nets.footprint import is_out_of_memory
+from undiffuse.nets.memory import is_out_of_memory
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.train_config import TrainConfig
 from undiffuse.training.randomness import derived_seed, seeded

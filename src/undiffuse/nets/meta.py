@@ -1,4 +1,4 @@
-"""A network without weights: its parameters have names and shapes, and take neither memory nor time."""
+"""Builds networks without weights: their parameters have names and shapes, and take neither memory nor time."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from torch.overrides import TorchFunctionMode
 Network = TypeVar("Network")
 
 
-def skeleton(build: Callable[[], Network]) -> Network:
-    """The network that `build` makes, its parameters on the device "meta": to count or compare them, or to be given
-    weights by `load_state_dict(..., assign=True)`. Nothing is drawn.
+def build_on_meta(build: Callable[[], Network]) -> Network:
+    """Build a network with its parameters on the device "meta"; no random numbers are drawn.
+
+    Args:
+        build: A function that builds the network.
+
+    Returns:
+        The network, to count or compare its parameters, or to give it weights by `load_state_dict(..., assign=True)`.
     """
     with torch.device("meta"), _LeftEmpty():
         return build()
 
 
 class _LeftEmpty(TorchFunctionMode):
-    """Leaves out all of `torch.nn.init`.
+    """Skips all of `torch.nn.init`.
 
-    There is nothing to fill, and on this device torch fills with normal numbers by way of its compiler, whose import
-    takes most of a second.
+    There is nothing to fill, and on this device torch draws normal numbers through its compiler, whose import takes
+    most of a second.
     """
 
     def __torch_function__(

@@ -1,4 +1,4 @@
-"""What the U-Net and the noisy classifier share: their configuration fields and the encoder half of the network."""
+"""The encoder that the U-Net and the noisy classifier share, and its configuration fields."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from undiffuse.nets.config import NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrunkConfig(NetworkConfig):
-    """Fields that the U-Net and the classifier have beside those of `NetworkConfig`.
+class EncoderConfig(NetworkConfig):
+    """Fields of the U-Net and the classifier in addition to those of `NetworkConfig`.
 
-    `num_heads`              attention heads, used where `num_head_channels` is -1
-    `num_head_channels`      channels of a head; the number of heads follows (ADM: 64)
-    `num_heads_upsample`     heads in the decoder when they are given by number (-1: `num_heads`)
-    `conv_resample`          convolutional (True) or parameter-free (False) resampling between levels
-    `resblock_updown`        BigGAN residual blocks for resampling instead
-    `use_scale_shift_norm`   adaptive group norm (True) or additive conditioning (False)
-    `use_new_attention_order` layout of the qkv rows, see `Attention`
-    `rescale_residual`       multiply the sum of residual and skip branch by 1/sqrt(2) (ADM's ablation, Table 1)
+    Attributes:
+        conv_resample: Whether resampling between levels uses convolutions.
+        num_heads: Number of attention heads, used if `num_head_channels` is -1.
+        num_head_channels: Channels per attention head; the number of heads follows (ADM: 64).
+        num_heads_upsample: Number of heads in the decoder if heads are given by number; -1 means `num_heads`.
+        use_scale_shift_norm: Whether conditioning is by adaptive group norm; otherwise it is added.
+        resblock_updown: Whether BigGAN residual blocks resample instead.
+        use_new_attention_order: Layout of the qkv rows, see `Attention`.
+        rescale_residual: Whether the sum of residual and skip branch is multiplied by 1/sqrt(2) (ADM, Table 1).
     """
 
     conv_resample: bool = True
@@ -36,7 +37,11 @@ class TrunkConfig(NetworkConfig):
     rescale_residual: bool = False
 
     def heads(self, channels: int, count: int) -> int:
-        """Number of attention heads at a level of `channels` channels."""
+        """Return the number of attention heads at a level of `channels` channels.
+
+        Raises:
+            ValueError: The channels cannot be split into heads.
+        """
         if self.num_head_channels == -1:
             if channels % count:
                 raise ValueError(f"{channels} channels cannot be split into {count} heads; change num_heads")
@@ -49,6 +54,7 @@ class TrunkConfig(NetworkConfig):
         return channels // self.num_head_channels
 
     def res_block(self, channels: int, out_channels: int | None = None, resample: str = "none") -> ResBlock:
+        """Build a residual block, see `ResBlock`."""
         return ResBlock(
             channels,
             4 * self.model_channels,
@@ -61,6 +67,7 @@ class TrunkConfig(NetworkConfig):
         )
 
     def attention(self, channels: int, count: int) -> Attention:
+        """Build an attention layer of `count` heads, if heads are given by number."""
         return Attention(
             channels,
             self.heads(channels, count),
@@ -70,8 +77,8 @@ class TrunkConfig(NetworkConfig):
         )
 
 
-class Stage(nn.Sequential):
-    """Layers in sequence; residual blocks among them also get the embedding."""
+class TimestepSequential(nn.Sequential):
+    """Runs layers in sequence; residual blocks among them also get the embedding."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -79,7 +86,7 @@ class Stage(nn.Sequential):
         return x
 
 
-class Trunk(nn.Module):
+class Encoder(nn.Module):
     """Time embedding, encoder and middle block: everything up to the lowest resolution.
 
     `encode` returns the middle block's output and the outputs of all encoder stages, of which the U-Net's decoder
@@ -88,13 +95,13 @@ class Trunk(nn.Module):
 
     channels_last = True
 
-    def __init__(self, config: TrunkConfig, in_channels: int) -> None:
+    def __init__(self, config: EncoderConfig, in_channels: int) -> None:
         super().__init__()
         self.config: Any = config
         width, embedding = config.model_channels, 4 * config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         channels = int(width * config.channel_mult[0])
-        stages: list[nn.Module] = [Stage(nn.Conv2d(in_channels, channels, 3, padding=1))]
+        stages: list[nn.Module] = [TimestepSequential(nn.Conv2d(in_channels, channels, 3, padding=1))]
         self.stage_channels = [channels]
         factor = 1
         for level, mult in enumerate(config.channel_mult):
@@ -103,28 +110,36 @@ class Trunk(nn.Module):
                 channels = int(width * mult)
                 if factor in config.attention_resolutions:
                     layers.append(config.attention(channels, config.num_heads))
-                stages.append(Stage(*layers))
+                stages.append(TimestepSequential(*layers))
                 self.stage_channels.append(channels)
             if level < len(config.channel_mult) - 1:
                 down: nn.Module = Downsample(channels, config.conv_resample)
                 if config.resblock_updown:
                     down = config.res_block(channels, resample="down")
-                stages.append(Stage(down))
+                stages.append(TimestepSequential(down))
                 self.stage_channels.append(channels)
                 factor *= 2
         self.input_blocks = nn.ModuleList(stages)
-        self.middle_block = Stage(
+        self.middle_block = TimestepSequential(
             config.res_block(channels), config.attention(channels, config.num_heads), config.res_block(channels)
         )
         self.channels = channels
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """Embedding [B, 4 model_channels] of times t [B], in float32 also under autocast; before its last SiLU."""
+        """Return the embedding [B, 4 model_channels] of times t [B], before its last SiLU, in float32 always."""
         with torch.autocast(t.device.type, enabled=False):
             return self.time_embed(time_embedding(t, self.config.model_channels))
 
     def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """x [B, C, H, W], emb [B, E] after its SiLU -> (middle output, [outputs of the encoder stages])."""
+        """Run the encoder and the middle block.
+
+        Args:
+            x: Input [B, C, H, W].
+            emb: Embedding [B, E] after its SiLU.
+
+        Returns:
+            The output of the middle block, and the outputs of the encoder's stages.
+        """
         first, *others = self.input_blocks
         x = channels_last(first(x, emb))
         outputs = [x]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
-from undiffuse.nets.skeleton import skeleton
+from undiffuse.nets.meta import build_on_meta
 
 SMALL: dict[str, Any] = {"image_size": 8, "model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1}
 CONFIGS = [
@@ -21,7 +21,7 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
 def test_it_has_the_names_and_shapes_of_the_network(config: Any) -> None:
     before = torch.get_rng_state()
-    empty = skeleton(config.build)
+    empty = build_on_meta(config.build)
     assert torch.equal(torch.get_rng_state(), before)
     real = config.build()
     assert type(empty) is type(real)
@@ -35,12 +35,12 @@ def test_it_computes_as_the_network_once_it_has_its_weights() -> None:
     real = config.build().eval()
     for parameter in real.parameters():
         parameter.data.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
-    net = skeleton(config.build).eval()
+    net = build_on_meta(config.build).eval()
     net.load_state_dict(real.state_dict(), assign=True)
     x, t, y = torch.linspace(-1, 1, 2 * 3 * 64).reshape(2, 3, 8, 8), torch.tensor([1.0, 7.0]), torch.tensor([0, 2])
     assert torch.equal(net(x, t, y=y), real(x, t, y=y))
 
 
 def test_what_is_filled_outside_is_filled() -> None:
-    skeleton(CONFIGS[0].build)
+    build_on_meta(CONFIGS[0].build)
     assert torch.nn.init.ones_(torch.empty(2)).tolist() == [1.0, 1.0]

@@ -154,7 +154,7 @@ def bytes_per_image(
         Bytes; None if they cannot be known without running the network on data, because its forward depends on the
         values of tensors. Callers then try a batch and halve it if memory does not suffice (`is_out_of_memory`).
     """
-    config = getattr(net, "config", None)
+    config: Any = getattr(net, "config", None)
     if type(config) in (UNetConfig, DDPMConfig, ClassifierConfig):
         return activation_bytes(config, size, element=element, gradient=gradient)
     try:
