@@ -165,7 +165,7 @@ def table(axis: str, of: Mapping[str, Any]) -> str:
 
 def plots(path: Path, axis: str, of: Mapping[str, Any]) -> list[Path]:
     """Time and memory of an axis as pictures beside `path`."""
-    from undiffuse.pictures import draw_curve
+    from undiffuse.pictures import Panel, draw_plot
 
     made = []
     for what, label in (("time", "ms"), ("memory", "MiB")):
@@ -186,7 +186,8 @@ def plots(path: Path, axis: str, of: Mapping[str, Any]) -> list[Path]:
                     (p, line.at(w)) for p, w in zip(of["points"], work, strict=True)
                 ]
         series = {**series, **lines}
-        picture = draw_curve(series, TITLES[axis], axis, label, log_x=True, log_y=True)
+        panel = Panel(lines=series, title=TITLES[axis], x_label=axis, y_label=label, log_x=True, log_y=True)
+        picture = draw_plot(panel)
         made.append(path.with_name(f"{path.name}-{axis.replace(' ', '-')}-{what}.png"))
         picture.save(made[-1], optimize=True)
     return made

@@ -25,8 +25,8 @@ from common.measuring import commit, described, keep, surroundings
 from torch import Tensor
 
 from undiffuse.cli.parser import build_parser
-from undiffuse.cli.reporting import with_error
-from undiffuse.evaluation import FeatureCache, MadeImages, Summary, evaluate, extract, open_images
+from undiffuse.evaluation import FeatureCache, MadeImages, Summary, compute_metrics, extract, open_images
+from undiffuse.evaluation.text import with_error
 from undiffuse.metrics import Estimate
 from undiffuse.metrics.extractors import ClassifierExtractor
 from undiffuse.models import load_diffusion
@@ -145,7 +145,7 @@ def measure(group: str, model: str, args: argparse.Namespace) -> dict[str, Any]:
     reference = Summary.of(extract(real, [extractor], cache=FeatureCache())[0])
     rows = []
     for case in cases:
-        found = evaluate(case.summary(extractor), reference, METRICS).estimates
+        found = compute_metrics(case.summary(extractor), reference, METRICS).estimates
         rows.append({
             "options": case.words, "seconds": case.seconds, "processor": case.processor, "passes": case.passes,
             "metrics": {e.name: [e.value, e.stderr] for e in found},

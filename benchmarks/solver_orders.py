@@ -26,7 +26,7 @@ from test_solvers_orders import _half_bend  # noqa: E402
 from undiffuse.grids import grid  # noqa: E402
 from undiffuse.levels import named_chain  # noqa: E402
 from undiffuse.methods import METHODS  # noqa: E402
-from undiffuse.pictures import draw_curve, save_png  # noqa: E402
+from undiffuse.pictures import Panel, draw_plot, save_png  # noqa: E402
 from undiffuse.sampling import sample  # noqa: E402
 from undiffuse.solvers import Adaptive, DPMpp, Restart, Solver, build  # noqa: E402
 from undiffuse.tuning import Batch, tune  # noqa: E402
@@ -152,11 +152,11 @@ def picture(path: Path) -> None:
         steps = [4, 6, 9, 13, 20, 30, 45, 68, 100]
         series[name] = [strong_error(build(name), smooth_grid(n)) for n in steps]
         print(f"{name}: slope {slope(series[name][-4:]):.2f}", flush=True)
-    page = draw_curve(
-        series, "Solvers of the probability flow", "network calls", "mean distance from the exact flow",
-        log_x=True, log_y=True, size=(960, 600),
+    panel = Panel(
+        lines=series, title="Solvers of the probability flow", x_label="network calls",
+        y_label="mean distance from the exact flow", log_x=True, log_y=True,
     )  # fmt: skip
-    save_png(path, page, {"command": "solver_orders"}, overwrite=True)
+    save_png(path, draw_plot(panel), {"command": "solver_orders"}, overwrite=True)
 
 
 def filled(text: str, name: str, table: str) -> str:

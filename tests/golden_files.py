@@ -29,6 +29,8 @@ KINDS = (
     "loss_second_moment",
     "published_checkpoints",
     "published_layouts",
+    "published_consistency",
+    "consistency",
 )
 NETWORKS = 2e-4  # of the largest magnitude: float32 sums in another order, through a deep network
 FLOAT64 = 1e-12

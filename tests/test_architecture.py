@@ -28,16 +28,15 @@ GROUND = {
     "timesteps",
     "schedules",
     "methods",
-    "util",
 }
 MATHEMATICS = {"levels", "grids", "noise", "prediction", "families", "denoiser"}
 CORE = MATHEMATICS | {"solvers", "guidance", "weightings", "objectives", "likelihood"}
 BELOW_TRAINING = (
-    GROUND
-    | CORE
-    | {"nets", "kernels", "data", "pictures", "models", "sampling", "adapters", "metrics", "evaluation", "train_config"}
+    GROUND | CORE | {"nets", "kernels", "data", "pictures", "models", "sampling", "adapters", "metrics", "evaluation"}
+    | {"pipelines", "tuning", "train_config"}
 )
 MAY_IMPORT: dict[str, set[str]] = {
+    "util": set(),  # which every room may import
     **{room: set() for room in GROUND},
     "kernels": {"downloads"},
     "nets": {"kernels"},
@@ -56,13 +55,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling": CORE,
     "sampling_defaults": {"denoiser", "levels", "methods"},
     "train_config": {"ema", "timesteps"},
-    "tuning": CORE | {"sampling"},
+    "tuning": CORE | {"sampling", "methods", "downloads", "pipelines"},
     "frontiers": {"downloads", "methods", "pictures"},
+    "pipelines": CORE
+    | GROUND
+    | {"sampling", "adapters", "data", "kernels", "models", "nets", "pictures", "frontiers"},
     "editing": MATHEMATICS | {"solvers", "guidance", "sampling"},
     "adapters": MATHEMATICS | {"nets", "checkpoints", "downloads"},
     "models": CORE | {"adapters", "checkpoints", "nets"},
     "metrics": {"pixels", "downloads", "models"},
-    "evaluation": {"data", "distributed", "downloads", "metrics", "pictures"},
+    "evaluation": MATHEMATICS
+    | {"data", "distributed", "downloads", "metrics", "models", "pictures"}
+    | {"methods", "frontiers", "pipelines", "tuning"},
     "recipes": BELOW_TRAINING,
     "training": BELOW_TRAINING | {"recipes", "sampling_defaults"},
 }
@@ -71,13 +75,14 @@ TOP = {"cli", "__main__", "__init__"}  # may look at everything
 # The only packages beyond the standard library, and who may use them.
 EVERYWHERE = {"torch", "numpy"}
 OUTSIDE = {
+    "tqdm": {"training", "util"},
     "PIL": {"data", "pictures", "pixels", "training", "cli"},
     "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "cli"},
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
+    "matplotlib": {"pictures"},
     "diffusers": {"adapters"},
     "onnxruntime": {"adapters"},
     "wandb": {"training"},
-    "tqdm": {"training", "util"},
 }
 ONLY_NUMPY = {"timesteps"}
 
@@ -144,7 +149,7 @@ def wrong_imports(room: str, tree: ast.AST) -> Iterator[str]:
     reached = [(line, name) for line, name in used if name[:1] == ["undiffuse"]]
     for line, (package, *rest) in [*imports(tree), *reached]:
         if package == "undiffuse":
-            if room not in TOP and rest and rest[0] not in {room, "__version__"} | MAY_IMPORT[room]:
+            if room not in TOP and rest and rest[0] not in {room, "__version__", "util"} | MAY_IMPORT[room]:
                 yield f"line {line}: {room} may not import undiffuse.{rest[0]}"
         elif package not in sys.stdlib_module_names:
             allowed = room in OUTSIDE.get(package, set()) or (package in EVERYWHERE and room not in ONLY_NUMPY)

@@ -12,13 +12,13 @@ import torch
 from cli_runs import call, one_thread, pixels, write_classifier, write_images, write_model
 from training_runs import CLASSES
 from undiffuse.checkpoints import read_manifest
+from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import DiffusionModel, save_model
 from undiffuse.nets import UNetConfig
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import read_record, read_samples
-from undiffuse.pipelines import cascade
-from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
+from undiffuse.pipelines import Pipeline, cascade
 from undiffuse.pipelines.source import SampleSource
 from undiffuse.pixels import from_uint8, to_uint8
 from undiffuse.training import seeded
@@ -69,12 +69,13 @@ def test_every_stage_is_what_its_model_makes(
 
     # Stage by stage with the library: noise by hand, 8 bits by truncation, the class told to both models.
     base = Pipeline.load(
-        SamplerConfig(model=str(files["base"]), classifier=str(files["classifier"]), guidance=2.0, steps="3"), "cpu"
+        SamplerConfig(model=str(files["base"]), steps="3").replace(classifier=str(files["classifier"]), guidance=2.0),
+        "cpu",
     )
     up = Pipeline.load(SamplerConfig(model=str(files["up"]), solver="ddim", steps="2"), "cpu")
-    small = to_uint8(base.steps_of(NoiseSource(5, [0, 1, 2]), [2, 0, 2]), "truncate")
+    small = to_uint8(base.from_noise(NoiseSource(5, [0, 1, 2]), [2, 0, 2]), "truncate")
     noise = NoiseSource(5, [0, 1, 2], stream="upsampler/")
-    large = to_uint8(up.steps_of(noise, [2, 0, 2], from_uint8(small)))
+    large = to_uint8(up.from_noise(noise, [2, 0, 2], from_uint8(small)))
 
     kept = read_samples(tmp_path / "base" / "samples_3x8x8x1.npz")
     assert kept.labels is not None
@@ -94,7 +95,7 @@ def test_every_stage_is_what_its_model_makes(
 def test_the_class_reaches_the_upsampler(files: dict[str, Path], tmp_path: Path) -> None:
     up = Pipeline.load(SamplerConfig(model=str(files["up"]), solver="ddim", steps="2"), "cpu")
     low = torch.zeros(1, 1, 8, 8)
-    one, other = (up.steps_of(NoiseSource(0, [0]), [k], low) for k in (0, 1))
+    one, other = (up.from_noise(NoiseSource(0, [0]), [k], low) for k in (0, 1))
     assert (one - other).abs().max() > 0.05  # the comparison above would notice another class
 
 
@@ -116,7 +117,7 @@ def test_a_stopped_run_goes_on_and_nothing_is_made_twice(
     def counted(self: SampleSource, indices: list[int], *rest: object) -> torch.Tensor:
         if stop_at and len(made) == stop_at[0]:
             raise KeyboardInterrupt
-        made.append((self.sampler.shape[1], list(indices)))
+        made.append((self.pipeline.shape[1], list(indices)))
         return make(self, indices, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SampleSource, "_make", counted)
@@ -154,7 +155,7 @@ def test_from_record_makes_both_stages_again(
     assert call("sample", "--from-record", original, "--model", other, "--out", tmp_path / "x.png") == 2
     assert f"the model {other} is not the one of the base in the record" in capsys.readouterr().err
     assert call("sample", "--from-record", original, "--upsampler", files["unconditional"]) == 2
-    assert "Give --upsampler the file it was made with" in capsys.readouterr().err
+    assert "Give the upsampler it was made with" in capsys.readouterr().err
     assert call("sample", "--from-record", original, "--low-res", tmp_path) == 2
     assert "whose small images are made again" in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
@@ -191,16 +192,16 @@ def test_mistakes(files: dict[str, Path], tmp_path: Path, capsys: pytest.Capture
         return capsys.readouterr().err
 
     pair = ("--model", files["base"], "--upsampler")
-    assert "enlarges nothing: give --upsampler a super-resolution model" in refused(*pair, files["base"])
+    assert "an upsampler must be a super-resolution model" in refused(*pair, files["base"])
     wrong = write_enlarger(tmp_path / "wrong.safetensors", low=4)
     assert "enlarges images of 1x4x4 (channels x height x width)" in refused(*pair, wrong)
     named = write_enlarger(tmp_path / "named.safetensors", labels=("cat", "dog", "cow"))
     assert "the classes of" in refused(*pair, named)
-    assert "no upsampler is published for" in refused(*pair, "auto")
+    assert "none is published for" in refused(*pair, "auto")
     small = write_images(tmp_path / "small", each=1)
     assert "give one of them" in refused(*pair, files["up"], "--low-res", small)
     assert "must make them from noise" in refused("--model", files["up"], "--upsampler", files["up"])
-    assert "--upsampler-steps is of an upsampler" in refused("--model", files["base"], "--upsampler-steps", 3)
+    assert "--upsampler-steps needs --upsampler" in refused("--model", files["base"], "--upsampler-steps", 3)
     assert "cannot keep 99" in refused(*pair, files["up"], "--upsampler-steps", 99)
 
 
@@ -211,5 +212,5 @@ def test_auto_finds_the_published_upsampler(tmp_path: Path) -> None:
     assert cascade.upsampler_of(str(tmp_path / "64x64_diffusion.pt")) == "64_256_upsampler"
     (tmp_path / "64_256_upsampler.pt").touch()
     assert cascade.upsampler_of(str(tmp_path / "64x64_diffusion.pt")) == str(tmp_path / "64_256_upsampler.pt")
-    with pytest.raises(ValueError, match="no upsampler is published for lsun_cat"):
+    with pytest.raises(ValueError, match="none is published for lsun_cat"):
         cascade.upsampler_of("lsun_cat")

@@ -6,8 +6,7 @@ import io
 
 import pytest
 
-from undiffuse.cli import console
-from undiffuse.cli.console import Live, Progress, duration, fields, say, shorten, table
+from undiffuse.cli.console import Live, fail, fields, say, table
 
 
 class Terminal(io.StringIO):
@@ -52,30 +51,6 @@ def test_fields_align_wrap_and_leave_out() -> None:
     assert "nothing" not in text
 
 
-def test_duration() -> None:
-    assert [duration(s) for s in (0.04, 3.21, 59, 75)] == ["0.0s", "3.2s", "59s", "1m15s"]
-    assert [duration(s) for s in (8000, 100_000)] == ["2h13m", "1d03h"]
-    assert duration(float("inf")) == "?"
-
-
-def test_shorten() -> None:
-    assert shorten("abcdef", 6) == "abcdef"
-    assert shorten("abcdefg", 6) == "abc..."
-
-
-def test_a_terminal_gets_one_line_that_is_written_over() -> None:
-    out = Terminal()
-    with Progress("sampling", 4, "images", out) as progress:
-        progress._last = -1e9  # as if the last refresh were long ago
-        progress.advance(1)
-    written = out.getvalue()
-    assert "\n" not in written
-    assert "1/4 images" in written
-    assert " 25%" in written
-    assert written.endswith("\r")  # gone at the end
-    assert max(len(part) for part in written.split("\r")) < 80
-
-
 def test_a_narrow_terminal_drops_whole_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for columns, shown in ((80, "one two  three  four"), (15, "one two  three"), (14, "one two"), (7, "one...")):
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -85,20 +60,6 @@ def test_a_narrow_terminal_drops_whole_parts(monkeypatch: pytest.MonkeyPatch) ->
     everywhere = io.StringIO()
     Live(everywhere).show(["one two", "three", "four"])
     assert everywhere.getvalue() == "one two  three  four\n"
-
-
-def test_elsewhere_a_plain_line_now_and_then() -> None:
-    out = io.StringIO()
-    with Progress("sampling", 4, "images", out) as progress:
-        progress.advance(1)
-        assert out.getvalue() == ""  # a short job is silent
-        progress._last -= console.PLAIN_EVERY
-        progress.advance(1)
-        progress.advance(1)
-    lines = out.getvalue().splitlines()
-    assert len(lines) == 1
-    assert "2/4 images" in lines[0]
-    assert "\r" not in lines[0]
 
 
 def test_important_lines_are_always_shown() -> None:
@@ -117,5 +78,5 @@ def test_only_rank_zero_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     Live(out).show("hello", important=True)
     assert capsys.readouterr().out == ""
     assert out.getvalue() == ""
-    console.fail("broken")
+    fail("broken")
     assert capsys.readouterr().err == "undiffuse (rank 1): error: broken\n"

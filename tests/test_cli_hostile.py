@@ -15,9 +15,9 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from cli_runs import call, one_thread, write_images, write_model
+from undiffuse.config import SamplerConfig
 from undiffuse.pictures import SampleWriter, read_record
 from undiffuse.pipelines import latents
-from undiffuse.pipelines.pipeline import SamplerConfig
 
 FAST = ("--steps", 3, "--device", "cpu")
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -65,7 +65,8 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
         ("solver", "eulers"), ("solver", None), ("solver", ["ddim"]), ("solver", {}),
         ("clip", "wild"), ("clip", 3), ("precision", "fp8"), ("guidance_at", "nowhere"),
         ("guidance", "strong"), ("guidance", True), ("guidance", 10**400), ("guidance", None),
-        ("eta", -1), ("eta", [0]), ("reclip", "yes"), ("reclip", 1), ("steps", 3), ("steps", ""), ("steps", None),
+        ("eta", -1), ("eta", [0]), ("clip_after_guidance", "yes"), ("clip_after_guidance", 1), ("steps", 3),
+        ("steps", ""), ("steps", None),
         ("weights", 0), ("weights", None), ("weights", {"a": 1}), ("model", 3),
         ("model_file", 7), ("model_file", None), ("model_file", ""), ("classifier", 5),
         ("index", "2"), ("index", -1), ("index", 1.0), ("index", True), ("index", None), ("index", 2**32),
@@ -98,8 +99,8 @@ def test_a_record_that_lacks_something(
     guided = {**record, "classifier": "0" * 64, "classifier_file": 3}
     assert call("sample", "--from-record", write_png(tmp_path / "x.png", json.dumps(guided))) == 2
     assert "classifier_file = 3" in told(capsys)
-    with pytest.raises(ValueError, match="the record has eta = inf; expected a finite number"):
-        SamplerConfig.of_record({**record, "eta": float("inf")})
+    with pytest.raises(ValueError, match="the record has eta = inf; expected a number of at least 0"):
+        SamplerConfig.from_record({**record, "eta": float("inf")})
 
 
 @pytest.mark.parametrize("text", [DEEP, LESS_DEEP, '{"a": NaN}', "1" * 5000, "{", "[]", '"x"'])
@@ -187,33 +188,38 @@ def test_latents_that_do_not_fit_the_model(encoded: Path, tmp_path: Path, capsys
         {"latents": GOOD, "labels": labels + labels.new([0, 3])}
     )
     assert "labels -1 to -1" in decode({"latents": GOOD, "labels": labels - 1})
-    assert "has no labels, and the model is told a class" in decode({"latents": GOOD})
+    assert "--class is missing: the model is class-conditional, but" in decode({"latents": GOOD})
     assert "latents of 3x8x8" in decode({"latents": GOOD.repeat(1, 3, 1, 1), "labels": labels})
     assert "clip = 'wild'" in decode({"latents": GOOD, "labels": labels}, clip="wild")
     assert "is not the one of the record in" in decode({"latents": GOOD, "labels": labels}, model="0" * 64)
 
 
-def test_damaged_parts_of_latents_are_named(tmp_path: Path) -> None:
+def test_damaged_parts_of_latents_are_made_again(tmp_path: Path) -> None:
     about = {"record": {}, "notes": {}, "names": ["a", "b"]}
 
     def writer() -> latents.LatentsWriter:
-        return latents.LatentsWriter(tmp_path / "l.safetensors", about)
+        return latents.LatentsWriter(tmp_path / "l", about)
 
-    writer().write(0, GOOD[:1])
-    part = tmp_path / "l.safetensors.parts" / "000000001-000000002.safetensors"
-    part.write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match="000000001-000000002.safetensors is damaged"):
+    writer().write([0], GOOD[:1])
+    parts = tmp_path / "l.safetensors.parts"
+    (parts / "part-000000001-00000000.npz").write_bytes(b"rubbish")
+    assert writer().missing(2) == [1]
+    with pytest.raises(ValueError, match=r"1 of 2 latents are missing \(1\)"):
         writer().finish(2, None)
-    save_file({"latents": torch.zeros(1, 3, 8, 8)}, part)
-    with pytest.raises(ValueError, match="000000001-000000002.safetensors does not fit"):
+    writer().write([1], torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="holds latents of several shapes"):
         writer().finish(2, None)
-    part.unlink()
-    with pytest.raises(ValueError, match="1 of 2 images are not encoded yet"):
-        writer().finish(2, None)
-    for text in (DEEP, "{", "[]", "{}"):
-        (part.parent / "about.json").write_text(text)
-        with pytest.raises(ValueError, match="about.json"):
+    for text in (DEEP, "{", "[]"):
+        (parts / "about.json").write_text(text)
+        with pytest.raises(ValueError, match=r"about\.json.*choose another place"):
             writer()
+    (parts / "about.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"(?s)made with other settings.*names: not set there, a, b now"):
+        writer()
+    (parts / "000000000-000000001.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="parts of an earlier version"):
+        writer()
+    assert latents.LatentsWriter(tmp_path / "l", about, overwrite=True).missing(2) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +236,7 @@ def test_damaged_parts_of_latents_are_named(tmp_path: Path) -> None:
         (["train", ".", "--channels", "2"], "argument --channels: there is no choice '2'; expected 1, 3, 4\n"),
         (["smaple"], "there is no command 'smaple'; expected quickstart, train"),
         (["it's"], 'there is no command "it\'s"; expected quickstart, train'),
-        (["sample", "--steps", ""], "--steps is empty"),
+        (["sample", "--steps", ""], "argument --steps: '': expected text"),
         (["sample", "--model", ""], "--model is empty"),
         (["sample", "--weights", " "], "--weights is empty"),
         (["encode", "x.png", "--model", ""], "--model is empty"),
@@ -260,6 +266,5 @@ def test_pictures_of_somebody_else_are_not_replaced(
     assert call(*words) == 2
     assert f"{tmp_path} holds {name} but no run.json" in told(capsys)
     assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert call(*words, "--overwrite") == 2  # it removes what a run wrote, and this no run did
     assert (tmp_path / name).read_text() == "mine"
-    assert call(*words, "--overwrite") == 0
-    assert call(*words) == 0

@@ -16,14 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cli_runs import call, one_thread, write_classifier, write_model
+from undiffuse.config import SamplerConfig
 from undiffuse.kernels import convolution
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
 from undiffuse.nets.memory import Footprint, activation_bytes, store_weights_
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import read_record, read_samples
+from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines import memory as budget
 from undiffuse.pipelines import run as producing
-from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
 from undiffuse.pipelines.source import Frames, SampleSource
 from undiffuse.sampling import Step
 from undiffuse.training import seeded
@@ -154,14 +155,14 @@ def test_weights_stored_in_16_bits_change_nothing_under_autocast(name: str) -> N
 @pytest.mark.parametrize("name", ["model", "classifier"])
 def test_half_precision_samples(name: str, files: dict[str, Path]) -> None:
     guided = {"classifier": str(files["classifier"]), "guidance": 2.0} if name == "classifier" else {}
-    settings = SamplerConfig(model=str(files["model"]), steps="4", solver="ddim", **guided)
+    settings = SamplerConfig(model=str(files["model"]), steps="4", solver="ddim").replace(**guided)
     exact = Pipeline.load(settings, "cpu")
     half = Pipeline.load(replace(settings, precision="bf16"), "cpu")
     assert half.record == {**exact.record, "precision": "bf16"}  # the identity is that of the file's weights
     for one, other in zip(half.footprints, exact.footprints, strict=True):
         assert one.weights < other.weights
     assert half.bytes_per_image < exact.bytes_per_image
-    images = [s.steps_of(NoiseSource(0, [0, 1, 2]), [0, 1, 2]) for s in (exact, half)]
+    images = [s.from_noise(NoiseSource(0, [0, 1, 2]), [0, 1, 2]) for s in (exact, half)]
     difference = (images[0] - images[1]).abs()
     assert 0 < difference.mean() < 0.03
 
@@ -169,7 +170,7 @@ def test_half_precision_samples(name: str, files: dict[str, Path]) -> None:
 def test_fp16_is_for_gpus(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("sample", "--model", files["model"], "--precision", "fp16", "--device", "cpu", "--out", tmp_path / "out")
     assert call(*words) == 2
-    assert "fp16 is for GPUs; on a CPU give bf16" in capsys.readouterr().err
+    assert "fp16 is for GPUs; on a CPU use bf16" in capsys.readouterr().err
 
 
 def test_batches_follow_from_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,11 +197,11 @@ def test_what_does_not_fit_is_made_in_halves(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    steps_of = Pipeline.steps_of
+    from_noise = Pipeline.from_noise
 
     def short(self: Pipeline, noise: Any, *args: Any, **keywords: Any) -> torch.Tensor:
         sizes.append(len(noise))
-        x = steps_of(self, noise, *args, **keywords)  # and only then: what was seen on the way must be forgotten
+        x = from_noise(self, noise, *args, **keywords)  # and only then: what was seen on the way must be forgotten
         if len(noise) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return x
@@ -208,7 +209,7 @@ def test_what_does_not_fit_is_made_in_halves(
     words = ("sample", "--model", files["model"], "--count", 7, "--steps", 3, "--device", "cpu", "--animation", "gif")
     assert call(*words, "--out", tmp_path / "a", "--batch", 7) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(Pipeline, "steps_of", short)
+        patch.setattr(Pipeline, "from_noise", short)
         assert call(*words, "--out", tmp_path / "b", "--batch", 7) == 0
     assert sizes == [7, 4, 2, 2, 2, 1]
     a, b = (read_samples(tmp_path / name).images.astype(int) for name in "ab")
@@ -237,7 +238,7 @@ def test_no_image_fits(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) 
 
     job = SampleSource(Pipeline.load(SamplerConfig(model=str(files["model"]), steps="3"), "cpu"), 0, [0])
     monkeypatch.setattr(SampleSource, "_make", never)
-    with pytest.raises(MemoryError, match="not even one image at a time fits into memory: --precision bf16 needs"):
+    with pytest.raises(MemoryError, match="not even one image at a time fits into memory: precision=bf16 needs"):
         job.make([0, 1])
     monkeypatch.setattr(SampleSource, "_make", wrong)
     with pytest.raises(RuntimeError, match="shapes"):
@@ -248,7 +249,7 @@ def test_the_plan_is_told_first(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(budget, "free_bytes", lambda device: 12_300_000_000)
-    monkeypatch.setattr(producing, "LONG", 0.0)
+    monkeypatch.setattr(producing, "_LONG", 0.0)
     words = ("sample", "--model", files["model"], "--count", 3, "--batch", 2, "--steps", 4, "--device", "cpu")
     assert call(*words, "--classifier", files["classifier"], "--out", tmp_path) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if line]
@@ -268,9 +269,9 @@ def test_the_plan_is_told_first(
 
 
 def test_the_expected_time() -> None:
-    told = producing.expected(3.1, 250, 1, 4)
+    told = producing.expected_time(3.1, 250, 1, 4)
     assert told == "  time    3.1 s a step measured on the first, 12m55s an image, about 51m40s for 4"
-    told = producing.expected(3.1, 250, 4, 4)
+    told = producing.expected_time(3.1, 250, 4, 4)
     assert told is not None
     assert "3m14s an image, about 12m55s for 4" in told
-    assert producing.expected(0.001, 50, 4, 20) is None
+    assert producing.expected_time(0.001, 50, 4, 20) is None

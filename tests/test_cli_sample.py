@@ -13,9 +13,9 @@ from PIL import Image
 
 from cli_runs import call, one_thread, pixels, write_classifier, write_images, write_model, write_upsampler
 from undiffuse.checkpoints import read_manifest
+from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.pictures import read_record, read_samples
-from undiffuse.pipelines.pipeline import SamplerConfig
 
 FAST = ("--steps", 3, "--device", "cpu")
 
@@ -70,7 +70,7 @@ def test_the_same_command_makes_only_what_is_missing(
     assert call(*words) == 0
     assert "all images were there already" in capsys.readouterr().out
     assert call(*words, "--seed", 1) == 2  # another run does not mix with this one
-    assert "holds samples of a run with other settings:\n  seed: 0 there, 1 now\n" in capsys.readouterr().err
+    assert "holds samples made with other settings:\n  seed: 0 there, 1 now\n" in capsys.readouterr().err
     assert call(*words, "--seed", 1, "--overwrite") == 0
     assert {read_record(file)["seed"] for file in tmp_path.glob("*_seed*.png")} == {1}
 
@@ -154,7 +154,7 @@ def test_a_super_resolution_model_enlarges_images(tmp_path: Path, capsys: pytest
     small = write_images(tmp_path / "small", each=1, size=(4, 4))
     words = ("sample", "--model", model, "--out", tmp_path / "out", *FAST)
     assert call(*words) == 2
-    assert "give the images to enlarge, --low-res" in capsys.readouterr().err
+    assert "--low-res is missing: this model enlarges images" in capsys.readouterr().err
     assert call(*words, "--low-res", small) == 0
     samples = read_samples(tmp_path / "out")
     assert samples.images.shape == (3, 8, 8, 1)  # one for each small image
@@ -172,12 +172,15 @@ def test_a_super_resolution_model_enlarges_images(tmp_path: Path, capsys: pytest
     [
         (["--class", "hat"], "class 'hat' is none of the model's classes: left, right, top"),
         (["--class", "7"], "the model has classes 0 to 2"),
-        (["--guidance", "2"], "needs a classifier of noisy images: give --classifier"),
+        (
+            ["--guidance", "2"],
+            "needs a classifier of noisy images, and none is known for this model: give --classifier",
+        ),
         (["--steps", "99"], "holds 20 of the 20 steps and cannot keep 99"),
         (["--steps", "many"], "cannot read the respacing 'many'"),
         (["--solver", "ancestral", "--eta", "0.5"], "--eta is the noise of ddim"),
         (["--weights", "0.5"], "has no weights '0.5'; it has: net"),
-        (["--low-res", "."], "the model enlarges nothing"),
+        (["--low-res", "."], "this model does not enlarge images"),
         (["--device", "toaster"], "there is no kind of device called 'toaster'; expected auto, cpu, cuda"),
     ],
 )
@@ -194,7 +197,7 @@ def test_guidance_at_the_mean_needs_ancestral_sampling(
 ) -> None:
     words = ("--classifier", classifier, "--guidance-at", "mean", "--solver", "ddim", "--out", tmp_path / "out")
     assert call("sample", "--model", model, *words) == 2
-    assert "give --solver ancestral" in capsys.readouterr().err
+    assert "works with the solver ancestral only" in capsys.readouterr().err
 
 
 def test_models_and_classifiers_are_told_apart(
@@ -248,14 +251,14 @@ def test_ddim_takes_the_original_grid_and_clips_again_after_guidance() -> None:
     process = ProcessConfig(schedule="cosine", steps=1000)
     chosen = SamplerConfig(solver="ddim").resolved(process)
     assert chosen.steps == "ddim50"
-    assert chosen.reclip
+    assert chosen.clip_after_guidance
 
 
 def test_overwrite_removes_samples_only(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    Image.new("L", (8, 8)).save(tmp_path / "holiday.png")
     words = ("sample", "--model", model, "--count", 2, "--out", tmp_path, *FAST)
     assert call(*words, "--format", "both") == 0
+    (tmp_path / "notes.txt").write_text("mine")
+    Image.new("L", (8, 8)).save(tmp_path / "holiday.png")
     assert call(*words, "--seed", 3, "--overwrite") == 0
     assert sorted(os.listdir(tmp_path)) == [
         "000-left_seed3-000000.png", "001-right_seed3-000001.png", "grid.png", "holiday.png", "notes.txt", "run.json",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cli_runs import call, one_thread, pixels, write_classifier, write_model
-from undiffuse.cli import options
+from undiffuse.cli.parser import build_parser
+from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.methods import GRIDS, METHODS
 from undiffuse.pictures import read_record
-from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
+from undiffuse.pipelines import Pipeline
 
 PROCESS = ProcessConfig(steps=20)
 
@@ -57,7 +57,7 @@ def test_grid_and_options_are_in_the_record_where_they_say_something(model: Path
         assert call("sample", *words, *more, "--out", tmp_path / folder) == 0
         record = read_record(next((tmp_path / folder).glob("*_seed*.png")))
         assert (record.get("grid"), record.get("solver_options")) == (grid, kept)
-        settings = SamplerConfig.of_record(record, model=str(model))
+        settings = SamplerConfig.from_record(record, model=str(model))
         assert (settings.grid, settings.solver_options) == (grid or "chain", kept or "")
         assert Pipeline.load(settings, "cpu").record == {k: record[k] for k in Pipeline.load(settings, "cpu").record}
 
@@ -66,12 +66,12 @@ def test_a_record_of_an_earlier_version_means_the_chain(model: Path, tmp_path: P
     old = Pipeline.load(SamplerConfig(model=str(model), solver="heun", steps="3", grid="chain"), "cpu")
     assert "grid" not in old.record
     assert "solver_options" not in old.record
-    again = SamplerConfig.of_record({**old.record, **old.notes})
+    again = SamplerConfig.from_record({**old.record, **old.notes})
     assert (again.grid, again.solver_options) == ("chain", "")
     with pytest.raises(ValueError, match="has grid = 3; expected text"):
-        SamplerConfig.of_record({**old.record, **old.notes, "grid": 3})
+        SamplerConfig.from_record({**old.record, **old.notes, "grid": 3})
     with pytest.raises(ValueError, match="has solver_options = None; expected text"):
-        SamplerConfig.of_record({**old.record, **old.notes, "solver_options": None})
+        SamplerConfig.from_record({**old.record, **old.notes, "solver_options": None})
 
 
 def test_defaults_by_method() -> None:
@@ -94,13 +94,13 @@ def test_defaults_by_method() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--solver", "hewn"), "'hewn' is none of ancestral, ddim"),
+        (("--solver", "hewn"), "'hewn': expected one of ancestral, ddim"),
         (("--solver", "unipc", "--solver-options", "churn=1"), "unipc has no option 'churn'"),
         (("--solver", "unipc", "--solver-options", "order=7"), "order=7: expected a whole number from 1 to 3"),
         (("--solver", "unipc", "--steps", "ddim10", "--grid", "karras"), "needs a plain number of steps"),
         (("--solver", "unipc", "--grid", "kerras"), "unknown grid"),
-        (("--solver", "unipc", "--grid", ""), "--grid is empty"),
-        (("--solver", "unipc", "--eta", "0.5"), "--eta is the noise of ddim, and unipc has"),
+        (("--solver", "unipc", "--grid", ""), "argument --grid: '': expected text"),
+        (("--solver", "unipc", "--eta", "0.5"), "--eta is the noise of ddim; unipc has"),
         (("--solver", "ancestral", "--steps", "25", "--grid", "uniform"), "cannot have more steps than the 20"),
     ],
 )
@@ -116,13 +116,17 @@ def test_what_does_not_go_together_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_help_lists_every_method_and_grid_in_a_line_of_its_own() -> None:
-    parser = options.Parser(prog="x")
-    options.sampler_options(parser)
-    lines = parser.format_help().splitlines()
+def test_the_full_help_lists_every_method_and_grid_in_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["sample", "--help-all"])
+    lines = capsys.readouterr().out.splitlines()
     for name in [*METHODS, *GRIDS]:
         assert any(line.split()[:1] == [name] for line in lines), name
     assert max(map(len, lines)) <= 100
-    plain = argparse.ArgumentParser()
-    options.sampler_options(plain, solver=False)
-    assert plain.epilog is None
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["sample", "--help"])
+    short = capsys.readouterr().out
+    assert "--guidance-every" in "\n".join(lines)
+    assert "--guidance-every" not in short
+    assert len(short.splitlines()) <= 60
+

@@ -18,7 +18,7 @@ from undiffuse.methods import METHODS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "compatibility.md"
 # Solvers that look at levels between those of the path, where a network that predicts the previous mean has no answer.
-LEAVE = {"dpmpp-2s", "dpmpp-3m", "deis", "adams", "pndm", "restart", "adaptive"}
+LEAVE = {"dpm-2", "dpmpp-2s", "dpmpp-3m", "deis", "adams", "pndm", "restart", "adaptive"}
 STRIDE = 23  # of the cells, every so many-th by default, prime to the length of every axis; all in the slow test
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from oracles import Mixture, Noise64, OracleDenoiser
-from undiffuse.editing import shortened, steps_for, translate, vary
+from undiffuse.editing import ddib, sdedit, shortened, steps_for
 from undiffuse.grids import Path, grid
 from undiffuse.levels import Chain, Level, named_chain
 from undiffuse.sampling import generate
@@ -22,7 +22,7 @@ def test_strength_one_is_sampling_bit_for_bit(path: Path) -> None:
     denoiser, noise = OracleDenoiser(MIXTURE, CHAIN), Noise64(0, 5)
     x0 = MIXTURE.sample(5, seed=1)
     for solver in (Ancestral(), build("heun")):
-        *_, last = vary(denoiser, path, solver, noise, x0, steps_for(path, 1.0))
+        *_, last = sdedit(denoiser, path, solver, noise, x0, steps_for(path, 1.0))
         assert torch.equal(last.x, generate(denoiser, path, solver, noise, MIXTURE.shape))
 
 
@@ -32,7 +32,7 @@ def test_the_weaker_the_nearer_the_image(path: Path) -> None:
     x0 = MIXTURE.sample(400, seed=1)
     errors = []
     for strength in (0.025, 0.25, 0.5, 0.9):
-        *_, last = vary(denoiser, path, Ancestral(), noise, x0, steps_for(path, strength))
+        *_, last = sdedit(denoiser, path, Ancestral(), noise, x0, steps_for(path, strength))
         errors.append(float((last.x - x0).square().mean().sqrt()))
     assert errors == sorted(errors)
     assert errors[0] < 2 * float(path.level(0).sigma)  # one step: the noise of the cleanest level
@@ -43,7 +43,7 @@ def test_variations_of_data_are_data() -> None:
     """With exact scores the way up and down keeps the data's distribution at any strength: mean and covariance."""
     denoiser, path = OracleDenoiser(MIXTURE, CHAIN), grid(CHAIN, 40, "logsnr")
     x0 = MIXTURE.sample(4000, seed=1)
-    *_, last = vary(denoiser, path, build("dpmpp-2m"), Noise64(0, 4000), x0, steps_for(path, 0.6))
+    *_, last = sdedit(denoiser, path, build("dpmpp-2m"), Noise64(0, 4000), x0, steps_for(path, 0.6))
     mean, cov = MIXTURE.moments()
     torch.testing.assert_close(last.x.flatten(1).mean(0), mean, rtol=0, atol=0.04)
     torch.testing.assert_close(torch.cov(last.x.flatten(1).T), cov, rtol=0, atol=0.04)
@@ -83,7 +83,7 @@ def test_translation_to_the_same_class_reconstructs() -> None:
     one = {"y": torch.ones(20, dtype=torch.int64)}
     errors = []
     for steps in ("50", "200"):
-        *_, last = translate(denoiser, CHAIN.respaced(steps), Noise64(0, 20), x0, one, one)
+        *_, last = ddib(denoiser, CHAIN.respaced(steps), Noise64(0, 20), x0, one, one)
         errors.append(float((last.x - x0).square().mean().sqrt()))
     assert errors[1] < 0.5 * errors[0]
     assert errors[1] < 0.05
@@ -94,7 +94,7 @@ def test_translation_to_another_class_gives_images_of_it() -> None:
     denoiser = OracleDenoiser(MIXTURE, CHAIN, conditional=True)
     x0 = MIXTURE.of_class(1).sample(3000, seed=1)
     zeros = {"y": torch.zeros(3000, dtype=torch.int64)}
-    *_, last = translate(denoiser, CHAIN.respaced("250"), Noise64(0, 3000), x0, {"y": zeros["y"] + 1}, zeros)
+    *_, last = ddib(denoiser, CHAIN.respaced("250"), Noise64(0, 3000), x0, {"y": zeros["y"] + 1}, zeros)
     mean, cov = MIXTURE.of_class(0).moments()
     torch.testing.assert_close(last.x.flatten(1).mean(0), mean, rtol=0, atol=0.06)
     torch.testing.assert_close(torch.cov(last.x.flatten(1).T), cov, rtol=0, atol=0.06)
@@ -114,11 +114,11 @@ def test_translation_part_of_the_way_keeps_more() -> None:
     ones = {"y": zeros["y"] + 1}
     moved = []
     for steps in (20, 50, None):
-        *_, last = translate(denoiser, path, Noise64(0, 200), x0, ones, zeros, steps=steps)
+        *_, last = ddib(denoiser, path, Noise64(0, 200), x0, ones, zeros, steps=steps)
         moved.append(float((last.x - x0).square().mean()))
     assert moved[0] < moved[1] < moved[2]
     unconditional = OracleDenoiser(MIXTURE, CHAIN)
-    *_, other = translate(denoiser, path, Noise64(0, 200), x0, ones, None, decoder=unconditional, solver=DDIM())
+    *_, other = ddib(denoiser, path, Noise64(0, 200), x0, ones, None, decoder=unconditional, solver=DDIM())
     assert other.x.isfinite().all()
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from evaluation_sets import Toy, images, save_npz
-from undiffuse.evaluation import METRICS, MetricOptions, Report, Summary, evaluate, extract, open_images
+from undiffuse.evaluation import METRICS, MetricOptions, Report, Summary, compute_metrics, extract, open_images
 from undiffuse.metrics import (
     ClassAccuracy,
     InceptionScore,
@@ -42,7 +42,7 @@ def test_every_metric_is_its_own_function_of_the_features(sides: tuple[Summary, 
     assert x is not None
     assert y is not None
     names = [name for name in METRICS if name not in ("memorisation", "fd-infinity")]
-    found = {e.name: e for e in evaluate(samples, reference, names).estimates}
+    found = {e.name: e for e in compute_metrics(samples, reference, names).estimates}
     assert samples.statistics is not None
     assert reference.statistics is not None
     assert samples.spatial is not None
@@ -68,7 +68,7 @@ def test_every_metric_is_its_own_function_of_the_features(sides: tuple[Summary, 
 def test_options_reach_their_metrics(sides: tuple[Summary, Summary]) -> None:
     samples, reference = sides
     options = MetricOptions(k=5, k_density=3, distances="float64", chunk=30, kid_subset=20, splits=0)
-    found = {e.name: e for e in evaluate(samples, reference, None, options).estimates}
+    found = {e.name: e for e in compute_metrics(samples, reference, None, options).estimates}
     assert samples.features is not None
     assert reference.features is not None
     manifold = manifold_metrics(samples.features, reference.features, k=5, k_density=3, precision="float64")
@@ -82,35 +82,37 @@ def test_options_reach_their_metrics(sides: tuple[Summary, Summary]) -> None:
 def test_a_reference_without_features_leaves_out_what_needs_them_and_says_so(sides: tuple[Summary, Summary]) -> None:
     samples, reference = sides
     bare = replace(reference, features=None)
-    found = evaluate(samples, bare)
+    found = compute_metrics(samples, bare)
     assert [e.name for e in found.estimates] == ["FD-toy", "sFD-toy", "IS-toy", "accuracy (toy)"]
     assert set(found.skipped) == {"pr", "dc", "kid"}
     assert "statistics only" in found.skipped["pr"]
     with pytest.raises(MetricError, match=r"pr \(improved precision and recall\) cannot be computed: the reference"):
-        evaluate(samples, bare, ["pr"])
+        compute_metrics(samples, bare, ["pr"])
 
 
 def test_unknown_names_other_protocols_and_missing_classes_are_refused(sides: tuple[Summary, Summary]) -> None:
     samples, reference = sides
-    with pytest.raises(MetricError, match="no metric fid2; choose"):
-        evaluate(samples, reference, ["fid2"])
+    with pytest.raises(MetricError, match="no metric fid2; there are"):
+        compute_metrics(samples, reference, ["fid2"])
     other = replace(reference, card=replace(reference.card, resize="half-pixel"))
     with pytest.raises(MetricError, match="resize 'none' against 'half-pixel'"):
-        evaluate(samples, other)
+        compute_metrics(samples, other)
     with pytest.raises(MetricError, match="samples have no classes"):
-        evaluate(replace(samples, labels=None), reference, ["accuracy"])
-    assert "accuracy (toy)" not in [e.name for e in evaluate(replace(samples, labels=None), reference).estimates]
-    with pytest.raises(MetricError, match="--training"):
-        evaluate(samples, reference, ["memorisation"])
+        compute_metrics(replace(samples, labels=None), reference, ["accuracy"])
+    assert "accuracy (toy)" not in [e.name for e in compute_metrics(replace(samples, labels=None), reference).estimates]
+    with pytest.raises(MetricError, match="the model was trained on are not given"):
+        compute_metrics(samples, reference, ["memorisation"])
 
 
 def test_memorisation_finds_copies(tmp_path: Path, sides: tuple[Summary, Summary]) -> None:
     samples, reference = sides
-    copies = {e.name: e.value for e in evaluate(samples, reference, ["memorisation"], training=samples).estimates}
+    copies = {
+        e.name: e.value for e in compute_metrics(samples, reference, ["memorisation"], training=samples).estimates
+    }
     assert copies["copies"] == 1
     assert copies["authentic"] == 0
     fresh = side(tmp_path, "training", 90, 7)
-    free = {e.name: e.value for e in evaluate(samples, reference, ["memorisation"], training=fresh).estimates}
+    free = {e.name: e.value for e in compute_metrics(samples, reference, ["memorisation"], training=fresh).estimates}
     assert free["copies"] == 0
     assert 0.2 < free["authentic"] < 0.9
     assert 0.2 < free["closer_to_train"] < 0.8
@@ -119,10 +121,10 @@ def test_memorisation_finds_copies(tmp_path: Path, sides: tuple[Summary, Summary
 def test_warnings_of_both_sides_stand_at_every_value(sides: tuple[Summary, Summary]) -> None:
     samples, reference = sides
     warned = replace(samples, warnings=("lossy",))
-    found = evaluate(warned, replace(reference, warnings=("odd",)))
+    found = compute_metrics(warned, replace(reference, warnings=("odd",)))
     for estimate in found.estimates:
         assert {"samples: lossy", "reference: odd"} <= set(estimate.warnings)
-    same = evaluate(samples, samples, ["fd"]).estimates[0]
+    same = compute_metrics(samples, samples, ["fd"]).estimates[0]
     assert "samples and reference are the same images" in same.warnings
     assert abs(same.value) < 1e-9
 
@@ -130,7 +132,9 @@ def test_warnings_of_both_sides_stand_at_every_value(sides: tuple[Summary, Summa
 def test_real_against_real_is_zero_within_its_corrected_error(tmp_path: Path) -> None:
     values, errors = [], []
     for seed in range(8):
-        found = evaluate(side(tmp_path, f"x{seed}", 300, 10 + seed), side(tmp_path, f"y{seed}", 300, 50 + seed), ["fd"])
+        found = compute_metrics(
+            side(tmp_path, f"x{seed}", 300, 10 + seed), side(tmp_path, f"y{seed}", 300, 50 + seed), ["fd"]
+        )
         estimate = found.estimates[0]
         assert estimate.bias is not None
         values.append(estimate.value - estimate.bias)
@@ -140,7 +144,7 @@ def test_real_against_real_is_zero_within_its_corrected_error(tmp_path: Path) ->
 
 def test_a_report_says_everything_and_comes_back(sides: tuple[Summary, Summary], tmp_path: Path) -> None:
     samples, reference = sides
-    report = Report.of("run", [(samples, reference, evaluate(samples, reference))], {"samples: features": 1.5})
+    report = Report.of("run", [(samples, reference, compute_metrics(samples, reference))], {"samples: features": 1.5})
     path = report.save(tmp_path / "r.json")
     values = json.loads(path.read_text())
     for metric in values["metrics"]:
@@ -162,7 +166,7 @@ def test_a_report_says_everything_and_comes_back(sides: tuple[Summary, Summary],
 def test_two_extractors_names_do_not_collide(sides: tuple[Summary, Summary]) -> None:
     samples, reference = sides
     second = [replace(s, card=replace(s.card, protocol="b", distance="FD-b")) for s in sides]
-    parts = [(samples, reference, evaluate(samples, reference)), (*second, evaluate(*second))]
+    parts = [(samples, reference, compute_metrics(samples, reference)), (*second, compute_metrics(*second))]
     names = [e.name for e in Report.of("r", parts, {}).estimates]
     assert len(set(names)) == len(names)
     assert {"precision", "precision (b)", "FD-toy", "FD-b"} <= set(names)
@@ -171,7 +175,9 @@ def test_two_extractors_names_do_not_collide(sides: tuple[Summary, Summary]) -> 
 def test_reports_against_other_references_do_not_compare(sides: tuple[Summary, Summary], tmp_path: Path) -> None:
     samples, reference = sides
     other = side(tmp_path, "third", 80, 9)
-    first, second = (Report.of("r", [(samples, y, evaluate(samples, y, ["fd"]))], {}) for y in (reference, other))
+    first, second = (
+        Report.of("r", [(samples, y, compute_metrics(samples, y, ["fd"]))], {}) for y in (reference, other)
+    )
     assert first.comparable != second.comparable
 
 

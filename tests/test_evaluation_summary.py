@@ -15,6 +15,7 @@ from evaluation_sets import DIMENSION, SPATIAL, Toy, images, save_npz
 from undiffuse.evaluation import Summary, extract, is_reference, npz_statistics, open_images, read_reference
 from undiffuse.evaluation import write_reference as write
 from undiffuse.metrics import MetricError
+from undiffuse.util.errors import ConfigError
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_only_some_features_are_kept_evenly_and_statistics_are_of_all(summaries:
 def test_nothing_is_overwritten_and_nothing_half_written(summaries: list[Summary], tmp_path: Path) -> None:
     path = write(tmp_path / "r.safetensors", summaries[:1])
     before = path.read_bytes()
-    with pytest.raises(FileExistsError, match="--overwrite"):
+    with pytest.raises(FileExistsError, match="exists already"):
         write(path, summaries)
     assert path.read_bytes() == before
     write(path, summaries, overwrite=True)
@@ -141,7 +142,7 @@ def test_openai_layout_is_known_by_its_names_and_others_must_say_their_protocol(
     np.savez(tmp_path / "plain.npz", **statistics(mu_s=None, sigma_s=None))
     found, _ = npz_statistics(tmp_path / "plain.npz")
     assert found is not None
-    with pytest.raises(MetricError, match="--reference-protocol"):
+    with pytest.raises(ConfigError, match="^protocol: .* does not say how"):
         found.main(Toy().card)
     found, _ = npz_statistics(tmp_path / "plain.npz", "toy")
     assert found is not None

@@ -21,7 +21,7 @@ from evaluator_files import (
     difference,
     folder,
 )
-from undiffuse.evaluation import Features, MetricOptions, Summary, evaluate
+from undiffuse.evaluation import Features, MetricOptions, Summary, compute_metrics
 from undiffuse.metrics import InceptionScore, Moments, Statistics, frechet_distance, manifold_metrics
 from undiffuse.metrics.extractors import INCEPTION_PROTOCOLS, InceptionExtractor, inception, resize
 from undiffuse.metrics.extractors.inception import InceptionV3
@@ -142,7 +142,7 @@ def test_golden_evaluator_from_end_to_end(
         for name in ("samp", "ref")
     ]
     (chunk, score), *_ = files.with_chunk("inception_score", 5000).values()
-    found = evaluate(*sides, ["fd", "sfd", "is", "pr"], MetricOptions(distances="float64", chunk=chunk))
+    found = compute_metrics(*sides, ["fd", "sfd", "is", "pr"], MetricOptions(distances="float64", chunk=chunk))
     fd, spatial, inception_score, precision, recall = (estimate.value for estimate in found.estimates)
     assert fd == pytest.approx(files.metrics["fid"], rel=SINGULAR)
     assert spatial == pytest.approx(files.metrics["sfid"], rel=SINGULAR)

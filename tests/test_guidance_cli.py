@@ -13,15 +13,16 @@ import torch
 
 from cli_runs import call, one_thread, pixels, write_classifier, write_images, write_model
 from undiffuse.checkpoints import read_manifest
+from undiffuse.cli.options import sampler_config
 from undiffuse.cli.parser import build_parser
 from undiffuse.cli.values import guidance_interval
+from undiffuse.config import GuidanceConfig, SamplerConfig
 from undiffuse.guidance import Autoguidance, ClassifierFree, ClassifierGuidance, LossGuidance
 from undiffuse.levels import Level
-from undiffuse.models import DiffusionModel, load_classifier, load_diffusion, save_model
+from undiffuse.models import DiffusionModel, load_classifier, load_diffusion, paired_classifier, save_model
 from undiffuse.nets import UNetConfig
 from undiffuse.pictures import read_record
-from undiffuse.pipelines.guidance import GuidanceConfig
-from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
+from undiffuse.pipelines import Pipeline
 
 FAST = ("--steps", 4, "--device", "cpu", "--count", 1)
 
@@ -46,7 +47,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
 
 def settings(*words: Any) -> SamplerConfig:
     args = build_parser().parse_args(["sample", *map(str, words)])
-    return SamplerConfig.of_args(args)
+    return sampler_config(args)
+
+
+def resolved(*words: Any) -> GuidanceConfig:
+    """The guidance that these options mean for the shipped model."""
+    return settings("fashion-mnist-32", *words).guidance.resolved("fashion-mnist-32", paired_classifier)
 
 
 def made(out: Path, *words: Any) -> tuple[Path, dict[str, Any]]:
@@ -115,9 +121,10 @@ def test_steps_of_an_interval_are_those_of_the_path(files: dict[str, Path]) -> N
         assert isinstance(sampler.denoiser, ClassifierFree)
         schedule = sampler.denoiser.schedule
         assert schedule is not None
-        assert [float(schedule(sampler.chain.level(k))) for k in (3, 2, 1, 0)] == [0, 1, 1, 0]
-    for interval, told in (("steps:0.3,0.4", ""), ("50,60", "begins there.*log-SNR -"), ("sigma:1e5,inf", "begins")):
-        with pytest.raises(ValueError, match=f"none of the 4 steps {told}"):
+        assert [float(schedule(sampler.path.level(k))) for k in (3, 2, 1, 0)] == [0, 1, 1, 0]
+    begin = "; they begin at log-SNR -"
+    for interval, told in (("steps:0.3,0.4", ""), ("50,60", begin), ("sigma:1e5,inf", begin)):
+        with pytest.raises(ValueError, match=f"none of the 4 steps{told}"):
             Pipeline.load(settings(files["free"], "--cfg", 2, "--guidance-interval", interval, "--steps", 4), "cpu")
     sampler = Pipeline.load(settings(files["free"], "--cfg", 2, "--guidance-interval", "sigma:0.5,2"), "cpu")
     assert isinstance(sampler.denoiser, ClassifierFree)
@@ -147,8 +154,8 @@ def test_guided_images_differ_and_are_made_again(
     assert (pixels(picture) != pixels(unguided)).any()
     told = set(record) - set(plain) - {"classifier_file"}
     assert told, "the options are in the record"
-    settings_again = SamplerConfig.of_record(record)
-    assert settings_again.guiding != GuidanceConfig() or name == "x0"
+    settings_again = SamplerConfig.from_record(record)
+    assert settings_again.guidance != GuidanceConfig() or name == "x0"
     capsys.readouterr()
     assert call("sample", "--from-record", picture, "--out", tmp_path / "again.png", "--device", "cpu") == 0
     assert "identical" in capsys.readouterr().out
@@ -158,7 +165,7 @@ def test_guided_images_differ_and_are_made_again(
 def test_old_records_mean_what_they_meant(files: dict[str, Path], tmp_path: Path) -> None:
     """A record without the options, as all were, is one of no such guidance; new ones still lack them."""
     _, record = made(tmp_path, files["plain"], "--classifier", files["judge"], "--guidance", 2)
-    assert SamplerConfig.of_record(record).guiding == GuidanceConfig()
+    assert SamplerConfig.from_record(record).guidance == GuidanceConfig(classifier=(str(files["judge"]),), scale=(2.0,))
     new = {"cfg", "autoguide", "guidance_every", "guidance_interval", "guidance_schedule", "more_classifiers"}
     assert not new & set(record)
     assert (record["guidance"], record["guidance_at"]) == (2.0, "x_t")
@@ -168,20 +175,20 @@ def test_records_that_cannot_be_are_refused(files: dict[str, Path], tmp_path: Pa
     _, record = made(tmp_path, files["plain"], "--autoguide", files["weak"])
     wrong = [
         ("cfg", "much", "a finite number"), ("cfg_rescale", 2, "from 0 to 1"), ("guidance_every", 0, "at least 1"),
-        ("guidance_schedule", "steep", "constant or linear or cosine"), ("guidance_interval", "3,1", "an interval"),
+        ("guidance_schedule", "steep", "constant, linear or cosine"), ("guidance_interval", "3,1", "LO,HI in log-SNR"),
         ("more_classifiers", [["a"]], "a list of pairs"), ("guidance_temperature", 0, "above 0"),
         ("autoguide_file", None, "lacks autoguide_file"), ("guidance_normalize", 1, "true or false"),
         ("more_classifiers", [["abc", 1.0]], "of 2 classifiers"),
     ]  # fmt: skip
     for name, value, expected in wrong:
         with pytest.raises(ValueError, match=expected):
-            SamplerConfig.of_record({**record, name: value})
-    other = SamplerConfig.of_record(record, autoguide=str(files["plain"]))
-    with pytest.raises(ValueError, match="the model that guides is not the one"):
+            SamplerConfig.from_record({**record, name: value})
+    other = SamplerConfig.from_record(record, autoguide=str(files["plain"]))
+    with pytest.raises(ValueError, match="the autoguidance model is not the one"):
         Pipeline.load(other, "cpu").check_identity(record)
-    same = Pipeline.load(SamplerConfig.of_record(record), "cpu")
+    same = Pipeline.load(SamplerConfig.from_record(record), "cpu")
     same.check_identity(record)
-    with pytest.raises(ValueError, match="the model that guides is not the one"):
+    with pytest.raises(ValueError, match="the autoguidance model is not the one"):
         same.check_identity({**record, "autoguide_weights": "0.9"})
 
 
@@ -189,13 +196,13 @@ def test_records_that_cannot_be_are_refused(files: dict[str, Path], tmp_path: Pa
     ("words", "expected"),
     [
         (("plain", "--cfg", 3), "label-dropout"),
-        (("free", "--guidance-interval", "0,1"), "give --guidance, --cfg or --autoguide"),
-        (("free", "--cfg-rescale", 0.5), "--cfg or --autoguide"),
-        (("free", "--cfg", 2, "--guidance-temperature", 2), "give --guidance"),
-        (("free", "--autoguide-scale", 3), "give --autoguide"),
-        (("free", "--cfg", 2, "--guidance-at", "x0"), "--guidance-at says how to guide, not by what: give --guidance"),
-        (("free", "--guidance", 2, "--classifier", "judge", "--cfg-two-passes"), "give --cfg"),
-        (("free", "--classifier", "judge", "--classifier", "judge", "--guidance", 1), "once for each"),
+        (("free", "--guidance-interval", "0,1"), "add `guidance`, `cfg` or `autoguide`"),
+        (("free", "--cfg-rescale", 0.5), "`cfg` or `autoguide`"),
+        (("free", "--cfg", 2, "--guidance-temperature", 2), "add `guidance`"),
+        (("free", "--autoguide-scale", 3), "add `autoguide`"),
+        (("free", "--cfg", 2, "--guidance-at", "x0"), "guidance_at has no effect without guidance; add `guidance`"),
+        (("free", "--guidance", 2, "--classifier", "judge", "--cfg-two-passes"), "add `cfg`"),
+        (("free", "--classifier", "judge", "--classifier", "judge", "--guidance", 1), "one scale for each classifier"),
         (("plain", "--autoguide", "judge"), "is a classifier"),
         (("plain", "--autoguide", "fashion-mnist-32"), "weaker version of the model: it makes images of 1x32x32"),
     ],
@@ -215,20 +222,20 @@ def test_options_that_do_not_fit(words: tuple[Any, ...], expected: str, files: d
 )
 def test_a_strength_that_does_nothing_is_no_guidance(words: tuple[Any, ...]) -> None:
     """So that one of several compared strengths may be none, with the same other options and the same record."""
-    assert settings("fashion-mnist-32", *words).guiding == GuidanceConfig()
-    both = settings("fashion-mnist-32", *words, *(("--cfg", 3) if "--cfg" not in words else ("--guidance", 2)))
+    assert resolved(*words) == GuidanceConfig()
+    both = resolved(*words, *(("--cfg", 3) if "--cfg" not in words else ("--guidance", 2)))
     shaping = {"guidance_interval", "guidance_every", "guidance_schedule"} & {
         str(word).strip("-").replace("-", "_") for word in words
     }
     assert shaping, "of all guidance, so it stays where there is another one"
-    assert all(getattr(both.guiding, name) != getattr(GuidanceConfig(), name) for name in shaping)
-    assert (both.guiding.guidance_temperature, both.guiding.cfg_two_passes) == (1.0, False)
+    assert all(getattr(both, n) != getattr(GuidanceConfig(), n) for n in (s.removeprefix("guidance_") for s in shaping))
+    assert (both.temperature, both.cfg_two_passes) == (1.0, False)
 
 
 def test_weights_of_the_model_itself_can_guide() -> None:
-    chosen = settings("fashion-mnist-32", "--autoguide-weights", "net")
-    assert (chosen.guiding.autoguide, chosen.guiding.autoguide_weights) == ("fashion-mnist-32", "net")
-    assert settings("fashion-mnist-32").guiding == GuidanceConfig()
+    chosen = resolved("--autoguide-weights", "net")
+    assert (chosen.autoguide, chosen.autoguide_weights) == ("fashion-mnist-32", "net")
+    assert settings("fashion-mnist-32").guidance == GuidanceConfig()
 
 
 @pytest.mark.filterwarnings("error")

@@ -52,12 +52,11 @@ def test_classifier_free_guidance_is_swept(place: Path, capsys: pytest.CaptureFi
     shaping = ("--guidance-interval", "-2,9", "--cfg-rescale", "0.5")
     assert sweep("--over", "cfg", "--scales", "1,4", *shaping, out="sw") == 0
     about = json.loads((place / "sw" / "sweep.json").read_text())["settings"]
-    assert {name: about[name] for name in ("over", "scales", "guidance_interval", "cfg_rescale")} == {
-        "over": "cfg", "scales": [1.0, 4.0], "guidance_interval": "-2,9", "cfg_rescale": 0.5,
-    }  # fmt: skip
+    assert (about["over"], about["scales"]) == ("cfg", [1.0, 4.0])
+    assert {"-2,9", 0.5} <= set(about["sampler"]["guiding"].values())
     table = (place / "sw" / "table.md").read_text()
     assert "| metric | cfg 1 | cfg 4 |" in table
-    assert "`--guidance-interval -2,9`" in table
+    assert "guidance_interval=-2,9" in table
     assert values(place / "sw" / "cfg-1.json") != values(place / "sw" / "cfg-4.json")
     for words, name in (((), "cfg-1"), (("--cfg", "4", *shaping), "cfg-4")):
         assert call("evaluate", "model.safetensors", "real.npz", *SIZE, *words) == 0
@@ -85,9 +84,9 @@ def test_autoguidance_is_swept_beside_a_classifier(place: Path) -> None:
         (("--over", "cfg", "--cfg", "2"), "--cfg is what is swept"),
         (("--over", "autoguide"), "give --autoguide WEAK"),
         (("--over", "autoguide", "--autoguide", "weak.safetensors", "--autoguide-scale", "2"), "--autoguide-scale is"),
-        (("--classifier", "judge.safetensors", "--classifier", "judge.safetensors"), "one classifier are swept"),
-        (("--solvers", "ddim", "--calls", "2", "--guidance-interval", "0,1"), "leave --guidance-interval out"),
-        (("--solvers", "ddim", "--calls", "2", "--over", "cfg", "--cfg", "2"), "leave --cfg, --over out"),
+        (("--classifier", "judge.safetensors", "--classifier", "judge.safetensors"), "the strengths of one classifier"),
+        (("--solvers", "ddim", "--calls", "2", "--guidance-interval", "0,1"), "--guidance-interval is not for a"),
+        (("--solvers", "ddim", "--calls", "2", "--over", "cfg", "--cfg", "2"), "--cfg is not for a frontier"),
     ],
 )
 def test_what_cannot_be_swept(

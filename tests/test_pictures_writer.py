@@ -108,7 +108,7 @@ def test_finish_needs_every_image(tmp_path: Path, format: str) -> None:
     with pytest.raises(ValueError, match="nothing was written"):
         writer.finish()
     write(writer, [0, 2, 5])
-    with pytest.raises(ValueError, match=r"3 of 6 images are not there yet \(1, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"3 of 6 samples are missing \(1, 3, 4\)"):
         writer.finish()
     with pytest.raises(ValueError, match="5 of 8"):
         writer.finish(8)
@@ -171,7 +171,7 @@ def test_another_run_is_refused_and_the_difference_named(tmp_path: Path, format:
     message = str(error.value)
     assert "steps: 50 there, 100 now" in message and "solver.eta: 0.0 there, 0.5 now" in message
     assert "\n  guidance: not set there, 4.0 now\n" in message and "  model: abc there, not set now\n" in message
-    assert "solver.name" not in message and "seed" not in message and "choose another folder" in message
+    assert "solver.name" not in message and "seed" not in message and "Choose another place" in message
     assert sorted(f.name for f in tmp_path.rglob("*")) == before
     SampleWriter(tmp_path, format, run=RUN, notes={"version": "0.2"})  # type: ignore[arg-type]
 

@@ -39,6 +39,8 @@ FLOW: list[tuple[str, dict[str, Any], float]] = [
     ("deis", {}, 3),
     ("adams", {"order": 2}, 2),
     ("adams", {}, 3),
+    ("dpm-2", {}, 2),
+    ("dpm-2", {"last": "midpoint"}, 2),
     ("pndm", {}, 2),
     ("pndm", {"warmup": "plms"}, 2),
 ]
@@ -95,7 +97,7 @@ def test_order_of_the_adaptive_solver() -> None:
 
 
 def test_every_method_is_certified() -> None:
-    assert set(METHODS) == {name for name, _, _ in [*FLOW, *NOISY]} | {"restart", "adaptive"}
+    assert set(METHODS) == {name for name, _, _ in [*FLOW, *NOISY]} | {"restart", "adaptive", "consistency"}
     assert set(METHODS) == set(solvers._CLASSES)
 
 

@@ -15,10 +15,10 @@ from training_runs import run, tiny_task, told
 from undiffuse import checkpoints
 from undiffuse.adapters.export_diffusers import scheduler_config
 from undiffuse.adapters.exporting import level_obstacles
+from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.models import DiffusionModel, load_diffusion, save_model
 from undiffuse.noise import NoiseSource
-from undiffuse.pipelines.pipeline import SamplerConfig
 from undiffuse.recipes import get
 from undiffuse.sampling import generate
 from undiffuse.solvers import Ancestral

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,24 @@ def test_the_folder_holds_what_is_promised(tmp_path: Path) -> None:
     assert manifest["version"]
 
 
+def test_without_matplotlib_a_run_draws_no_curve_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    recorder = Recorder()
+    run(tmp_path, listeners=[recorder], preview_every=16)
+    assert not (tmp_path / "loss_curve.png").exists()
+    assert len(list((tmp_path / "previews").iterdir())) == 6  # grids need no matplotlib
+    notes = [record.values["text"] for record in recorder.of("note")]
+    assert notes == ['no loss curve will be drawn: plots need matplotlib: pip install "undiffuse[plot]"']
+    assert not outputs.save_accuracy_curve({"top1": [0.5, 0.25]}, 20, 3, tmp_path / "accuracy.png")
+
+
 def test_the_curve_shows_what_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[dict[str, Any]] = []
-    monkeypatch.setattr(outputs, "draw_curve", lambda series, **_: drawn.append(series) or Image.new("L", (1, 1)))
+    monkeypatch.setattr(outputs, "draw_plot", lambda panel: drawn.append(dict(panel.lines)) or Image.new("L", (1, 1)))
     calm = [(1, 0.5, 9.0), (2, 0.25, 4.0)]
     for name, rows in (("calm", calm), ("jump", [*calm, (3, 0.125, 4000.0)])):
         path = tmp_path / name

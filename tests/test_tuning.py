@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from oracles import Mixture, Noise64, OracleDenoiser
-from undiffuse import tuning
 from undiffuse.grids import grid
 from undiffuse.levels import Level, named_chain
 from undiffuse.sampling import generate
 from undiffuse.solvers import build
-from undiffuse.tuning import Batch, Tuned, tune
+from undiffuse.tuning import Batch, Tuned, search, tune
 
 CHAIN = named_chain("linear", 1000)
 HARD = Mixture.scalar([0.2, 0.5, 0.3], [-1, 0.1, 0.8], [0.02, 0.25, 0.05])
@@ -72,7 +71,7 @@ def test_heun_is_not_served_by_it_and_gets_a_named_grid() -> None:
     """The costs are those of other methods; what the solver itself does decides."""
     found = tuned("heun", 10)
     assert found.tried[found.spec].choice == min(m.choice for m in found.tried.values())
-    assert found.spec in tuning.NAMED
+    assert found.spec in search.NAMED
 
 
 def test_a_cost_is_what_a_step_errs_by() -> None:
@@ -94,7 +93,7 @@ def test_a_cost_is_what_a_step_errs_by() -> None:
     values = torch.stack([denoised(k) for k in range(len(levels))])
     truth = values[-1]
     flat = (values - truth).flatten(1).numpy()
-    first, second = tuning._costs(levels / 2, flat @ flat.T / flat.shape[1], 0.16)
+    first, second = search._costs(levels / 2, flat @ flat.T / flat.shape[1], 0.16)
     for p, i, j in ((0, 20, 50), (30, 40, 60), (50, 70, 80)):
         alpha, sigma = (float(v) for v in (Level.from_logsnr(levels[j]).alpha, Level.from_logsnr(levels[j]).sigma))
         shrinks = 0.16 / (0.16 + (sigma / alpha) ** 2)
@@ -125,7 +124,7 @@ def test_dynamic_programming_finds_the_cheapest_way(order: int) -> None:
         return float(total)
 
     ways = [(0, *rest) for rest in itertools.combinations(range(1, count), steps - 1)]
-    assert tuple(tuning._cheapest(first, second, last, steps)) == min(ways, key=cost)
+    assert tuple(search._cheapest(first, second, last, steps)) == min(ways, key=cost)
 
 
 def test_progress_and_misuse() -> None:

@@ -19,7 +19,6 @@ file; every group of tensors is hashed, so that a damaged file is noticed. A run
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -29,9 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from undiffuse.util.hashing import weights_hash
 
 FORMAT = 1
 METADATA_KEY = "undiffuse"
@@ -211,16 +211,6 @@ def remove_leftovers(run_dir: Path | str) -> None:
     """Deletes half-written files of a process that was killed while writing."""
     for path in (Path(run_dir) / FOLDER).glob(".*.tmp"):
         path.unlink(missing_ok=True)
-
-
-def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over (name, dtype, shape, bytes) of tensors in order of name: a model's identity, whatever the file."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().to("cpu").contiguous()
-        digest.update(f"{name}|{str(tensor.dtype).removeprefix('torch.')}|{list(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _group(name: str, emas: Iterable[str]) -> str:

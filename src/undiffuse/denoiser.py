@@ -49,13 +49,15 @@ class ProcessConfig:
         steps: Number of steps of a chain, 1 to 1,000,000; of a continuous family, of its discrete view.
         betas: The betas of a chain; they replace `schedule` and `steps`.
         target: What the network predicts: "eps", "x0", "v", "u" (eps - x0, the velocity of flow matching), "F"
-            (preconditioned as in EDM), or "mean" (of the previous step).
+            (preconditioned as in EDM), "consistency" (the same with the boundary condition of consistency models at
+            `sigma_min`), or "mean" (of the previous step).
         variance: Variance of the reverse step: "range" (learned by interpolation, Improved DDPM eq. 15), "direct"
             (learned log variance), "beta" or "posterior" (fixed; DDPM section 3.2).
         rescale_timesteps: Whether the network's time input is k * 1000 / steps instead of the step number k.
         sigma_min: Lowest sigma / alpha of "edm".
         sigma_max: Highest sigma / alpha of "edm".
-        sigma_data: Standard deviation of the data that "edm" and "F" scale by.
+        sigma_data: Standard deviation of the data that "edm", "F" and "consistency" scale by.
+        time_factor: Factor of ln(sigma / alpha) in the time input of "edm".
 
     Raises:
         ValueError: A field is out of its range, or the fields contradict each other.
@@ -71,6 +73,7 @@ class ProcessConfig:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_data: float = 0.5
+    time_factor: float = 0.25
 
     def __post_init__(self) -> None:
         if self.betas is not None:
@@ -89,6 +92,10 @@ class ProcessConfig:
                 f"sigma_min, sigma_max and sigma_data must be positive, the first below the second; got "
                 f"{self.sigma_min}, {self.sigma_max} and {self.sigma_data}"
             )
+        if not 0 < self.time_factor < math.inf:
+            raise ValueError(f"time_factor must be positive, got {self.time_factor}")
+        if self.target == "consistency" and self.family != "edm":
+            raise ValueError("target='consistency' has its boundary at sigma_min of family='edm': choose that family")
         if self.continuous:
             self._check_continuous()
 
@@ -145,7 +152,7 @@ class ProcessConfig:
     def levels(self) -> Family:
         """Return the levels and how the network is shown them."""
         if self.family == "edm":
-            return EDMFamily(self.steps, self.sigma_min, self.sigma_max, self.sigma_data)
+            return EDMFamily(self.steps, self.sigma_min, self.sigma_max, self.sigma_data, self.time_factor)
         if self.family == "flow":
             return FlowFamily(self.steps)
         chain = Chain(self.betas) if self.betas is not None else named_chain(self.schedule, self.steps)
@@ -244,7 +251,8 @@ class ChainDenoiser:
         target = self.process.target
         trained = self._trained_step(level) if target == "mean" else None
         prediction = Prediction(
-            x, level, target, value, variance, trained=trained, clip=self.clip, sigma_data=self.process.sigma_data
+            x, level, target, value, variance, trained=trained, clip=self.clip, sigma_data=self.process.sigma_data,
+            sigma_min=self.process.sigma_min,
         )
         if target == "mean":
             prediction = replace(prediction, direct_mean=value)

@@ -2,7 +2,8 @@
 
     chain   T discrete levels; the network sees x at alpha^2 + sigma^2 = 1 and is told the step number
     edm     sigma / alpha = s anywhere between two ends (Karras et al. 2022); the network sees
-            x / (alpha sqrt(s^2 + d^2)) with d = sigma_data, of unit variance, and is told ln(s) / 4
+            x / (alpha sqrt(s^2 + d^2)) with d = sigma_data, of unit variance, and is told ln(s) / 4, or ln(s) times
+            another `time_factor` (250 in OpenAI's consistency models)
     flow    alpha = 1 - t, sigma = t for t in (0, 1] (Lipman et al. 2023; Liu et al. 2023); the network sees x there and
             is told 1000 t
 
@@ -82,12 +83,14 @@ class ChainFamily:
 class EDMFamily:
     """Levels with sigma / alpha = s from `low` to `high`; positions are even in s^(1/7), as on Karras et al.'s grid.
 
-    Beyond the ends (training draws such levels now and then) the network is told the end.
+    Far beyond the ends (training draws such levels now and then) the network sees the time of a tenth of `low`, or of
+    `high`. Midpoint solvers ask at an eighth of `low`, as the original code lets them.
     """
 
     continuous = True
 
-    def __init__(self, steps: int, low: float, high: float, sigma_data: float) -> None:
+    def __init__(self, steps: int, low: float, high: float, sigma_data: float, time_factor: float = 0.25) -> None:
+        self.time_factor = time_factor
         self.steps, self.low, self.high, self.sigma_data = steps, low, high, sigma_data
         self._from, to = low ** (1 / RHO), high ** (1 / RHO)
         self._each = (to - self._from) / max(steps - 1, 1)
@@ -107,7 +110,7 @@ class EDMFamily:
         return (level.sigma**2 + self.sigma_data**2 * level.alpha**2).rsqrt()
 
     def time(self, level: Level, like: Tensor) -> Tensor:
-        return _told((level.sigma / level.alpha).clamp(self.low, self.high).log() / 4, like)
+        return _told((level.sigma / level.alpha).clamp(self.low / 10, self.high).log() * self.time_factor, like)
 
 
 class FlowFamily:

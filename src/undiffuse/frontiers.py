@@ -1,13 +1,13 @@
-"""Quality against network calls: what settings of a sampler were measured to give, which of them are worth taking.
+"""Keeps frontiers of quality against network calls: what settings of a sampler were measured to give.
 
-A frontier belongs to the weights it was measured with (their digest) and lies in a small JSON file: in the folder of
-the sweep that made it, in the cache, where `undiffuse sample --budget` finds it, or beside a model that comes with this
+A frontier belongs to the weights it was measured with (their digest). It is a small JSON file: in the folder of the
+sweep that made it, in the cache, where a sampler with a budget finds it, or beside a model that comes with this
 package.
 
-**Equality.** Two values are called equal where they differ by at most 1.96 standard errors of their difference: what a
-two-sided test at 5 % does not tell from none. That error is of the same images (`metrics.paired_error`): what two
-settings share, the reference images and the noise they begin with, cancels. Where it is not known, both errors are
-taken as independent, which is too lenient. Equality is not proven by it: differences below `resolution` cannot be seen.
+**Equality.** Two values are called equal if they differ by at most 1.96 standard errors of their difference, which a
+two-sided test at 5 % does not distinguish from none. That error is over the same images (`metrics.paired_error`): what
+two settings share, the reference images and the initial noise, cancels. Where it is not known, both errors are taken as
+independent, which is too lenient. This does not prove equality: differences below `resolution` cannot be seen.
 """
 
 from __future__ import annotations
@@ -34,12 +34,21 @@ _SETTINGS = ("solver", "steps", "grid", "solver_options", "eta", "guidance", "gu
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One setting of the sampler and what it was measured to give.
+    """Holds one setting of the sampler and its measured value.
 
-    `calls`   of the model's network for an image; a classifier's calls come on top
-    `value`, `stderr`  of the frontier's metric
-    `label`   what a grid of many levels is called in tables and plots, such as "tuned"
-    `difference_stderr`  of the difference from the reference, over the same images; None where it is not known
+    Args:
+        solver: Name of the solver.
+        steps: Its steps.
+        grid: How the steps are spaced.
+        calls: Calls of the model's network for an image; calls of a classifier come on top.
+        value: Value of the frontier's metric.
+        stderr: Its standard error; None if it is not known.
+        difference_stderr: Standard error of the difference from the reference over the same images; None if not known.
+        solver_options: Options of the solver.
+        eta: Noise of DDIM.
+        guidance: Scale of a classifier's guidance.
+        guidance_at: Where its gradient is taken.
+        label: Name of a grid of many levels in tables and plots, for example "tuned".
     """
 
     solver: str
@@ -57,17 +66,17 @@ class Point:
 
     @property
     def way(self) -> str:
-        """How the steps are laid out, in a word."""
+        """How the steps are spaced, in a word."""
         return self.label or brief(self.grid)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the images, by the names of the command line."""
+        """The settings that decide the images."""
         return {name: getattr(self, name) for name in _SETTINGS}
 
     @property
     def text(self) -> str:
-        """In a few words: "dpmpp-2m 10 logsnr, guidance 1"."""
+        """The settings in a few words: "dpmpp-2m 10 logsnr, guidance 1"."""
         parts = [self.solver, self.steps, *([] if self.way == "chain" else [self.way])]
         parts += [self.solver_options] if self.solver_options else []
         parts += [f"eta {self.eta:g}"] if self.eta else []
@@ -76,12 +85,15 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Frontier:
-    """All points of one sweep.
+    """Holds all points of one sweep.
 
-    `model`      digest of the weights
-    `metric`, `rising`  what was measured, and whether more of it is better
-    `points`     what was swept; `references` the settings that the others shall equal, at most one a guidance scale
-    `about`      how it was measured: samples, reference images, seed, extractor
+    Args:
+        model: Digest of the weights.
+        metric: Name of the metric.
+        rising: Whether larger values are better.
+        points: What was swept.
+        references: Settings that the points are compared with, at most one for each guidance scale.
+        about: How it was measured: samples, reference images, seed, extractor.
     """
 
     model: str
@@ -92,7 +104,16 @@ class Frontier:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def best(self, calls: int, guidance: float = 0.0, guidance_at: str = "x_t") -> Point:
-        """The best point of that guidance with at most so many calls. ValueError where there is none."""
+        """Returns the best point with at most a number of network calls.
+
+        Args:
+            calls: The most calls for an image.
+            guidance: Scale of guidance that the point must have.
+            guidance_at: Where the gradient is taken.
+
+        Raises:
+            ValueError: Nothing was measured with this guidance, or with so few calls.
+        """
         alike = [p for p in (*self.points, *self.references) if p.guidance == guidance]
         alike = [p for p in alike if not guidance or p.guidance_at == guidance_at]
         if not alike:
@@ -106,16 +127,18 @@ class Frontier:
         return min(within, key=lambda p: (self._cost(p), p.calls))
 
     def pareto(self) -> list[Point]:
-        """The points that no other one beats, by rising calls: see `pareto`."""
+        """Returns the points that no other one beats, by rising calls: see `pareto`."""
         return pareto((*self.points, *self.references), self.rising)
 
     def reference_of(self, point: Point) -> Point | None:
-        """The reference setting of the same guidance."""
+        """Returns the reference setting of the same guidance."""
         return next((r for r in self.references if r.guidance == point.guidance), None)
 
     def verdict(self, point: Point) -> str:
-        """ "equal", "better" or "worse" than the reference of the same guidance by the test above; "" without one, or
-        where an error is not known."""
+        """Returns "equal", "better" or "worse" than the reference of the same guidance, by the module's test.
+
+        It is "" without a reference, or if an error is not known.
+        """
         reference, reach = self.reference_of(point), self.resolution(point)
         if reference is None or reach is None or point.settings == reference.settings:
             return ""
@@ -123,7 +146,7 @@ class Frontier:
         return "equal" if abs(difference) <= reach else "worse" if difference > 0 else "better"
 
     def resolution(self, point: Point) -> float | None:
-        """The least difference from the reference that the test tells from none."""
+        """Returns the smallest difference from the reference that the test distinguishes from none."""
         reference = self.reference_of(point)
         if reference is None or None in (point.stderr, reference.stderr):
             return None
@@ -135,7 +158,7 @@ class Frontier:
         return -point.value if self.rising else point.value
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the JSON file, whole or not at all; FileExistsError unless `overwrite`."""
+        """Writes the JSON file atomically; FileExistsError if it exists, unless `overwrite`."""
         content = {"kind": "frontier", "format": FORMAT, **asdict(self)}
         with atomic_file(path, overwrite=overwrite) as file:
             file.write(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
@@ -143,7 +166,7 @@ class Frontier:
 
     @classmethod
     def load(cls, path: str | Path) -> Frontier:
-        """Back from `save`; ValueError for anything else."""
+        """Reads a file of `save`; ValueError for anything else."""
         return cls._read(Path(path).read_bytes(), str(path))
 
     @classmethod
@@ -164,7 +187,7 @@ class Frontier:
 
 
 def pareto(points: Sequence[Point], rising: bool) -> list[Point]:
-    """Those with a better value than every point of as few or fewer calls, by rising calls. Errors do not count."""
+    """Returns the points better than every point with as few or fewer calls, by rising calls; errors do not count."""
     found: list[Point] = []
     for point in sorted(points, key=lambda p: (p.calls, -p.value if rising else p.value)):
         if not found or (point.value > found[-1].value if rising else point.value < found[-1].value):
@@ -173,12 +196,12 @@ def pareto(points: Sequence[Point], rising: bool) -> list[Point]:
 
 
 def keep(frontier: Frontier) -> Path:
-    """Put a frontier where `known` finds it, in place of an earlier one of the same weights."""
+    """Puts a frontier where `known` finds it, in place of an earlier one of the same weights."""
     return frontier.save(_place(frontier.model), overwrite=True)
 
 
 def known(model: str) -> Frontier | None:
-    """The frontier of the weights with this digest: measured here, or shipped; None where there is none."""
+    """Returns the frontier of the weights with this digest, measured here or shipped; None if there is none."""
     path = _place(model)
     if path.is_file():
         found = Frontier.load(path)

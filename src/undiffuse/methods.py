@@ -84,6 +84,8 @@ _LANGEVIN = {
     "correctors": Option(default=1, line="Langevin steps after each step", low=1),
     "rate": Option(default=0.5, line="Langevin time a unit of log(alpha / sigma), times sigma^2"),
 }
+_CONSISTENCY = {"s_min": Option(default=0.002, line="sigma / alpha at which the model returns its input")}
+_DPM2 = {"last": Option(default="euler", line="onto the clean image", words=("euler", "midpoint"))}
 _ADAPTIVE = {"tol": Option(default=0.02, line="error a step, absolute and relative, of pixels in [-1, 1]", low=1e-12)}
 _UNIPC = {
     "order": Option(default=3, line="its p", low=1, high=3),
@@ -160,6 +162,14 @@ METHODS: dict[str, Method] = {
     "pc": Method(
         line="DDIM predicts, Langevin steps correct", kind="sde", order=1, steps=25, grid="logsnr", options=_LANGEVIN,
         calls=lambda steps, given: steps + (steps - 1) * int(given["correctors"]),
+    ),
+    "dpm-2": Method(
+        line="DPM-Solver-2 in sigma: midpoints, two calls a step", kind="ode", order=2, steps=10, grid="karras",
+        options=_DPM2, calls=lambda steps, given: 2 * steps - (given["last"] == "euler"),
+    ),
+    "consistency": Method(
+        line="consistency models: denoise at once, add noise, repeat", kind="consistency", order=0, steps=2,
+        grid="trailing", options=_CONSISTENCY,
     ),
 }  # fmt: skip
 

@@ -102,6 +102,11 @@ class _Model:
         """The class index that means "no class", for classifier-free guidance; None if there is none."""
         return self.spec.null_index
 
+    @property
+    def preparation(self) -> Mapping[str, Any]:
+        """How the training images were prepared: "size", "channels", "fit", "pad_value", "background"; may be empty."""
+        return (self.manifest.get("data") or {}).get("config") or {}
+
     def label_name(self, index: int) -> str:
         """Return the name of a class, its number if it has none."""
         return self.labels[index] if self.labels is not None else str(index)

@@ -62,6 +62,11 @@ class Objective:
     """
 
     def __init__(self, denoiser: ChainDenoiser, config: ObjectiveConfig) -> None:
+        if denoiser.process.target == "consistency":
+            raise ValueError(
+                "a consistency model is trained by a consistency loss (undiffuse.distillation), not by regression: "
+                "choose target='F' for its teacher"
+            )
         if config.loss == "hybrid" and not denoiser.process.learns_variance:
             raise ValueError(
                 f"the hybrid loss trains a learned variance, but the process has variance="

@@ -8,6 +8,8 @@ Conversions at x = alpha x0 + sigma eps (variance preserving: alpha^2 + sigma^2 
     u   = eps - x0              x0 = (x - sigma u) / (alpha + sigma)            (flow matching's velocity)
     F   = (sigma x0 - d^2 alpha eps) / (d q),   q^2 = sigma^2 + d^2 alpha^2     (Karras et al. 2022, d their sigma_data)
           x0 = (d^2 alpha x + d sigma q F) / q^2,   eps = (sigma x - d alpha q F) / q^2
+    c   : x0 = c_skip x / alpha + c_out c   (consistency models, Song et al. 2023, eq. 5), with s = sigma / alpha,
+          c_skip = d^2 / ((s - s_min)^2 + d^2), c_out = d (s - s_min) / sqrt(s^2 + d^2): at s_min x0 is x / alpha
     score = -eps / sigma
 
 The formulas with u and F hold at any level, those with v where alpha^2 + sigma^2 = 1. F is -v for d = 1.
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from undiffuse.levels import Level, Transition, expand
 
-KINDS = ("x0", "eps", "v", "mean", "u", "F")
+KINDS = ("x0", "eps", "v", "mean", "u", "F", "consistency")
 
 
 class ReverseVariance(Protocol):
@@ -126,15 +128,16 @@ class Guide:
 class Prediction:
     """A denoiser's answer at noisy image `x` [B, C, H, W] of noise level `level`.
 
-    `kind`, `value`  what was predicted ("x0", "eps", "v", "u", "F", or "mean": the mean of the trained reverse step)
-                     [B, C, H, W]
+    `kind`, `value`  what was predicted ("x0", "eps", "v", "u", "F", "consistency", or "mean": the mean of the
+                     trained reverse step) [B, C, H, W]
     `variance`       of the reverse step, None if the model has no say
     `guides`         gradients that steer sampling, kept apart so that each sampler applies them in its exact form
     `trained`        the trained chain's own reverse step from this level (needed by "mean")
     `direct_mean`    the mean as predicted, which clipping of x0 leaves alone (as in the original)
     `noise`          the noise [B, C, H, W] where it is known beside `value` (guidance moves both)
     `clip`           how the denoiser clips x0, None if it does not
-    `sigma_data`     the standard deviation of the data that "F" refers to
+    `sigma_data`     the standard deviation of the data that "F" and "consistency" refer to
+    `sigma_min`      sigma / alpha at which "consistency" returns its input
     `raw`            the same prediction before x0 was clipped, None where it was not: what guidance compares
     """
 
@@ -149,6 +152,7 @@ class Prediction:
     noise: Tensor | None = None
     clip: Callable[[Tensor], Tensor] | None = None
     sigma_data: float = 1.0
+    sigma_min: float = 0.0
     raw: Prediction | None = None
 
     def __post_init__(self) -> None:
@@ -180,6 +184,10 @@ class Prediction:
         if self.kind == "F":
             d, q = self.sigma_data, self._q
             return self._combined(d**2 * self.level.alpha, d * self.level.sigma * q, q**2)
+        if self.kind == "consistency":
+            d, s = self.sigma_data, self.level.sigma / self.level.alpha
+            skip, out = d**2 / ((s - self.sigma_min) ** 2 + d**2), d * (s - self.sigma_min) / (s**2 + d**2).sqrt()
+            return self._combined(skip / self.level.alpha, out, torch.ones_like(s))
         assert self.trained is not None  # checked when the prediction was made
         c0, ct = self.trained.coef_x0, self.trained.coef_xt
         return expand(1 / c0, self.x) * self.value - expand(ct / c0, self.x) * self.x

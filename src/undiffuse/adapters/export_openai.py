@@ -306,6 +306,6 @@ def _usage(model: Model, name: str, flags: Mapping[str, Any] | None) -> str:
     given = command_line(flags)
     if exporting.kind_of(model) == "classifier":
         return f'FLAGS="{given}"\npython scripts/classifier_sample.py $MODEL_FLAGS $FLAGS --classifier_path {name} ...'
-    if model.net.config.super_resolution:
+    if model.spec.super_resolution:
         return f'FLAGS="{given}"\npython scripts/super_res_sample.py $FLAGS --model_path {name} --base_samples ...'
     return f'FLAGS="{given}"\npython scripts/image_sample.py $FLAGS --model_path {name} --timestep_respacing 250'

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from typing import TextIO
 
-WIDTH = 100
-NARROWEST = 20  # columns below which wrapped text is no help
+from undiffuse.util.tables import WIDTH, fields, table
+from undiffuse.util.text import duration, shorten
+
+__all__ = ["WIDTH", "Live", "duration", "fail", "fields", "is_main", "say", "shorten", "table"]
+
 PLAIN_EVERY = 15.0  # seconds between two progress lines where nobody watches
 
 
@@ -35,73 +37,10 @@ def fail(text: str, prefix: str = "error: ") -> None:
     print(f"{who}: {prefix}{text}", file=sys.stderr, flush=True)
 
 
-def table(
-    rows: Sequence[Sequence[object]], head: Sequence[str] = (), right: Sequence[int] = (), indent: int = 0
-) -> str:
-    """Rows as aligned columns, two spaces apart; `right` are the numbers of right-aligned columns.
+def _columns() -> int:
+    import shutil  # slow to import, and help does not need it
 
-    Text in the last column is wrapped where the line would be longer than 100 columns; what cannot be wrapped is cut.
-    """
-    cells = [[str(cell) for cell in row] for row in rows]
-    lines = [list(head), *cells] if head else cells
-    if not lines:
-        return ""
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    out = []
-    last = len(widths) - 1
-    start = indent + sum(widths[:last]) + 2 * last
-    for line in lines:
-        wrapped = [line[last]] if last in right else _wrap(line[last], max(WIDTH - start, NARROWEST))
-        line = [*line[:last], wrapped[0]]
-        parts = [cell.rjust(widths[k]) if k in right else cell.ljust(widths[k]) for k, cell in enumerate(line)]
-        out.append(shorten((" " * indent + "  ".join(parts)).rstrip(), WIDTH))
-        out += [shorten(" " * start + rest, WIDTH) for rest in wrapped[1:]]
-    if head:
-        out.insert(1, " " * indent + "  ".join("-" * w for w in widths)[: WIDTH - indent])
-    return "\n".join(out)
-
-
-def fields(rows: Sequence[tuple[str, object]], indent: int = 2) -> str:
-    """`name  value` lines, values under each other; rows whose value is None are left out. Long values are wrapped."""
-    shown = [(name, str(value)) for name, value in rows if value is not None]
-    width = max((len(name) for name, _ in shown), default=0)
-    start = indent + width + 2
-    lines = []
-    for name, value in shown:
-        wrapped = [part for line in value.splitlines() or [""] for part in _wrap(line, WIDTH - start)]
-        lines.append(f"{' ' * indent}{name.ljust(width)}  {wrapped[0]}".rstrip())
-        lines += [" " * start + part for part in wrapped[1:]]
-    return "\n".join(lines)
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width`, broken at spaces; a longer word (a path, a hash) stays whole."""
-    lines: list[str] = []
-    for word in text.split(" "):
-        if lines and len(lines[-1]) + 1 + len(word) <= width:
-            lines[-1] += " " + word
-        else:
-            lines.append(word)
-    return lines
-
-
-def shorten(text: str, width: int) -> str:
-    """At most `width` characters, the end replaced by "..." where it is longer."""
-    return text if len(text) <= width else text[: max(0, width - 3)] + "..."
-
-
-def duration(seconds: float) -> str:
-    """75 -> "1m15s", 8000 -> "2h13m", 3.21 -> "3.2s"."""
-    if not math.isfinite(seconds):
-        return "?"
-    if seconds < 10:
-        return f"{seconds:.1f}s"
-    s = round(seconds)
-    if s < 60:
-        return f"{s}s"
-    if s < 3600:
-        return f"{s // 60}m{s % 60:02d}s"
-    return f"{s // 3600}h{s % 3600 // 60:02d}m" if s < 86400 else f"{s // 86400}d{s % 86400 // 3600:02d}h"
+    return shutil.get_terminal_size((WIDTH, 24)).columns
 
 
 class Live:
@@ -120,7 +59,7 @@ class Live:
         """
         now = time.monotonic()
         parts = [text] if isinstance(text, str) else [part for part in text if part]
-        width = shutil.get_terminal_size((WIDTH, 24)).columns - 1
+        width = _columns() - 1
         while self.terminal and len(parts) > 1 and len("  ".join(parts)) > width:
             parts.pop()
         text = "  ".join(parts)
@@ -140,43 +79,7 @@ class Live:
     def clear(self) -> None:
         """Take the line away, so that something else may be printed."""
         if self.terminal and self._shown:
-            width = shutil.get_terminal_size((WIDTH, 24)).columns - 1
+            width = _columns() - 1
             self.stream.write("\r" + " " * min(len(self._shown), width) + "\r")
             self.stream.flush()
         self._shown = ""
-
-
-class Progress(Live):
-    """Progress through `total` units of work: part done, speed, time left. A context; the line goes at its end.
-
-    with Progress("sampling", 20, "images") as progress:
-        progress.advance(0.5)   # fractions of a unit are fine
-    """
-
-    def __init__(self, what: str, total: float, unit: str, stream: TextIO | None = None) -> None:
-        super().__init__(stream)
-        self.what, self.total, self.unit = what, total, unit
-        self.done = 0.0
-        self._begin = time.monotonic()
-        self._last = self._begin  # a short job says nothing where nobody watches
-
-    def __enter__(self) -> Progress:
-        if self.terminal:
-            self.show(f"{self.what} ...", important=True)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.clear()
-
-    def advance(self, amount: float) -> None:
-        """`amount` more units are done."""
-        self.done += amount
-        seconds = time.monotonic() - self._begin
-        speed = self.done / seconds if seconds > 0 else 0.0
-        left = (self.total - self.done) / speed if speed > 0 else math.inf
-        share = min(1.0, self.done / self.total) if self.total else 1.0
-        bar = "#" * int(24 * share)
-        rate = f"{speed:.1f} {self.unit}/s" if speed >= 1 else f"{1 / speed:.1f} s each" if speed > 0 else ""
-        done = f"{int(self.done + 1e-6):,}/{int(self.total):,} {self.unit}"
-        line = f"{self.what} [{bar:<24}] {100 * share:3.0f}%"
-        self.show([line, done, rate, f"{duration(left)} left"])

@@ -23,7 +23,7 @@ from undiffuse.data.labels import listed
 from undiffuse.evaluation.summary import is_reference
 from undiffuse.models import SHIPPED, resolve, split_reference
 from undiffuse.pictures import read_record
-from undiffuse.pictures.names import parse_name
+from undiffuse.pictures.writer import sample_files
 from undiffuse.pipelines.grids import quoted
 from undiffuse.pipelines.latents import KEY, read_about
 
@@ -119,7 +119,7 @@ def _folder(args: argparse.Namespace, path: Path) -> str:
         settings = _json(path / RUN)
         if args.json:
             return json.dumps(settings, indent=2)
-        pictures = sum(parse_name(file.name) is not None for file in path.iterdir())
+        pictures = len(sample_files(path))
         packed = [file.name for file in path.glob("samples_*.npz")]
         there = [f"{pictures:,} PNG files"] * bool(pictures) + packed
         return f"samples: {', '.join(there) or 'none yet'}\n{_record(settings)}"

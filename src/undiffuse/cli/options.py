@@ -3,19 +3,70 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
 import textwrap
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 from undiffuse.cli import values
+from undiffuse.config import GuidanceConfig, SamplerConfig
+from undiffuse.config.fields import settings_of
+from undiffuse.config.kinds import Flag
+from undiffuse.config.sampler import RUNTIME
 from undiffuse.methods import GRIDS, METHODS
 
 SHIPPED = "fashion-mnist-32"
 SHIPPED_CLASSIFIER = "fashion-mnist-32-classifier"
 LABELS = "auto (default), none, folder, prefix, or a CSV, TSV or JSONL table"
-STEPS = '"250", sections "90,60,60,20,20", "ddim25", or "at:0,10,999"'
+
+
+HINTS = {
+    "epochs": ("images", "--images counts images: N epochs are N times the size of your data"),
+    "num-samples": ("count", ""),
+    "num-images": ("count", ""),
+    "n-samples": ("count", ""),
+    "image-size": ("size", ""),
+    "resolution": ("size", ""),
+    "learning-rate": ("lr", ""),
+    "batch-size": ("batch", ""),
+    "train-batch-size": ("batch", ""),
+    "model-path": ("model", ""),
+    "model-name-or-path": ("model", ""),
+    "checkpoint": ("model", ""),
+    "classifier-path": ("classifier", ""),
+    "classifier-scale": ("guidance", ""),
+    "guidance-scale": ("cfg", "--cfg is classifier-free guidance, --guidance a classifier's"),
+    "cfg-scale": ("cfg", ""),
+    "timestep-respacing": ("steps", ""),
+    "num-inference-steps": ("steps", ""),
+    "num-steps": ("steps", ""),
+    "sampler": ("solver", ""),
+    "scheduler": ("solver", ""),
+    "use-ddim": ("solver", "--solver ddim"),
+    "output-dir": ("out", ""),
+    "output": ("out", ""),
+    "outdir": ("out", ""),
+    "logdir": ("out", ""),
+    "class-cond": ("class", "a model file says whether it has classes"),
+    "class-labels": ("class", ""),
+    "mixed-precision": ("precision", ""),
+    "use-fp16": ("precision", "--precision fp16"),
+    "fp16": ("precision", "--precision fp16"),
+    "ema-rate": ("ema", ""),
+    "ema-decay": ("ema", ""),
+    "resume": ("out", "the same command resumes a run where it stopped"),
+    "resume-checkpoint": ("out", "the same command resumes a run where it stopped"),
+    "num-workers": ("workers", ""),
+    "gpus": ("device", "start the command by `torchrun --nproc-per-node N -m undiffuse ...` to use several GPUs"),
+    "num-gpus": ("device", "start the command by `torchrun --nproc-per-node N -m undiffuse ...` to use several GPUs"),
+    "wandb": ("log", "--log wandb"),
+    "data-dir": ("data", "give the data without an option: undiffuse COMMAND DATA"),
+    "train-data-dir": ("data", "give the data without an option: undiffuse COMMAND DATA"),
+    "dataset": ("data", "give the data without an option: undiffuse COMMAND DATA"),
+    "nfe": ("budget", ""),
+}
+"""Names of options in other programs, without dashes: ours, and what else to say."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,11 +79,9 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"^-(\d|\.\d|inf)[\d.,e+\-inf]*$")
 
     def error(self, message: str) -> NoReturn:
+        """Prints one line that says what is wrong, and exits with status 2."""
         if "invalid choice" in message:
             message = self._unknown_choice(message)
-        elif message.startswith("unrecognized"):
-            words = [word for word in message.split()[2:] if word.startswith("-")]
-            message += _nearest(words, list(self._option_string_actions))
         print(f"undiffuse: error: {message}\n(see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 
@@ -47,16 +96,64 @@ class Parser(argparse.ArgumentParser):
         return f"{where}there is no {what} {word!r}; expected {', '.join(known)}{_nearest([word], known)}"
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Unknown options are told by the command they were given to, which knows what was probably meant."""
-        found, extra = super().parse_known_args(args, namespace)
+        """Parses, and reports unknown options before anything takes their values for something else."""
+        words = list(sys.argv[1:] if args is None else args)
+        if self.get_default("module") is not None:  # a command, not `undiffuse` itself
+            self._check_options(words)
+        found, extra = super().parse_known_args(words, namespace)
         if extra:
-            self.error(f"unrecognized arguments: {' '.join(extra)}")
+            self.error(f"unexpected: {' '.join(extra)}")
         return found, extra
+
+    def _check_options(self, words: list[str]) -> None:
+        known = self._option_string_actions
+        for word in words[: words.index("--")] if "--" in words else words:
+            option = word.split("=")[0]
+            if re.match(r"--?[A-Za-z]", option) and option not in known and not self._is_value(words, word):
+                self.error(f"there is no option {option}{self._suggestion(option)}")
+
+    def _is_value(self, words: list[str], word: str) -> bool:
+        """Whether a word with a single dash, for example -inf,3, is a number and so the value of an option."""
+        return bool(self._negative_number_matcher.match(word))
+
+    def _suggestion(self, option: str) -> str:
+        plain = option.lstrip("-").replace("_", "-").lower()
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        if f"--{plain}" in known:
+            return f"; it is written --{plain}"
+        ours, note = {**HINTS, **getattr(self, "hints", {})}.get(plain, ("", ""))
+        if ours and f"--{ours}" in known:
+            return f"; did you mean --{ours}?" + (f" ({note})" if note else "")
+        return f"; {note}" if note and ours == "data" else _nearest([f"--{plain}"], known)
+
+
+def advanced(action: argparse.Action) -> argparse.Action:
+    """Marks an option as one that `--help` leaves out and `--help-all` shows."""
+    action.full_help = action.help  # type: ignore[attr-defined]
+    action.help = argparse.SUPPRESS
+    return action
+
+
+class HelpAll(argparse.Action):
+    """--help-all: prints the help with the advanced options."""
+
+    def __init__(self, option_strings: Any, dest: str, **keywords: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **keywords)
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
+        """Prints and exits."""
+        for action in parser._actions:
+            action.help = getattr(action, "full_help", action.help)
+        parser.epilog = parser.get_default("help_all_epilog") or parser.epilog
+        parser.print_help()
+        raise SystemExit(0)
 
 
 def _nearest(words: list[str], known: list[str]) -> str:
-    near = [match for word in words for match in difflib.get_close_matches(word.split("=")[0], known, 1)]
-    return f". Did you mean {near[0]}?" if near else ""
+    import difflib  # needed after a mistake only
+
+    near = [match for word in words for match in difflib.get_close_matches(word.split("=")[0], known, 1, 0.65)]
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class Formatter(argparse.HelpFormatter):
@@ -85,12 +182,9 @@ def device_option(group: Any, default: str = "auto", help: str = "cpu, cuda, mps
 
 def device_options(parser: argparse.ArgumentParser) -> None:
     """--device, --precision."""
-    group = parser.add_argument_group("where and how it runs")
+    group = parser.add_argument_group(RUNTIME)
     device_option(group)
-    precision = "of the network (default fp32); fp16 on GPUs only"
-    pick(group, "--precision", ("fp32", "bf16", "fp16"), precision, "fp32")
-    compiled = "torch.compile the network: minutes at first, faster after that; on GPUs with CUDA graphs"
-    group.add_argument("--compile", action="store_true", help=compiled)
+    add_settings(parser, SamplerConfig, only=("precision", "compile"))
 
 
 def model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
@@ -99,18 +193,18 @@ def model_options(parser: argparse.ArgumentParser, positional: bool = False) -> 
     what = f"model file, run folder, name of `undiffuse models`, or the shipped {SHIPPED} (default)"
     if positional:
         parser.add_argument("model", nargs="?", action=_Model, default=argparse.SUPPRESS, metavar="MODEL", help=what)
-        what = "the same"
+        what = "alias of MODEL"
     group.add_argument("--model", action=_Model, default=SHIPPED, metavar="M", help=what)
-    which = "net (as trained) or an average such as 0.999 (default: the slowest)"
+    which = "net (as trained) or an average, for example 0.999 (default: the slowest average)"
     group.add_argument("--weights", metavar="W", help=which)
-    like = "of a .pt file that does not say: the published model, or the flags, it was trained with"
-    group.add_argument("--like", metavar="NAME|FLAGS", help=like)
-    offline_option(group)
+    like = "for a .pt file: the published model, or the flags, that it was trained with"
+    advanced(group.add_argument("--like", metavar="NAME|FLAGS", help=like))
+    advanced(offline_option(group))
 
 
-def offline_option(group: Any) -> None:
+def offline_option(group: Any) -> argparse.Action:
     """--offline."""
-    group.add_argument("--offline", action="store_true", help="use what is here, download nothing")
+    return group.add_argument("--offline", action="store_true", help="download nothing")
 
 
 class _Model(argparse.Action):
@@ -132,92 +226,95 @@ def settle(args: argparse.Namespace) -> None:
         args.like = None
 
 
+def add_settings(parser: argparse.ArgumentParser, *configs: Any, only: Collection[str] = ()) -> None:
+    """Adds an option for each declared field of config classes, under the headings that the fields name.
+
+    Args:
+        parser: The command's parser.
+        configs: Config classes, see `undiffuse.config.fields`.
+        only: Names of the settings to add; all if it is empty.
+    """
+    groups: dict[str, Any] = {str(group.title): group for group in parser._action_groups}
+    for config in configs:
+        for f, declared in settings_of(config):
+            if only and declared.name not in only:
+                continue
+            group = groups.get(declared.group) or groups.setdefault(
+                declared.group, parser.add_argument_group(declared.group)
+            )
+            flag = f"--{declared.off or declared.name.replace('_', '-')}"
+            how: dict[str, Any] = {"dest": declared.name, "default": None, "help": declared.help}
+            if isinstance(declared.kind, Flag):
+                how |= {"action": "store_const", "const": not f.default}
+            else:
+                choices = getattr(declared.kind, "words", ())
+                how |= {"type": option_type(declared.kind.parse), "metavar": declared.metavar or "|".join(choices)}
+                how |= {"action": "append"} if declared.many else {}
+            action = group.add_argument(flag, **how)
+            if declared.advanced:
+                advanced(action)
+
+
+def option_type(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Wraps a parser that raises ValueError for argparse, which would drop the message."""
+
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def sampler_config(args: argparse.Namespace, **defaults: Any) -> SamplerConfig:
+    """Returns the sampler's settings from parsed options; `defaults` hold for settings that were not given."""
+    declared = [d.name for config in (SamplerConfig, GuidanceConfig) for _, d in settings_of(config)]
+    names = ["model", "weights", *declared]
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    return SamplerConfig().replace(**{**defaults, **given})
+
+
 def guidance_options(parser: argparse.ArgumentParser) -> None:
-    """--classifier, --guidance and what shapes it; --cfg, --autoguide; where and how often guidance acts."""
-    group = parser.add_argument_group("guidance by a classifier")
-    what = "noisy-image classifier: as --model (default: the model's own, if it has one); several may guide together"
-    group.add_argument("--classifier", action="append", metavar="C", help=what)
-    strength = "its strength (default: 1 with --classifier, else 0, none); once for each of several"
-    group.add_argument("--guidance", action="append", type=values.scale, metavar="SCALE", help=strength)
-    at = "where its gradient is taken: x_t (as released, default), the mean (the paper; ancestral only), or x0 (the "
-    at += "denoised image, through the network)"
-    pick(group, "--guidance-at", ("x_t", "mean", "x0"), at, "x_t")
-    temperature = "of the classifier: its scores are divided by T (default 1)"
-    group.add_argument("--guidance-temperature", type=values.rate, metavar="T", help=temperature)
-    normalize = "bring every gradient to one size: SCALE is then the shift against noise of size 1"
-    group.add_argument("--guidance-normalize", action="store_true", default=None, help=normalize)
-    group = parser.add_argument_group("guidance by comparison")
-    cfg = "classifier-free guidance: 1 none (default), 0 the model without class (needs train --label-dropout)"
-    group.add_argument("--cfg", type=values.scale, metavar="SCALE", help=cfg)
-    two = "the passes with and without class one after the other: half the memory"
-    group.add_argument("--cfg-two-passes", action="store_true", default=None, help=two)
-    auto = "a smaller or less trained version of the model, to be led away from: as --model"
-    group.add_argument("--autoguide", metavar="WEAK", help=auto)
-    weights = "its weights, as --weights; without --autoguide those of the model itself"
-    group.add_argument("--autoguide-weights", metavar="W", help=weights)
-    how = "strength: 1 none, default 2"
-    group.add_argument("--autoguide-scale", type=values.scale, metavar="SCALE", help=how)
-    rescale = "bring the contrast back to that without guidance, from 0 (default, not) to 1 (all of it)"
-    group.add_argument("--cfg-rescale", type=values.fraction, metavar="PHI", help=rescale)
-    group = parser.add_argument_group("where all guidance acts")
-    interval = "only at these noise levels: log-SNR such as -1,3, or sigma:0.2,1.6, or steps:0.2,0.8 (parts of the way)"
-    group.add_argument("--guidance-interval", type=values.interval_text, metavar="LO,HI", help=interval)
-    schedule = "constant (default), or growing from noise to image with the same mean strength"
-    pick(group, "--guidance-schedule", ("constant", "linear", "cosine"), schedule)
-    every = "computed at every K-th call, its last shift of the noise used again in between (default 1)"
-    group.add_argument("--guidance-every", type=values.positive, metavar="K", help=every)
+    """The options of `GuidanceConfig`."""
+    add_settings(parser, GuidanceConfig)
 
 
-def sampler_options(parser: argparse.ArgumentParser, solver: bool = True) -> Any:
-    """--solver, --steps, --grid, --solver-options, --eta, --clip; without `solver` those of deterministic DDIM. Returns
-    their group."""
-    group = parser.add_argument_group("sampler" if solver else "sampler (DDIM)")
+def sampler_options(parser: argparse.ArgumentParser, solver: bool = True, budget: bool = False) -> None:
+    """The options of `SamplerConfig`; without `solver` those of deterministic DDIM."""
+    names = {"steps", "clip"}
     if solver:
-        parser.epilog = methods_text()
-    if solver:
-        default = "as published, else ancestral for a model that learns its variance, else ddim"
-        what = f"the method, one of those listed below (default: {default})"
-        group.add_argument("--solver", type=values.choice(*METHODS), metavar="NAME", help=what)
-    default = "as published, else by the method" if solver else "ddim50"
-    group.add_argument("--steps", metavar="SPEC", help=f"{STEPS} (default: {default})")
-    if solver:
-        help = f"how N steps are laid out: {', '.join(GRIDS)} (default: by the method)"
-        group.add_argument("--grid", metavar="SPEC", help=help)
-        help = "settings of the method, such as churn=30,s_max=50"
-        group.add_argument("--solver-options", default="", metavar="KEY=VALUE,...", help=help)
-    if solver:
-        help = "noise of ddim, from 0 (default, none) to 1 (as much as ancestral) and beyond"
-        group.add_argument("--eta", type=values.non_negative, default=0.0, metavar="E", help=help)
-        help = "with guidance: do not clip again after it, as the original does not in ddim"
-        group.add_argument("--no-reclip", dest="reclip", action="store_false", help=help)
-    clip_option(group)
-    return group
+        names |= {"solver", "grid", "solver_options", "eta", "clip_after_guidance"} | ({"budget"} if budget else set())
+        parser.set_defaults(help_all_epilog=methods_text())
+    add_settings(parser, SamplerConfig, only=names)
 
 
 def methods_text() -> str:
-    """The methods and grids, a line each, for the end of a command's help."""
-    lines = ["methods (--solver) with default steps and grid, and their --solver-options:"]
+    """Lists the solvers and grids, a line each, for the end of a command's full help."""
+    lines = ["solvers (--solver) with default steps and grid, and their --solver-options:"]
     for name, method in METHODS.items():
         lines.append(f"  {name:14}{method.line:56}{method.steps:>4} {method.grid}")
         lines += [f"      {key}={option.default}  {option.line}" for key, option in method.options.items()]
-    lines += ["", "grids (--grid) of a plain number of --steps:"]
+    lines += ["", "grids (--grid) for a plain number of --steps:"]
     return "\n".join([*lines, *(f"  {name:14}{line}" for name, line in GRIDS.items())])
 
 
 def upsampler_options(parser: argparse.ArgumentParser) -> None:
     """--upsampler, --upsampler-solver, --upsampler-steps."""
-    group = parser.add_argument_group("upsampler, which enlarges the images")
-    what = "super-resolution model: as --model, or auto (the published model's own); small images go into OUT/base"
-    group.add_argument("--upsampler", metavar="UP", help=what)
-    what = "its method (default: found as for --solver)"
-    group.add_argument("--upsampler-solver", type=values.choice(*METHODS), metavar="NAME", help=what)
-    group.add_argument("--upsampler-steps", metavar="SPEC", help="its steps (default: found as for --steps)")
+    group = parser.add_argument_group("upsampler")
+    what = "super-resolution model that enlarges the images, as MODEL, or auto (the published one); OUT/base keeps the "
+    what += "small images"
+    advanced(group.add_argument("--upsampler", metavar="UP", help=what))
+    what = "its sampling method (default: as for --solver)"
+    solver = group.add_argument("--upsampler-solver", type=values.choice(*METHODS), metavar="NAME", help=what)
+    steps = group.add_argument("--upsampler-steps", metavar="SPEC", help="its steps (default: as for --steps)")
+    advanced(solver), advanced(steps)
 
 
 def clip_option(group: Any) -> None:
     """--clip."""
-    clip = "the denoised image is clamped (static, default), thresholded by quantile (dynamic), or left (none)"
-    pick(group, "--clip", ("static", "dynamic", "none"), clip, "static")
+    clip = "clamp the denoised image (static, default), threshold it by quantile (dynamic), or neither (none)"
+    pick(group, "--clip", ("static", "dynamic", "none"), clip)
 
 
 def data_options(group: Any, labels: bool = True, fit: str = "as in training", tiny: bool = False) -> None:
@@ -231,14 +328,15 @@ def data_options(group: Any, labels: bool = True, fit: str = "as in training", t
         pick(group, "--on-tiny", ("upscale", "refuse", "skip"), how, "upscale")
 
 
-def seed_option(group: Any, what: str = "of all noise") -> None:
+def seed_option(group: Any, what: str = "random seed") -> None:
     """--seed."""
     group.add_argument("--seed", type=values.seed, default=0, metavar="N", help=f"{what} (default 0)")
 
 
 def output_options(group: Any, out: str, default: str | None = None) -> None:
     """--batch, --out, --overwrite."""
-    group.add_argument("--batch", type=values.positive, metavar="N", help="images at once (default: by itself)")
+    batch = "batch size (default: chosen from free memory)"
+    group.add_argument("--batch", type=values.positive, metavar="N", help=batch)
     group.add_argument("--out", default=default, metavar="PATH", help=out)
     group.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
 

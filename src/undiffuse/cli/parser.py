@@ -7,6 +7,7 @@ from typing import Any
 
 import undiffuse
 from undiffuse.cli import editing_options, evaluation_options, options, training_options, values
+from undiffuse.config.sampler import STEPS
 from undiffuse.methods import METHODS
 
 COMMANDS = {
@@ -69,6 +70,7 @@ def _add(commands: Any, name: str, takes: str, about: str, module: str | None = 
         name, description=about, usage=f"undiffuse {name} {takes}[options]"
     )
     parser.set_defaults(module=module or name)
+    parser.add_argument("--help-all", action=options.HelpAll, help="show all options and exit")
     return parser
 
 
@@ -88,7 +90,7 @@ unless another --device is named.""",
     methods = ("dpmpp-2m-sde", "ancestral", "ddim")
     options.pick(parser, "--solver", methods, "the method (default dpmpp-2m-sde)", methods[0])
     steps = "default 20; for ancestral take 100, with ddim a grid that begins later, such as ddim50"
-    parser.add_argument("--steps", default="20", metavar="SPEC", help=f"{options.STEPS} ({steps})")
+    parser.add_argument("--steps", default="20", metavar="SPEC", help=f"{STEPS} ({steps})")
     options.seed_option(parser)
     options.device_option(parser, "cpu", "cpu (default), cuda, mps or auto")
 
@@ -104,9 +106,7 @@ seed and i, not on --batch or --count. Every PNG carries the record to make it a
     )
     options.model_options(parser, positional=True)
     options.guidance_options(parser)
-    sampler = options.sampler_options(parser)
-    budget = "the best solver, steps and grid within CALLS network calls, by a frontier that `undiffuse sweep` measured"
-    sampler.add_argument("--budget", type=values.positive, metavar="CALLS", help=budget)
+    options.sampler_options(parser, budget=True)
     options.upsampler_options(parser)
     run = parser.add_argument_group("run and output")
     options.seed_option(run)
@@ -201,7 +201,7 @@ command again goes on where it was stopped.{training_options.DATA}""",
     terms = "noise levels evaluated for each image: K give an unbiased estimate (default 50), all the bound itself"
     unset = argparse.SUPPRESS  # so that an option of what is not measured is told from a default
     group.add_argument("--terms", type=values.amount, default=unset, metavar="K|all", help=terms)
-    sub_chain = f"the bound of a sub-chain: {options.STEPS} (default: all steps)"
+    sub_chain = f"the bound of a sub-chain: {STEPS} (default: all steps)"
     group.add_argument("--steps", metavar="SPEC", help=sub_chain)
     decoder = "probability of 8-bit pixels: exact (default), or the original's approximation"
     options.pick(group, "--decoder", ("exact", "tanh"), decoder, "exact")

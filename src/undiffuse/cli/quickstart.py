@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from torch import Tensor
 
 from undiffuse.cli.console import duration, say, table
 from undiffuse.cli.options import SHIPPED, SHIPPED_CLASSIFIER
+from undiffuse.config import SamplerConfig
 from undiffuse.data.screening import default_workers
 from undiffuse.levels import Level
 from undiffuse.models import ClassifierModel, load_classifier, resolve
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import draw_grid, save_animation, save_png, spaced, stack
+from undiffuse.pipelines import Pipeline
+from undiffuse.pipelines.classes import class_names
 from undiffuse.pipelines.grids import quoted
-from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, class_names
 from undiffuse.pixels import to_uint8
 from undiffuse.sampling import Step
 from undiffuse.util.progress import Progress
@@ -52,17 +54,17 @@ def run(args: argparse.Namespace) -> int:
                 f"the shipped model {name} is missing from this installation ({resolve(name)}): install the package "
                 "again (pip install --force-reinstall --no-deps .), from a checkout that has src/undiffuse/assets"
             )
-    settings = SamplerConfig(solver=args.solver, steps=args.steps)
-    plain = Pipeline.load(settings, args.device)
-    guided = Pipeline.load(replace(settings, classifier=SHIPPED_CLASSIFIER, guidance=args.guidance), args.device)
+    settings = SamplerConfig(model=SHIPPED, solver=args.solver, steps=args.steps)
+    plain = Pipeline.load(settings, args.device, keep_weights=False)
+    guided = Pipeline.load(settings.replace(guidance=args.guidance), args.device, keep_weights=False)
     names = class_names(plain) or []
     classes = [k for _ in range(args.per_class) for k in range(len(names))]
     say(f"Sampling {len(classes)} images of {len(names)} classes twice, without guidance and guided by the classifier")
     say(f"({plain.text()}), on {plain.device.type}.")
     folder = Path(args.out)
-    if plain.chain.steps > FIRST_STEPS:
+    if plain.path.steps > FIRST_STEPS:
         _first_look(
-            Pipeline.load(SamplerConfig(solver=FIRST_SOLVER, steps=str(FIRST_STEPS)), args.device), args.seed, folder
+            Pipeline.load(settings.replace(solver=FIRST_SOLVER, steps=FIRST_STEPS), args.device), args.seed, folder
         )
     with Progress("sampling", 2 * len(classes), "images") as progress:
         first, second = sample_rows([plain, guided], args.seed, args.per_class, len(names), progress)
@@ -131,7 +133,7 @@ def sample_rows(samplers: list[Pipeline], seed: int, rows: int, row: int, progre
                 frames.append(to_uint8(step.x.float()).cpu().numpy())
 
         noise = NoiseSource(seed, range(start, start + row))
-        return sampler.steps_of(noise, range(row), on_step=on_step, progress=progress), frames
+        return sampler.from_noise(noise, range(row), on_step=on_step, progress=progress), frames
 
     threads = torch.get_num_threads()
     workers = min(len(jobs), default_workers()) if samplers[0].device.type == "cpu" else 1

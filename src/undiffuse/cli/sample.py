@@ -1,4 +1,4 @@
-"""`undiffuse sample`: images from a model, streamed to disk, continued where it was stopped."""
+"""`undiffuse sample`: images from a model, written as they come, resumable."""
 
 from __future__ import annotations
 
@@ -6,52 +6,70 @@ import argparse
 from pathlib import Path
 
 from undiffuse.cli.console import fields, say
+from undiffuse.cli.options import SHIPPED, sampler_config
+from undiffuse.config import SamplerConfig
+from undiffuse.pictures import save_png
+from undiffuse.pipelines import Pipeline
+from undiffuse.pipelines.cascade import Cascade, run_cascade
 from undiffuse.pipelines.low_res import LowRes
-from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, class_names, classes_to_guide
-from undiffuse.pipelines.run import SamplingRun, produce
-from undiffuse.pipelines.source import SampleSource
-
-COUNT = 20
+from undiffuse.pipelines.record import ROUNDING, regenerate
+from undiffuse.pipelines.run import SamplingRun
+from undiffuse.util.errors import ConfigError
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """Runs the command."""
     if args.from_record is not None:
-        from undiffuse.pipelines.record import regenerate
-
-        return regenerate(args)
+        return _regenerate(args)
+    out = {"count": args.count, "classes": args.classes, "seed": args.seed, "format": args.format}
+    out |= {"animation": args.animation, "batch": args.batch, "overwrite": args.overwrite}
+    folder, config = Path(args.out or "samples"), sampler_config(args)
     if args.upsampler is not None:
-        from undiffuse.pipelines.cascade import cascade
-
-        return cascade(args)
+        if args.low_res is not None:
+            raise ConfigError("low_res", "enlarges existing images, `upsampler` those of the model: give one of them")
+        upsampler = SamplerConfig(model=args.upsampler, solver=args.upsampler_solver, steps=args.upsampler_steps)
+        run_cascade(Cascade.load(config, upsampler, args.device, args.low_size), folder, **out, report=say)
+        return 0
     for name in ("upsampler_solver", "upsampler_steps"):
         if getattr(args, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} is of an upsampler: give --upsampler, or leave it out")
-    sampler = Pipeline.load(SamplerConfig.of_args(args), args.device)
-    if "measured" in sampler.notes:
-        say(fields([("budget", sampler.notes["measured"])]))
-    low = LowRes.of_args(args, sampler.model)
-    classes = classes_to_guide(sampler, args.classes) if args.classes or low is None or low.labels is None else None
-    record = {"command": "sample", "seed": args.seed, **sampler.record, "classes": listed(classes, sampler)}
-    if low is not None:
-        record["low_res"] = low.fingerprint
-    order = SamplingRun(
-        job=SampleSource(sampler, args.seed, classes, low),
-        folder=Path(args.out or "samples"),
-        count=args.count or (len(low) if low is not None else COUNT),
-        format=args.format,
-        names=class_names(sampler),
-        record=record,
-        notes={**sampler.notes, **({"low_res_data": args.low_res} if low else {})},
-        batch=args.batch,
-        overwrite=args.overwrite,
-        animation=args.animation,
-    )
-    produce(order, order.open())
+            raise ConfigError(name, "needs `upsampler`")
+    pipeline = Pipeline.load(config, args.device, keep_weights=False)
+    if "measured" in pipeline.notes:
+        say(fields([("budget", pipeline.notes["measured"])]))
+    low = LowRes.open(pipeline.model, args.low_res, args.low_size, labelled=not args.classes)
+    notes = {"low_res_data": args.low_res} if low else {}
+    SamplingRun.of(pipeline, folder, low=low, notes=notes, **out).run(report=say)
     return 0
 
 
-def listed(classes: list[int] | None, sampler: Pipeline) -> list[int] | str | None:
-    """A run's classes as its record has them: "all" where it cycles through every one."""
-    names = class_names(sampler)
-    return "all" if names is not None and classes == list(range(len(names))) else classes
+def _regenerate(args: argparse.Namespace) -> int:
+    """Makes the image of a PNG again: 0 if every pixel agrees up to rounding, else 1."""
+    original = Path(args.from_record)
+    again = regenerate(
+        original,
+        model=args.model if args.model != SHIPPED else None,
+        classifier=args.classifier or (),
+        autoguide=args.autoguide,
+        upsampler=args.upsampler,
+        low_res=args.low_res,
+        low_size=args.low_size,
+        device=args.device,
+    )
+    target = Path(args.out or f"again-{original.name}")
+    save_png(target, again.image, again.record, overwrite=args.overwrite)
+    say(f"  image {again.index} of seed {again.seed}, {again.text}")
+    say(f"  written to {target}")
+    if again.difference is None:
+        sizes = [f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (again.image, again.original)]
+        say(f"  it differs: {sizes[0]} pixels, the original has {sizes[1]}")
+        return 1
+    if again.difference == 0:
+        say("  identical to the original, pixel for pixel")
+        return 0
+    say(f"  {100 * again.share:.2g}% of the values differ, by {again.difference} of 255 at most")
+    if again.difference <= ROUNDING:
+        say("  (rounding: another batch size, device or version of torch adds up in another order)")
+        return 0
+    there = f"{again.record.get('torch', '?')} on {again.record.get('device', '?')}"
+    say(f"  that is more than rounding; the record was made with torch {there}")
+    return 1

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from undiffuse.cli import extractors as build
 from undiffuse.cli.console import say
-from undiffuse.cli.sides import matching
 from undiffuse.data import ImageDataset
 from undiffuse.distributed import Ranks, resolve_device
 from undiffuse.evaluation import FeatureCache, StoredImages, Summary, extract, open_images, read_reference
+from undiffuse.evaluation.inputs import matching
 from undiffuse.evaluation.summary import is_reference
-from undiffuse.metrics.extractors import Extractor
+from undiffuse.metrics.extractors import Extractor, build_extractors, default_extractors
 from undiffuse.training.evaluation import Evaluator
 from undiffuse.training.plan import TrainPlan
 from undiffuse.util.progress import Progress
@@ -31,9 +30,10 @@ def build_evaluator(plan: TrainPlan) -> Evaluator | None:
         return None
     against = asked.get("against")
     given = read_reference(against) if against is not None and is_reference(against) else None
-    names = asked.get("extractor") or build.default_names([plan.request.data, str(against or "")], given)
+    cards = None if given is None else [summary.card for summary in given]
+    names = asked.get("extractor") or default_extractors([plan.request.data, str(against or "")], cards)
     device = torch.device("cpu") if plan.config.device is None else resolve_device(plan.config.device)
-    extractors = build.build(names, asked.get("extractor_weights"), asked.get("grey") or "refuse", device)
+    extractors = build_extractors(names, asked.get("extractor_weights"), asked.get("grey") or "refuse", device)
     if given is not None:
         summaries = [matching(given, extractor) for extractor in extractors]
     else:
@@ -50,7 +50,14 @@ def _images(plan: TrainPlan) -> StoredImages:
     """At most MOST images, evenly spaced, prepared as the run's images are but without flips and random crops."""
     data, against = plan.dataset.config, plan.request.evaluation.get("against")
     if against is not None:
-        return open_images(against, size=data.size, channels=data.channels, fit=data.fit, pad_value=data.pad_value)
+        return open_images(
+            against,
+            size=data.size,
+            channels=data.channels,
+            fit=data.fit,
+            pad_value=data.pad_value,
+            on_broken=data.on_broken,
+        )
     dataset = plan.validation if plan.validation is not None and len(plan.validation) >= MOST else plan.dataset
     assert isinstance(dataset, ImageDataset)  # the command line opens files, which are no streams
     chosen = np.arange(min(MOST, len(dataset))) * len(dataset) // min(MOST, len(dataset))

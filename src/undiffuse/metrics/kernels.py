@@ -1,10 +1,14 @@
-"""Kernel distances between two sets of features: KID (Binkowski et al. 2018) and CMMD (Jayasumana et al. 2024).
+"""Computes kernel distances between two sets of features: KID and CMMD.
 
-Both are the maximum mean discrepancy  E k(x, x') + E k(y, y') - 2 E k(x, y)  for their own kernel.
+Both are the maximum mean discrepancy  E k(x, x') + E k(y, y') - 2 E k(x, y)  with their own kernel.
 
 Kernels are computed a tile at a time in the features' own precision (float32 as extractors give them; on a GPU, whose
-float32 may be less, in float64) and summed in float64. Measured against float64 throughout, float32 moves KID by less
-than 10^-6 of its standard error and CMMD by 10^-7 of itself, in half the time; give features.double() for the rest.
+float32 may be less, in float64) and summed in float64. Compared with float64 throughout, float32 moves KID by less
+than 10^-6 of its standard error and CMMD by 10^-7 of itself, in half the time; pass features.double() for the rest.
+
+References:
+    Binkowski et al. 2018, "Demystifying MMD GANs".
+    Jayasumana et al. 2024, "Rethinking FID: Towards a Better Evaluation Metric for Image Generation".
 """
 
 from __future__ import annotations
@@ -32,13 +36,16 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
 def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """(x.y / D + 1)^3, KID's kernel."""
+    """Returns (x.y / D + 1)^3, the kernel of KID."""
     return torch.addmm(x.new_ones(()), x, y.T, alpha=1 / x.shape[1]).pow_(3)
 
 
 def gaussian_kernel(sigma: float) -> Kernel:
-    """exp(-|x - y|^2 / (2 sigma^2)) - 1: a constant changes no discrepancy, and this one keeps the digits of a kernel
-    that is wide beside its features' distances, as CMMD's is."""
+    """Returns the kernel exp(-|x - y|^2 / (2 sigma^2)) - 1.
+
+    A constant changes no discrepancy, and this one keeps the digits of a kernel that is wide compared with the
+    distances of its features, as CMMD's is.
+    """
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         norms = x.square().sum(dim=1)[:, None] + y.square().sum(dim=1)[None]
@@ -48,7 +55,7 @@ def gaussian_kernel(sigma: float) -> Kernel:
 
 
 def _row_sums(x: Tensor, y: Tensor | None, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    """Sums of k over each row and each column [N], [M]; within one set (y None) without each feature's own k(x, x)."""
+    """Returns sums of k over each row and column [N], [M]; within one set (y None) without k(x, x)."""
     other = x if y is None else y
     rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     columns = torch.zeros(len(other), dtype=torch.float64, device=x.device)
@@ -68,10 +75,11 @@ def _row_sums(x: Tensor, y: Tensor | None, kernel: Kernel) -> tuple[Tensor, Tens
 
 
 def _discrepancy(x: Tensor, y: Tensor, kernel: Kernel, own: float | None) -> tuple[float, float]:
-    """(MMD^2, standard error). `own` = k(x, x) makes it the biased V-statistic; None leaves own pairs out (unbiased).
+    """Returns (MMD^2, standard error).
 
-    The error is that of the first order: x_i moves the value by 2 (mean_j k(x_i, x_j) - mean_j k(x_i, y_j)). Where both
-    sets follow one law the first order vanishes, and the value's error is smaller than its size suggests.
+    `own` = k(x, x) makes it the biased V-statistic; None leaves own pairs out (unbiased). The error is that of the
+    first order: x_i moves the value by 2 (mean_j k(x_i, x_j) - mean_j k(x_i, y_j)). If both sets follow one
+    distribution, the first order vanishes, and the error of the value is smaller than this.
     """
     n, m = len(x), len(y)
     xx, _ = _row_sums(x, None, kernel)
@@ -97,7 +105,7 @@ def _two_sets(x: Tensor, y: Tensor, need: int) -> tuple[Tensor, Tensor]:
 
 
 def _kid_name(card: Card | None) -> str:
-    """KID where the Frechet distance is FID (clean-KID: clean-FID), otherwise KD-something as that is FD-something."""
+    """Returns KID if the Frechet distance is FID (clean-KID: clean-FID), else KD-something as in FD-something."""
     if card is None:
         return "KD"
     distance = card.distance
@@ -112,9 +120,14 @@ def _cmmd_name(card: Card | None, sigma: float) -> str:
 
 
 def kid(samples: Tensor, reference: Tensor, *, card: Card | None = None) -> Estimate:
-    """KID: the unbiased estimate over all pairs of features [N, D] and [M, D], with its standard error.
+    """Returns KID: the unbiased estimate over all pairs of features, with its standard error.
 
-    May be negative: its expectation is 0 for equal distributions. Time N^2 + M^2 + N M.
+    It may be negative: its expectation is 0 for equal distributions. The time grows as N^2 + M^2 + N M.
+
+    Args:
+        samples: Features of the samples, [N, D].
+        reference: Features of the reference, [M, D].
+        card: How the features were made.
     """
     x, y = _two_sets(samples, reference, 2)
     value, error = _discrepancy(x, y, cubic_kernel, None)
@@ -139,11 +152,17 @@ def kid_subsets(
     seed: int = 0,
     card: Card | None = None,
 ) -> Estimate:
-    """KID as the mean over random subsets of `size` images a side.
+    """Returns KID as the mean over random subsets.
 
-    By default the subsets are disjoint, as many as there are images for, and their standard error is honest. With a
-    number of `subsets` (100 is customary) each is drawn anew, they overlap, and their standard deviation
-    `extra["std"]` is a spread, not an error: `stderr` is None then.
+    Args:
+        samples: Features of the samples, [N, D].
+        reference: Features of the reference, [M, D].
+        size: Images of each side in a subset.
+        subsets: Number of subsets (100 is customary). Each is drawn anew, so they overlap, and their standard deviation
+            `extra["std"]` is a spread, not an error: `stderr` is None then. By default the subsets are disjoint, as
+            many as there are images for, with a valid standard error.
+        seed: Seed of the subsets.
+        card: How the features were made.
     """
     x, y = _two_sets(samples, reference, 2)
     if not 2 <= size <= min(len(x), len(y)):
@@ -176,10 +195,16 @@ def kid_subsets(
 
 
 def cmmd(samples: Tensor, reference: Tensor, *, sigma: float = 10.0, card: Card | None = None) -> Estimate:
-    """CMMD: 1000 times the biased discrepancy of normalised features for a Gaussian kernel of width 10.
+    """Returns CMMD: 1000 times the biased discrepancy of normalised features with a Gaussian kernel.
 
-    Defined for image embeddings of the published CLIP ViT-L/14@336 prepared by `ClipExtractor`'s protocol "cmmd"; of
-    other features it is a kernel distance called MMD-something, whose values cannot be compared with published ones.
+    It is defined for image embeddings of the published CLIP ViT-L/14@336, prepared by the protocol "cmmd" of
+    `ClipExtractor`. For other features it is called MMD-something, and its values do not compare with published ones.
+
+    Args:
+        samples: Features of the samples, [N, D].
+        reference: Features of the reference, [M, D].
+        sigma: Width of the kernel.
+        card: How the features were made.
     """
     x, y = (_normalised(features) for features in _two_sets(samples, reference, 2))
     value, error = _discrepancy(x, y, gaussian_kernel(sigma), 0.0)
@@ -203,7 +228,7 @@ def _normalised(features: Tensor) -> Tensor:
 
 
 class KernelDistance:
-    """Streamed samples for `kid`, `kid_subsets` or `cmmd` (the `method`) against reference features [M, D]."""
+    """Accumulates samples for `kid`, `kid_subsets` or `cmmd` (the `method`) against reference features [M, D]."""
 
     def __init__(
         self, reference: Tensor, method: Callable[..., Estimate] = kid, *, card: Card | None = None, **options: object
@@ -214,16 +239,20 @@ class KernelDistance:
         self.store = FeatureStore(self.reference.shape[1], card)
 
     def update(self, features: Tensor | np.ndarray) -> KernelDistance:
-        """Take in samples' features [B, D]."""
+        """Adds samples.
+
+        Args:
+            features: Features of the samples, [B, D].
+        """
         self.store.update(features)
         return self
 
     def merge(self, other: KernelDistance) -> KernelDistance:
-        """Take in what another accumulator with the same reference has seen."""
+        """Adds what another accumulator with the same reference has collected."""
         check_same_protocol(other.store.card, self.store.card)
         self.store.merge(other.store)
         return self
 
     def compute(self) -> Estimate:
-        """The distance."""
+        """Returns the distance."""
         return self.method(self.store.features(), self.reference, card=self.store.card, **self.options)

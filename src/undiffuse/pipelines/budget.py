@@ -1,51 +1,62 @@
-"""`--budget CALLS`: the sampler that a model's frontier of quality against network calls says is best."""
+"""The best sampler within a number of network calls, by a measured frontier of quality against calls."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
 from undiffuse import frontiers
+from undiffuse.config import SamplerConfig
+from undiffuse.util.errors import ConfigError
 
-if TYPE_CHECKING:
-    from undiffuse.pipelines.pipeline import SamplerConfig
+__all__ = ["within_budget"]
 
-SWEEP = "undiffuse sweep REFERENCE --model {model} --solvers ancestral,dpmpp-2m,dpmpp-2m-sde,unipc --calls 5,10,20,50"
+_SWEEP = "undiffuse sweep {data} --model {model} --solvers ancestral,dpmpp-2m,dpmpp-2m-sde,unipc --calls 5,10,20,50"
 
 
-def within_budget(settings: SamplerConfig, digest: str) -> tuple[SamplerConfig, str]:
-    """The settings with solver, steps and grid of the best point within `settings.budget` calls of the network, for the
-    weights with that digest; and in a line what that point was measured to give.
+def within_budget(config: SamplerConfig, digest: str) -> tuple[SamplerConfig, str]:
+    """Chooses solver, steps and grid by the frontier of a model.
 
-    ValueError where these are given too, where no frontier is known (with the command that measures one), and where it
-    has no point of the guidance in use.
+    Args:
+        config: Settings with a `budget`, their guidance resolved.
+        digest: Identity of the model's weights, to which a frontier belongs.
+
+    Returns:
+        The settings of the best point within `config.budget` calls of the network, and one line on what that point was
+        measured to give.
+
+    Raises:
+        ConfigError: If solver, steps, grid or eta are given too; if no frontier is known, with the command that
+            measures one; or if it has no point with the guidance in use.
     """
-    assert settings.budget is not None
-    given = {"solver": settings.solver, "steps": settings.steps, "grid": settings.grid, "eta": settings.eta}
-    given["solver-options"] = settings.solver_options
-    for name, value in given.items():
+    assert config.budget is not None
+    chosen = {name: getattr(config, name) for name in ("solver", "steps", "grid", "eta", "solver_options")}
+    for name, value in chosen.items():
         if value:
-            raise ValueError(f"--budget chooses the solver and its steps and grid: leave --{name} out, or --budget")
-    command = SWEEP.format(model=settings.model)
-    if settings.guiding.compares or settings.guiding.more_classifiers:
-        raise ValueError(
-            "--budget knows what was measured without guidance or with one classifier: give --solver, --steps"
+            raise ConfigError(name, "is chosen by `budget`: leave one of them out")
+    guidance = config.guidance
+    command = _SWEEP.format(model=config.model, data="DATA")
+    if guidance.compares or len(guidance.judges) > 1:
+        raise ConfigError(
+            "budget",
+            "needs a frontier, and frontiers are measured without guidance or with one classifier: give `solver` and "
+            "`steps` instead",
         )
     frontier = frontiers.known(digest)
     if frontier is None:
-        raise ValueError(
-            f"no frontier of quality against network calls is known for these weights: measure it by {command}"
+        raise ConfigError(
+            "budget",
+            "needs a measured frontier of quality against network calls, and none is known for this model. Measure one "
+            f"on test images that the model was not trained on (DATA): {command}",
         )
     try:
-        point = frontier.best(settings.budget, settings.guidance, settings.guidance_at)
+        point = frontier.best(config.budget, guidance.strength, guidance.at)
     except ValueError as error:
-        scales = f" --scales {settings.guidance:g}" if settings.guidance else ""
-        raise ValueError(f"--budget {settings.budget}: {error}; measure by {command}{scales}") from None
-    chosen = {name: point.settings[name] for name in ("solver", "steps", "grid", "solver_options", "eta")}
-    return replace(settings, budget=None, **chosen), _told(frontier, point)
+        scales = f" --scales {guidance.strength:g}" if guidance.strength else ""
+        why = f"{config.budget} network calls: {error}; measure it by {command}{scales}"
+        raise ConfigError("budget", why) from None
+    names = ("solver", "steps", "grid", "solver_options", "eta")
+    return config.replace(budget=None, **{name: point.settings[name] for name in names}), _describe(frontier, point)
 
 
-def _told(frontier: frontiers.Frontier, point: frontiers.Point) -> str:
+def _describe(frontier: frontiers.Frontier, point: frontiers.Point) -> str:
     error = "" if point.stderr is None else f" +- {point.stderr:.2g}"
     text = f"{point.text}: {point.calls} calls, {frontier.metric} {point.value:.4g}{error}"
     reference, verdict = frontier.reference_of(point), frontier.verdict(point)

@@ -1,137 +1,224 @@
-"""`undiffuse sample MODEL --upsampler UP`: small images, then an upsampler that enlarges them (ADM, section 4.3).
+"""Small images, then an upsampler that enlarges them (ADM, section 4.3).
 
-Two runs, one after the other, each of which goes on where it was stopped. The small images are in OUT/base as an npz in
-the original's layout (arr_0 uint8, cut to 8 bits by truncation as there; arr_1 their classes), and the upsampler reads
-them from it; the large ones are in OUT as from any other run. Image i depends on the seed and i only: the base's noise
-is that of `undiffuse sample MODEL`, the upsampler's is a stream of its own.
+Two runs, one after the other, each of which resumes where it was stopped. The small images are in FOLDER/base as an npz
+in the original's layout (arr_0 uint8, cut to 8 bits by truncation as there; arr_1 their classes), and the upsampler
+reads them from it; the large ones are in FOLDER as from any other run. Image i depends on the seed and i only: the
+base's noise is that of a run of the base alone, the upsampler's is a stream of its own.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from undiffuse.adapters import published
-from undiffuse.cli.console import say
-from undiffuse.cli.sample import COUNT, listed
+from undiffuse.config import SamplerConfig
 from undiffuse.models import split_reference
+from undiffuse.pipelines.classes import choose_classes, class_names
 from undiffuse.pipelines.low_res import LowRes, low_size
-from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, class_names, classes_to_guide
-from undiffuse.pipelines.run import SamplingRun, produce
-from undiffuse.pipelines.source import SampleSource
-from undiffuse.pixels import Rounding
+from undiffuse.pipelines.pipeline import Pipeline, recorded_classes
+from undiffuse.pipelines.run import COUNT, Report, SamplingRun, _silent
+from undiffuse.pipelines.source import FixedLowRes, SampleSource
+from undiffuse.pixels import Rounding, from_uint8
+from undiffuse.util.errors import ConfigError
+from undiffuse.util.progress import Progress
+from undiffuse.util.text import shown
 
-BASE = "base"  # the folder of the small images
+__all__ = ["Cascade", "run_cascade", "upsampler_of"]
+
+BASE = "base"  # the folder of the small images, and the key of their record
 STREAM = "upsampler/"  # of the upsampler's noise
 AUTO = "auto"
 CUT: Rounding = "truncate"  # of the small images, on their way to the upsampler
 
 
-def cascade(args: argparse.Namespace) -> int:
-    """The command with --upsampler."""
-    if args.low_res is not None:
-        raise ValueError("--low-res enlarges images that are there, --upsampler those of the model: give one of them")
-    chosen = SamplerConfig.of_args(args)
-    base = Pipeline.load(chosen, args.device)
-    reference = upsampler_of(chosen.model) if args.upsampler == AUTO else args.upsampler
-    upsampler = Pipeline.load(upsampler_settings(chosen, reference, args), args.device)
-    size = check_stages(base, upsampler, args.low_size)
-    classes = classes_to_guide(base, args.classes)
-    check_classes(base, upsampler, told=classes is not None)
-    names, folder, count = class_names(base), Path(args.out or "samples"), args.count or COUNT
-    shared: dict[str, Any] = {"count": count, "names": names, "batch": args.batch, "overwrite": args.overwrite}
-    about = {"command": "sample", "seed": args.seed}
-    told = listed(classes, base)
+class Cascade:
+    """Two pipelines, the second of which enlarges the images of the first.
+
+    Args:
+        base: Makes small images from noise.
+        upsampler: A super-resolution model.
+        low_size: Height and width of the small images, where the upsampler's file does not say it.
+
+    Raises:
+        ValueError: If the one model does not enlarge the images of the other.
+    """
+
+    def __init__(self, base: Pipeline, upsampler: Pipeline, low_size: Any = None) -> None:
+        self.base, self.upsampler = base, upsampler
+        self.size = _check_stages(base, upsampler, low_size)
+
+    @classmethod
+    def load(cls, base: SamplerConfig, upsampler: SamplerConfig, device: str = "auto", low_size: Any = None) -> Cascade:
+        """Loads both stages; the upsampler is unguided, and takes clipping and precision from the base."""
+        first = Pipeline.load(base, device, keep_weights=False)
+        reference = upsampler.model
+        if reference in (None, AUTO):
+            reference = upsampler_of(str(base.model))
+        second = replace(upsampler, model=reference, clip=base.clip, precision=base.precision)
+        return cls(first, Pipeline.load(second, device, keep_weights=False), low_size)
+
+    def small_source(self, seed: int, classes: list[int] | None) -> SampleSource:
+        """Returns the source of the small images, cut to 8 bits as in the original's files."""
+        return SampleSource(self.base, seed, classes, rounding=CUT)
+
+    def check_classes(self, labelled: bool) -> None:
+        """Checks that the classes of the base's images mean the same to a class-conditional upsampler.
+
+        Args:
+            labelled: Whether the base's images have classes.
+
+        Raises:
+            ValueError: If they have none, or others.
+        """
+        wanted = self.upsampler.model.num_classes
+        if wanted is None:
+            return
+        base, up = self.base.config.model, self.upsampler.config.model
+        if not labelled:
+            raise ValueError(
+                f"{up} needs the class of every image, and {base} makes images without one: guide it by a classifier"
+            )
+        source = self.base.model if self.base.model.num_classes is not None else self.base.classifier
+        assert source is not None  # something has classes
+        ours, theirs = source.labels, self.upsampler.model.labels
+        if source.num_classes != wanted or (ours is not None and theirs is not None and ours != theirs):
+            raise ValueError(
+                f"the classes of {base} ({source.num_classes}) are not those of {up} ({wanted}): the upsampler must "
+                "have been trained with the same ones"
+            )
+
+
+def run_cascade(
+    cascade: Cascade,
+    folder: Path | str,
+    *,
+    count: int | None = None,
+    classes: Any = None,
+    seed: int = 0,
+    format: str = "png",
+    animation: str | None = None,
+    batch: int | None = None,
+    overwrite: bool = False,
+    report: Report = _silent,
+) -> Path:
+    """Makes images with both stages into a folder; the same call again makes only what is missing.
+
+    Args:
+        cascade: The two stages. Its base may be released from memory after the first one.
+        folder: Where the large images go; the small ones go into its sub-folder base.
+        count, classes, seed, format, animation, batch, overwrite: As in `SamplingRun`.
+        report: Receives lines on what is done.
+
+    Returns:
+        The npz, or the folder of PNG files.
+    """
+    base, upsampler, folder = cascade.base, cascade.upsampler, Path(folder)
+    chosen = choose_classes(base, classes)
+    cascade.check_classes(labelled=chosen is not None)
+    names = class_names(base)
+    shared: dict[str, Any] = {"count": count or COUNT, "names": names, "batch": batch, "overwrite": overwrite}
+    about = {"command": "sample", "seed": seed}
+    recorded = recorded_classes(chosen, names)
     small = SamplingRun(
-        job=base_job(base, args.seed, classes),
+        source=cascade.small_source(seed, chosen),
         folder=folder / BASE,
         format="npz",
-        record={**about, **base.record, "classes": told, "rounding": CUT},
+        record={**about, **base.record, "classes": recorded, "rounding": CUT},
         notes=base.notes,
-        what="small images",
+        noun="small image",
         **shared,
     )
     files = {name: value for name, value in base.notes.items() if name.endswith(("_file", "_files"))}
     large = SamplingRun(
-        job=SampleSource(upsampler, args.seed, classes, stream=STREAM),
+        source=SampleSource(upsampler, seed, chosen, stream=STREAM),
         folder=folder,
-        format=args.format,
-        record={**about, **upsampler.record, "classes": told, BASE: {**base.record, "rounding": CUT}},
+        format=format,
+        record={**about, **upsampler.record, "classes": recorded, BASE: {**base.record, "rounding": CUT}},
         notes={**upsampler.notes, "base_files": files},
-        animation=args.animation,
+        animation=animation,
         **shared,
     )
     writer = large.open()  # before hours go into small images that a folder's large ones cannot be made of
-    say(f"stage 1 of 2: {Path(chosen.model).name}")
-    npz = produce(small, small.open())
-    del base, small  # the upsampler may need their memory
-    say(f"stage 2 of 2: {Path(reference).name}")
-    large.job.low = LowRes.of_npz(npz, size, upsampler.shape[0])
-    produce(large, writer)
-    return 0
+    report(f"stage 1 of 2: {Path(str(base.config.model)).name}")
+    npz = small.run(report=report)
+    report(f"stage 2 of 2: {Path(str(upsampler.config.model)).name}")
+    large.source.low = LowRes.of_npz(npz, cascade.size, upsampler.shape[0])
+    return large.run(writer, report=report)
 
 
-def base_job(base: Pipeline, seed: int, classes: list[int] | None) -> SampleSource:
-    """The small images of a cascade, cut to 8 bits as in the original's files."""
-    return SampleSource(base, seed, classes, rounding=CUT)
+def source_of_record(
+    record: Mapping[str, Any],
+    index: int,
+    seed: int,
+    labels: Any,
+    *,
+    where: str,
+    device: str,
+    base: Mapping[str, Any],
+    upsampler: str | None = None,
+    low_size: Any = None,
+) -> SampleSource:
+    """Makes the small image of a cascade's record again, and returns the source of the large one.
 
+    Args:
+        record: The record of the large image, with its notes.
+        index, seed: The image's number and seed.
+        labels: Returns the class of the image, given the base's pipeline.
+        where: What messages call the record.
+        device: As in `Pipeline.load`.
+        base: Where the base's models are now, see `SamplerConfig.from_record`.
+        upsampler: Where the upsampler is now.
+        low_size: As in `Cascade`.
 
-def upsampler_settings(base: SamplerConfig, reference: str, args: argparse.Namespace) -> SamplerConfig:
-    """The upsampler's: its own solver and steps, unguided; clipping and precision as the base's."""
-    return SamplerConfig(
-        model=reference,
-        solver=args.upsampler_solver,
-        steps=args.upsampler_steps,
-        clip=base.clip,
-        precision=base.precision,
-    )
+    Raises:
+        ValueError: If the record is not whole, or the models are others.
+    """
+    recorded, files = record[BASE], record.get("base_files")
+    if not isinstance(recorded, dict) or not isinstance(files, dict):
+        raise ValueError(f"{where} is of a cascade, but its {BASE} and base_files are not whole")
+    inner = f"the base in {where}"
+    if recorded.get("rounding") != CUT:
+        raise ValueError(f"{inner} has rounding = {shown(recorded.get('rounding'))}; expected {CUT}")
+    small = Pipeline.from_record({**recorded, **files}, device=device, where=inner, **base)
+    classes = labels(small)
+    with Progress("sampling the small image", 1, "image") as progress:
+        pixels = SampleSource(small, seed, classes, rounding=CUT).make([index], progress)
+    named = upsampler_of(str(small.config.model)) if upsampler == AUTO else upsampler
+    large = Pipeline.load(SamplerConfig.from_record(record, model=named, where=where), device)
+    large.check_identity(record, where, "upsampler")
+    cascade = Cascade(small, large, low_size)
+    cascade.check_classes(labelled=classes is not None)
+    return SampleSource(large, seed, classes, FixedLowRes(from_uint8(pixels)), stream=STREAM)
 
 
 def upsampler_of(reference: str) -> str:
-    """The published upsampler of a published model, given by name or file: a file beside it, if it is there, or a name.
+    """Returns the published upsampler of a published model, by name, or as a file beside the model's file.
 
-    ValueError where there is none.
+    Raises:
+        ConfigError: If there is none.
     """
     file, like = split_reference(reference)
     entry = published.ENTRIES.get(like or file) or published.of_file(file)
     found = published.upsamplers_of(entry.name) if entry is not None else []
     if len(found) != 1:
-        raise ValueError(f"no upsampler is published for {reference}: give --upsampler the name or file of one")
+        raise ConfigError("upsampler", f"none is published for {reference}; give the name or file of one")
     beside = Path(file).parent / found[0].file
     return str(beside) if Path(file).is_file() and beside.is_file() else found[0].name
 
 
-def check_stages(base: Pipeline, upsampler: Pipeline, given: Any = None) -> tuple[int, int]:
+def _check_stages(base: Pipeline, upsampler: Pipeline, given: Any = None) -> tuple[int, int]:
     """(height, width) of the small images; ValueError unless the one model enlarges the images of the other."""
-    up, below = upsampler.settings.model, base.settings.model
+    up, below = upsampler.config.model, base.config.model
     if base.model.spec.super_resolution:
-        raise ValueError(f"{below} enlarges images itself; the model before --upsampler must make them from noise")
+        raise ValueError(f"{below} enlarges images; the model before an upsampler must make them from noise")
     if not upsampler.model.spec.super_resolution:
-        raise ValueError(f"{up} enlarges nothing: give --upsampler a super-resolution model")
+        raise ValueError(f"{up} does not enlarge images: an upsampler must be a super-resolution model")
     size = low_size(upsampler.model, given)
     wanted, made = (upsampler.shape[0], *size), base.shape
     if wanted != made:
         shapes = ["x".join(map(str, shape)) for shape in (wanted, made)]
         raise ValueError(f"{up} enlarges images of {shapes[0]} (channels x height x width), {below} makes {shapes[1]}")
     return size
-
-
-def check_classes(base: Pipeline, upsampler: Pipeline, told: bool) -> None:
-    """ValueError unless the classes of the base's images mean the same to an upsampler that is told them."""
-    wanted = upsampler.model.num_classes
-    if wanted is None:
-        return
-    if not told:
-        raise ValueError(
-            f"{upsampler.settings.model} is told the class of every image, and {base.settings.model} makes them "
-            "without: guide it by a classifier (--guidance, --classifier)"
-        )
-    source = base.model if base.model.num_classes is not None else base.classifier
-    assert source is not None  # somebody was told the classes
-    ours, theirs = source.labels, upsampler.model.labels
-    if source.num_classes != wanted or (ours is not None and theirs is not None and ours != theirs):
-        raise ValueError(
-            f"the classes of {base.settings.model} ({source.num_classes}) are not those of {upsampler.settings.model} "
-            f"({wanted}): the upsampler must have been trained with the same ones"
-        )

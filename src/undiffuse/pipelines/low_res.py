@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from undiffuse.data import DataConfig, ImageDataset
 from undiffuse.models import DiffusionModel
 from undiffuse.pipelines.inputs import model_images
+from undiffuse.util.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -26,23 +26,35 @@ class LowRes:
         return len(self.dataset)
 
     @classmethod
-    def of_args(cls, args: argparse.Namespace, model: DiffusionModel) -> LowRes | None:
-        """From --low-res and --low-size; ValueError if the model needs them and they are missing, or the reverse."""
-        needs = model.spec.super_resolution
-        if not needs:
-            if args.low_res is not None:
-                raise ValueError("--low-res was given, but the model enlarges nothing: leave it out")
+    def open(
+        cls, model: DiffusionModel, path: str | None, size: int | tuple[int, int] | None = None, labelled: bool = True
+    ) -> LowRes | None:
+        """Opens the images that a super-resolution model enlarges; None for other models.
+
+        Args:
+            model: The model.
+            path: A folder, zip, npz or known name.
+            size: Their height and width, where the model does not say it.
+            labelled: Whether a class-conditional model takes their labels.
+
+        Raises:
+            ConfigError: If the model needs them and they are missing, or the reverse.
+            ValueError: If they cannot be read, or lack labels.
+        """
+        if not model.spec.super_resolution:
+            if path is not None:
+                raise ConfigError("low_res", "was given, but this model does not enlarge images: leave it out")
             return None
-        if args.low_res is None:
-            raise ValueError("this is a super-resolution model: give the images to enlarge, --low-res FOLDER or NPZ")
-        wanted = low_size(model, args.low_size)
-        conditional = model.num_classes is not None and not args.classes
+        if path is None:
+            raise ConfigError("low_res", "is missing: this model enlarges images; give a folder or npz of them")
+        wanted = low_size(model, size)
+        conditional = model.num_classes is not None and labelled
         config = DataConfig(
-            path=args.low_res, labels="auto" if conditional else "none", size=wanted, channels=model.image_shape[0]
+            path=path, labels="auto" if conditional else "none", size=wanted, channels=model.image_shape[0]
         )
         source = config.open(model.labels if conditional else None)
         if conditional and source.labels is None:
-            raise ValueError(f"{source.where} has no labels, which the model needs: give --class")
+            raise ValueError(f"{source.where} has no labels, which the model needs: give a class for all images")
         labels = [int(k) for k in source.labels] if conditional and source.labels is not None else None
         return cls(ImageDataset(source, config), labels, source.fingerprint)
 
@@ -62,23 +74,9 @@ class LowRes:
         return model_images(self.dataset, [i % len(self) for i in indices], "cpu")
 
 
-@dataclass(frozen=True)
-class Made:
-    """One small image [1, C, h, w] in [-1, 1] that was made for the occasion, in the place of `LowRes`."""
-
-    image: Tensor
-
-    def labels_of(self, indices: Sequence[int]) -> None:
-        """It has no classes of its own."""
-
-    def images_of(self, indices: Sequence[int]) -> Tensor:
-        """The image, for every index."""
-        return self.image.expand(len(indices), -1, -1, -1)
-
-
 def low_size(model: DiffusionModel, given: int | tuple[int, int] | None = None) -> tuple[int, int]:
     """(height, width) of the images that a model enlarges: as given, or as it says. ValueError if neither tells."""
     size = given or (model.manifest.get("objective") or {}).get("low_size")
     if size is None:
-        raise ValueError("the model does not say how large the images are that it enlarges: give --low-size")
+        raise ConfigError("low_size", "is missing: the model does not say how large the images are that it enlarges")
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

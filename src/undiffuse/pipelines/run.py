@@ -1,155 +1,219 @@
-"""A run of samples into a folder: the plan, the images as they come, continued where it was stopped, and the grid."""
+"""Resumable runs: samples into a folder as they come, the grid, and the animation of the denoising path."""
 
 from __future__ import annotations
 
+import textwrap
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from undiffuse.cli.console import duration, fields, say
 from undiffuse.pictures import SampleWriter, save_animation, save_png
-from undiffuse.pipelines import grids as writing
-from undiffuse.pipelines import memory as budget
-from undiffuse.pipelines.pipeline import Pipeline
+from undiffuse.pipelines import grids, memory
+from undiffuse.pipelines.classes import choose_classes, class_names
+from undiffuse.pipelines.low_res import LowRes
+from undiffuse.pipelines.pipeline import Pipeline, recorded_classes
 from undiffuse.pipelines.source import Frames, SampleSource
 from undiffuse.sampling import Step
-from undiffuse.util.progress import Progress
+from undiffuse.util.progress import NoProgress, Progress
+from undiffuse.util.text import count_of, duration, size_text
+
+__all__ = ["SamplingRun"]
 
 GRID = "grid.png"
-LONG = 20.0  # seconds of a whole run from which on it is told how long it will take
+COUNT = 20
+_LONG = 20.0  # seconds of a whole run from which on its duration is reported beforehand
+
+Report = Callable[[str], None]
+
+
+def _silent(text: str) -> None:
+    """Reports nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingRun:
-    """What is made: the first `count` images of `job`, into `folder`.
+    """The first `count` images of a source, written into a folder; the same run again makes only what is missing.
 
-    `names`   of the classes
-    `record`  what decides the images, `notes` what is good to know: see `SampleWriter`
-    `what`    what the images are called in messages and captions, "samples"
+    Attributes:
+        source: Makes the images.
+        folder: Where they go.
+        count: How many.
+        format: "png", "npz" or "both".
+        names: Names of the classes; None without classes.
+        record: Everything that decides the images, see `pictures.SampleWriter`.
+        notes: What is good to know.
+        batch: Images at once; None for what fits into memory.
+        overwrite: Whether samples of another run in the folder are deleted.
+        animation: "gif" or "apng" for the denoising path as an animation.
+        noun: What one image is called in messages and captions.
     """
 
-    job: SampleSource
+    source: SampleSource
     folder: Path
     count: int
-    format: Any
-    names: list[str] | None
     record: Mapping[str, Any]
-    notes: Mapping[str, Any]
+    format: Any = "png"
+    names: list[str] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
     batch: int | None = None
     overwrite: bool = False
     animation: str | None = None
-    what: str = "samples"
+    noun: str = "sample"
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: Pipeline,
+        folder: Path | str,
+        *,
+        count: int | None = None,
+        classes: Any = None,
+        seed: int = 0,
+        low: LowRes | None = None,
+        **more: Any,
+    ) -> SamplingRun:
+        """Plans a run of a pipeline.
+
+        Args:
+            pipeline: What makes the images.
+            folder: Where they go.
+            count: How many; by default 20, or one of each low-resolution image.
+            classes: As in `Pipeline.sample`.
+            seed: Seed of the noise.
+            low: The images that a super-resolution model enlarges.
+            **more: The other attributes.
+        """
+        open_classes = classes or low is None or low.labels is None
+        chosen = choose_classes(pipeline, classes or None) if open_classes else None
+        names = class_names(pipeline)
+        record = {"command": "sample", "seed": seed, **pipeline.record, "classes": recorded_classes(chosen, names)}
+        if low is not None:
+            record["low_res"] = low.fingerprint
+        number = count or (len(low) if low is not None else COUNT)
+        source = SampleSource(pipeline, seed, chosen, low)
+        notes = {**pipeline.notes, **more.pop("notes", {})}
+        return cls(source=source, folder=Path(folder), count=number, record=record, names=names, notes=notes, **more)
 
     def open(self) -> SampleWriter:
-        """Claim the folder; ValueError or FileExistsError if it holds something else."""
+        """Claims the folder.
+
+        Raises:
+            ValueError, FileExistsError: If it holds something else.
+        """
         extra = (GRID, "path.gif", "path.apng")
-        return writing.open_writer(
+        return grids.open_writer(
             self.folder, self.format, self.overwrite, extra, run=self.record, notes=self.notes, label_names=self.names
         )
 
     @property
     def path(self) -> Path | None:
-        """The animation's file."""
+        """The animation's file; None without one."""
         return self.folder / f"path.{self.animation}" if self.animation else None
 
+    def run(self, writer: SampleWriter | None = None, *, report: Report = _silent, progress: bool = True) -> Path:
+        """Makes what is missing, draws the grid and the animation.
 
-def produce(run: SamplingRun, writer: SampleWriter) -> Path:
-    """Make what is missing of a run, tell what was done, and return where the images are."""
-    begin = time.monotonic()
-    job, sampler, path = run.job, run.job.sampler, run.path
-    shown = writing.grid_count(run.count, job.classes)
-    missing = writer.missing(run.count)
-    redone = range(shown) if path is not None and not path.exists() else ()
-    todo = sorted({*missing, *redone})
-    frames = Frames(shown if redone else 0, sampler.chain.steps)
-    if todo:
-        size = min(len(todo), sampler.batch_size(run.batch))
-        say(plan(sampler, size))
-        with Progress("sampling", len(todo), "images") as progress:
-            watch = Watch(len(todo), progress)
-            for start in range(0, len(todo), size):
-                indices = todo[start : start + size]
-                images = job.make(indices, progress, frames, watch)
-                writer.write(indices, images, job.labels(indices))
-    result = writer.finish(run.count)
+        Args:
+            writer: What `open` returned, if the folder is claimed already.
+            report: Receives lines on the plan, the time it will take, and what was done.
+            progress: Whether to show a progress bar.
 
-    record = {**run.record, **run.notes, "images": [0, shown - 1]}
-    seed = job.seed
-    grid = writing.class_grid(
-        writing.first_images(run.folder, seed, shown), job.classes, run.names,
-        title=f"{run.count:,} {run.what}" if shown == run.count else f"The first {shown} of {run.count:,} {run.what}",
-        caption=f"{Path(sampler.settings.model).name}, {sampler.text()}, seed {seed}",
-    )  # fmt: skip
-    save_png(run.folder / GRID, grid, record, overwrite=True)
-    if path is not None and redone:
-        classes = job.classes
-        columns = len(classes) if classes and 1 < len(classes) <= writing.MOST_COLUMNS else None
-        scale = max(1, 96 // max(sampler.shape[1:]))
-        save_animation(path, frames.pictures(), columns=columns, scale=scale, record=record, overwrite=True)
+        Returns:
+            The npz, or the folder of PNG files.
+        """
+        writer = self.open() if writer is None else writer
+        begin, pipeline = time.monotonic(), self.source.pipeline
+        shown = grids.grid_count(self.count, self.source.classes)
+        missing = writer.missing(self.count)
+        redone = range(shown) if self.path is not None and not self.path.exists() else ()
+        todo = sorted({*missing, *redone})
+        frames = Frames(shown if redone else 0, pipeline.path.steps)
+        if todo:
+            size = min(len(todo), pipeline.batch_size(self.batch))
+            report(textwrap.fill(plan(pipeline, size), 100, initial_indent="  plan    ", subsequent_indent=" " * 10))
+            with Progress("sampling", len(todo), "images") if progress else NoProgress() as bar:
+                watch = _Watch(len(todo), bar, report)
+                for start in range(0, len(todo), size):
+                    indices = todo[start : start + size]
+                    images = self.source.make(indices, bar, frames, watch)
+                    writer.write(indices, images, self.source.labels(indices))
+        result = writer.finish(self.count)
+        self._draw(shown, frames if redone else None)
+        for line in self._summary(len(missing), time.monotonic() - begin, result):
+            report(line)
+        return result
 
-    made = (
-        f"{len(missing):,} image{'s' if len(missing) != 1 else ''} made" if missing else "all images were there already"
-    )
-    kept = f" ({run.count - len(missing):,} were there already)" if missing and len(missing) < run.count else ""
-    say(f"{made}{kept} in {duration(time.monotonic() - begin)} on {sampler.device.type}: {sampler.text()}")
-    say(f"  images  {result}")
-    say(f"  grid    {run.folder / GRID}")
-    if path is not None:
-        say(f"  path    {path}")
-    return result
+    def _draw(self, shown: int, frames: Frames | None) -> None:
+        """The grid of the first images, and their animation."""
+        source, pipeline = self.source, self.source.pipeline
+        record = {**self.record, **self.notes, "images": [0, shown - 1]}
+        nouns = count_of(self.count, self.noun)
+        grid = grids.class_grid(
+            grids.first_images(self.folder, source.seed, shown), source.classes, self.names,
+            title=nouns if shown == self.count else f"The first {shown} of {nouns}",
+            caption=f"{Path(str(pipeline.config.model)).name}, {pipeline.text()}, seed {source.seed}",
+        )  # fmt: skip
+        save_png(self.folder / GRID, grid, record, overwrite=True)
+        if self.path is not None and frames is not None:
+            few = source.classes and 1 < len(source.classes) <= grids.MOST_COLUMNS
+            columns = len(source.classes) if few and source.classes else None
+            scale = max(1, 96 // max(pipeline.shape[1:]))
+            save_animation(self.path, frames.pictures(), columns=columns, scale=scale, record=record, overwrite=True)
+
+    def _summary(self, made: int, seconds: float, result: Path) -> list[str]:
+        pipeline = self.source.pipeline
+        done = f"{count_of(made, 'image')} made" if made else "all images were there already"
+        kept = f" ({self.count - made:,} were there already)" if made and made < self.count else ""
+        lines = [f"{done}{kept} in {duration(seconds)} on {pipeline.device.type}: {pipeline.text()}"]
+        lines += [f"  images  {result}", f"  grid    {self.folder / GRID}"]
+        return lines + ([f"  path    {self.path}"] if self.path is not None else [])
 
 
-class Watch:
-    """Times the first step of a run, and then says once how long all of it will take."""
+class _Watch:
+    """Times the first step of a run, and reports once how long all of it will take."""
 
-    def __init__(self, images: int, progress: Progress) -> None:
-        self.images, self.progress = images, progress
+    def __init__(self, images: int, progress: NoProgress, report: Report) -> None:
+        self.images, self.progress, self.report = images, progress, report
         self._begin = time.monotonic()
-        self._told = False
+        self._reported = False
 
     def __call__(self, step: Step, batch: int) -> None:
         """After every step of `batch` images at once; only the first one counts."""
-        if self._told:
+        if self._reported:
             return
         if step.x.device.type == "cuda":
             torch.cuda.synchronize(step.x.device)
-        self._told = True
-        line = expected(time.monotonic() - self._begin, step.total, batch, self.images)
+        self._reported = True
+        line = expected_time(time.monotonic() - self._begin, step.total, batch, self.images)
         if line is not None:
             if step.x.device.type == "cuda":
                 line += f"; {size_text(torch.cuda.max_memory_allocated(step.x.device))} in use at most"
             self.progress.clear()
-            say(line)
+            self.report(line)
 
 
-def plan(sampler: Pipeline, batch: int) -> str:
-    """What a run is going to take: parameters, memory of weights and activations, what is free."""
-    count = " + ".join(f"{net.parameters / 1e6:.3g}M" for net in sampler.footprints)
-    free = budget.free_bytes(sampler.device)
+def plan(pipeline: Pipeline, batch: int) -> str:
+    """Returns what a run needs: parameters, memory of weights and activations, free memory, steps."""
+    count = " + ".join(f"{net.parameters / 1e6:.3g}M" for net in pipeline.footprints)
+    free = memory.free_bytes(pipeline.device)
     left = f" of {size_text(free)} free" if free is not None else ""
-    needed = batch * sampler.bytes_per_image + max(net.kernel for net in sampler.footprints)
-    text = (
-        f"{count} parameters, {size_text(sum(net.weights for net in sampler.footprints))} weights; batch {batch}, "
-        f"about {size_text(needed)}{left}; {sampler.chain.steps} steps"
+    needed = batch * pipeline.bytes_per_image + max(net.kernel for net in pipeline.footprints)
+    return (
+        f"{count} parameters, {size_text(sum(net.weights for net in pipeline.footprints))} weights; batch {batch}, "
+        f"about {size_text(needed)}{left}; {pipeline.path.steps} steps"
     )
-    return fields([("plan  ", text)])
 
 
-def expected(seconds: float, steps: int, batch: int, images: int) -> str | None:
-    """How long a run will take if every step takes `seconds` for `batch` images; None where that is soon."""
+def expected_time(seconds: float, steps: int, batch: int, images: int) -> str | None:
+    """Returns how long a run will take if every step takes `seconds` for `batch` images; None if it is short."""
     each = seconds * steps / batch
-    if each * images < LONG:
+    if each * images < _LONG:
         return None
     return (
         f"  time    {seconds:.2g} s a step measured on the first, {duration(each)} an image, "
         f"about {duration(each * images)} for {images:,}"
     )
-
-
-def size_text(count: float) -> str:
-    """2215352344 -> "2.2 GB", 50000000 -> "50 MB"."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,64 +14,121 @@ from torch import Tensor
 from undiffuse.nets.memory import is_out_of_memory
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import spaced
-from undiffuse.pipelines.low_res import LowRes, Made
-from undiffuse.pipelines.pipeline import Pipeline
-from undiffuse.pixels import Rounding, to_uint8
+from undiffuse.pixels import Rounding, from_uint8, to_uint8
 from undiffuse.sampling import Step
-from undiffuse.util.progress import Progress
+from undiffuse.util.progress import NoProgress
 
-FRAMES = 24
+if TYPE_CHECKING:
+    from undiffuse.pipelines.low_res import LowRes
+    from undiffuse.pipelines.pipeline import Pipeline
+
+__all__ = ["FixedLowRes", "Frames", "SampleSource"]
+
+_FRAMES = 24
 
 
 class Frames:
-    """The denoising path of a run's first images, as it is seen on the way."""
+    """Collects the denoising path of a run's first images, for an animation.
+
+    Args:
+        count: How many of the first images.
+        steps: Steps of the sampler, of which up to 24 are kept.
+    """
 
     def __init__(self, count: int, steps: int) -> None:
         self.count = count
-        self.kept = spaced(steps, FRAMES)
+        self.kept = spaced(steps, _FRAMES)
         self._images: dict[int, list[np.ndarray]] = {}
 
-    def see(self, indices: Sequence[int], step: Step) -> None:
-        """Keep what a step shows of the images that belong to the animation."""
+    def add(self, indices: Sequence[int], step: Step) -> None:
+        """Keeps what a step shows of the images that belong to the animation."""
         wanted = [k for k, index in enumerate(indices) if index < self.count]
         if step.index in self.kept and wanted:
             pixels = to_uint8(step.x[wanted].float()).cpu().numpy()
             for k, image in zip(wanted, pixels, strict=True):
                 self._images.setdefault(indices[k], []).append(image)
 
-    def forget(self, indices: Sequence[int]) -> None:
-        """Drop what was seen of images that have to be begun again."""
+    def discard(self, indices: Sequence[int]) -> None:
+        """Drops the frames of images that have to be started again."""
         for index in indices:
             self._images.pop(index, None)
 
     def pictures(self) -> list[np.ndarray]:
-        """One batch uint8 [count, H, W, C] a frame."""
+        """Returns a batch uint8 [count, H, W, C] for each frame."""
         return [np.stack([self._images[i][f] for i in range(self.count)]) for f in range(len(self.kept))]
 
 
-class SampleSource:
-    """How image number i of a run is made: its class, its noise, its low-resolution image.
+@dataclass(frozen=True)
+class FixedLowRes:
+    """Low-resolution images in memory, [N, C, h, w] in [-1, 1]; image i of a run enlarges number i mod N."""
 
-    `stream`    keeps its noise apart from that of other models of the same run, see `NoiseSource`
-    `rounding`  of the finished images to 8 bits, see `undiffuse.pixels`
+    images: Tensor
+
+    @classmethod
+    def of(cls, images: Any, pipeline: Pipeline) -> FixedLowRes | None:
+        """Takes images for a super-resolution model.
+
+        Args:
+            images: float [N, C, h, w] in [-1, 1], or uint8 [N, h, w, C]; None for other models.
+            pipeline: The pipeline that enlarges them.
+
+        Raises:
+            ValueError: If the model needs them and they are missing, or the reverse, or they have other channels.
+        """
+        needed = pipeline.model.spec.super_resolution
+        if images is None:
+            if needed:
+                raise ValueError("this is a super-resolution model: give the images to enlarge as low_res")
+            return None
+        if not needed:
+            raise ValueError("low_res was given, but this model does not enlarge images: leave it out")
+        tensor = images if isinstance(images, Tensor) and images.is_floating_point() else from_uint8(np.asarray(images))
+        if tensor.dim() != 4 or tensor.shape[1] != pipeline.shape[0]:
+            raise ValueError(
+                f"low_res is {list(tensor.shape)}; expected [N, {pipeline.shape[0]}, h, w] in [-1, 1], or uint8 "
+                f"[N, h, w, {pipeline.shape[0]}]"
+            )
+        return cls(tensor)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def labels_of(self, indices: Sequence[int]) -> None:
+        """They have no classes of their own."""
+
+    def images_of(self, indices: Sequence[int]) -> Tensor:
+        """Returns [B, C, h, w] in [-1, 1]."""
+        return self.images[[i % len(self) for i in indices]]
+
+
+class SampleSource:
+    """Makes image number i of a run, in batches that fit into memory.
+
+    Args:
+        pipeline: What makes them.
+        seed: Seed of their noise.
+        classes: Class numbers that the images cycle through; None without classes.
+        low: The low-resolution images that they enlarge.
+        stream: Keeps their noise apart from that of other models in the same run, see `NoiseSource`.
+        rounding: How finished images are rounded to 8 bits, see `undiffuse.pixels`.
     """
 
     def __init__(
         self,
-        sampler: Pipeline,
+        pipeline: Pipeline,
         seed: int,
         classes: Sequence[int] | None,
-        low: LowRes | Made | None = None,
+        low: LowRes | FixedLowRes | None = None,
         *,
         stream: str = "",
         rounding: Rounding = "nearest",
     ) -> None:
-        self.sampler, self.seed, self.classes, self.low = sampler, seed, classes, low
+        self.pipeline, self.seed, self.classes, self.low = pipeline, seed, classes, low
         self.stream, self.rounding = stream, rounding
         self._fits: int | None = None  # images at once, once memory has not sufficed for more
 
     def labels(self, indices: Sequence[int]) -> list[int] | None:
-        """The classes of some images, None without classes."""
+        """Returns the classes of some images; None without classes."""
         if self.classes is not None:
             return [self.classes[i % len(self.classes)] for i in indices]
         return None if self.low is None else self.low.labels_of(indices)
@@ -78,13 +136,23 @@ class SampleSource:
     def make(
         self,
         indices: Sequence[int],
-        progress: Progress | None = None,
+        progress: NoProgress | None = None,
         frames: Frames | None = None,
         watch: Callable[[Step, int], None] | None = None,
     ) -> Tensor:
-        """Images uint8 [B, H, W, C] on the CPU, in halves as often as memory demands it.
+        """Makes images, in halves as often as memory demands it.
 
-        `watch` hears of every step, and of how many images are made at once. MemoryError where not even one fits.
+        Args:
+            indices: The numbers of the images within the run.
+            progress: Advanced by one for each image, in parts.
+            frames: Collects the path of the first images.
+            watch: Called after each step, with the number of images that are made at once.
+
+        Returns:
+            uint8 [B, H, W, C] on the CPU.
+
+        Raises:
+            MemoryError: If not even one image fits.
         """
         done: list[Tensor] = []
         rest = list(indices)
@@ -101,35 +169,35 @@ class SampleSource:
                 problem = str(error).splitlines()[0] if str(error) else type(error).__name__
             # Here the exception is gone, and with it the tensors that its traceback kept alive.
             gc.collect()
-            if self.sampler.device.type == "cuda":
+            if self.pipeline.device.type == "cuda":
                 torch.cuda.empty_cache()
             if len(piece) == 1:
-                smaller = "" if self.sampler.settings.precision != "fp32" else ": --precision bf16 needs about half"
+                smaller = "" if self.pipeline.config.precision != "fp32" else ": precision=bf16 needs about half"
                 raise MemoryError(f"not even one image at a time fits into memory{smaller} ({problem})")
             self._fits = -(-len(piece) // 2)
             if progress is not None:
                 progress.advance(before - progress.done)
             if frames is not None:
-                frames.forget(piece)
+                frames.discard(piece)
         return torch.cat(done)
 
     def _make(
         self,
         indices: list[int],
-        progress: Progress | None,
+        progress: NoProgress | None,
         frames: Frames | None,
         watch: Callable[[Step, int], None] | None,
     ) -> Tensor:
         # Of a cascade the upsampler may know no classes, and its images have them all the same.
-        told: Any = self.labels(indices) if "y" in self.sampler.denoiser.conditions else None
+        labels: Any = self.labels(indices) if "y" in self.pipeline.denoiser.conditions else None
         low = None if self.low is None else self.low.images_of(indices)
 
         def on_step(step: Step) -> None:
             if frames is not None and frames.count:
-                frames.see(indices, step)
+                frames.add(indices, step)
             if watch is not None:
                 watch(step, len(indices))
 
         noise = NoiseSource(self.seed, indices, self.stream)
-        x = self.sampler.steps_of(noise, told, low, on_step=on_step, progress=progress)
+        x = self.pipeline.from_noise(noise, labels, low, on_step=on_step, progress=progress)
         return to_uint8(x.to(torch.float32), self.rounding).cpu()

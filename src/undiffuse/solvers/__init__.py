@@ -15,7 +15,9 @@ from undiffuse.solvers.adams import Adams
 from undiffuse.solvers.adaptive import Adaptive
 from undiffuse.solvers.ancestral import Ancestral
 from undiffuse.solvers.base import Denoise, Draw, Solver, ddim_move
+from undiffuse.solvers.consistency import Consistency
 from undiffuse.solvers.ddim import DDIM
+from undiffuse.solvers.dpm import DPM2
 from undiffuse.solvers.dpmpp import DPMpp, DPMpp2S
 from undiffuse.solvers.edm import EDM
 from undiffuse.solvers.langevin import PredictorCorrector
@@ -24,8 +26,8 @@ from undiffuse.solvers.restart import Restart
 from undiffuse.solvers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "EDM", "PNDM", "SOLVERS", "Adams", "Adaptive", "Ancestral", "DPMpp", "DPMpp2S", "Denoise", "Draw",
-    "PredictorCorrector", "Restart", "Solver", "UniPC", "build", "ddim_move",
+    "DDIM", "DPM2", "EDM", "PNDM", "SOLVERS", "Adams", "Adaptive", "Ancestral", "Consistency", "DPMpp", "DPMpp2S",
+    "Denoise", "Draw", "PredictorCorrector", "Restart", "Solver", "UniPC", "build", "ddim_move",
 ]  # fmt: skip
 
 SOLVERS = METHODS
@@ -48,6 +50,8 @@ _CLASSES: dict[str, Callable[..., Any]] = {
     "restart": Restart,
     "adaptive": Adaptive,
     "pc": PredictorCorrector,
+    "dpm-2": DPM2,
+    "consistency": Consistency,
 }
 
 

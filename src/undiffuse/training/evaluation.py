@@ -20,7 +20,7 @@ import torch
 from undiffuse import checkpoints
 from undiffuse.distributed import Ranks
 from undiffuse.ema import EMA
-from undiffuse.evaluation import MadeImages, Summary, evaluate, extract
+from undiffuse.evaluation import MadeImages, Summary, compute_metrics, extract, higher_is_better
 from undiffuse.metrics import Estimate, MetricError
 from undiffuse.metrics.extractors import Extractor
 from undiffuse.nets.runner import NetworkRunner
@@ -32,7 +32,6 @@ from undiffuse.training.tasks import DiffusionTask
 __all__ = ["BEST", "Evaluator"]
 
 BEST = "best.safetensors"
-RISING = ("precision", "recall", "density", "coverage", "IS", "accuracy", "Vendi", "authentic")
 AT_ONCE = 64
 
 
@@ -80,7 +79,7 @@ class Evaluator:
             found = extract(images, self.extractors, ranks=ranks)
         estimates: list[Estimate] = []
         for features, reference in zip(found, self.references, strict=True):
-            estimates += evaluate(Summary.of(features), reference, None).estimates
+            estimates += compute_metrics(Summary.of(features), reference).estimates
         wanted = [e for e in estimates if not e.name.startswith(("density", "coverage"))]
         out: dict[str, Any] = {}
         for estimate in wanted:
@@ -98,7 +97,7 @@ class Evaluator:
         value = float(values[name])
         if not math.isfinite(value):
             return None
-        sign = 1 if name.startswith(RISING) else -1
+        sign = 1 if higher_is_better(name) else -1
         before = self.best["value"] if self.best is not None and self.best.get("metric") == name else None
         if before is not None and sign * value <= sign * before:
             return None

@@ -147,8 +147,8 @@ def find_init(reference: str, kind: str, run_dir: Path) -> PretrainedInit:
     if not is_own(model.net):
         raise ConfigError(
             "init_from",
-            f"the network of {reference}, a {type(model.net).__name__}, is none of this library's: train it from Python "
-            "with model=load_model(...).net",
+            f"the network of {reference}, a {type(model.net).__name__}, is none of this library's: train it from "
+            "Python with model=load_model(...).net",
         )
     objective = model.manifest.get("objective") or {}
     return PretrainedInit(reference, model.net.config, model.process, objective, model, levels=_levels(model.manifest))

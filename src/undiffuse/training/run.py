@@ -20,6 +20,7 @@ from undiffuse.distributed import Ranks
 from undiffuse.nets.protocol import memory_format
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.noise import NoiseSource
+from undiffuse.pictures.plots import PlottingUnavailable, can_plot
 from undiffuse.pixels import from_uint8
 from undiffuse.train_config import TrainConfig
 from undiffuse.training.custom import Custom
@@ -111,6 +112,8 @@ class Run:
                 self.tell("note", text=f"{text}; resuming from the checkpoint before it")
             for text in resumed.notes if resumed and not complete else []:
                 self.tell("note", text=f"changed setting {text}")
+            if not can_plot():
+                self.tell("note", text=f"no loss curve will be drawn: {PlottingUnavailable()}")
         if self.evaluator is not None:
             self.evaluator.resume(self._folder.path)
         remarks = self.dataset.remarks if isinstance(self.dataset, StreamDataset) else self.dataset.source.remarks

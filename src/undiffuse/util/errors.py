@@ -8,11 +8,13 @@ __all__ = ["ConfigError"]
 class ConfigError(ValueError):
     """A setting has a value that cannot be used.
 
-    The library speaks of arguments; the command line replaces the name of the argument by the name of its option.
+    The library speaks of arguments; the command line replaces their names by those of its options, in the text where
+    they stand between backquotes.
 
     Args:
         field: Name of the argument or of the dataclass field, for example "guidance_at".
-        text: What is wrong, what is expected and what to do, without the name of the field.
+        text: What is wrong, what is expected and what to do. Names of other arguments stand
+            between backquotes.
     """
 
     def __init__(self, field: str, text: str) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import time
 from typing import Any, TextIO
 
 __all__ = ["NoProgress", "Progress", "is_main_process"]
 
-_PLAIN_INTERVAL = 15.0  # seconds between two lines where the output is no terminal
-_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}, {rate_fmt}]"
+PLAIN_EVERY = 15.0  # seconds between two lines where the output is no terminal
+_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f}{unit} [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 def is_main_process() -> bool:
@@ -53,14 +55,15 @@ class Progress(NoProgress):
 
     def __init__(self, what: str, total: float, unit: str, stream: TextIO | None = None) -> None:
         super().__init__(total)
+        self.what = what
         from tqdm import tqdm
 
-        out = stream or sys.stderr
-        terminal = out.isatty() and os.environ.get("TERM", "") != "dumb"
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty() and os.environ.get("TERM", "") != "dumb"
+        self._shown = time.monotonic()  # elsewhere than on a terminal a short job prints nothing
         self._bar = tqdm(
-            desc=what, total=total, unit=f" {unit}", file=out, disable=not is_main_process(), leave=False, ascii=True,
-            dynamic_ncols=terminal, mininterval=0.1 if terminal else _PLAIN_INTERVAL, bar_format=_FORMAT,
-            delay=0 if terminal else _PLAIN_INTERVAL,
+            desc=what, total=total, unit=f" {unit}", file=self._stream if self._terminal else io.StringIO(),
+            disable=not is_main_process(), leave=False, ascii=True, dynamic_ncols=self._terminal, bar_format=_FORMAT,
         )  # fmt: skip
 
     def __exit__(self, *error: object) -> None:
@@ -70,6 +73,10 @@ class Progress(NoProgress):
         """See `NoProgress.advance`."""
         super().advance(amount)
         self._bar.update(amount)
+        if not self._terminal and is_main_process() and time.monotonic() - self._shown >= PLAIN_EVERY:
+            self._shown = time.monotonic()
+            self._stream.write(self._bar.format_meter(**{**self._bar.format_dict, "ncols": 80}) + "\n")
+            self._stream.flush()
 
     def clear(self) -> None:
         """See `NoProgress.clear`."""

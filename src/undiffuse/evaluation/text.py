@@ -1,20 +1,26 @@
-"""Evaluations as text: one in full, many side by side."""
+"""Formats evaluations for people: one in full as text or HTML, many side by side."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
-from undiffuse.cli.console import duration, fields, table
-from undiffuse.evaluation import Report
 from undiffuse.metrics import Estimate
+from undiffuse.util.tables import fields, table
+from undiffuse.util.text import duration
+
+if TYPE_CHECKING:
+    from undiffuse.evaluation.report import Report
+
+__all__ = ["number", "report_html", "report_text", "side_by_side", "with_error"]
 
 PLAIN = 4  # significant digits of a value without an error
 
 
 def number(value: float, error: float | None = None) -> str:
-    """A value with the digits that its error leaves meaningful (two of the error), else four significant ones."""
+    """Formats a value with the digits that its error makes meaningful, without an error with four digits."""
     if not math.isfinite(value):
         return str(value)
     if error is None or not error > 0:
@@ -24,22 +30,23 @@ def number(value: float, error: float | None = None) -> str:
 
 
 def with_error(estimate: Estimate) -> str:
-    """value +- error."""
+    """Formats an estimate as "value +- error", or its value alone if no error is known."""
     error = estimate.stderr
     if error is None or not error > 0:
         return number(estimate.value)
     return f"{number(estimate.value, error)} +- {number(error, error)}"
 
 
-def report_text(report: Report) -> str:
-    """All of a report that a reader of its numbers must know."""
+def report_text(report: Report, full: bool = True) -> str:
+    """Formats a report as text.
+
+    Args:
+        report: What to show.
+        full: Also shows how the numbers were made: both sides, features, environment, time.
+    """
     head = f"{report.name}\n  against {report.reference.get('where', 'the reference')}"
-    rows = [
-        (e.name, number(e.value, e.stderr), "" if e.stderr is None else f"+- {number(e.stderr, e.stderr)}", _remark(e))
-        for e in report.estimates
-    ]
-    out = [head, "", table(rows, head=("metric", "value", "error", "remarks"), right=(1,), indent=2)]
-    out += ["", fields(_cards(report))]
+    out = [head, "", table(_rows(report), head=_HEADS, right=(1,), indent=2)]
+    out += ["", fields(_cards(report))] if full else []
     warnings = report.warnings
     if warnings:
         out += ["", *(fields([("warning", text)]) for text in warnings)]
@@ -48,8 +55,31 @@ def report_text(report: Report) -> str:
     return "\n".join(out)
 
 
+def report_html(report: Report) -> str:
+    """Formats a report as HTML for notebooks."""
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row).replace('+- ', '± ')}</tr>" for row in _rows(report)
+    )
+    heads = "".join(f"<th>{head}</th>" for head in _HEADS)
+    against = escape(str(report.reference.get("where", "the reference")))
+    notes = [*(f"warning: {text}" for text in report.warnings), *(f"{k}: {why}" for k, why in report.skipped.items())]
+    listed = f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>" if notes else ""
+    table_html = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    return f"<div><b>{escape(report.name)}</b><br>against {against}{table_html}{listed}</div>"
+
+
+_HEADS = ("metric", "value", "error", "remarks")
+
+
+def _rows(report: Report) -> list[tuple[str, str, str, str]]:
+    return [
+        (e.name, number(e.value, e.stderr), "" if e.stderr is None else f"+- {number(e.stderr, e.stderr)}", _remark(e))
+        for e in report.estimates
+    ]
+
+
 def _remark(e: Estimate) -> str:
-    """What stands beside a value: what its bias and corrections are."""
+    """Formats the bias and corrections of a value."""
     extra = e.extra
     parts = []
     if e.bias is not None:
@@ -106,7 +136,7 @@ def _side(about: Any) -> str:
 
 
 def side_by_side(reports: Sequence[Report], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """(heads, rows) of a table with one row a report and one column a metric."""
+    """Returns heads and rows of a table with one row for each report and one column for each metric."""
     heads = ["run", "samples", *names]
     rows = []
     for report in reports:
@@ -115,10 +145,3 @@ def side_by_side(reports: Sequence[Report], names: Sequence[str]) -> tuple[list[
         n = report.samples.get("n")
         rows.append([report.name, f"{n:,}" if n else "", *cells])
     return heads, rows
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, numbers to the right."""
-    lines = ["| " + " | ".join(heads) + " |", "|" + "|".join(["---", *["---:"] * (len(heads) - 1)]) + "|"]
-    lines += ["| " + " | ".join(cell.replace("|", "/").replace("+-", "±") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)

@@ -1,18 +1,21 @@
-"""Noise levels chosen for a model and a number of steps: a grid on which a solver of the flow errs least.
+"""Chooses noise levels for a model and a number of steps: a grid on which a solver of the flow errs least.
 
-A fine solution of the probability flow from a few noises gives the denoised image D along the way. What one step from
-lambda to lambda' errs by, lambda = log(alpha / sigma), is an integral of what D does against what the step supposes:
+A fine solution of the probability flow from a few noises gives the denoised image D along the way. The error of one
+step from lambda to lambda', lambda = log(alpha / sigma), is an integral of D minus what the step assumes:
 
     error of x' / alpha' = integral of e^-(lambda' - l) (D(l) - P(l)) dl
 
 with P constant (DDIM) or the line through the last two levels (2M). It is linear in D at the fine levels, so the mean
-squares of the errors of all possible steps follow from one matrix of inner products, without any further network call;
-dynamic programming then finds the levels whose errors add up to the least. (Chen et al. 2024 choose levels by dynamic
-programming over measured Euler errors; Sabour et al. 2024 by a bound.) An error of x / alpha shrinks on the way to the
-image by c^2 / (c^2 + e^-2 lambda) in the mean square, as it does for Gaussian data of variance c^2.
+squares of the errors of all possible steps follow from one matrix of inner products, without any further network call.
+Dynamic programming then finds the levels whose errors have the least sum. An error of x / alpha shrinks on the way to
+the image by c^2 / (c^2 + e^-2 lambda) in the mean square, as it does for Gaussian data of variance c^2.
 
-The grids found so are an approximation, for other solvers more so: therefore they and the named grids are tried by the
-solver itself against the fine solution, and the best is measured again, beside all others, on fresh noise.
+These grids are an approximation, for other solvers more so. Therefore they and the named grids are tried by the solver
+itself against the fine solution, and the best is measured again, beside all others, on fresh noise.
+
+References:
+    Chen et al. 2024, "On the Trajectory Regularity of ODE-based Diffusion Sampling" (levels by dynamic programming).
+    Sabour et al. 2024, "Align Your Steps" (levels by a bound).
 """
 
 from __future__ import annotations
@@ -40,7 +43,12 @@ NAMED = ("logsnr", "karras", "chain", "uniform", "quadratic")
 
 @dataclass(frozen=True)
 class Batch:
-    """Images to measure by: their noise, and the conditions [B] they are made under."""
+    """Holds images to measure by.
+
+    Args:
+        noise: Their noise.
+        cond: The conditions [B] they are made under.
+    """
 
     noise: Noise
     cond: Condition | None = None
@@ -48,10 +56,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Measured:
-    """How far a grid's images are from the fine solution: root mean square over images and pixels in [-1, 1].
+    """Holds how far the images of a grid are from the fine solution: root mean square over pixels in [-1, 1].
 
-    `choice`, `check`  on the images it was chosen by, and on fresh ones
-    `stderr`           of `check`, over the images
+    Args:
+        choice: On the images that the grid was chosen by.
+        check: On fresh images.
+        stderr: Standard error of `check` over the images.
     """
 
     choice: float
@@ -61,9 +71,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was found: `spec` for `grids.grid` and --grid, and all grids that were tried with their errors.
+    """Holds the levels that were found.
 
-    `calls`  of the network for an image with that grid
+    Args:
+        spec: The grid, for `grids.grid`.
+        tried: All grids that were tried, with their errors.
+        calls: Network calls for an image with that grid.
     """
 
     spec: str
@@ -83,13 +96,21 @@ def tune(
     device: torch.device | str = "cpu",
     progress: Callable[[float], None] = lambda part: None,
 ) -> Tuned:
-    """The grid of `steps` steps on which `solver`, which must draw no noise, errs least for this denoiser.
+    """Chooses the grid on which a solver errs least for a denoiser.
 
-    `choice`, `check`  the images the grid is chosen by, and fresh ones for the errors that are reported
-    `fine`             steps of the solution that all are compared with, more than `steps`
-    `progress`         hears of the part of the network calls that were made since the last time
+    Args:
+        denoiser: The denoiser.
+        solver: The solver, which must draw no noise.
+        steps: Steps of the grid, 2 or more.
+        choice: Images that the grid is chosen by.
+        check: Fresh images for the errors that are reported, 2 or more.
+        shape: Channels, height and width of an image.
+        fine: Steps of the solution that all are compared with, more than `steps`.
+        device: Where it runs.
+        progress: Called with the part of the network calls that were made since the last call.
 
-    ValueError for a number of steps that leaves nothing to choose, a solver that draws noise, fewer than 2 images.
+    Raises:
+        ValueError: A number of steps that leaves nothing to choose, a solver that draws noise, or fewer than 2 images.
     """
     if not 2 <= steps < fine:
         raise ValueError(
@@ -103,7 +124,7 @@ def tune(
     done = 0
 
     def solved(by: Solver, way: Path, batch: Batch, seen: list[Tensor] | None = None) -> Step:
-        """The last step; what was predicted at each one goes to `seen`."""
+        """Returns the last step; what was predicted at each one goes to `seen`."""
         nonlocal done
         for step in sample(denoiser, way, by, _Start(batch.noise), shape, cond=batch.cond, device=device):
             if seen is not None:
@@ -136,10 +157,13 @@ def tune(
 
 
 def optimised(levels: Array, denoised: Sequence[Tensor], truth: Tensor, steps: int) -> list[list[float]]:
-    """Log-SNRs of the `steps` levels that dynamic programming finds, for steps of first order and of second.
+    """Returns the log-SNRs of the levels that dynamic programming finds, for steps of first and of second order.
 
-    `levels`    the fine levels' log-SNRs, noisiest first, [M]
-    `denoised`  what was predicted at each, [B, C, H, W]; `truth` where the fine solution ended, [B, C, H, W]
+    Args:
+        levels: Log-SNRs of the fine levels, noisiest first, [M].
+        denoised: Denoised images at each of them, [B, C, H, W].
+        truth: End of the fine solution, [B, C, H, W].
+        steps: Number of levels to choose.
     """
     lam = levels / 2
     gram = np.zeros((len(lam), len(lam)))
@@ -155,7 +179,7 @@ def optimised(levels: Array, denoised: Sequence[Tensor], truth: Tensor, steps: i
 
 
 def _costs(lam: Array, gram: Array, variance: float) -> tuple[Array, Array]:
-    """Mean square errors of steps i -> j: of first order [i, j], of 2M after p [p, i, j]; inf where impossible."""
+    """Returns mean square errors of steps i -> j: first order [i, j], 2M after p [p, i, j]; inf if impossible."""
     count = len(lam)
     h = lam[None, :] - lam[:, None]
     # W[j] @ D is the integral from the first level to level j, of D linear between levels.
@@ -186,8 +210,10 @@ def _costs(lam: Array, gram: Array, variance: float) -> tuple[Array, Array]:
 
 
 def _cheapest(first: Array, second: Array | None, last: Array, steps: int) -> list[int]:
-    """Indices of `steps` levels from 0 on with the least sum of costs: `first` of the first step (and of all where
-    there is no `second`), `second` of later ones, `last` of the one onto the clean image.
+    """Returns the indices of `steps` levels from 0 on with the least sum of costs.
+
+    `first` holds those of the first step (and of all if there is no `second`), `second` those of later ones, `last`
+    that of the step onto the clean image.
     """
     best = np.full_like(first, np.inf)  # by the last two levels
     best[0] = first[0]
@@ -206,18 +232,18 @@ def _cheapest(first: Array, second: Array | None, last: Array, steps: int) -> li
 
 
 def _squares(x: Tensor, truth: Tensor) -> Tensor:
-    """Mean square distance of each image [B]."""
+    """Returns the mean square distance of each image [B]."""
     return (x.cpu().double() - truth.double()).square().flatten(1).mean(1)
 
 
 def _exists(spec: str, chain: Chain, steps: int) -> bool:
-    """Whether a named grid of so many steps exists: those by t need trained steps, and not too near to pure noise."""
+    """Whether a named grid of so many steps exists: those by t need trained steps and some signal."""
     return spec in ("logsnr", "karras") or (steps <= chain.steps and (spec == "chain" or not chain.ends_in_noise))
 
 
 @dataclass(frozen=True)
 class _Start:
-    """The noise that images begin with, and none on the way."""
+    """Gives the initial noise of images, and refuses to give any on the way."""
 
     noise: Noise
 

@@ -1,0 +1,431 @@
+"""How a model is sampled: solver, steps, grid, clipping, and what guides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from undiffuse.config.fields import check_values, given, setting, settings_of
+from undiffuse.config.kinds import INTERVAL, Choice, Flag, Key, Number, Parsed, Text, interval
+from undiffuse.methods import GRIDS, METHODS, method, read_options, write_options
+from undiffuse.util.errors import ConfigError
+from undiffuse.util.text import join_names, shown
+
+__all__ = ["GuidanceConfig", "SamplerConfig"]
+
+CLASSIFIER, COMPARISON, EXTENT = "classifier guidance", "classifier-free guidance and autoguidance", "guidance extent"
+SAMPLER, RUNTIME = "sampler", "device and precision"
+STEPS = '"250", sections "90,60,60,20,20", "ddim25", or "at:0,10,999"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    """What guides a sampler. The defaults mean no guidance.
+
+    Classifier-free guidance is applied first, then autoguidance, then the classifiers in their order; all of them act
+    within `interval`, on `schedule`, at every `every`-th call of the network.
+
+    Raises:
+        ConfigError: If a value is not possible, or there are several classifiers and another number of scales.
+    """
+
+    classifier: tuple[str, ...] = setting(
+        (), "classifier of noisy images: file, run folder or name (default: the model's own); repeatable", Text(),
+        metavar="C", group=CLASSIFIER, many=True,
+    )  # fmt: skip
+    scale: tuple[float, ...] = setting(
+        (), "scale of classifier guidance (default: 1 with --classifier, else 0); once for each classifier", Number(),
+        name="guidance", metavar="SCALE", group=CLASSIFIER, many=True,
+    )  # fmt: skip
+    at: str = setting(
+        "x_t", "where the gradient is taken: x_t (as released, default), mean (as in the paper; ancestral only), or x0 "
+        "(the denoised image, through the network)", Choice("x_t", "mean", "x0"),
+        name="guidance_at", group=CLASSIFIER, advanced=True,
+    )  # fmt: skip
+    temperature: float = setting(
+        1.0, "divide the classifier's logits by T (default 1)", Number(0, above=True), name="guidance_temperature",
+        metavar="T", group=CLASSIFIER, advanced=True,
+    )  # fmt: skip
+    normalize: bool = setting(
+        False, "scale every gradient to unit size, so that SCALE is relative to the noise", Flag(),
+        name="guidance_normalize", group=CLASSIFIER, advanced=True,
+    )  # fmt: skip
+    cfg: float | None = setting(
+        None, "scale of classifier-free guidance: 1 is none (default), 0 is unconditional (needs a model trained with "
+        "label dropout)", Number(), metavar="SCALE", group=COMPARISON,
+    )  # fmt: skip
+    cfg_rescale: float = setting(
+        0.0, "rescale the guided prediction to the unguided standard deviation (Lin et al. 2023): 0 off (default), "
+        "1 full", Number(0, 1), metavar="PHI", group=COMPARISON, advanced=True,
+    )  # fmt: skip
+    cfg_two_passes: bool = setting(
+        False, "run the conditional and the unconditional pass one after the other: half the memory", Flag(),
+        group=COMPARISON, advanced=True,
+    )  # fmt: skip
+    autoguide: str | None = setting(
+        None, "a smaller or less trained version of the model to steer away from (Karras et al. 2024)", Text(),
+        metavar="WEAK", group=COMPARISON, advanced=True,
+    )  # fmt: skip
+    autoguide_weights: str | None = setting(
+        None, "which of its weights to use; without --autoguide: of the model itself", Text(), metavar="W",
+        group=COMPARISON, advanced=True,
+    )  # fmt: skip
+    autoguide_scale: float = setting(
+        2.0, "scale of autoguidance: 1 is none, default 2", Number(), metavar="SCALE", group=COMPARISON, advanced=True
+    )
+    interval: str | None = setting(
+        None, "guide only at these noise levels: log-SNR -1,3, sigma:0.2,1.6, or fractions of the steps steps:0.2,0.8",
+        Parsed(interval, INTERVAL), name="guidance_interval", metavar="LO,HI", group=EXTENT, advanced=True,
+    )  # fmt: skip
+    schedule: str = setting(
+        "constant", "constant (default), or a scale that grows from noise to image with the same mean",
+        Choice("constant", "linear", "cosine"), name="guidance_schedule", group=EXTENT, advanced=True,
+    )  # fmt: skip
+    every: int = setting(
+        1, "evaluate guidance only at every K-th network call and reuse the last update in between (default 1)",
+        Number(1, whole=True), name="guidance_every", metavar="K", group=EXTENT, advanced=True,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name in ("classifier", "scale"):
+            value = getattr(self, name)
+            value = () if value is None else value
+            one = isinstance(value, (str, int, float))
+            object.__setattr__(self, name, (value,) if one else tuple(value))
+        check_values(self)
+        counts = len(self.classifier), len(self.scale)
+        if max(counts) > 1 and counts[0] != counts[1]:
+            raise ConfigError(
+                "guidance", f"needs one scale for each classifier: got {counts[0]} classifiers and {counts[1]} scales"
+            )
+
+    @property
+    def judges(self) -> tuple[tuple[str, float], ...]:
+        """The classifiers with their scales; a single classifier with scale 0 is left out, since it does nothing."""
+        pairs = tuple(zip(self.classifier, self.scale, strict=False))
+        return pairs if len(pairs) > 1 else tuple(pair for pair in pairs if pair[1])
+
+    @property
+    def strength(self) -> float:
+        """The scale of the first classifier; 0 without one."""
+        return self.scale[0] if self.scale else 0.0
+
+    @property
+    def compares(self) -> bool:
+        """Whether two predictions are compared at each step: classifier-free guidance or autoguidance."""
+        return self.cfg not in (None, 1) or self.autoguide is not None
+
+    def resolved(self, model: str | None, paired: Callable[[str], str | None]) -> GuidanceConfig:
+        """Fills in what follows from the model, and drops settings of guidance that does not act.
+
+        Args:
+            model: Reference of the model that is guided.
+            paired: Returns the reference of the classifier made for a model, or None.
+
+        Raises:
+            ConfigError: If there is no classifier for a scale, or a setting shapes guidance that was not requested.
+        """
+        out = self
+        if out.classifier and not out.scale:
+            out = replace(out, scale=(1.0,) * len(out.classifier))
+        if out.strength and not out.classifier:
+            found = paired(model) if model is not None else None
+            if found is None:
+                raise ConfigError(
+                    "guidance",
+                    f"{out.strength:g} needs a classifier of noisy images, and none is known for this model: give "
+                    f"`classifier` (`undiffuse train-classifier DATA --for {model}` trains one)",
+                )
+            out = replace(out, classifier=(found,))
+        if out.autoguide_weights is not None and out.autoguide is None:
+            out = replace(out, autoguide=model)
+        strengths: dict[str, Sequence[float]] = {
+            "guidance": out.scale,
+            "cfg": () if out.cfg is None else (out.cfg - 1,),
+            "autoguide": () if out.autoguide is None else (out.autoguide_scale - 1,),
+        }
+        requested = [name for name, values in strengths.items() if values]
+        acting = [name for name, values in strengths.items() if any(values)]
+        if out.at != "x_t":
+            _check_requested("guidance_at", ("guidance",), requested)
+        idle: dict[str, Any] = {}
+        for f, declared in settings_of(GuidanceConfig):
+            shaped = _SHAPES.get(declared.name)
+            if shaped and getattr(out, f.name) != f.default and not set(shaped) & set(acting):
+                _check_requested(declared.name, shaped, requested)
+                idle[f.name] = f.default
+        if "autoguide" in requested and "autoguide" not in acting:
+            idle |= {"autoguide": None, "autoguide_weights": None}
+        if not out.judges:
+            idle |= {"classifier": (), "scale": ()}
+        return replace(out, cfg=None if out.cfg == 1 else out.cfg, **idle)
+
+    def text(self) -> list[str]:
+        """A few words for each setting in use, for captions; classifiers by their scales."""
+        at = {"mean": " at the mean", "x0": " at x0"}.get(self.at, "")
+        parts = [f"guidance {self.strength:g}{at}"] if self.strength else []
+        parts += [f"and {scale:g}" for scale in self.scale[1:]]
+        parts += [f"temperature {self.temperature:g}"] if self.temperature != 1 else []
+        parts += ["normalised"] if self.normalize else []
+        parts += [f"cfg {self.cfg:g}"] if self.cfg not in (None, 1) else []
+        parts += [f"autoguided {self.autoguide_scale:g}"] if self.autoguide else []
+        parts += [f"rescaled {self.cfg_rescale:g}"] if self.cfg_rescale else []
+        parts += [f"interval {self.interval}"] if self.interval else []
+        parts += [self.schedule] if self.schedule != "constant" else []
+        parts += [f"every {self.every}"] if self.every != 1 else []
+        return parts
+
+
+_ALL = ("guidance", "cfg", "autoguide")
+_SHAPES = {
+    **dict.fromkeys(("guidance_interval", "guidance_schedule", "guidance_every"), _ALL),
+    **dict.fromkeys(("guidance_temperature", "guidance_normalize"), ("guidance",)),
+    "cfg_rescale": ("cfg", "autoguide"),
+    "cfg_two_passes": ("cfg",),
+    "autoguide_scale": ("autoguide",),
+}
+"""Settings of how guidance acts, each with the kinds of guidance that it shapes."""
+
+
+def _check_requested(name: str, shaped: Sequence[str], requested: Collection[str]) -> None:
+    if not set(shaped) & set(requested):
+        kinds = join_names([f"`{kind}`" for kind in shaped], last=" or ")
+        raise ConfigError(name, f"has no effect without guidance; add {kinds}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How a model is sampled. None leaves the choice to `resolved`, or with a `budget` to what was measured.
+
+    Example:
+        SamplerConfig(model="fashion-mnist-32", solver="dpmpp-2m", steps="20").replace(guidance=2.0)
+
+    Raises:
+        ConfigError: If a value is not possible.
+    """
+
+    model: str | None = None
+    weights: str | None = None
+    solver: str | None = setting(
+        None, "sampling method, one of those listed below (default: as published; else ancestral for learned "
+        "variances; else ddim)", Key(METHODS), metavar="NAME", group=SAMPLER,
+    )  # fmt: skip
+    steps: str | None = setting(
+        None, f"{STEPS} (default: as published, else by the method)", Text(), metavar="SPEC", group=SAMPLER
+    )
+    budget: int | None = setting(
+        None, "use the best sampler measured for this model within N network calls per image", Number(1, whole=True),
+        metavar="N", group=SAMPLER,
+    )  # fmt: skip
+    grid: str | None = setting(
+        None, f"spacing of the steps: {', '.join(GRIDS)} (default: by the method)", Text(), metavar="SPEC",
+        group=SAMPLER, advanced=True,
+    )  # fmt: skip
+    solver_options: str = setting(
+        "", "options of the method, for example churn=30,s_max=50", Text(empty=True), metavar="KEY=VALUE,...",
+        group=SAMPLER, advanced=True,
+    )  # fmt: skip
+    eta: float = setting(
+        0.0, "noise of ddim: 0 is deterministic (default), 1 as much as ancestral", Number(0), metavar="E",
+        group=SAMPLER, advanced=True,
+    )  # fmt: skip
+    clip: str = setting(
+        "static", "clamp the denoised image (static, default), threshold it by quantile (dynamic), or neither (none)",
+        Choice("static", "dynamic", "none"), group=SAMPLER, advanced=True,
+    )  # fmt: skip
+    clip_after_guidance: bool = setting(
+        True, "do not clamp the denoised image again after guidance (as the original's ddim)", Flag(),
+        group=SAMPLER, advanced=True, off="no-clip-after-guidance",
+    )  # fmt: skip
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    precision: str = setting(
+        "fp32", "precision of the network: fp32 (default), bf16, or on GPUs fp16", Choice("fp32", "bf16", "fp16"),
+        group=RUNTIME,
+    )  # fmt: skip
+    compile: bool = setting(
+        False, "torch.compile the network: minutes at first, faster afterwards; with CUDA graphs on GPUs", Flag(),
+        group=RUNTIME, advanced=True,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "model", "weights"):
+            value = getattr(self, name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, name, str(value))
+            elif value is not None and not str(value).strip():
+                raise ConfigError(name, "is empty: give a value, or leave it out")
+        if isinstance(self.solver_options, Mapping):
+            name = self.solver or next(iter(METHODS))
+            object.__setattr__(self, "solver_options", write_options(name, self.solver_options))
+        check_values(self)
+
+    def replace(self, **changes: Any) -> SamplerConfig:
+        """Returns a copy with changes by flat name, those of guidance included: `replace(steps=20, guidance=2.0)`.
+
+        Raises:
+            ConfigError: If there is no such setting, or a value is not possible.
+        """
+        own = {f.name for f in fields(SamplerConfig)} - {"guidance"}
+        guidance = given(GuidanceConfig, changes)
+        if isinstance(changes.get("guidance"), GuidanceConfig):
+            guidance = {}
+        else:
+            changes = {**changes, "guidance": replace(self.guidance, **guidance)}
+        names = {declared.name for _, declared in settings_of(GuidanceConfig)}
+        unknown = sorted(changes.keys() - own - names - {"guidance"})
+        if unknown:
+            raise ConfigError(unknown[0], f"there is no such setting; there are {', '.join(sorted(own | names))}")
+        kept = {name: value for name, value in changes.items() if name in own}
+        return replace(self, guidance=changes["guidance"], **kept)
+
+    def resolved(self, process: Any, advice: SamplerConfig | None = None) -> SamplerConfig:
+        """Chooses solver, steps and grid where they are open; those of a published model are its authors'.
+
+        Learned variances are what makes ancestral sampling good with few steps (Improved DDPM, section 4); a model
+        with fixed ones is better served by DDIM.
+
+        Args:
+            process: The model's `ProcessConfig`.
+            advice: How the authors of a published model sample it.
+
+        Raises:
+            ConfigError: For settings that exclude each other.
+        """
+        solver, at = self.solver, self.guidance.at
+        if solver is None:
+            wants_ddim = self.eta > 0 or not (process.learns_variance or at == "mean")
+            if advice is not None and not self.eta:
+                wants_ddim = advice.solver == "ddim" and at != "mean"
+            solver = "ddim" if wants_ddim else "ancestral"
+            solver = "consistency" if process.target == "consistency" else solver
+        try:
+            options = write_options(solver, read_options(solver, self.solver_options))
+        except ValueError as error:
+            raise ConfigError("solver_options", str(error)) from None
+        if self.eta and solver != "ddim":
+            raise ConfigError("eta", f"the noise of ddim; {solver} has its own or none. Leave `eta` out")
+        if self.guidance.strength and at == "mean" and solver != "ancestral":
+            raise ConfigError("guidance_at", f'"mean" works with the solver ancestral only, not with {solver}')
+        steps = self.steps
+        if steps is None and advice is not None and advice.solver == solver:
+            steps = advice.steps
+        if steps is None:
+            steps = _default_steps(solver, process, self.grid)
+        # Steps that are more than a number ("ddim25", "at:0,10,999") name trained ones.
+        grid = self.grid or (method(solver).grid if steps.strip().isdecimal() else "chain")
+        return replace(self, solver=solver, steps=steps, grid=grid, solver_options=options)
+
+    def record(self) -> dict[str, Any]:
+        """The settings of a resolved config as a flat record for JSON, without the models, which are known by digest.
+
+        What was added after the first records were written is left out at its default, so that a record always means
+        what it meant when it was written.
+        """
+        out: dict[str, Any] = {}
+        for config in (self, self.guidance):
+            for f, declared in settings_of(config):
+                value = getattr(config, f.name)
+                default = _UNSAID.get(declared.name, f.default)
+                if declared.name in _ALWAYS or (declared.name not in _MODELS and value != default):
+                    out[declared.name] = value
+        out["guidance"] = self.guidance.strength
+        if self.guidance.autoguide is not None:
+            out["autoguide_scale"] = self.guidance.autoguide_scale
+        return out
+
+    @classmethod
+    def from_record(
+        cls,
+        record: Mapping[str, Any],
+        *,
+        model: str | None = None,
+        classifier: Sequence[str] = (),
+        autoguide: str | None = None,
+        where: str = "the record",
+    ) -> SamplerConfig:
+        """Reads the record of a picture: the inverse of `record`, together with its models and notes.
+
+        Args:
+            record: The record with its notes.
+            model: Where the model is now, if not where the record says.
+            classifier: Where the classifiers are now, in their order.
+            autoguide: Where the guiding model is now.
+            where: What messages call the record.
+
+        Raises:
+            ValueError: If the record says too little, or something that no setting can be.
+        """
+        record = {_FORMER.get(name, name): value for name, value in record.items()}
+        names = {declared.name: declared for kind in (cls, GuidanceConfig) for _, declared in settings_of(kind)}
+        absent = [name for name in ("model", "model_file", "weights", "classifier", *_ALWAYS) if name not in record]
+        if absent:
+            raise ValueError(f"{where} does not say how to make an image: it lacks {', '.join(absent)}")
+        texts = {"model", "model_file", "weights", *(["classifier"] if record["classifier"] is not None else [])}
+        for name, value in record.items():
+            declared = names.get(name)
+            fits, expected = True, ""
+            if name in texts:
+                fits, expected = Text().accepts(value), "text"
+            elif declared is not None and name != "classifier":
+                fits, expected = declared.kind.accepts(value), declared.kind.expected
+            if not fits:
+                raise ValueError(f"{where} has {name} = {shown(value)}; expected {expected}")
+        own = _UNSAID | given(cls, record) | {"weights": record["weights"], "model": model or record["model_file"]}
+        guidance = given(GuidanceConfig, record)
+        guidance["classifier"], guidance["scale"] = _recorded_classifiers(record, classifier, where)
+        if "autoguide" in record:
+            guidance["autoguide"] = autoguide or record.get("autoguide_file")
+            if not Text().accepts(guidance["autoguide"]):
+                raise ValueError(f"{where} lacks autoguide_file, the model that guides: give its file as autoguide")
+        return cls(guidance=GuidanceConfig(**guidance), **own)
+
+
+_MODELS = ("classifier", "guidance", "autoguide", "autoguide_weights", "autoguide_scale", "budget", "compile")
+"""Settings that a record holds as digests of the models, or not at all."""
+_ALWAYS = ("solver", "steps", "eta", "clip", "clip_after_guidance", "precision", "guidance", "guidance_at")
+"""Settings that every record holds; the others only where they are not at their defaults."""
+_UNSAID = {"grid": "chain"}
+"""What a record means that does not say it, where that is not the default."""
+_FORMER = {"reclip": "clip_after_guidance"}
+"""Names in records of earlier versions."""
+
+
+def _recorded_classifiers(
+    record: Mapping[str, Any], now: Sequence[str], where: str
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The classifiers of a record, by where they are, and their scales."""
+    more = record.get("more_classifiers") or []
+    pairs = isinstance(more, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in more)
+    if not pairs or not all(Text().accepts(name) and Number().accepts(scale) for name, scale in more):
+        raise ValueError(
+            f"{where} has more_classifiers = {shown(more)}; expected a list of pairs of a name and a number"
+        )
+    files = list(now[1:]) or record.get("more_classifier_files")
+    if more and not (isinstance(files, list) and len(files) == len(more) and all(map(Text().accepts, files))):
+        raise ValueError(
+            f"{where} is of {len(more) + 1} classifiers; expected their files in more_classifier_files, or give a "
+            "classifier for each"
+        )
+    if record["classifier"] is None:
+        return (), ()
+    first = now[0] if now else record.get("classifier_file")
+    if not Text().accepts(first):
+        raise ValueError(f"{where} has classifier_file = {shown(first)}; expected text, or give the classifier's file")
+    scales = (float(record["guidance"]), *(float(scale) for _, scale in more))
+    return (str(first), *(map(str, files or ()) if more else ())), scales
+
+
+def _default_steps(solver: str, process: Any, grid: str | None) -> str:
+    """The method's default, at most the whole chain; for DDIM the original's spacing where there is one.
+
+    For a grid of explicit levels as many as it has.
+    """
+    if grid and grid.replace(" ", "").startswith("at:"):
+        return str(grid.count(",") + 1)
+    count = min(method(solver).steps, process.steps)
+    if solver == "ddim" and grid in (None, "chain") and not process.needs_last_level:
+        from undiffuse.levels import ddim_spec  # imports torch, which help must not
+
+        return ddim_spec(process.steps, count) or str(count)
+    return str(count)
