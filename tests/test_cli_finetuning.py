@@ -88,7 +88,7 @@ def test_the_run_goes_on_without_the_model(images: Path, capsys: pytest.CaptureF
     assert call(*words, "--out", "parts", "--images", 8) == 0
     Path("given.safetensors").unlink()
     capsys.readouterr()
-    assert call(*words, "--out", "parts") == 0
+    assert call("train", "--resume", "parts", "--images", 16) == 0
     told = capsys.readouterr().out
     assert "resumes after 8 images" in told
     assert "starts from" not in told
@@ -206,7 +206,7 @@ def test_a_recipe_gives_its_training(images: Path) -> None:
          "only net.dropout, net.use_checkpoint, net.null_class can be changed"),
         (["--init-from", "given.safetensors", "--size", "9"], "images of 9x9 do not fit a network of 2 levels"),
         (["--init-from", "given.safetensors", "--set", "process.variance=beta"], "the hybrid loss trains a learned"),
-        (["--init-from", "ddpm.safetensors"], "DDPM's own network is not told classes"),
+        (["--init-from", "ddpm.safetensors"], "leave the labels out (--unconditional)"),
         (["--init-from", "ddpm.safetensors", "--unconditional", "--set", "process.variance=range"],
          "predicts an image and no variance"),
         (["--init-from", "given.safetensors", "--set", "net.colour=red"], "net has no field 'colour'"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cli_runs import call, write_images, write_model
@@ -259,3 +260,33 @@ def test_divergence_is_told_and_no_model_is_written(images: Path, capsys: pytest
     assert "Traceback" not in told.err
     assert not Path("runs/photos/model.safetensors").exists()
     assert checkpoints.latest("runs/photos") is None
+
+
+def test_a_run_is_resumed_by_its_folder(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steady = ("--set", "train.lr_decay=none", "--set", "train.warmup_images=0", "--flip", "--ema", "0.5,0.9")
+    words = ("train", "photos", *MODEL, *steady, "--seed", 3, "--validation", "0.25", "--width", 8)
+    assert call(*words, "--out", "whole") == 0
+    assert call(*words, "--out", "parts", "--images", 8) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert call("train", "--resume", "../parts", "--images", 16) == 0
+    told = capsys.readouterr()
+    assert "resumes after 8 images" in told.out
+    assert "note: " not in told.err  # no setting has changed
+    whole, parts = (checkpoints.read(checkpoints.latest(tmp_path / name)) for name in ("whole", "parts"))  # type: ignore[arg-type]
+    assert all(torch.equal(whole[0][name], parts[0][name]) for name in whole[0] | parts[0])
+    assert whole[1]["train"] == parts[1]["train"]
+    for wrong, message in (
+        (["train-classifier", "--resume", "../parts"], "--resume: ../parts is a diffusion; use undiffuse train"),
+        (["train", "--resume", "../parts", "--out", "x"], "--out: the run folder is that of --resume"),
+        (["train", "--resume", "nowhere"], "--resume: nowhere has no run.json: it is no run"),
+        (["train", "../parts"], "../parts is a training run, not images; to resume it: undiffuse train --resume ../pa"),
+        (["train", "../photos", "--log", "mlflow"], "--log: there is no logger 'mlflow'"),
+        (["train", "../photos", "--width", "0"], "argument --width: '0': a whole number of at least 1"),
+        (["train", "../photos", "--init-from", "fashion-mnist-32", "--width", "8"], "--width: the network is that of"),
+    ):
+        assert call(*wrong) == 2
+        assert message in capsys.readouterr().err

@@ -121,7 +121,7 @@ class Parser(argparse.ArgumentParser):
         known = [name for name in self._option_string_actions if name.startswith("--")]
         if f"--{plain}" in known:
             return f"; it is written --{plain}"
-        ours, note = HINTS.get(plain, ("", ""))
+        ours, note = {**HINTS, **getattr(self, "hints", {})}.get(plain, ("", ""))
         if ours and f"--{ours}" in known:
             return f"; did you mean --{ours}?" + (f" ({note})" if note else "")
         return f"; {note}" if note and ours == "data" else _nearest([f"--{plain}"], known)

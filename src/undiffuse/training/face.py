@@ -125,7 +125,7 @@ def train(
         density: Density of noise levels by name, for example "lognormal:-1.2,1.2", or a quantile function.
         callbacks: Functions that are called with every record of the run.
         log: "tensorboard", "wandb" or both.
-        validation: Held-out images: a share of the data such as 0.05, or other data.
+        validation: Held-out images: a share of the data (for example 0.05), or other data.
         device: "auto", "cpu", "cuda" or "mps".
         resume: Folder of a run to resume; its settings need not be repeated.
         progress: Whether to show a progress bar.

@@ -13,6 +13,7 @@ from undiffuse import checkpoints
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import ClassifierModel, DiffusionModel, load_classifier, load_diffusion, split_reference
 from undiffuse.nets import config_from_dict
+from undiffuse.nets.runner import is_own
 from undiffuse.objectives import LOSSES, ObjectiveConfig
 from undiffuse.recipes import Recipe
 from undiffuse.training.initialisation import FREE, initialise
@@ -143,6 +144,12 @@ def find_init(reference: str, kind: str, run_dir: Path) -> PretrainedInit:
             return PretrainedInit(reference, net, process, objective, None, manifest["init"], levels)
         break
     model = load_classifier(reference) if kind == "classifier" else load_diffusion(reference)
+    if not is_own(model.net):
+        raise ConfigError(
+            "init_from",
+            f"the network of {reference}, a {type(model.net).__name__}, is none of this library's: train it from "
+            "Python with model=load_model(...).net",
+        )
     objective = model.manifest.get("objective") or {}
     return PretrainedInit(reference, model.net.config, model.process, objective, model, levels=_levels(model.manifest))
 

@@ -26,9 +26,9 @@ from undiffuse.pictures import claim_output
 from undiffuse.train_config import TrainConfig, differences
 from undiffuse.util.text import count_of
 
-# Of a manifest, what says which run this is; the rest (progress, version, hashes) is how far it is.
 _OURS = ("config.json", "run.json", "metrics.jsonl", "checkpoints")
 """Files and folders that only a run has."""
+# The parts of a manifest that identify a run; the others (progress, version, hashes) change as it trains.
 IDENTITY = ("kind", "net", "process", "objective", "labels", "train", "data", "init", "custom")
 
 
@@ -128,7 +128,7 @@ class RunFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """Where a run goes on: the checkpoint, what was wrong with newer ones, which changed settings deserve a note."""
+    """Where a run resumes: the checkpoint, problems of newer ones, and changed settings that deserve a note."""
 
     path: Path
     tensors: dict[str, Tensor]

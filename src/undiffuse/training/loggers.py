@@ -1,4 +1,4 @@
-"""Sinks for the records of a run: TensorBoard and Weights & Biases. Both are extras, imported when they are asked for.
+"""Sinks for the records of a run: TensorBoard and Weights & Biases. Both are extras, imported only when named.
 
 A logger is a listener of `undiffuse.training.train`: called with every record, closed at the end of the run. A plain
 function does as well.
@@ -94,7 +94,7 @@ class TensorBoardLogger:
 class WandbLogger:
     """Sends a run to Weights & Biases. Its own variables apply: WANDB_PROJECT, WANDB_MODE=offline and the others.
 
-    A run that resumes goes on in the same run there.
+    A run that resumes continues the same run there.
 
     Args:
         run_dir: The run folder, which names the run and keeps its local files in RUN/wandb.

@@ -57,7 +57,7 @@ class TrainPlan:
     """A run, ready to start.
 
     Attributes:
-        request: What was asked for.
+        request: The request.
         recipe: The recipe with all settings resolved.
         why: Where the recipe came from, for people.
         dataset: The images to train on.
@@ -171,7 +171,7 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
     """Looks at the data, chooses or looks up the recipe, and applies all settings.
 
     Args:
-        request: What is asked for.
+        request: Settings as the user gives them.
         data: Images in memory or a torch data set; None opens `request.data`.
         net: A network of one's own, see `undiffuse.nets.protocol.Network`; None builds that of the recipe.
 
@@ -406,7 +406,7 @@ def _open(
 
 
 def _batch(request: TrainRequest, train: TrainConfig, dataset: Data, chosen: bool) -> TrainConfig:
-    """A smaller batch for few images, where neither a batch nor a recipe was asked for."""
+    """A smaller batch for few images, if neither a batch nor a recipe is given."""
     asked = request.batch is not None or "train.batch" in request.overrides
     if isinstance(dataset, StreamDataset):
         return replace(train, batch=dataset.batch) if dataset.batch and not asked else train

@@ -1,8 +1,8 @@
 """Averages of any width, made after training from snapshots of two (Karras et al. 2024, section 3.2).
 
 A run with `posthoc_widths` keeps power-function averages (`undiffuse.ema.PowerEMA`) and stores them in its folder
-every `posthoc_every` images: posthoc/0000123456-0.05.safetensors, each a model by itself. A weighted sum of them, with
-weights that follow from the shapes of the averages alone, is the average of any other width at any of those moments.
+every `posthoc_every` images: posthoc/0000123456-0.05.safetensors, each a complete model file. A weighted sum of them,
+with weights that follow from the shapes of the averages alone, is the average of any other width at those moments.
 """
 
 from __future__ import annotations

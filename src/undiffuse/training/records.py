@@ -107,11 +107,11 @@ def progress_parts(record: Record) -> list[str]:
     v = record.values
     first = "mse" if "mse" in v else "loss"
     parts = [f"{100 * record.images / v['total_images']:5.1f}%", f"{record.images:,} images", f"{first} {v[first]:.3g}"]
-    if "bits" in v:
-        parts.append(f"bits {v['bits']:.3g}")
     speed = v["images_per_second"]
     parts.append(f"{speed:,.0f} images/s" if speed >= 100 else f"{speed:.3g} images/s")
     parts.append(f"{duration(v['seconds_left'])} left")
+    if "bits" in v:
+        parts.append(f"bits/dim {v['bits']:.3g}")
     if v.get("skipped"):
         parts.append(f"{v['skipped']} skipped")
     if "top1" in v:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from undiffuse import checkpoints
+from undiffuse.data.labels import TABLE_SUFFIXES
+from undiffuse.data.opening import NAMED_SETS
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
 
@@ -50,7 +52,7 @@ class TrainRequest:
         patches: "random" or "tiled" windows of `size` pixels instead of whole pictures.
         max_pixels: Pixels of the largest picture that is decoded; None is the usual limit.
         workers: Decoding threads.
-        validation: Held-out images: a share of the data such as 0.05, other data, or None.
+        validation: Held-out images: a share of the data (for example 0.05), other data, or None.
         images: Images after which the run ends.
         steps: Updates after which the run ends.
         batch: Images per update, over all processes.
@@ -161,15 +163,23 @@ def write_request(run_dir: Path, request: TrainRequest, stored: bool = True) -> 
         request: The request. Paths are stored in full, so that the run can be resumed from any folder.
         stored: Whether the data can be opened again by `request.data`; False for data in memory.
     """
-    told = request.to_dict()
-    for name in ("data", "validation", "partner", "init_from", "labels"):
-        path = told.get(name)
-        if isinstance(path, str) and Path(path).expanduser().exists():
-            told[name] = str(Path(path).expanduser().resolve())
-    told.pop("out", None)
+    kept = request.to_dict()
+    for name in ("data", "validation", "partner", "labels"):  # not init_from, which checkpoints know as it was given
+        if name in kept:
+            kept[name] = _absolute(name, kept[name])
+    kept.pop("out", None)
     with atomic_file(run_dir / RUN_FILE, overwrite=True) as file:
-        text = json.dumps({"request": told, "data_on_disk": stored}, indent=2, default=list)
+        text = json.dumps({"request": kept, "data_on_disk": stored}, indent=2, default=list)
         file.write((text + "\n").encode())
+
+
+def _absolute(name: str, value: Any) -> Any:
+    """A path in full; what is no path (a named data set, a share, a way to label) as it is."""
+    text = str(value)
+    if text.partition(":")[0] in NAMED_SETS or (name == "labels" and not text.lower().endswith(TABLE_SUFFIXES)):
+        return value
+    path = Path(text).expanduser()
+    return str(path.resolve()) if path.exists() and isinstance(value, str) else value
 
 
 def read_request(run_dir: str | Path, data_given: bool = False) -> TrainRequest:

@@ -1,7 +1,7 @@
-"""Everything that changes while a run goes on: weights, averages, optimiser, loss scale, timestep sampler, counters.
+"""Everything that changes during a run: weights, averages, optimiser, loss scale, timestep sampler, counters.
 
 `TrainState.tensors()` and `TrainState.counters()` are the whole of it: what they return is what a checkpoint holds,
-and loading them back gives a run that goes on as if it had never stopped.
+and loading them back gives a run that continues as if it had never stopped.
 """
 
 from __future__ import annotations

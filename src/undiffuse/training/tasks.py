@@ -307,7 +307,7 @@ class ClassifierTask:
     """
 
     kind = "classifier"
-    continuous = False  # it is told the steps of the process's chain, whatever lies between them
+    continuous = False  # its time input is a step of the process's chain, never a position between two
 
     def __init__(
         self,
@@ -341,7 +341,7 @@ class ClassifierTask:
         if self.noise and not self.clean_fraction:
             return inputs
         clean = inputs.chosen(self.clean_fraction, "clean") if self.noise else torch.ones(len(inputs), dtype=torch.bool)
-        # A clean image is told the least noisy step, as the original's noised=False does.
+        # A clean image gets the time of the least noisy step, as with the original's noised=False.
         return replace(inputs, t=torch.where(clean, 0, inputs.t), clean=clean)
 
     def terms(self, forward: Forward, inputs: Inputs) -> dict[str, Tensor]:
