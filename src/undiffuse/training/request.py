@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from undiffuse import checkpoints
-from undiffuse.data.labels import TABLE_SUFFIXES
 from undiffuse.data.opening import NAMED_SETS
+from undiffuse.data.tables import parse_spec
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
 
@@ -176,8 +176,12 @@ def write_request(run_dir: Path, request: TrainRequest, stored: bool = True) -> 
 def _absolute(name: str, value: Any) -> Any:
     """A path in full; what is no path (a named data set, a share, a way to label) as it is."""
     text = str(value)
-    if text.partition(":")[0] in NAMED_SETS or (name == "labels" and not text.lower().endswith(TABLE_SUFFIXES)):
+    table = parse_spec(text) if name == "labels" else None
+    if text.partition(":")[0] in NAMED_SETS or (name == "labels" and table is None):
         return value
+    if table is not None:  # FILE:COLUMN:COLUMN
+        file = Path(table.file).expanduser()
+        return f"{file.resolve()}{text[len(table.file) :]}" if file.exists() else value
     path = Path(text).expanduser()
     return str(path.resolve()) if path.exists() and isinstance(value, str) else value
 
