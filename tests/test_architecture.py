@@ -30,18 +30,17 @@ GROUND = {
     "methods",
 }
 MATHEMATICS = {"levels", "grids", "noise", "prediction", "families", "denoiser"}
-CORE = MATHEMATICS | {"solvers", "guidance", "weightings", "objectives"}
+CORE = MATHEMATICS | {"solvers", "guidance", "weightings", "objectives", "likelihood"}
 BELOW_TRAINING = (
     GROUND | CORE | {"nets", "kernels", "data", "pictures", "models", "sampling", "adapters", "metrics", "evaluation"}
-    | {"pipelines", "tuning"}
+    | {"pipelines", "tuning", "train_config"}
 )
 MAY_IMPORT: dict[str, set[str]] = {
     "util": set(),  # which every room may import
     **{room: set() for room in GROUND},
-    "config": {"methods", "levels"},
     "kernels": {"downloads"},
     "nets": {"kernels"},
-    "data": {"pixels", "downloads", "adapters"},  # of these, ImageNet's classes
+    "data": {"pixels", "downloads", "adapters"},  # of adapters, ImageNet's classes
     "pictures": {"pixels"},
     "levels": {"schedules"},
     "prediction": {"levels"},
@@ -52,8 +51,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guidance": MATHEMATICS,
     "weightings": {"levels"},
     "objectives": MATHEMATICS | {"weightings"},
-    "likelihood": MATHEMATICS | {"config", "objectives", "data", "pictures", "pipelines"},
+    "likelihood": MATHEMATICS | {"objectives"},
     "sampling": CORE,
+    "sampling_defaults": {"denoiser", "levels", "methods"},
+    "train_config": {"ema", "timesteps"},
     "tuning": CORE | {"sampling", "methods", "downloads", "pipelines"},
     "frontiers": {"downloads", "methods", "pictures"},
     "pipelines": CORE
@@ -66,23 +67,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"pixels", "downloads", "models"},
     "evaluation": MATHEMATICS
     | {"data", "distributed", "downloads", "metrics", "models", "pictures"}
-    | {"config", "methods", "frontiers", "pipelines", "tuning"},
-    "training": BELOW_TRAINING,
-    "recipes": BELOW_TRAINING | {"training"},
+    | {"methods", "frontiers", "pipelines", "tuning"},
+    "recipes": BELOW_TRAINING,
+    "training": BELOW_TRAINING | {"recipes", "sampling_defaults"},
 }
 TOP = {"cli", "__main__", "__init__"}  # may look at everything
 
 # The only packages beyond the standard library, and who may use them.
 EVERYWHERE = {"torch", "numpy"}
 OUTSIDE = {
-    "tqdm": {"util"},
-    "PIL": {"data", "pictures", "pixels", "pipelines", "editing", "training", "cli"},
-    "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "pipelines", "cli"},
+    "tqdm": {"training", "util"},
+    "PIL": {"data", "pictures", "pixels", "training", "cli"},
+    "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "cli"},
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
     "matplotlib": {"pictures"},
     "diffusers": {"adapters"},
     "onnxruntime": {"adapters"},
-    "huggingface_hub": {"adapters"},
+    "wandb": {"training"},
 }
 ONLY_NUMPY = {"timesteps"}
 

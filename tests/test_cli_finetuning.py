@@ -15,11 +15,10 @@ from PIL import Image
 from cli_runs import call, one_thread, write_classifier, write_images, write_model, write_upsampler
 from undiffuse import checkpoints, recipes
 from undiffuse.adapters import openai_flags
-from undiffuse.cli import starting
 from undiffuse.cli.parser import build_parser
-from undiffuse.cli.planning import Plan, make_plan
-from undiffuse.cli.train import build_task
+from undiffuse.cli.train import request_of
 from undiffuse.models import load_classifier, load_diffusion
+from undiffuse.training import TrainPlan, finetune, plan
 from undiffuse.training.tasks import Inputs
 
 FEW = (
@@ -43,25 +42,24 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def plan_of(*words: Any) -> Plan:
-    return make_plan(build_parser().parse_args([str(word) for word in words]))
+def plan_of(*words: Any) -> TrainPlan:
+    return plan(request_of(build_parser().parse_args([str(word) for word in words])))
 
 
-def begun(*words: Any) -> tuple[Plan, Any]:
+def begun(*words: Any) -> tuple[TrainPlan, Any]:
     """A plan and its task, with the weights it begins with."""
-    args = build_parser().parse_args([str(word) for word in words])
-    plan = make_plan(args)
-    task = build_task(args, plan)
-    if plan.start is not None:
-        plan.start.begin(task.net, task.process, plan.labels)
-    return plan, task
+    made = plan_of(*words)
+    task = made.build_task()
+    if made.init is not None:
+        made.init.begin(task.net, task.process, made.labels)
+    return made, task
 
 
 def test_train_begins_with_a_model_and_says_what_became_of_it(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = load_diffusion(write_model(Path("given.safetensors")))
     assert call("train", images, "--init-from", "given.safetensors", *FEW, "--set", "net.dropout=0.3") == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "begins with given.safetensors, weights net: " in told
+    assert "starts from given.safetensors, weights net: " in told
     assert "tensors as they are adapted: class table: 2 of 3 classes by name (left, right)" in told
     assert "new: class table: bottom begins as the average class" in told
     assert "general-32 (chosen by the data; its network and process are the model's)" in told
@@ -90,10 +88,10 @@ def test_the_run_goes_on_without_the_model(images: Path, capsys: pytest.CaptureF
     assert call(*words, "--out", "parts", "--images", 8) == 0
     Path("given.safetensors").unlink()
     capsys.readouterr()
-    assert call(*words, "--out", "parts") == 0
+    assert call("train", "--resume", "parts", "--images", 16) == 0
     told = capsys.readouterr().out
-    assert "goes on after 8 images" in told
-    assert "begins with" not in told
+    assert "resumes after 8 images" in told
+    assert "starts from" not in told
     whole, parts = (checkpoints.read(checkpoints.latest(run))[0] for run in ("whole", "parts"))  # type: ignore[arg-type]
     assert all(torch.equal(whole[name], parts[name]) for name in whole | parts)
     configs = [json.loads(Path(run, "config.json").read_text())["init"] for run in ("whole", "parts")]
@@ -128,7 +126,7 @@ def test_the_shipped_model_is_a_far_better_start_than_none(tmp_path: Path, colou
     assert losses[0] < (0.9 if colour else 0.25)
 
 
-def start_loss(task: Any, plan: Plan) -> torch.Tensor:
+def start_loss(task: Any, plan: TrainPlan) -> torch.Tensor:
     """The mean squared error over all pictures, at noise levels spread over the chain."""
     from undiffuse.data import batches
     from undiffuse.pixels import from_uint8
@@ -208,7 +206,7 @@ def test_a_recipe_gives_its_training(images: Path) -> None:
          "only net.dropout, net.use_checkpoint, net.null_class can be changed"),
         (["--init-from", "given.safetensors", "--size", "9"], "images of 9x9 do not fit a network of 2 levels"),
         (["--init-from", "given.safetensors", "--set", "process.variance=beta"], "the hybrid loss trains a learned"),
-        (["--init-from", "ddpm.safetensors"], "DDPM's own network is not told classes"),
+        (["--init-from", "ddpm.safetensors"], "leave the labels out (--unconditional)"),
         (["--init-from", "ddpm.safetensors", "--unconditional", "--set", "process.variance=range"],
          "predicts an image and no variance"),
         (["--init-from", "given.safetensors", "--set", "net.colour=red"], "net has no field 'colour'"),
@@ -253,10 +251,10 @@ def test_files_of_others_too(images: Path, tmp_path: Path, monkeypatch: pytest.M
     plan, task = begun(*words)
     assert torch.equal(task.net.out[0].weight, net.out[0].weight)
     assert plan.out == Path("runs/photos-from-weights")
-    assert plan.start is not None
-    assert plan.start.init is not None
-    assert plan.start.init["source"] == "weights.pt"
-    assert plan.start.init["fresh"] == ["class table: bottom, left, right begin as the average class"]
+    assert plan.init is not None
+    assert plan.init.init is not None
+    assert plan.init.init["source"] == "weights.pt"
+    assert plan.init.init["fresh"] == ["class table: bottom, left, right begin as the average class"]
     assert plan.dataset.shape == (32, 32, 3)  # grey pictures as RGB, which the model knows
 
 
@@ -279,7 +277,4 @@ def test_the_runs_name(data: str, model: str, expected: str) -> None:
     for file in ("weights/64x64_diffusion.pt", "runs/cats/model.safetensors"):
         Path(file).touch()
     Path("runs/cats/checkpoints/0000000016.safetensors").touch()
-    args = build_parser().parse_args(["train", data, "--init-from", model])
-    assert starting.folder(args) == Path("runs") / expected
-    args = build_parser().parse_args(["train", data, "--init-from", model, "--out", "there"])
-    assert starting.folder(args) == Path("there")
+    assert finetune.default_folder(data, model) == Path("runs") / expected

@@ -60,7 +60,7 @@ def test_every_option_has_a_help_text() -> None:
         (["sample", "--seed", "-5"], "--seed: '-5': a whole number from 0 to 2^64 - 1"),
         (["sample", "--solver", "hewn"], "'hewn': expected one of ancestral, ddim"),
         (["sample", "--eta", "-1"], "expected a number of at least 0"),
-        (["train"], "the following arguments are required: DATA"),
+        (["train"], "one of the arguments DATA --resume is required"),
         (["train", "x", "--images", "3", "--steps", "4"], "not allowed with argument"),
         (["train", "x", "--size", "3x4x5"], "expected a size like 64, or 48x64"),
         (["train", "x", "--set", "lr"], "expected FIELD=VALUE"),

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cli_runs import call, write_images, write_model
 from training_runs import CLASSES, assert_same_run
 from undiffuse import checkpoints
 from undiffuse.cli.parser import build_parser
-from undiffuse.cli.planning import Plan, make_plan
-from undiffuse.cli.train import build_task, summary
+from undiffuse.cli.train import request_of
+from undiffuse.cli.training_report import summary
 from undiffuse.models import load_classifier, load_diffusion
 from undiffuse.nets import UNetConfig
 from undiffuse.pipelines.grids import quoted
+from undiffuse.training import TrainPlan, plan
 
 TINY = (
     "--size", 8, "--batch", 4, "--images", 16, "--precision", "fp32", "--device", "cpu",
@@ -41,9 +43,8 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
-def plan_of(*words: Any) -> Plan:
-    args: argparse.Namespace = build_parser().parse_args([str(word) for word in words])
-    return make_plan(args)
+def plan_of(*words: Any) -> TrainPlan:
+    return plan(request_of(build_parser().parse_args([str(word) for word in words])))
 
 
 def test_train_writes_a_model_to_sample_from(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,15 +89,15 @@ def test_the_same_command_resumes(
         assert call(*words, "--out", "parts") == 130
     told = capfd.readouterr()
     assert told.err.count("press Ctrl-C again to quit without saving\n") == 1
-    assert "stopped by SIGINT after 12 images; all is saved in parts" in told.err
+    assert "stopped by SIGINT after 12 images; all is saved in parts. To resume: undiffuse train --res" in told.err
     assert not Path("parts/model.safetensors").exists()
     assert call(*words, "--out", "parts") == 0
-    assert "goes on after 12 images" in capfd.readouterr().out
+    assert "resumes after 12 images" in capfd.readouterr().out
     assert_same_run(Path("whole"), Path("parts"))
     assert load_diffusion("whole/model.safetensors").digest == load_diffusion("parts/model.safetensors").digest
     capfd.readouterr()
     nothing = (
-        "parts is already trained for 16 images; nothing to do (a larger --images goes on, --out starts another)\n"
+        "parts is already trained for 16 images; nothing to do (a larger --images continues it, --out starts another)\n"
     )
     for length in (16, 8):  # a shorter run has another warm-up, with which nothing is trained
         assert call(*words, "--out", "parts", "--images", length) == 0
@@ -156,14 +157,15 @@ def test_size_channels_and_batch_follow_from_the_data(tmp_path: Path) -> None:
             Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
     big, small, tiny = (plan_of("train", tmp_path / name) for name in ("big", "small", "tiny"))
     words = ["train", str(tmp_path / "big"), "--device", "cpu"]
-    args = build_parser().parse_args(words)
-    told = summary(args, big, build_task(args, big))
-    assert "in batches of 4, not 64, as there are only 5 (" in told
-    assert f"\n    undiffuse train {quoted(words[1])} --recipe smoke --out runs/big-smoke\n" in told
-    asked = build_parser().parse_args([*words, "--batch", "4", "--images", "8"])
-    told = summary(asked, make_plan(asked), build_task(asked, make_plan(asked)))
+    made = plan_of(*words, "--on-broken", "skip")
+    told = summary(made, made.build_task())
+    assert "in batches of 4, not 64, because there are only 5 (" in told
+    assert f"\n    undiffuse train {quoted(words[1])} --on-broken skip --recipe tiny --out runs/big-tiny\n" in told
+    assert re.search(r"about 1\.\d GB in all, 50\d MB per checkpoint", told)
+    made = plan_of(*words, "--batch", "4", "--images", "8")
+    told = summary(made, made.build_task())
     assert "in batches of 4 (2 updates" in told
-    assert "smoke" not in told
+    assert "tiny" not in told
     assert (big.dataset.shape, big.recipe.name, big.recipe.train.batch) == ((64, 64, 3), "general-64", 4)
     assert (small.dataset.shape, small.recipe.name, small.recipe.train.batch) == ((32, 32, 1), "general-32", 64)
     assert small.dataset.config.fit == "pad"  # 28 -> 32 needs no enlarging
@@ -222,7 +224,7 @@ def test_validation_data(images: Path, tmp_path: Path) -> None:
         (["train", "photos", "--set", "process.variance=beta"], "the hybrid loss trains a learned variance"),
         (["train-classifier", "photos", "--labels", "none"], "a classifier needs pictures of at least two classes"),
         (["train-classifier", "photos", "--recipe", "general-32-classifier", "--labels", "none"], "has no labels"),
-        (["train-classifier", "photos", "--set", "objective.loss=vlb"], "a classifier has no objective"),
+        (["train-classifier", "photos", "--set", "objective.loss=vlb"], "--set objective.loss: this run has no "),
         (["train", "broken"], "1 of 2 images cannot be read: bad.png"),
     ],
 )
@@ -258,3 +260,33 @@ def test_divergence_is_told_and_no_model_is_written(images: Path, capsys: pytest
     assert "Traceback" not in told.err
     assert not Path("runs/photos/model.safetensors").exists()
     assert checkpoints.latest("runs/photos") is None
+
+
+def test_a_run_is_resumed_by_its_folder(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steady = ("--set", "train.lr_decay=none", "--set", "train.warmup_images=0", "--flip", "--ema", "0.5,0.9")
+    words = ("train", "photos", *MODEL, *steady, "--seed", 3, "--validation", "0.25", "--width", 8)
+    assert call(*words, "--out", "whole") == 0
+    assert call(*words, "--out", "parts", "--images", 8) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert call("train", "--resume", "../parts", "--images", 16) == 0
+    told = capsys.readouterr()
+    assert "resumes after 8 images" in told.out
+    assert "note: " not in told.err  # no setting has changed
+    whole, parts = (checkpoints.read(checkpoints.latest(tmp_path / name)) for name in ("whole", "parts"))  # type: ignore[arg-type]
+    assert all(torch.equal(whole[0][name], parts[0][name]) for name in whole[0] | parts[0])
+    assert whole[1]["train"] == parts[1]["train"]
+    for wrong, message in (
+        (["train-classifier", "--resume", "../parts"], "--resume: ../parts is a diffusion; use undiffuse train"),
+        (["train", "--resume", "../parts", "--out", "x"], "--out: the run folder is that of --resume"),
+        (["train", "--resume", "nowhere"], "--resume: nowhere has no run.json: it is no run"),
+        (["train", "../parts"], "../parts is a training run, not images; to resume it: undiffuse train --resume ../pa"),
+        (["train", "../photos", "--log", "mlflow"], "--log: there is no logger 'mlflow'"),
+        (["train", "../photos", "--width", "0"], "argument --width: '0': a whole number of at least 1"),
+        (["train", "../photos", "--init-from", "fashion-mnist-32", "--width", "8"], "--width: the network is that of"),
+    ):
+        assert call(*wrong) == 2
+        assert message in capsys.readouterr().err

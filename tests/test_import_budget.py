@@ -41,6 +41,7 @@ OF_HELP = {
     "undiffuse", "undiffuse.cli", "undiffuse.cli.console", "undiffuse.cli.editing_options",
     "undiffuse.cli.evaluation_options", "undiffuse.cli.options", "undiffuse.cli.parser", "undiffuse.cli.values",
     "undiffuse.methods", "undiffuse.util", "undiffuse.util.tables", "undiffuse.util.text",
+    "undiffuse.cli.training_options",
 }  # fmt: skip
 MOST_FOR_HELP = 60  # modules, those of argparse included; between 35 and 45 by the version of Python
 

@@ -191,7 +191,7 @@ def test_another_process_and_size_are_noted() -> None:
     net, report = begun(unet(image_size=(16, 24)), source, process)
     assert torch.equal(out(net), out(source.net))
     assert report.notes == (
-        "it was trained at 8x8 (height x width) and goes on at 16x24",
+        "it was trained at 8x8 (height x width) and is now trained at 16x24",
         "process.steps was 20 and is 40: to that it has to get used",
         "process.target was eps and is v: to that it has to get used",
     )

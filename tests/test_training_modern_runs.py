@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from training_runs import run, tiny_task, told
 from undiffuse import checkpoints
 from undiffuse.adapters.export_diffusers import scheduler_config
 from undiffuse.adapters.exporting import level_obstacles
-from undiffuse.cli.starting import find_start
 from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.models import DiffusionModel, load_diffusion, save_model
@@ -25,6 +23,7 @@ from undiffuse.recipes import get
 from undiffuse.sampling import generate
 from undiffuse.solvers import Ancestral
 from undiffuse.training import read_records
+from undiffuse.training.finetune import find_init
 
 FIXED = ("process.variance=posterior", "objective.loss=simple")
 WAYS: dict[str, tuple[str, ...]] = {
@@ -140,7 +139,7 @@ def test_a_model_to_begin_with_brings_its_density(tmp_path: Path) -> None:
     for manifest, expected in (({"train": train}, "lognormal:-1,1"), ({}, "uniform")):
         task = tiny_task()
         save_model(path, DiffusionModel(net=task.net, process=task.process, labels=task.labels, manifest=manifest))
-        start = find_start(Namespace(init_from=str(path), out=str(tmp_path / "run"), data="x"), "diffusion")
+        start = find_init(str(path), "diffusion", tmp_path / "run")
         assert start is not None
         assert start.into(get("general-32-flow"), (8, 8)).train.levels == expected
 

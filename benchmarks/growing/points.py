@@ -31,7 +31,7 @@ from undiffuse.noise import NoiseSource
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.sampling import generate
 from undiffuse.solvers import DDIM
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.optim import gradient_norm, make_optimizer
 from undiffuse.training.tasks import DiffusionTask, Inputs
 

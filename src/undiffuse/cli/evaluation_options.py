@@ -116,6 +116,7 @@ def while_training(parser: Any) -> None:
     options.pick(group, "--grey", ("refuse", "repeat"), GREY, "refuse")
     best = "metric that chooses the best weights (default: the first Frechet distance)"
     group.add_argument("--best-by", metavar="M", help=best)
+    parser.set_defaults(grey=None)  # what is not given is left to the run that is resumed
 
 
 def _measured(parser: Any, metrics: bool = True) -> Any:

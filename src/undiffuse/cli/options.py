@@ -121,7 +121,7 @@ class Parser(argparse.ArgumentParser):
         known = [name for name in self._option_string_actions if name.startswith("--")]
         if f"--{plain}" in known:
             return f"; it is written --{plain}"
-        ours, note = HINTS.get(plain, ("", ""))
+        ours, note = {**HINTS, **getattr(self, "hints", {})}.get(plain, ("", ""))
         if ours and f"--{ours}" in known:
             return f"; did you mean --{ours}?" + (f" ({note})" if note else "")
         return f"; {note}" if note and ours == "data" else _nearest([f"--{plain}"], known)
@@ -331,11 +331,13 @@ def data_options(group: Any, labels: bool = True, fit: str = "as in training", t
 
 
 def container_options(group: Any) -> None:
-    """--frames, --layout, --range."""
+    """--frames, --layout, --range, --max-pixels."""
     pick(group, "--frames", ("first", "all"), "of files with several: TIFF pages, GIF, WebP (default first)", "first")
     pick(group, "--layout", ("auto", "hwc", "chw"), "axes of arrays of images (default auto)", "auto")
     what = "values of black and white in images that are not 8-bit; auto: found by percentiles"
-    group.add_argument("--range", dest="value_range", metavar="LOW,HIGH|auto", help=what)
+    group.add_argument("--range", dest="value_range", type=values.value_range, metavar="LOW,HIGH|auto", help=what)
+    limit = "pixels of the largest image that is decoded (default 268M)"
+    group.add_argument("--max-pixels", type=values.pixels, metavar="N", help=limit)
 
 
 def seed_option(group: Any, what: str = "random seed") -> None:

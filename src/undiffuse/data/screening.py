@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,7 +16,7 @@ from undiffuse.data.images import size_pair
 from undiffuse.data.labels import listed
 from undiffuse.data.sources import BrokenImageError, Excluded, FileSource, Source
 
-__all__ = ["Check", "OnBroken", "OnTiny", "default_workers", "find_flaws", "screen"]
+__all__ = ["Check", "OnBroken", "OnTiny", "default_workers", "find_flaws", "grouped", "screen"]
 
 Check = Literal["auto", "none", "headers", "full"]
 OnBroken = Literal["refuse", "skip"]
@@ -112,12 +113,12 @@ def _not_finite(picture: Picture) -> str | None:
     return f"{bad:,} of {values.size:,} values are NaN or infinite" if bad else None
 
 
-def _grouped(items: list[Excluded]) -> str:
-    """Names with their reasons; a reason that all share is given once."""
+def grouped(items: Sequence[Excluded], limit: int = 10) -> str:
+    """At most `limit` names with their reasons; a reason that all share is given once."""
     reasons = {item.reason for item in items}
     if len(items) > 1 and len(reasons) == 1:
-        return f"{listed(item.name for item in items)}: {reasons.pop()}"
-    return listed(f"{item.name} ({item.reason})" for item in items)
+        return f"{listed((item.name for item in items), limit)}: {reasons.pop()}"
+    return listed((f"{item.name} ({item.reason})" for item in items), limit)
 
 
 def screen(
@@ -146,10 +147,10 @@ def screen(
     )  # fmt: skip
     broken = [Excluded(name=source.name(i), reason=reason) for i, reason in flaws.broken.items()]
     if len(broken) == len(source):
-        raise ValueError(f"{source.where}: none of {len(source):,} images can be used: {_grouped(broken)}")
+        raise ValueError(f"{source.where}: none of {len(source):,} images can be used: {grouped(broken)}")
     if broken and on_broken == "refuse":
         raise ValueError(
-            f"{source.where}: {len(broken):,} of {len(source):,} images cannot be read: {_grouped(broken)}. Repair or "
+            f"{source.where}: {len(broken):,} of {len(source):,} images cannot be read: {grouped(broken)}. Repair or "
             'remove them, or leave them out with on_broken="skip"'
         )
     tiny = [Excluded(name=source.name(i), reason=f"{h}x{w} is tiny") for i, (w, h) in flaws.tiny.items()]
@@ -166,6 +167,6 @@ def screen(
     if len(out) == len(source):
         raise ValueError(
             f"{source.where}: none of {len(source):,} images can be used ({len(broken):,} broken, {len(tiny):,} tiny): "
-            f"{_grouped([*broken, *tiny])}"
+            f"{grouped([*broken, *tiny])}"
         )
     return source.subset([i for i in range(len(source)) if i not in out], [*broken, *tiny])

@@ -81,9 +81,11 @@ class Source(ABC):
         vector_names: the D names of the vectors' columns; None where the format does not name them.
         value_range: the values of black and white, for pictures that are not 8-bit; None where they are not declared.
         undeclared: what is known of pixel values whose black and white are not declared ("float32 values -3..900").
+        augments: True where `draw` augments at random.
     """
 
     in_memory = False
+    augments = False
     labels_settled = False
     remarks: tuple[str, ...] = ()
     undeclared = ""
@@ -145,6 +147,9 @@ class Source(ABC):
     def encoded(self, i: int) -> bytes | None:
         """Picture i as the bytes of an image file; None where it is not stored as one."""
         return None
+    def draw(self, i: int, seed: int) -> Picture:
+        """Picture i for training; a source that augments at random draws from `seed` alone. By default `image`."""
+        return self.image(i)
 
     @abstractmethod
     def _content_hash(self) -> bytes:
@@ -427,6 +432,7 @@ class SubsetSource(Source):
         super().__init__(parent.where, labels, parent.label_names, [*parent.excluded, *excluded])
         self.parent, self.indices, self.in_memory = parent, indices, parent.in_memory
         self.inherit(parent, indices)
+        self.augments = parent.augments
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -439,6 +445,9 @@ class SubsetSource(Source):
 
     def image(self, i: int) -> Picture:
         return self.parent.image(int(self.indices[i]))
+
+    def draw(self, i: int, seed: int) -> Picture:
+        return self.parent.draw(int(self.indices[i]), seed)
 
     def stored_size(self, i: int) -> tuple[int, int]:
         return self.parent.stored_size(int(self.indices[i]))

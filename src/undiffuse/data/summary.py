@@ -95,9 +95,11 @@ class DataSummary:
             out.append(
                 f"{files:,} file{'s hold' if files > 1 else ' holds'} {pages:,} {what}; the first of each is taken"
             )
-        out += [self._range_text(mode, low, high) for mode, (low, high) in self.ranges.items()]
-        out += self._crop_text()
-        return out
+        return out + self.pixel_remarks()
+
+    def pixel_remarks(self) -> list[str]:
+        """What looks wrong with the pixels: dark 16-bit pictures, values beyond the range, large crops."""
+        return [*(self._range_text(mode, *ends) for mode, ends in self.ranges.items()), *self._crop_text()]
 
     def _range_text(self, mode: str, low: float, high: float) -> str:
         name = {"I;16": "16-bit grey", "RGB;16": "16-bit RGB", "RGBA;16": "16-bit RGBA"}.get(mode, mode)

@@ -89,8 +89,8 @@ class SampleWriter(Store):
         super().__init__(folder, run if names is None else {**run, "names": KEPT}, "samples")
         self.folder, self.format, self.notes = self.place, format, check_record(notes or {})
         self.label_names = None if label_names is None else [str(name) for name in label_names]
-        self.names = None if names is None else [str(name) for name in names]
         self.value_range, self._ending = value_range, ENDINGS.get(format, ".png")
+        self.names = None if names is None else [f"{str(name).removesuffix('.png')}{self._ending}" for name in names]
         seed = self.settings.get("seed")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"run needs a whole number 'seed' of 0 or more, got {seed!r}: files are named by it.")

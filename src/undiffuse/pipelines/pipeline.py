@@ -136,8 +136,8 @@ class Pipeline:
         measured = ""
         if config.budget is not None:
             config, measured = budget.within_budget(config, digest)
-        config = config.resolved(model.process, model.advice)
-        assert config.solver and config.steps and config.grid and config.clip  # `resolved` names them
+        config = config.resolved(model.process, _advice(model))
+        assert config.solver and config.steps and config.grid  # `resolved` names them
         keep_memory()
         gradient = gradient or bool(config.guidance.judges) and config.guidance.at == "x0"  # through the network too
         forward = prepare_for_inference(
@@ -358,13 +358,12 @@ class Pipeline:
     def text(self) -> str:
         """Returns the settings in a few words, for captions: "ddim, 50 of 1000 steps, guidance 2"."""
         c = self.config
-        on_chain = str(c.grid).partition(":")[0] == "chain"
-        way = f"of {self.path.parent_steps} steps" if on_chain else f"steps ({brief(str(c.grid))})"
+        way = f"of {self.path.parent_steps} steps" if c.grid in (None, "chain") else f"steps ({brief(str(c.grid))})"
         parts = [f"{c.solver}, {self.path.steps} {way}"]
         parts += [c.solver_options] if c.solver_options else []
         parts += [f"eta {c.eta:g}"] if c.eta else []
         parts += c.guidance.text()
-        parts += [f"clip {c.clip}"] if c.clip not in (None, "static") else []
+        parts += [f"clip {c.clip}"] if c.clip != "static" else []
         parts += [c.precision] if c.precision != "fp32" else []
         return ", ".join(parts)
 
@@ -384,6 +383,11 @@ def _image_bytes(
 ) -> int:
     found = bytes_per_image(model.net, size, element=element, gradient=gradient, spec=model.spec)
     return _UNKNOWN if found is None else found
+
+
+def _advice(model: DiffusionModel) -> Any:
+    """How the authors of a published model sample it."""
+    return model.published.sampling if model.published else None
 
 
 def _short(digest: object) -> str:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undiffuse.data import Source
 from undiffuse.distributed import Ranks
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.tasks import Inputs
 
 MOST = 8  # names listed in a message
@@ -22,7 +21,7 @@ def find_broken_parts(
     terms: Mapping[str, Tensor],
     inputs: Inputs,
     indices: Tensor,
-    source: Source,
+    source: Any,
     ranks: Ranks,
     bad_in_a_row: int,
 ) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from undiffuse.metrics import Estimate, MetricError
 from undiffuse.metrics.extractors import Extractor
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pixels import to_uint8
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.outputs import evaluating
 from undiffuse.training.tasks import DiffusionTask
 
@@ -91,7 +91,7 @@ class Evaluator:
     def is_best(self, values: dict[str, Any]) -> dict[str, Any] | None:
         """What to write beside the weights if these values are the best so far, else None.
 
-        MetricError if the metric that was asked for is not among them.
+        Raises MetricError if `best_by` is not among them.
         """
         name = self._metric(values)
         value = float(values[name])

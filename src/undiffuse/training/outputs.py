@@ -17,7 +17,7 @@ from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pictures.grid import draw_grid
 from undiffuse.pictures.plots import Panel, PlottingUnavailable, draw_plot
 from undiffuse.pixels import to_uint8
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.records import read_records
 from undiffuse.training.tasks import Task
 from undiffuse.util.files import atomic_file

@@ -1,4 +1,4 @@
-"""What a run tells: immutable records, the JSONL file they are appended to, and one line of progress.
+"""The records of a run: immutable events, the JSONL file they are appended to, and their text for people.
 
 Kinds: "start" (also after a resume), "train" (means over the images since the last one), "validation", "preview",
 "save", "note" (something the user should know: a damaged checkpoint, a smaller micro-batch), "skipped" (a non-finite
@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from undiffuse.util.text import duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,10 @@ def _plain(value: Any) -> Any:
 class JsonlSink:
     """A listener that appends every record to a file.
 
-    resume_at: number of images of the checkpoint the run goes on from; records past it (and a line cut short by a
-    kill) are removed first, because they will be written again. None: the file starts empty.
+    Args:
+        path: The file.
+        resume_at: Images of the checkpoint that the run resumes from. Records past it (and a line cut short by a kill)
+            are removed first, because they will be written again. None starts with an empty file.
     """
 
     def __init__(self, path: Path, resume_at: int | None = None) -> None:
@@ -81,9 +85,7 @@ class JsonlSink:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records in a JSONL file, in order; a broken line (the machine stopped while it was written) is passed
-    over.
-    """
+    """Yields the records in a JSONL file, in order; skips a line that was cut short when the machine stopped."""
     if not path.is_file():
         return
     with open(path, encoding="utf-8") as file:
@@ -105,11 +107,11 @@ def progress_parts(record: Record) -> list[str]:
     v = record.values
     first = "mse" if "mse" in v else "loss"
     parts = [f"{100 * record.images / v['total_images']:5.1f}%", f"{record.images:,} images", f"{first} {v[first]:.3g}"]
-    if "bits" in v:
-        parts.append(f"bits {v['bits']:.3g}")
     speed = v["images_per_second"]
     parts.append(f"{speed:,.0f} images/s" if speed >= 100 else f"{speed:.3g} images/s")
-    parts.append(f"{format_duration(v['seconds_left'])} left")
+    parts.append(f"{duration(v['seconds_left'])} left")
+    if "bits" in v:
+        parts.append(f"bits/dim {v['bits']:.3g}")
     if v.get("skipped"):
         parts.append(f"{v['skipped']} skipped")
     if "top1" in v:
@@ -130,26 +132,12 @@ def format_progress(record: Record) -> str:
         numbers = [f"{k} {x:.4g}" for k, x in v.items() if isinstance(x, float) and "_t" not in k and "_q" not in k]
         return f"validation after {record.images:,} images: " + "  ".join(numbers)
     if record.kind == "evaluation":
-        told = [f"{k} {x:.4g}" for k, x in v.items() if isinstance(x, float) and not k.endswith(" error")]
+        parts = [f"{k} {x:.4g}" for k, x in v.items() if isinstance(x, float) and not k.endswith(" error")]
         return (
             f"{v['samples']:,} samples after {record.images:,} images (few: compare within this run only): "
-            + "  ".join(told)
+            + "  ".join(parts)
         )
     if record.kind == "skipped":
         where = f", {v['counts']['positions']} images not finite" if v["positions"] else ", gradient not finite"
         return f"skipped: the update of images {v['first']} to {v['last']}{where} ({v['bad_in_a_row']} in a row)"
     return f"{record.kind}: {v.get('text', '')}".rstrip(": ")
-
-
-def format_duration(seconds: float) -> str:
-    """75 -> "1m15s", 8000 -> "2h13m"."""
-    if not math.isfinite(seconds):
-        return "?"
-    s = round(seconds)
-    if s < 60:
-        return f"{s}s"
-    if s < 3600:
-        return f"{s // 60}m{s % 60:02d}s"
-    if s < 86400:
-        return f"{s // 3600}h{s % 3600 // 60:02d}m"
-    return f"{s // 86400}d{s % 86400 // 3600:02d}h"

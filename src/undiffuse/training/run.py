@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from torch import Tensor
 
 import undiffuse
 from undiffuse.checkpoints import images_of
-from undiffuse.data import Batch, ImageDataset, check_trainable
+from undiffuse.data import Batch, ImageDataset, batches, check_trainable
+from undiffuse.data.torch_dataset import StreamDataset
 from undiffuse.distributed import Ranks
 from undiffuse.nets.protocol import memory_format
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures.plots import PlottingUnavailable, can_plot
 from undiffuse.pixels import from_pixels
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
+from undiffuse.training.custom import Custom
 from undiffuse.training.diagnosis import describe, find_broken_parts
 from undiffuse.training.evaluation import BEST, Evaluator, keep_best
 from undiffuse.training.folder import RunFolder, json_plain
@@ -40,7 +42,7 @@ class Run:
     def __init__(
         self,
         task: Task,
-        dataset: ImageDataset,
+        dataset: ImageDataset | StreamDataset,
         config: TrainConfig,
         run_dir: Path,
         ranks: Ranks,
@@ -49,8 +51,10 @@ class Run:
         recipe: str | None = None,
         init: Mapping[str, Any] | None = None,
         evaluator: Evaluator | None = None,
+        custom: Custom | None = None,
     ) -> None:
         _check(task, dataset, config, ranks)
+        self.custom = custom or Custom()
         self.recipe, self.init, self.evaluator = recipe, init, evaluator
         self.task, self.dataset, self.validation_data = task, dataset, validation
         self.config, self.ranks = config, ranks
@@ -60,8 +64,8 @@ class Run:
             task.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         task.net.train()
         self.chain_steps = task.process.steps
-        place = placement(task.process, config.levels, whole=not task.continuous)
-        self.state = TrainState(task.net, config, self.chain_steps, place)
+        place = placement(task.process, self.custom.density or config.levels, whole=not task.continuous)
+        self.state = TrainState(task.net, config, self.chain_steps, place, self.custom)
         self._share = config.batch // ranks.world
         self.state.microbatch = min(self.state.microbatch, self._share)
         self.forward = NetworkRunner(task.net, config.precision, self.device, config.compile)
@@ -72,7 +76,9 @@ class Run:
         self._listeners = list(listeners)
         self._sink: JsonlSink | None = None
         self._saved_at = time.monotonic()
-        self._told: tuple[int, float] = (0, 0.0)
+        self._recorded: tuple[int, float] = (0, 0.0)
+        self._began: tuple[int, float] = (0, 0.0)
+        self._watchers = [listener.update for listener in listeners if hasattr(listener, "update")]
         self._stack = ExitStack()
 
     def __enter__(self) -> Run:
@@ -96,21 +102,27 @@ class Run:
         self.state.share(self.ranks)
         self.state.microbatch = min(self.state.microbatch, self._share)
         if self.ranks.is_main:
-            # A run that is long enough already trains with none of these settings: they are neither kept nor told.
+            # A run that is long enough already trains with none of these settings: they are neither kept nor noted.
             complete = self.state.images >= self.config.total_images
             if not complete:
                 self._folder.write_config(identity)
             self._sink = JsonlSink(self._folder.metrics, self.state.images if resumed else None)
             self._stack.callback(self._sink.close)
             for text in resumed.problems if resumed else []:
-                self.tell("note", text=f"{text}; going on from the checkpoint before it")
+                self.tell("note", text=f"{text}; resuming from the checkpoint before it")
             for text in resumed.notes if resumed and not complete else []:
                 self.tell("note", text=f"changed setting {text}")
             if not can_plot():
                 self.tell("note", text=f"no loss curve will be drawn: {PlottingUnavailable()}")
         if self.evaluator is not None:
             self.evaluator.resume(self._folder.path)
-        self._told = (self.state.images, self.state.seconds)
+        remarks = self.dataset.remarks if isinstance(self.dataset, StreamDataset) else self.dataset.source.remarks
+        for text in remarks:
+            self.tell("note", text=text)
+        self._recorded = self._began = (self.state.images, self.state.seconds)
+        for listener in self._listeners:
+            if hasattr(listener, "close"):
+                self._stack.callback(listener.close)
         what = f"resumed from {self.checkpoint}" if self.checkpoint else f"new run in {self._folder.path}"
         parameters = sum(p.numel() for p in self.task.net.parameters())
         self.tell(
@@ -126,12 +138,23 @@ class Run:
         self._stack.close()
 
     def identity(self) -> dict[str, Any]:
-        """All settings, as in config.json and in every manifest."""
+        """Returns all settings, as in config.json and in every manifest."""
         settings = {**self.task.manifest(), "train": self.config.to_dict(), "data": data_card(self.dataset)}
-        return json_plain(settings if self.init is None else {**settings, "init": self.init})
+        if self.init is not None:
+            settings["init"] = self.init
+        if names := self.custom.names():
+            settings["custom"] = names
+        return json_plain(settings)
+
+    def batches(self) -> Iterator[Batch]:
+        """This process's share of the training batches that follow, endless."""
+        state, batch, ranks = self.state, self.config.batch, self.ranks
+        if isinstance(self.dataset, StreamDataset):
+            return self.dataset.stream(state.images, batch, ranks.rank, ranks.world)
+        return batches(self.dataset, state.images, batch, ranks.rank, ranks.world, self.config.workers)
 
     def manifest(self) -> dict[str, Any]:
-        """Everything a checkpoint says beside its tensors."""
+        """Returns everything a checkpoint holds besides its tensors."""
         return {
             **self.identity(),
             "ema": list(self.state.ema.names),
@@ -199,7 +222,7 @@ class Run:
         return describe(problem, self.config, self.checkpoint)
 
     def note_microbatch(self, microbatch: int) -> None:
-        """Keeps (and says) that memory only sufficed for a smaller micro-batch."""
+        """Keeps a smaller micro-batch that memory sufficed for, and notes it."""
         if microbatch != self.state.microbatch:
             if microbatch < self.state.microbatch:
                 self.tell(
@@ -208,37 +231,48 @@ class Run:
             self.state.microbatch = microbatch
 
     def tell(self, kind: str, **values: Any) -> None:
-        """One record to the metrics file and to all listeners (main process only)."""
+        """Sends a record to the metrics file and to all listeners (main process only)."""
         if not self.ranks.is_main:
             return
         record = Record(kind=kind, images=self.state.images, steps=self.state.steps, values=values)
         for listener in ([self._sink] if self._sink else []) + self._listeners:
             listener(record)
 
+    def show(self, lr: float) -> None:
+        """Lets listeners that watch the run know how far it is; no record is made unless one wants it."""
+        if self.ranks.is_main:
+            for watch in self._watchers:
+                watch(self.state.images, self.config.total_images, lambda: self._progress(lr, self._began))
+
     def tell_progress(self, lr: float) -> None:
         """The "train" record: means since the last one, learning rate, speed, time left. Starts a new tally."""
+        record = self._progress(lr, self._recorded)
+        self._recorded = (self.state.images, self.state.seconds)
+        self.state.tally = type(self.state.tally)()
+        self.tell("train", **record.values)
+
+    def _progress(self, lr: float, since: tuple[int, float]) -> Record:
+        """A "train" record of the moment, its speed measured from (images, seconds)."""
         state = self.state
-        images, seconds = state.images - self._told[0], state.seconds - self._told[1]
-        self._told = (state.images, state.seconds)
+        images, seconds = state.images - since[0], state.seconds - since[1]
         speed = images / seconds if seconds > 0 else float("nan")
         summary = state.tally.summary()
         if "vb" in summary:
             summary["bits"] = summary["vb"] * self.chain_steps  # the bound is a sum of T terms; "vb" is the mean term
-        state.tally = type(state.tally)()
         scale = {"loss_scale": state.scale.value, "overflows": state.overflows} if state.scale.enabled else {}
         left = max(0, self.config.total_images - state.images)
-        self.tell(
-            "train",
+        values = {
             **summary,
-            lr=lr,
-            skipped=state.skipped,
-            microbatch=state.microbatch,
+            "lr": lr,
+            "skipped": state.skipped,
+            "microbatch": state.microbatch,
             **scale,
-            total_images=self.config.total_images,
-            images_per_second=speed,
-            seconds=state.seconds,
-            seconds_left=left / speed if speed > 0 else float("nan"),
-        )
+            "total_images": self.config.total_images,
+            "images_per_second": speed,
+            "seconds": state.seconds,
+            "seconds_left": left / speed if speed > 0 else float("nan"),
+        }
+        return Record(kind="train", images=state.images, steps=state.steps, values=values)
 
     def preview(self) -> None:
         """Grids from the trained and the averaged weights, and the loss curve."""
@@ -319,27 +353,28 @@ class Run:
         self.ranks.barrier()
 
 
-def data_card(dataset: ImageDataset) -> dict[str, Any]:
-    """What a manifest says of the data: fingerprint, where from, how many, [height, width, channels], how prepared."""
+def data_card(dataset: ImageDataset | StreamDataset) -> dict[str, Any]:
+    """Returns the data's part of a manifest: fingerprint, source, count, [height, width, channels], preparation."""
     return {
         "fingerprint": dataset.source.fingerprint,
         "source": dataset.source.where,
-        "count": len(dataset),
+        "count": len(dataset) or None,
         "size": list(dataset.shape),
         "config": dataset.config.to_dict(),
     }
 
 
-def _check(task: Task, dataset: ImageDataset, config: TrainConfig, ranks: Ranks) -> None:
+def _check(task: Task, dataset: ImageDataset | StreamDataset, config: TrainConfig, ranks: Ranks) -> None:
     """Mistakes that are better found before the first step."""
-    check_trainable(dataset, config.batch, conditional=task.labels_count is not None)
+    if isinstance(dataset, ImageDataset):
+        check_trainable(dataset, config.batch, conditional=task.labels_count is not None)
     if config.batch % ranks.world:
         raise ValueError(
             f"a batch of {config.batch} cannot be shared evenly by {ranks.world} processes: "
             f"choose a multiple of {ranks.world}"
         )
     if config.total_images > MAX_POSITION:
-        raise ValueError(f"a run can see at most {MAX_POSITION:,} images, asked for {config.total_images:,}")
+        raise ValueError(f"a run can see at most {MAX_POSITION:,} images, got {config.total_images:,}")
     expected = (*task.spec.size, task.spec.in_channels)
     if expected != dataset.shape:
         raise ValueError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from undiffuse.distributed import Ranks
 from undiffuse.nets.memory import is_out_of_memory
 from undiffuse.nets.runner import NetworkRunner
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.randomness import derived_seed, seeded
 from undiffuse.training.tasks import Inputs, Task
 

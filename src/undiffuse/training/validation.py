@@ -13,7 +13,7 @@ from undiffuse.distributed import Ranks
 from undiffuse.ema import EMA
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pixels import from_pixels
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.outputs import evaluating
 from undiffuse.training.tally import QUARTILES, binned_sums, means
 from undiffuse.training.tasks import Inputs, Task

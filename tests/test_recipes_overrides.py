@@ -1,4 +1,4 @@
-"""--set: typed values, checked fields, and errors that list what is possible."""
+"""Overrides of recipes: typed values, checked fields, and errors that list what is possible."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from undiffuse.cli.settings import apply
 from undiffuse.data import DataConfig
 from undiffuse.recipes import Recipe, get
+from undiffuse.recipes.overrides import apply
+from undiffuse.util.errors import ConfigError
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def sections() -> dict[str, Any]:
 )
 def test_values_are_read_as_their_fields_type(sections: dict[str, Any], path: str, text: str, expected: object) -> None:
     section, _, name = path.partition(".")
-    value = getattr(apply(sections, [(path, text)])[section], name)
+    value = getattr(apply(sections, {path: text})[section], name)
     assert value == expected
     assert type(value) is type(expected)
 
@@ -58,35 +59,43 @@ def test_values_are_read_as_their_fields_type(sections: dict[str, Any], path: st
         ("train.compile", "maybe", "expected true or false"),
         ("train.betas", "0.9", "expected a list of numbers"),
         ("data.fit", "stretch", "expected crop or pad"),
-        ("net.image_size", "64", "follows from --size"),
+        ("net.image_size", "64", "follows from size"),
         ("net.num_classes", "3", "follows from the labels"),
-        ("train.seed", "3", "follows from --seed"),
+        ("train.seed", "3", "follows from seed"),
         ("train.precision", "fp8", "precision is one of fp32, bf16, fp16; got 'fp8'"),
         ("net.dropout", "2", "dropout must be in [0, 1)"),
     ],
 )
 def test_mistakes_say_what_is_possible(sections: dict[str, Any], path: str, text: str, told: str) -> None:
-    with pytest.raises(ValueError) as error:
-        apply(sections, [(path, text)])
-    assert told in str(error.value)
+    with pytest.raises(ConfigError) as error:
+        apply(sections, {path: text})
+    assert error.value.field == path
+    assert told in error.value.text
+
+
+def test_values_from_python_are_taken_as_they_are(sections: dict[str, Any]) -> None:
+    out = apply(sections, {"train.lr": 3e-4, "net.channel_mult": (1, 2), "train.grad_clip": None})
+    assert (out["train"].lr, out["net"].channel_mult, out["train"].grad_clip) == (3e-4, (1, 2), None)
+    with pytest.raises(ConfigError, match="train.batch: batch must be at least 1"):
+        apply(sections, {"train.batch": 0})
 
 
 def test_a_run_ends_once(sections: dict[str, Any]) -> None:
     assert sections["train"].images is not None
-    train = apply(sections, [("train.steps", "7")])["train"]
+    train = apply(sections, {"train.steps": "7"})["train"]
     assert (train.images, train.steps) == (None, 7)
     with pytest.raises(ValueError, match="exactly one"):
-        apply(sections, [("train.steps", "7"), ("train.images", "70")])
+        apply(sections, {"train.steps": "7", "train.images": "70"})
 
 
 def test_a_section_that_does_not_apply(sections: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="a classifier has no objective"):
-        apply({**sections, "objective": None}, [("objective.loss", "vlb")])
+    with pytest.raises(ValueError, match="this run has no objective: a classifier has no objective"):
+        apply({**sections, "objective": None}, {"objective.loss": "vlb"})
 
 
 def test_fields_that_only_fit_together_change_together(sections: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="20x20 do not fit"):
-        apply(sections, [("net.dropout", "0")], {"net": {"image_size": 20, "channel_mult": (1, 2, 2, 2)}})
-    net = apply(sections, [("net.channel_mult", "1,2")], {"net": {"image_size": 20}})["net"]
+        apply(sections, {"net.dropout": "0"}, {"net": {"image_size": 20, "channel_mult": (1, 2, 2, 2)}})
+    net = apply(sections, {"net.channel_mult": "1,2"}, {"net": {"image_size": 20}})["net"]
     assert net.size == (20, 20)
-    assert apply(sections, [])["net"] == sections["net"]
+    assert apply(sections, {})["net"] == sections["net"]

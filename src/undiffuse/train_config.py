@@ -1,4 +1,4 @@
-"""What a training run is told: `TrainConfig`, and the learning rate as a pure function of the images seen."""
+"""The settings of a training run, and the learning rate as a pure function of the images seen."""
 
 from __future__ import annotations
 
@@ -23,27 +23,48 @@ CHANGE_WITH_NOTE = frozenset(["lr", "warmup_images", "lr_decay", "grad_clip", "m
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training run. All lengths and cadences are counted in images, so they mean the same at every batch size.
+    """The settings of a training. All lengths and intervals are counted in images, so they do not depend on the batch.
 
-    Length         `images` or `steps` (exactly one): the run ends there, at the next whole batch.
-    Batch          `batch` images an update, over all processes; `microbatch` images at once in one process (None: as
-                   many as fit).
-    Learning rate  `lr`, reached linearly over `warmup_images`, then `lr_decay`: "none", or "linear" or "cosine" to 0
-                   at the end.
-    Optimiser      AdamW with `weight_decay`, `betas`, `eps`; `grad_clip` bounds the gradient's norm (None: off; the
-                   norm is logged anyway).
-    Averages       `ema_decays` and `ema_warmup`, see `undiffuse.ema`.
-    Precision      "fp32", "bf16" (autocast) or "fp16" (autocast with a dynamic loss scale); weights stay float32.
-                   `posthoc_widths` of power-function averages kept beside them and stored every `posthoc_every` images
-                   (and at the end), from which averages of any width are made afterwards, see `training.posthoc`.
-    Times          `timesteps`: "uniform", "antithetic", "stratified" or "loss-second-moment"; `levels`: with which
-                   density, "uniform", "lognormal:-1.2,1.2", "logitnormal:0,1" or "uniform-logsnr", see `timesteps`.
-    Cadence        `log_every`, `preview_every`, `validate_every`, `evaluate_every`, `save_every` in images, None: never
-                   (a run always saves at its end); `save_seconds` saves by the clock as well. The last `keep`
-                   checkpoints stay, and one every `milestones` images.
-    Evaluation     `evaluate_images` samples in `evaluate_steps` steps, see `training.evaluation`.
-    Bad updates    an update with a non-finite loss or gradient is skipped; more than `max_bad_updates` in a row stop
-                   the run.
+    Attributes:
+        batch: Images per update, over all processes.
+        images: Images after which the run ends, at the next whole batch. Exactly one of `images` and `steps` is given.
+        steps: Updates after which the run ends.
+        microbatch: Images at once in one process; None for as many as fit into memory.
+        lr: Learning rate of AdamW.
+        warmup_images: Images over which the learning rate rises linearly.
+        lr_decay: "none", or "linear" or "cosine" to 0 at the end of the run.
+        weight_decay: Weight decay of AdamW.
+        betas: Decay rates of the moments of AdamW, in [0, 1).
+        eps: Denominator term of AdamW.
+        grad_clip: Largest norm of the gradient; None does not clip. The norm is recorded in either case.
+        ema_decays: Decays of the exponential averages of the weights, see `undiffuse.ema`.
+        ema_warmup: Whether the averages start with smaller decays.
+        posthoc_widths: Relative widths of power-function averages, from which averages of any width are made
+            afterwards, see `undiffuse.training.posthoc`.
+        posthoc_every: Images between two snapshots of these.
+        precision: "fp32", "bf16" (autocast) or "fp16" (autocast with a dynamic loss scale); weights stay float32.
+        compile: Whether to use `torch.compile`.
+        seed: Seed of the noise, the time steps and dropout.
+        timesteps: How time steps are drawn: "uniform", "antithetic", "stratified" or "loss-second-moment".
+        levels: Density of the noise levels: "uniform", "lognormal:-1.2,1.2", "logitnormal:0,1" or "uniform-logsnr",
+            see `undiffuse.timesteps`.
+        log_every: Images between two records; None never.
+        preview_every: Images between two previews; None only at the end.
+        preview_count: Images of a preview.
+        preview_steps: Solver steps of a preview.
+        validate_every: Images between two validations; None only at the end.
+        validate_images: Held-out images of a validation.
+        evaluate_every: Images between two evaluations of samples, see `undiffuse.training.evaluation`.
+        evaluate_images: Samples of an evaluation.
+        evaluate_steps: Solver steps of its samples.
+        save_every: Images between two checkpoints; None by the clock or at the end only.
+        save_seconds: Seconds between two checkpoints.
+        keep: How many of the last checkpoints are kept.
+        milestones: One checkpoint every so many images is kept for good.
+        max_bad_updates: Updates in a row with a non-finite loss or gradient after which the run stops. Such updates are
+            skipped.
+        workers: Decoding threads; None chooses them.
+        device: "cpu", "cuda" or "mps"; None for the fastest there is.
     """
 
     batch: int = 128
@@ -86,7 +107,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.images is None) == (self.steps is None):
             raise ValueError(
-                "say when the training ends: give either images or steps (exactly one); "
+                "the end of the training is missing: give either images or steps (exactly one); "
                 f"got images={self.images}, steps={self.steps}"
             )
         at_least_one = ["batch", "images", "steps", "microbatch", "keep", "milestones", "log_every", "preview_every"]
@@ -119,8 +140,8 @@ class TrainConfig:
             exponent_of(width)  # ValueError for one that no power function has
         if bool(self.posthoc_widths) != (self.posthoc_every is not None):
             raise ValueError(
-                "averages of any width afterwards need both posthoc_widths, such as 0.05,0.1, and posthoc_every, the "
-                f"images between two snapshots; got {self.posthoc_widths} and {self.posthoc_every}"
+                "averages of any width afterwards need both posthoc_widths, for example 0.05,0.1, and posthoc_every, "
+                f"the images between two snapshots; got {self.posthoc_widths} and {self.posthoc_every}"
             )
         # JSON knows no tuples; a config read back from a checkpoint equals the one written
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -129,7 +150,7 @@ class TrainConfig:
 
     @property
     def total_images(self) -> int:
-        """Images after which the run ends: the first whole batch at or past what was asked for."""
+        """Images after which the run ends: the first whole batch at or past `images`."""
         steps = self.steps if self.steps is not None else -(-(self.images or 0) // self.batch)
         return steps * self.batch
 
@@ -139,7 +160,7 @@ class TrainConfig:
 
 
 def learning_rate(config: TrainConfig, images: int) -> float:
-    """Learning rate of the update that follows `images` images.
+    """Returns the learning rate of the update that follows `images` images.
 
     lr * ramp * decay, ramp = min(1, (images + batch) / warmup_images), p = images / total_images,
     decay = 1 ("none"), 1 - p ("linear", ADM's classifiers), (1 + cos(pi p)) / 2 ("cosine").
@@ -151,13 +172,15 @@ def learning_rate(config: TrainConfig, images: int) -> float:
 
 
 def due(every: int | None, before: int, after: int) -> bool:
-    """True if a multiple of `every` images was reached between `before` (excluded) and `after` (included)."""
+    """Returns whether a multiple of `every` images lies between `before` (excluded) and `after` (included)."""
     return every is not None and after // every > before // every
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What distinguishes two resolved run configs ({"train": {...}, "net": {...}, ...}): (forbidden changes, changes
-    worth a note).
+    """Compares two resolved run configs, {"train": {...}, "net": {...}, ...}.
+
+    Returns:
+        (changes that are not allowed when a run resumes, changes worth a note), a line each.
     """
     forbidden: list[str] = []
     notes: list[str] = []
