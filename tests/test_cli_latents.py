@@ -68,17 +68,17 @@ def test_interpolation(model: Path, images: Path, tmp_path: Path, capsys: pytest
     [
         (["encode", "nowhere"], "there is no folder or file nowhere"),
         (["encode", "nowhere.png", "--class", "0"], "there is no file nowhere.png"),
-        (["encode", "x.png", "--out", "x.pt"], "--out is x.pt, but latents are kept in a .safetensors file"),
+        (["encode", "x.png", "--out", "x.pt"], "--out: latents are kept in a .safetensors file; got x.pt"),
         (
             ["encode", "some.png"],
-            "--class is missing: the model is class-conditional, but there are no labels in 1 file",
+            "--class: missing; the model is class-conditional, but there are no labels in 1 file",
         ),
         (["decode", "nowhere"], "there is no file nowhere"),
         (["interpolate"], "give two image files, or --seeds A,B"),
         (["interpolate", "a.png"], "give two image files, or --seeds A,B"),
         (["interpolate", "a.png", "b.png"], "there is no file a.png"),
         (["interpolate", "1", "2"], "there are no files 1 and 2; did you mean --seeds 1,2?"),
-        (["interpolate", "--seeds", "1,2", "--frames", "1"], "--frames 1 is too few: expected at least 2"),
+        (["interpolate", "--seeds", "1,2", "--frames", "1"], "--frames: 1 is too few: expected at least 2"),
     ],
 )
 def test_mistakes(
