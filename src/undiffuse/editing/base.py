@@ -73,6 +73,8 @@ class EditOptions:
     def __post_init__(self) -> None:
         if self.variants < 1:
             raise ConfigError("variants", f"{self.variants} is not possible; expected at least 1")
+        if self.format not in ("png", "npz", "both"):
+            raise ConfigError("format", f"{self.format!r} is not possible; expected png, npz or both")
 
 
 @dataclass(frozen=True)
