@@ -188,7 +188,7 @@ def test_latents_that_do_not_fit_the_model(encoded: Path, tmp_path: Path, capsys
         {"latents": GOOD, "labels": labels + labels.new([0, 3])}
     )
     assert "labels -1 to -1" in decode({"latents": GOOD, "labels": labels - 1})
-    assert "--class is missing: the model is class-conditional, but" in decode({"latents": GOOD})
+    assert "--class: missing; the model is class-conditional, but" in decode({"latents": GOOD})
     assert "latents of 3x8x8" in decode({"latents": GOOD.repeat(1, 3, 1, 1), "labels": labels})
     assert "clip = 'wild'" in decode({"latents": GOOD, "labels": labels}, clip="wild")
     assert "is not the one of the record in" in decode({"latents": GOOD, "labels": labels}, model="0" * 64)
@@ -264,7 +264,7 @@ def test_pictures_of_somebody_else_are_not_replaced(
     (tmp_path / name).write_text("mine")
     words = ("sample", "--model", model, "--count", 1, "--out", tmp_path, *FAST)
     assert call(*words) == 2
-    assert f"{tmp_path} holds {name} but no run.json" in told(capsys)
+    assert f"{tmp_path} holds files that were not written by this command ({name})" in told(capsys)
     assert [file.name for file in tmp_path.iterdir()] == [name]
     assert call(*words, "--overwrite") == 2  # it removes what a run wrote, and this no run did
     assert (tmp_path / name).read_text() == "mine"

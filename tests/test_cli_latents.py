@@ -68,10 +68,10 @@ def test_interpolation(model: Path, images: Path, tmp_path: Path, capsys: pytest
     [
         (["encode", "nowhere"], "there is no folder or file nowhere"),
         (["encode", "nowhere.png", "--class", "0"], "there is no file nowhere.png"),
-        (["encode", "x.png", "--out", "x.pt"], "--out is x.pt, but latents are kept in a .safetensors file"),
+        (["encode", "x.png", "--out", "x.pt"], "--out: latents are kept in a .safetensors file; got x.pt"),
         (
             ["encode", "some.png"],
-            "--class is missing: the model is class-conditional, but there are no labels in 1 file",
+            "--class: missing; the model is class-conditional, but there are no labels in 1 file",
         ),
         (["decode", "nowhere"], "there is no file nowhere"),
         (["interpolate"], "give two image files, or --seeds A,B"),

@@ -50,8 +50,8 @@ def test_the_page_of_both(model: Path, images: Path, tmp_path: Path, capsys: pyt
     [
         (("--tol", 1e-3, "--probes", "all"), "--probes, --tol would do nothing"),
         (("--dequantise", "uniform"), "--method both"),
-        (("--method", "flow", "--terms", "all"), "--terms is for the bound"),
-        (("--method", "flow", "--steps", "5"), "--steps chooses a sub-chain"),
+        (("--method", "flow", "--terms", "all"), "--terms: has no effect on the flow"),
+        (("--method", "flow", "--steps", "5"), "--steps: a sub-chain is for the bound"),
         (("--method", "flow", "--tol", 1), "between 0 and 1"),
         (("--method", "flow", "--tol", 0), "above 0"),
         (("--method", "flow", "--probes", 0), "at least 1"),

@@ -123,7 +123,7 @@ def test_what_cannot_be_encoded_or_decoded(model: Path, ddim: Pipeline, images: 
     for more in ({"solver": "ancestral"}, {"eta": 0.5}):
         with pytest.raises(ConfigError, match="latents need ddim with eta 0"):
             latents.encode(load(model, **more), images, **QUIET)
-    with pytest.raises(ConfigError, match=r"is l\.pt, but latents are kept in a \.safetensors file"):
+    with pytest.raises(ConfigError, match=r"latents are kept in a \.safetensors file; got l\.pt"):
         latents.encode(ddim, images, out=tmp_path / "l.pt", **QUIET)
     stored = latents.encode(ddim, images, count=2, **QUIET)
     with pytest.raises(ConfigError, match="one class, or one for each of the 2 images; got 3"):

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         options = ", ".join(f"--{name}" for name in given)
         raise ValueError(f"{options} would do nothing without the flow: add --method flow or --method both")
     if args.method == "flow" and hasattr(args, "terms"):
-        raise ConfigError("terms", "is for the bound, which is not measured: leave it out, or add --method both")
+        raise ConfigError("terms", "has no effect on the flow; leave it out, or add --method both")
     terms = getattr(args, "terms", DEFAULT_TERMS)
     names = ["method", "count", "steps", "decoder", "classes", "labels", "fit", "on_broken", "seed", "batch"]
     names += ["device", "weights", "out", "overwrite"]

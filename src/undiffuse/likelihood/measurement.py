@@ -91,9 +91,9 @@ def measure(
         raise ConfigError("method", f"{method!r} is unknown; expected one of {', '.join(METHODS)}")
     bound = method != "flow"
     if flow is not None and method == "bound":
-        raise ConfigError("method", "is bound, and settings of the flow would do nothing: choose flow or both")
+        raise ConfigError("method", "settings of the flow have no effect on the bound; choose flow or both")
     if steps is not None and not bound:
-        raise ConfigError("steps", "chooses a sub-chain for the bound; the flow has no steps to choose: leave it out")
+        raise ConfigError("steps", "a sub-chain is for the bound; the flow has no steps to choose: leave it out")
     config = None if method == "bound" else FlowConfig(**{**_settings(flow or FlowConfig()), "decoder": decoder})
     if isinstance(model, Pipeline):
         pipeline = model

@@ -145,7 +145,7 @@ def labels_of(dataset: ImageDataset, model: DiffusionModel, classes: Sequence[in
     if unknown:
         raise ConfigError(
             "classes",
-            f"is missing: the model is class-conditional, but there are no labels in {source.where}, and neither "
+            f"missing; the model is class-conditional, but there are no labels in {source.where}, and neither "
             f"record nor folder names the class of {join_names(unknown, 3)}",
         )
     return [label for label in found if label is not None]
