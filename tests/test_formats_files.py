@@ -247,7 +247,9 @@ def test_a_large_folder_is_indexed_and_changes_are_noticed(tmp_path: Path, monke
     walks = []
     monkeypatch.setattr(files, "_walk", lambda path, walk=files._walk: walks.append(path) or walk(path))
     looks = []
-    monkeypatch.setattr(screening, "find_flaws", lambda *a, look=screening.find_flaws, **k: looks.append(1) or look(*a, **k))
+    monkeypatch.setattr(
+        screening, "find_flaws", lambda *a, look=screening.find_flaws, **k: looks.append(1) or look(*a, **k)
+    )
     again = open_data(root)
     assert not walks and not looks
     assert again.fingerprint == first.fingerprint and again.left_out == first.left_out == {"files ending in .txt": 1}
