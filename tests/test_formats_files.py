@@ -232,3 +232,36 @@ def test_a_huge_folder_is_peeked_at_only(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(base.peek(tmp_path).files) == 3
     assert len(open_data(tmp_path)) == 11
     assert png(X[0]) == (tmp_path / "0.png").read_bytes()
+
+
+def test_a_large_folder_is_indexed_and_changes_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from undiffuse.data import index, screening
+    from undiffuse.data.formats import files
+
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(index, "FROM", 10)
+    root = write_pngs(tmp_path / "data", [f"{NAMES[Y[i]]}/{i}.png" for i in range(COUNT)])
+    (root / "notes.txt").write_text("x")
+    first = open_data(root)
+    assert len(list((tmp_path / "cache" / "index").rglob("*.npz"))) == 2
+    walks = []
+    monkeypatch.setattr(files, "_walk", lambda path, walk=files._walk: walks.append(path) or walk(path))
+    looks = []
+    monkeypatch.setattr(
+        screening, "find_flaws", lambda *a, look=screening.find_flaws, **k: looks.append(1) or look(*a, **k)
+    )
+    again = open_data(root)
+    assert not walks and not looks
+    assert again.fingerprint == first.fingerprint and again.left_out == first.left_out == {"files ending in .txt": 1}
+    assert again.class_counts() == first.class_counts()
+    (root / NAMES[0] / "new.png").write_bytes(png(X[0]))
+    assert len(open_data(root)) == COUNT + 1 and len(walks) == 1 and len(looks) == 1
+    (root / NAMES[0] / "new.png").write_bytes(png(X[0]) + b"longer")  # in place: no folder changes
+    changed = open_data(root)
+    assert len(walks) == 2 and changed.fingerprint not in (first.fingerprint, again.fingerprint)
+    for file in (tmp_path / "cache").rglob("*.npz"):
+        file.write_bytes(b"damaged")
+    assert open_data(root).fingerprint == changed.fingerprint
+    (root / NAMES[1] / "bad.png").write_bytes(b"bad")
+    for _ in range(2):
+        assert [item.name for item in open_data(root, on_broken="skip").excluded] == [f"{NAMES[1]}/bad.png"]

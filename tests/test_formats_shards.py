@@ -278,3 +278,21 @@ def test_lmdb_with_labels_and_of_caffe(tmp_path: Path) -> None:
             head = bytes([0x08, 3, 0x10, 10, 0x18, 14, 0x22]) + bytes([len(planes) & 127 | 128, len(planes) >> 7])
             writing.put(f"{i:08d}".encode(), head + planes + bytes([0x28, int(Y[i])]))
     check(open_data(tmp_path / "b"))
+
+
+def test_a_large_shard_is_indexed_and_changes_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from undiffuse.data.formats import webdataset
+
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(webdataset, "_INDEXED", 10)
+    path = tar(tmp_path / "a.tar", samples(range(COUNT), cls=cls))
+    check(open_data(path))
+    opened = []
+    monkeypatch.setattr(
+        webdataset, "open_shard", lambda shard, way=webdataset.open_shard: opened.append(shard) or way(shard)
+    )
+    check(open_data(path))
+    assert not opened
+    tar(path, samples(range(6, COUNT), cls=cls))
+    check(open_data(path), X[6:], Y[6:])
+    assert opened

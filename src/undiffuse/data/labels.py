@@ -55,7 +55,7 @@ def folder_labels(names: Sequence[str], known: Sequence[str] | None = None) -> l
     Folders that wrap everything (a zip with one top folder) are skipped as long as all files have a sub-folder below.
     With a class table `known`, the depth is the first at which all names are in it, if there is one.
     """
-    folders = [PurePosixPath(name).parts[:-1] for name in names]
+    folders = [tuple(name.split("/")[:-1]) for name in names]
     depth = min((len(parts) for parts in folders), default=0)
     if known is not None:
         for level in range(depth):
