@@ -256,6 +256,9 @@ def test_ddim_takes_the_original_grid_and_clips_again_after_guidance() -> None:
 
 def test_overwrite_removes_samples_only(model: Path, tmp_path: Path) -> None:
     words = ("sample", "--model", model, "--count", 2, "--out", tmp_path, *FAST)
+    Image.new("L", (8, 8)).save(tmp_path / "holiday.png")
+    assert call(*words) == 2  # would lie among the pictures of somebody else
+    (tmp_path / "holiday.png").unlink()
     assert call(*words, "--format", "both") == 0
     (tmp_path / "notes.txt").write_text("mine")
     Image.new("L", (8, 8)).save(tmp_path / "holiday.png")

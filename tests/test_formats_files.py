@@ -188,6 +188,19 @@ def test_frames_are_counted_and_taken_if_wanted(tmp_path: Path, ending: str) -> 
     assert len(single) == 4
 
 
+def test_frames_of_deep_colours_keep_their_bits(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    deep = X.astype(np.uint16) * 257 + 3
+    tifffile.imwrite(tmp_path / "a.tif", deep[:3], photometric="rgb")
+    tifffile.imwrite(tmp_path / "b.tif", GREY[:2].astype(np.uint16) * 257, photometric="miniswhite")
+    whole = open_data(tmp_path, frames="all")
+    assert len(whole) == 5
+    assert all(np.array_equal(np.asarray(whole.image(i)), deep[i]) for i in range(3))
+    for i in range(2):
+        seen = np.asarray(whole.image(3 + i)).reshape(GREY[i].shape)
+        assert np.array_equal(seen, 65535 - GREY[i].astype(np.uint16) * 257)
+
+
 def test_frames_of_labelled_files(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()

@@ -222,6 +222,29 @@ def test_buffers_come_with_averages(tmp_path: Path) -> None:
     assert int(model.net.norm.num_batches_tracked) == 2
 
 
+def test_tied_parameters_stay_tied(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 64)
+            self.last.weight = self.first.weight
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.last(self.first(x.flatten(1))).view(x.shape)
+
+    net = Tied()
+    task = DiffusionTask(net, PROCESS, ObjectiveConfig(loss="simple"), image_shape=(1, 8, 8))
+    config = TrainConfig(images=32, batch=16, lr=1e-2, ema_decays=(0.5,), preview_every=None)
+    checkpoint = train(task, data(classes=None), config, tmp_path / "run").checkpoint
+    assert checkpoint is not None
+    average, last = load_diffusion(checkpoint, net=Tied()), load_diffusion(checkpoint, net=Tied(), weights="net")
+    assert torch.equal(last.net.first.weight, net.first.weight)
+    assert not torch.equal(average.net.first.weight, net.first.weight)
+    assert all(model.net.first.weight is model.net.last.weight for model in (average, last))
+    save_model(tmp_path / "model.safetensors", average)
+    assert load_diffusion(tmp_path / "model.safetensors", net=Tied()).digest == average.digest
+
+
 def test_export_writes_what_it_can_and_says_why_else(dit: Any, tmp_path: Path) -> None:
     config = dit.DiTConfig(image_size=8, num_classes=3, width=16, depth=1, heads=2)
     model = DiffusionModel(config.build(), PROCESS)

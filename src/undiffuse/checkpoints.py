@@ -61,6 +61,11 @@ def write(path: Path | str, tensors: Mapping[str, Tensor], manifest: Mapping[str
     """
     path = Path(path)
     ready = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    owners: set[int] = set()
+    for name, tensor in ready.items():  # tied parameters: safetensors refuses tensors that share memory
+        if tensor.numel() and tensor.data_ptr() in owners:
+            ready[name] = tensor.clone()
+        owners.add(tensor.data_ptr())
     if not any(name.startswith("net.") for name in ready):
         raise CheckpointError("a checkpoint needs the network's weights: no tensor's name begins with 'net.'")
     full = {**manifest, "format": FORMAT, "hashes": _hashes(ready, manifest.get("ema", []))}

@@ -332,7 +332,7 @@ def load_model(
         process = ProcessConfig(**manifest["process"])
         labels = tuple(manifest["labels"]) if manifest.get("labels") else None
         net = registry.build(config) if net is None else net
-        net = _with_weights(net, state if which == "net" else _with_buffers(net, state, path))
+        net = _with_weights(net, state if which == "net" else _complete(net, state, path))
         spec = _spec_of(net, manifest)
         process.chain()
     except registry.UnknownArchitecture as error:
@@ -359,14 +359,16 @@ def _spec_of(net: nn.Module, manifest: Mapping[str, Any]) -> NetworkSpec:
         return describe(manifest["net"])
 
 
-def _with_buffers(net: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> Mapping[str, torch.Tensor]:
-    """Complete an average, which holds parameters alone, by the buffers of the trained network."""
+def _complete(net: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> Mapping[str, torch.Tensor]:
+    """Complete an average, which holds each parameter once and no buffers, for a network with tied ones or buffers."""
+    first = {id(parameter): name for name, parameter in net.named_parameters()}
+    tied = {name: first[id(parameter)] for name, parameter in net.named_parameters(remove_duplicate=False)}
+    state = {**state, **{name: state[tied[name]] for name in tied.keys() - state.keys() if tied[name] in state}}
     missing = {name for name, _ in net.named_buffers()} & net.state_dict().keys() - state.keys()
     if not missing:
         return state
     trained, _ = checkpoints.read(path, "net")
-    buffers = {name: trained[f"net.{name}"] for name in missing if f"net.{name}" in trained}
-    return {**state, **buffers}
+    return {**state, **{name: trained[f"net.{name}"] for name in missing if f"net.{name}" in trained}}
 
 
 def _with_weights(net: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -377,11 +379,12 @@ def _with_weights(net: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Modul
     if odd:
         first = f"{odd[0]} is {found.get(odd[0], 'missing')} there, {expected.get(odd[0], 'unknown')} in the network"
         raise ValueError(f"{len(odd)} of its tensors are not those of its network; {first}")
-    parameters = {name for name, _ in net.named_parameters(remove_duplicate=False)}
+    parameters = dict(net.named_parameters(remove_duplicate=False))
     if not all(value.is_floating_point() for name, value in state.items() if name in parameters):
         raise ValueError("its weights are not floating-point numbers")
     ready = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    net.load_state_dict(ready, assign=True)
+    tied = len(parameters) > len({id(parameter) for parameter in parameters.values()})
+    net.load_state_dict(ready, assign=not tied)  # assigning would untie them
     return net
 
 

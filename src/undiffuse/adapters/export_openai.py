@@ -24,7 +24,7 @@ from undiffuse.adapters.exporting import Exported, Model
 from undiffuse.adapters.returning import WRITTEN
 from undiffuse.checkpoints import weights_hash
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.nets import ClassifierConfig, DDPMUNet, NoisyClassifier, UNet, UNetConfig
+from undiffuse.nets import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 from undiffuse.nets.blocks import Attention
 from undiffuse.nets.meta import build_on_meta
 
@@ -80,10 +80,8 @@ def obstacles(model: Model) -> list[str]:
     """What of a model no class of the original can express; empty if there is one that holds it."""
     net: Any = model.net
     config: Any = getattr(net, "config", None)
-    if not isinstance(net, (UNet, NoisyClassifier, DDPMUNet)):
-        return [f"its network, a {type(net).__name__}, is not one of this library's U-Nets; export it as a graph"]
-    if isinstance(net, DDPMUNet):
-        return [f"its network is a {type(net).__name__}, DDPM's own, which computes in another way (diffusers has it)"]
+    if not isinstance(net, (UNet, NoisyClassifier)):
+        return [f"its network is a {type(net).__name__}, which computes in another way than any of guided diffusion's"]
     problems = exporting.level_obstacles(model.process)
     groups = {m.num_channels: m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)}
     others = {channels: count for channels, count in groups.items() if count != GROUPS}

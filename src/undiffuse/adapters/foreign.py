@@ -74,6 +74,12 @@ def read(path: Path, which: str | None = None) -> Weights:
     if refusal:
         raise CheckpointError(f"{path} {refusal}")
     found = dict(_state_dicts(content))
+    if program == programs.EDM:
+        name = next((name for name in (which or "ema", ALONE) if name in found), None)
+        if name is None:
+            raise CheckpointError(f"{path} has no weights {which or 'ema'!r}; it has: {', '.join(found)}")
+        _check(path, found[name])
+        return Weights(name, found[name], {}, program, content)
     known = {name: state for name, state in found.items() if names_a_network(state)}
     if not known:
         raise CheckpointError(f"{path} holds no weights of a known diffusion network: {_told(content, found)}")

@@ -28,10 +28,12 @@ from undiffuse.adapters import (
     ddpm_weights,
     diffusers_config,
     diffusers_import,
+    edm_weights,
     exporting,
     foreign,
     imagenet_classes,
     openai_flags,
+    programs,
     published,
     returning,
 )
@@ -182,6 +184,8 @@ def _of_file(
         back = returning.of_program(path)
         return _returned(back, path)
     weights = foreign.read(path, which)
+    if weights.program == programs.EDM:
+        return _of_edm(weights, said)
     if said is None and known is None:
         returned = returning.of_state(returning.about(path), weights.tensors)
         if returned is not None:
@@ -196,6 +200,19 @@ def _of_file(
         return _of_ddp(weights, said)
     meaning, state = _ddpm(weights.tensors, path, said, known)
     return meaning, state, weights.name, {}
+
+
+def _of_edm(weights: foreign.Weights, said: Like | None) -> _Found:
+    """What a network pickle of EDM holds."""
+    if said is not None:
+        raise ValueError("a network pickle of EDM says itself what it is: nothing is to be said of it")
+    content = weights.beside
+    module = content.get(weights.name) if isinstance(content, Mapping) else content
+    config, process, state = edm_weights.read(module, weights.tensors)
+    facts = {"its own arguments": f"EDM's network, {config.design}, images of {config.size[0]} pixels",
+             "licence": edm_weights.LICENCE}  # fmt: skip
+    more = {"sampling": edm_weights.advice(config)}
+    return Interpretation(config, process, facts), state, weights.name, more
 
 
 def _of_ddp(weights: foreign.Weights, said: Like | None) -> _Found:

@@ -27,14 +27,12 @@ ONNX_REASON = (
 _USUAL = {DDP: ("ema_model", "ema")}
 """The weights that a program itself samples with, by what they are called in its files."""
 
+_PERSISTENT = "_reconstruct_persistent_obj"  # by which NVIDIA's pickles make their objects
+
 _WHY = {
     SCORE_SDE: (
         "is a checkpoint of score_sde_pytorch (Song et al. 2021): its networks (NCSN++, DDPM++) and its continuous "
         "SDEs are not built here. What would help: the same model as a folder of diffusers, whose UNet2DModel is read"
-    ),
-    EDM: (
-        "is a network pickle of NVIDIA's EDM (Karras et al. 2022): its architecture {architecture} is not built here. "
-        "What would help: a model of guided diffusion's architecture, or a diffusers UNet2DModel"
     ),
     EDM2: (
         "is a network pickle of NVIDIA's EDM2 (Karras et al. 2024): its magnitude-preserving network is not built here"
@@ -83,7 +81,7 @@ def writer(content: Any) -> str:
         return K_DIFFUSION
     if {"model", "model_ema", "ema_sched"} <= top:
         return K_DIFFUSION
-    classes = [class_name(part) for part in _modules(content)]
+    classes = [class_name(part) for part in modules(content)]
     if any(name in ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond") for name in classes):
         return EDM
     return EDM2 if "Precond" in classes else ""
@@ -94,10 +92,8 @@ def refusal(program: str, content: Any) -> str:
     why = _WHY.get(program, "")
     architecture = ""
     latent = ""
-    if program in (EDM, EDM2):
-        module = next(iter(_modules(content)), None)
-        inner = attributes(attributes(module).get("_modules")).get("model")
-        architecture = class_name(inner) or "network"
+    if program == EDM2:
+        module = next(iter(modules(content)), None)
         channels = attributes(module).get("img_channels")
         latent = ", and it works on latents of an autoencoder, not on pixels" if channels in (4, 8) else ""
     if program == K_DIFFUSION:
@@ -119,9 +115,8 @@ def attributes(value: Any) -> Mapping[str, Any]:
         return value
     if not isinstance(value, pickled.Inert):
         return {}
-    if value.name.endswith("_reconstruct_persistent_obj") and value.args and isinstance(value.args[0], Mapping):
-        state = value.args[0].get("state")
-        return state if isinstance(state, Mapping) else {}
+    if value.name.endswith(_PERSISTENT) and value.args:
+        return attributes(attributes(value.args[0]).get("state"))
     return value.attributes
 
 
@@ -129,12 +124,12 @@ def class_name(value: Any) -> str:
     """The class of an inert object without its module; "" for anything else."""
     if not isinstance(value, pickled.Inert):
         return ""
-    if value.name.endswith("_reconstruct_persistent_obj") and value.args and isinstance(value.args[0], Mapping):
-        return str(value.args[0].get("class_name", ""))
+    if value.name.endswith(_PERSISTENT) and value.args:
+        return str(attributes(value.args[0]).get("class_name", ""))
     return value.name.rpartition(".")[2]
 
 
-def _modules(content: Any) -> Iterator[Any]:
+def modules(content: Any) -> Iterator[Any]:
     """The inert objects at the top of a file."""
     parts = [content, *content.values()] if isinstance(content, Mapping) else [content]
     yield from (part for part in parts if isinstance(part, pickled.Inert))

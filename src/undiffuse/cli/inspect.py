@@ -26,7 +26,7 @@ from undiffuse.data.opening import split_part
 from undiffuse.evaluation.summary import is_reference
 from undiffuse.models import SHIPPED, resolve, split_reference
 from undiffuse.pictures import read_record
-from undiffuse.pictures.writer import sample_files
+from undiffuse.pictures.stored import sample_files
 from undiffuse.pipelines.grids import quoted
 from undiffuse.pipelines.latents import KEY, read_about
 
@@ -109,8 +109,8 @@ def _holds_images(path: Path) -> bool:
         return True
     try:
         return len(open_npz(path, labels=False)) > 0
-    except ValueError:
-        return False
+    except ValueError as error:
+        return "layout=" in str(error)  # images whose axes have to be named
 
 
 def _is_ours(path: Path) -> bool:
@@ -343,7 +343,8 @@ def _npz(args: argparse.Namespace, path: Path) -> str:
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} is not a readable npz file ({error})") from error
     listed = [[name, str(dtype), "x".join(map(str, shape)) or "scalar"] for name, (dtype, shape) in arrays.items()]
-    text = f"an npz file without images to train on (arr_0, images, x_train and the like); it holds\n{table(listed, indent=2)}"
+    text = "an npz file without images to train on (arr_0, images, x_train and the like); it holds\n"
+    text += table(listed, indent=2)
     if {"mu", "sigma"} <= set(arrays):
         text += "\nmu and sigma: statistics of features, as the evaluation of Dhariwal & Nichol stores them."
     return text

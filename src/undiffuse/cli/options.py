@@ -333,7 +333,7 @@ def data_options(group: Any, labels: bool = True, fit: str = "as in training", t
 def container_options(group: Any) -> None:
     """--frames, --layout, --range, --max-pixels."""
     pick(group, "--frames", ("first", "all"), "of files with several: TIFF pages, GIF, WebP (default first)", "first")
-    pick(group, "--layout", ("auto", "HWC", "CHW"), "axes of arrays of images (default auto)", "auto")
+    pick(group, "--layout", ("auto", "hwc", "chw"), "axes of arrays of images (default auto)", "auto")
     what = "values of black and white in images that are not 8-bit; auto: found by percentiles"
     group.add_argument("--range", dest="value_range", type=values.value_range, metavar="LOW,HIGH|auto", help=what)
     limit = "pixels of the largest image that is decoded (default 268M)"

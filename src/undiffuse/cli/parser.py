@@ -30,6 +30,7 @@ COMMANDS = {
     "sweep": "the trade-off of guidance, or of quality and network calls, as table and plot",
     "tune-steps": "the noise levels on which a solver errs least, for a number of steps",
     "inspect": "what a file, a run, a picture or your data is",
+    "convert": "images in any format, written in one that other programs read",
     "recipes": "the recipes, with published and measured results",
     "models": "the published models and ImageNet's classes, to find and to look up",
     "export": "a model for other programs: guided-diffusion, diffusers, ONNX, torch.export",
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     _nll(commands)
     for command in ("evaluate", "reference", "compare", "sweep"):
         getattr(evaluation_options, command)(_add, commands)
-    for define in (_tune_steps, _inspect):
+    for define in (_tune_steps, _inspect, _convert):
         define(commands)
     training_options.recipes(_add, commands)
     for define in (_models, _export):
@@ -273,6 +274,32 @@ images to train on (sizes, classes, broken and tiny files, the command to type).
     count = "images of data that are looked at (default 2000)"
     parser.add_argument("--count", type=values.amount, default=2000, metavar="N|all", help=count)
     parser.add_argument("--json", action="store_true", help="a model's manifest or a picture's record as JSON")
+
+
+def _convert(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "convert",
+        "SRC DST ",
+        """\
+Reads images in any format that is known and writes them in one that other programs read. DST must not exist.
+
+  folder      image files with metadata.jsonl, as Hugging Face's imagefolder (the default)
+  zip         as NVIDIA's dataset_tool (StyleGAN, EDM) writes it: all images of one size (DST.zip)
+  webdataset  a folder of tar shards with .cls and .json
+  parquet     a folder of shards as on the Hugging Face hub, or one file (DST.parquet)""",
+    )
+    parser.add_argument("source", metavar="SRC", help="images, as for `undiffuse train`; SRC:test is a part of them")
+    parser.add_argument("target", metavar="DST", help="what to write")
+    forms = ("folder", "zip", "webdataset", "parquet")
+    options.pick(parser, "--to", forms, "the format (default: by the ending of DST)")
+    parser.add_argument("--labels", default="auto", metavar="HOW", help=options.LABELS)
+    options.container_options(parser)
+    what = "prepare the images to this size, as for training (default: as they are)"
+    parser.add_argument("--size", type=values.size, metavar="S|HxW", help=what)
+    options.pick(parser, "--on-broken", ("refuse", "skip"), "unreadable images (default refuse)", "refuse")
+    shard = "images of a shard (default 1000)"
+    parser.add_argument("--shard-size", type=values.positive, default=1000, metavar="N", help=shard)
 
 
 def _models(commands: Any) -> None:

@@ -8,6 +8,7 @@ function of (seed, position).
 from __future__ import annotations
 
 from undiffuse.data.batches import Batch, batches, pass_once
+from undiffuse.data.convert import Converted, convert
 from undiffuse.data.dataset import DataConfig, Example, ImageDataset, check_trainable
 from undiffuse.data.fashion import FASHION_CLASSES, fashion_mnist
 from undiffuse.data.formats.npz import open_npz
@@ -34,6 +35,7 @@ __all__ = [
     "ArraySource",
     "Batch",
     "BrokenImageError",
+    "Converted",
     "DataConfig",
     "DataSummary",
     "Example",
@@ -46,6 +48,7 @@ __all__ = [
     "ZipSource",
     "batches",
     "check_trainable",
+    "convert",
     "epoch_of",
     "fashion_mnist",
     "find_flaws",

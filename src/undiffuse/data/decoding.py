@@ -19,7 +19,8 @@ from PIL import Image, UnidentifiedImageError
 from undiffuse.data.tiff import TiffPage, count_pages, is_tiff, read_page, read_pixels
 
 __all__ = [
-    "IMAGE_SUFFIXES", "MAX_PIXELS", "Picture", "PictureInfo", "Planes", "decode", "describe", "read_header",
+    "IMAGE_SUFFIXES", "MAX_PIXELS", "Picture", "PictureInfo", "Planes", "as_stored", "decode", "describe",
+    "read_header",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = (
@@ -93,9 +94,9 @@ def decode(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> Picture:
         # Pillow unpacks LZW faster, and knows compressions that are not read here.
         colours = page.photometric == 2 and page.bits == 16 and page.kind == "u" and page.samples in (3, 4)
         if not colours or page.planar or page.compression in (1, 8, 32946):
-            return _array(read_pixels(file, page), page)
+            return as_stored(read_pixels(file, page), page)
         image = _open(file, max_pixels)
-        return _array(_sixteen_bits(file, image, _rawmode(image), max_pixels), page)
+        return as_stored(_sixteen_bits(file, image, _rawmode(image), max_pixels), page)
     image = _open(file, max_pixels)
     rawmode = _rawmode(image)
     if image.format == "PNG" and rawmode in ("RGB;16B", "RGBA;16B", "LA;16B"):
@@ -124,7 +125,7 @@ def read_header(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> PictureInfo:
         wide = page.orientation in (5, 6, 7, 8)
         width, height = (page.height, page.width) if wide else (page.width, page.height)
         sample = np.zeros((1, 1, page.samples), f"{page.kind}{page.bits // 8}")
-        named = describe(_array(sample, page))
+        named = describe(as_stored(sample, page))
         return replace(named, width=width, height=height, pages=_count_pages(file), ome=_is_ome(page))
     with _open(file, max_pixels) as image:
         info = describe(image)
@@ -254,7 +255,7 @@ def _decoded(image: Image.Image, rawmode: str) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def _array(values: NDArray[Any], page: TiffPage) -> NDArray[Any]:
+def as_stored(values: NDArray[Any], page: TiffPage) -> NDArray[Any]:
     """Values of a TIFF page, upright, with white as the largest value."""
     if page.photometric == 0:
         values = np.iinfo(values.dtype).max - values if values.dtype.kind == "u" else -values

@@ -148,6 +148,10 @@ class Source(ABC):
         """Picture i for training; a source that augments at random draws from `seed` alone. By default `image`."""
         return self.image(i)
 
+    def encoded(self, i: int) -> bytes | None:
+        """Picture i as the bytes of an image file; None where it is not stored as one."""
+        return None
+
     @abstractmethod
     def _content_hash(self) -> bytes:
         """SHA-256 of what is stored (names and sizes, or pixels), without labels."""
@@ -271,6 +275,10 @@ class FileSource(Source):
 
     def _keep(self, keep: Sequence[int]) -> None:
         """Thin out what a subclass stores beside names and sizes."""
+
+    def encoded(self, i: int) -> bytes:
+        with self.open(i) as file:
+            return file.read()
 
     def image(self, i: int) -> Picture:
         try:
@@ -432,6 +440,9 @@ class SubsetSource(Source):
 
     def name(self, i: int) -> str:
         return self.parent.name(int(self.indices[i]))
+
+    def encoded(self, i: int) -> bytes | None:
+        return self.parent.encoded(int(self.indices[i]))
 
     def image(self, i: int) -> Picture:
         return self.parent.image(int(self.indices[i]))

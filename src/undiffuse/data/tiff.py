@@ -82,14 +82,14 @@ def is_tiff(start: bytes) -> bool:
     return start[:4] in _MAGIC
 
 
-def read_page(file: IO[bytes]) -> TiffPage:
-    """The layout of the first page.
+def read_page(file: IO[bytes], number: int = 0) -> TiffPage:
+    """The layout of a page, counted from 0.
 
     Raises:
         ValueError: the file is damaged.
     """
     try:
-        return _page(file)
+        return _page(file, number)
     except (struct.error, KeyError, IndexError, OverflowError, TypeError) as error:
         raise ValueError(f"the TIFF directory is damaged ({error})") from error
 
@@ -100,32 +100,38 @@ def count_pages(file: IO[bytes]) -> int:
     Raises:
         ValueError: the file is damaged.
     """
+    return len(_offsets(file))
+
+
+def _offsets(file: IO[bytes]) -> list[int]:
+    """Where the directories of the pages are."""
     file.seek(0)
     start = file.read(16)
     order, big = ("<" if start[:2] == b"II" else ">"), start[2:4] in (b"+\0", b"\0+")
     offset_type, count_type, size = ("Q", "Q", 20) if big else ("I", "H", 12)
     try:
         offset = struct.unpack_from(order + offset_type, start, 8 if big else 4)[0]
-        seen: set[int] = set()
+        seen: dict[int, None] = {}  # in order
         while offset and offset not in seen:
-            seen.add(offset)
+            seen[offset] = None
             file.seek(offset)
             count = struct.unpack(order + count_type, file.read(struct.calcsize(count_type)))[0]
             file.seek(count * size, 1)
             offset = struct.unpack(order + offset_type, file.read(struct.calcsize(offset_type)))[0]
     except (struct.error, OverflowError) as error:
         raise ValueError(f"the TIFF directory is damaged ({error})") from error
-    return len(seen)
+    return list(seen)
 
 
-def _page(file: IO[bytes]) -> TiffPage:
+def _page(file: IO[bytes], number: int) -> TiffPage:
     file.seek(0)
     start = file.read(16)
     if not is_tiff(start):
         raise ValueError("this is not a TIFF file")
     order, big = ("<" if start[:2] == b"II" else ">"), start[2:4] in (b"+\0", b"\0+")
     offset_type, count_type, inline = ("Q", "Q", 8) if big else ("I", "H", 4)
-    offset = struct.unpack_from(order + offset_type, start, 8 if big else 4)[0]
+    first = struct.unpack_from(order + offset_type, start, 8 if big else 4)[0]
+    offset = first if number == 0 else _offsets(file)[number]
     entry = struct.Struct(f"{order}HH{offset_type}{inline}s")
     file.seek(offset)
     count = struct.unpack(order + count_type, file.read(struct.calcsize(count_type)))[0]

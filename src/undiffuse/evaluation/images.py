@@ -21,7 +21,7 @@ from undiffuse.data.sources import SubsetSource
 from undiffuse.metrics import MetricError
 from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import packed_files
-from undiffuse.pictures.writer import keeps_names, sample_files, sample_label
+from undiffuse.pictures.stored import keeps_names, sample_files, sample_label
 from undiffuse.util.errors import ConfigError
 
 __all__ = ["ImageSet", "MadeImages", "StoredImages", "class_warnings", "open_images"]

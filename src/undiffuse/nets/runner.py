@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.nets.ddpm import DDPMUNet
+from undiffuse.nets.edm_unet import EDMUNet
 from undiffuse.nets.encoder import Encoder
 from undiffuse.nets.memory import Footprint, store_weights_
 from undiffuse.nets.packing import pack_
@@ -242,7 +243,7 @@ def _prepare_(net: nn.Module, precision: str, device: torch.device) -> Footprint
 
 def is_own(net: nn.Module) -> bool:
     """Return whether `net` is of this library's architectures, whose layers may be stored in 16 bits and packed."""
-    return isinstance(net, (Encoder, DDPMUNet, UNet2D, RMSUNet))
+    return isinstance(net, (Encoder, DDPMUNet, EDMUNet, UNet2D, RMSUNet))
 
 
 def _shared_copy(net: nn.Module) -> nn.Module:

@@ -11,17 +11,18 @@ from undiffuse.pictures.grid import draw_grid, stack, tile
 from undiffuse.pictures.output_folder import claim_output, foreign_files
 from undiffuse.pictures.plots import Panel, PlottingUnavailable, draw_plot
 from undiffuse.pictures.png import read_record, save_png
+from undiffuse.pictures.stored import Samples, read_samples, sample_files
 from undiffuse.pictures.units import load_image, preview, save_image
-from undiffuse.pictures.writer import Samples, SampleWriter, read_samples, sample_files
+from undiffuse.pictures.writer import SampleWriter
 
 __all__ = [
     "Panel",
     "PlottingUnavailable",
     "SampleWriter",
     "Samples",
-    "claim_output",
     "draw_grid",
     "draw_plot",
+    "claim_output",
     "foreign_files",
     "load_image",
     "preview",

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from undiffuse.pictures import SampleWriter, draw_grid
+from undiffuse.pictures import SampleWriter, claim_output, draw_grid
 from undiffuse.pictures.arrays import from_picture
 from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import open_rows, packed_files
 from undiffuse.pictures.png import open_picture
-from undiffuse.pictures.writer import RUN, keeps_names, sample_files
-from undiffuse.util.text import join_names
+from undiffuse.pictures.stored import RUN, keeps_names, sample_files
 
 MOST_COLUMNS = 12
 MOST_IN_GRID = 100
@@ -87,17 +86,11 @@ def open_writer(folder: Path, format: Any, overwrite: bool, extra: Sequence[str]
             with them.
         ValueError: The folder belongs to a run with other settings.
     """
-    if folder.is_dir() and not (folder / RUN).exists():
-        theirs = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-        if theirs:
-            inside = f"{folder / 'samples'}"
-            raise FileExistsError(
-                f"{folder} holds {join_names(theirs, 3)} but no {RUN} of an earlier run, and samples would be mixed "
-                f"with what is there: choose an empty folder, for example {inside}"
-            )
+    if not (folder / RUN).exists():
+        claim_output(folder)
     if overwrite:
         clear_samples(folder, extra)
-    return SampleWriter(folder, format, claimed=True, **settings)
+    return SampleWriter(folder, format, **settings)
 
 
 def clear_samples(folder: Path, also: Sequence[str] = ()) -> None:

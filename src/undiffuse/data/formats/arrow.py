@@ -79,13 +79,17 @@ class ArrowSource(Source):
         ).to_pylist()
         return values
 
-    def image(self, i: int) -> Picture:
+    def _item(self, i: int) -> Any:
         row = self._row(i)
         chunk = int(np.searchsorted(self.first, row, side="right")) - 1
-        item = self.table().column(self.columns.image).chunk(chunk)[row - int(self.first[chunk])].as_py()
-        return huggingface.picture_of(
-            item, self.name(i), self.path if self.path.is_dir() else self.path.parent, self.where
-        )
+        return self.table().column(self.columns.image).chunk(chunk)[row - int(self.first[chunk])].as_py()
+
+    def encoded(self, i: int) -> bytes | None:
+        return huggingface.bytes_of(self._item(i))
+
+    def image(self, i: int) -> Picture:
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return huggingface.picture_of(self._item(i), self.name(i), folder, self.where)
 
     def _content_hash(self) -> bytes:
         sha = hashlib.sha256()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from undiffuse.data.decoding import Picture, PictureInfo, as_stored, decode, describe
 from undiffuse.data.formats.base import Frames, Reading
 from undiffuse.data.screening import default_workers
 from undiffuse.data.sources import BrokenImageError, FileSource, FolderSource, Source
+from undiffuse.data.tiff import is_tiff, read_page, read_pixels
 
 __all__ = ["FramesSource", "count_frames", "open", "recognise", "with_frames"]
 
@@ -40,32 +43,51 @@ class FramesSource(Source):
         name = self.files.name(file)
         return name if self.counts[file] == 1 else f"{name}[{i - int(self.first[file])}]"
 
-    def image(self, i: int) -> Image.Image:
+    def image(self, i: int) -> Picture:
         file = int(self.index[i])
         if self.counts[file] == 1:
             return self.files.image(file)
         frame = i - int(self.first[file])
         try:
-            with self.files.open(file) as handle:
-                image = Image.open(io.BytesIO(handle.read()))
-            image.seek(frame)
-            image.load()
+            return decode_frame(io.BytesIO(self.files.encoded(file)), frame, self.files.max_pixels)
         except (EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise BrokenImageError(self.name(i), str(error) or type(error).__name__) from error
         except OSError as error:
             if error.errno is not None:
                 raise
             raise BrokenImageError(self.name(i), str(error)) from error
-        return image
 
-    def stored_size(self, i: int) -> tuple[int, int]:
+    def info(self, i: int) -> PictureInfo:
         file = int(self.index[i])
-        return self.files.stored_size(file) if self.counts[file] == 1 else self.image(i).size
+        return self.files.info(file) if self.counts[file] == 1 else describe(self.image(i))
 
     def _content_hash(self) -> bytes:
         import hashlib
 
         return hashlib.sha256(self.files._content_hash() + self.counts.astype("<i8").tobytes()).digest()
+
+
+def decode_frame(file: IO[bytes], frame: int, max_pixels: int) -> Picture:
+    """A frame of a file, as `decode` gives the first one.
+
+    Raises:
+        ValueError: damaged pixels, or too many.
+        EOFError: there is no such frame.
+        OSError: it cannot be decoded.
+    """
+    if frame == 0:
+        return decode(file, max_pixels)
+    if is_tiff(file.read(16)):
+        page = read_page(file, frame)
+        if page.beyond_pillow or page.photometric == 0:  # see `undiffuse.data.decoding` on what Pillow gets wrong
+            if page.width * page.height > max_pixels:
+                raise ValueError(f"frame {frame} has {page.width * page.height:,} pixels, more than {max_pixels:,}")
+            return as_stored(read_pixels(file, page), page)
+    file.seek(0)
+    image = Image.open(file)
+    image.seek(frame)
+    image.load()
+    return image
 
 
 def count_frames(files: FileSource, limit: int | None = None) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ from undiffuse.data.formats.stored import decoded
 from undiffuse.data.labels import listed
 from undiffuse.data.sources import BrokenImageError, Source
 
-__all__ = ["Columns", "columns_of", "label", "picture_of", "stored_features"]
+__all__ = ["Columns", "bytes_of", "columns_of", "label", "picture_of", "stored_features"]
 
 _IMAGES = ("image", "img", "images", "jpg", "png", "jpeg", "picture", "image_bytes", "pixels", "bytes", "pixel_values")
 
@@ -87,6 +87,12 @@ def _depth(kind: Any) -> int:
     while hasattr(kind, "value_type"):
         kind, depth = kind.value_type, depth + 1
     return depth
+
+
+def bytes_of(item: Any) -> bytes | None:
+    """The image file in a cell, if its bytes are there."""
+    item = item.get("bytes") if isinstance(item, Mapping) else item
+    return item if isinstance(item, bytes) else None
 
 
 def picture_of(item: Any, name: str, base: Path, where: str) -> Picture:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import posixpath
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,7 @@ LABELS = (
     "class_label",
     "cls",
     "fine_label",
-    "y",
-)
+    "y", "vector", "vectors", "condition")
 
 
 def recognise(path: Path) -> bool:
@@ -44,6 +44,8 @@ def recognise(path: Path) -> bool:
 
 def _tables_near(path: Path) -> list[str]:
     if not path.is_dir():
+        if not zipfile.is_zipfile(path):
+            return []
         return [name for name in files.members(path) if _is_table(name) and not name.startswith("__MACOSX")]
     found = []
     entries = peek(path)
@@ -68,6 +70,8 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
         for record in _read(path, table):
             file = _file_of(record, f"{path}: {table}")
             records[posixpath.normpath(posixpath.join(posixpath.dirname(table), file))] = record
+    if "dataset_info.json" in listing.tables:  # which names the classes
+        listing.others[files.kind_of("dataset_info.json")] -= 1
     listing.others = +listing.others
     source = files.source_of(path, listing, reading)
     absent = [name for name in records if name not in listing.sizes]

@@ -71,8 +71,8 @@ def build(
     """
     parts = find_parts(list(arrays))
     shared = parts.pop("", Part(""))
-    pictures = {part.name: _pictures(part, arrays, where) for part in parts.values()}
-    pictures = {name: key for name, key in pictures.items() if key is not None}
+    found = {part.name: _pictures(part, arrays, where) for part in parts.values()}
+    pictures = {name: key for name, key in found.items() if key is not None}
     own = _pictures(shared, arrays, where) if not pictures else None
     if own is None and not pictures:
         raise ValueError(

@@ -39,7 +39,7 @@ def _describe(path: Path) -> Described:
         raise ValueError(f"a volume of shape {list(shape)} has no pictures")
     count = int(np.prod(shape[2:], dtype=np.int64))
     slope, intercept = image.dataobj.slope, image.dataobj.inter
-    dtype = np.dtype(np.uint8)
+    dtype: np.dtype[Any] = np.dtype(np.uint8)
     if header.get_data_dtype() != np.uint8 or (slope, intercept) != (1, 0):
         dtype = np.dtype(np.float32)
     low, high = float(header["cal_min"]), float(header["cal_max"])

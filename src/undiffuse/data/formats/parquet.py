@@ -113,11 +113,16 @@ class ParquetSource(Source):
         parquet = need("pyarrow.parquet", "parquet", self.where)
         return [x for file in self.files for x in parquet.read_table(file, columns=[name]).column(0).to_pylist()]
 
-    def image(self, i: int) -> Picture:
+    def _item(self, i: int) -> Any:
         group = int(np.searchsorted(self.first, i, side="right")) - 1
         column = self._kept().get(group, lambda: self._read(group))
-        item = column[i - int(self.first[group])].as_py()
-        return huggingface.picture_of(item, self.name(i), self.base, self.where)
+        return column[i - int(self.first[group])].as_py()
+
+    def encoded(self, i: int) -> bytes | None:
+        return huggingface.bytes_of(self._item(i))
+
+    def image(self, i: int) -> Picture:
+        return huggingface.picture_of(self._item(i), self.name(i), self.base, self.where)
 
     def _read(self, group: int) -> Any:
         parquet = need("pyarrow.parquet", "parquet", self.where)

@@ -137,7 +137,9 @@ def datum(data: bytes) -> Datum:
             numbers[number] = _signed(value)
         elif number != 6:
             raise ValueError(f"field {number} is not Datum's")
-    found = Datum(*(numbers.get(n, 0) for n in (1, 2, 3)), content, numbers.get(5, -1), bool(numbers.get(7, 0)))
+    found = Datum(
+        numbers.get(1, 0), numbers.get(2, 0), numbers.get(3, 0), content, numbers.get(5, -1), bool(numbers.get(7, 0))
+    )
     if not found.data or found.encoded or found.channels * found.height * found.width != len(found.data):
         raise ValueError("the planes of a Datum have another size than it says")
     return found

@@ -14,6 +14,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from undiffuse.data.formats.base import Reading
 from undiffuse.data.sources import Source
@@ -57,18 +58,18 @@ class Format:
         source.format = source.format or self.title
         return source
 
-    def _function(self, name: str) -> Callable[..., object]:
+    def _function(self, name: str) -> Callable[..., Any]:
         module = importlib.import_module(f"undiffuse.data.formats.{self.module}")
-        function: Callable[..., object] = getattr(module, name)
+        function: Callable[..., Any] = getattr(module, name)
         return function
 
 
 FORMATS = (
     Format("pickle", "pickles", folders=True),
-    Format("StyleGAN/EDM data set (dataset_tool)", "edm", (".zip",), folders=True),
+    Format("StyleGAN/EDM data set (dataset_tool)", "edm", folders=True),
     Format("Hugging Face save_to_disk", "arrow", (".arrow",), folders=True, extra="parquet"),
     Format("Hugging Face parquet", "parquet", (".parquet",), folders=True, extra="parquet"),
-    Format("Hugging Face imagefolder", "imagefolder", (".zip",), folders=True),
+    Format("Hugging Face imagefolder", "imagefolder", folders=True),
     Format("WebDataset shards", "webdataset", (".tar", ".tar.gz", ".tgz"), folders=True),
     Format("Zarr array", "zarr", (".zarr", ".zarr.zip"), folders=True, extra="zarr"),
     Format("LMDB", "lmdb", (".mdb", ".lmdb"), folders=True, extra="lmdb", parts=False),

@@ -1,4 +1,4 @@
-"""Encoded pictures that lie one after another in large files: tar shards, TFRecords. Read by file, offset and length."""
+"""Encoded pictures one after another in large files (tar shards, TFRecords), read by file, offset and length."""
 
 from __future__ import annotations
 

@@ -169,6 +169,10 @@ class ConcatSource(Source):
         part, k = self._place(i)
         return part.name(k)
 
+    def encoded(self, i: int) -> bytes | None:
+        part, k = self._place(i)
+        return part.encoded(k)
+
     def image(self, i: int) -> Picture:
         part, k = self._place(i)
         return part.image(k)

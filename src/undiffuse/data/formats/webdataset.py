@@ -82,7 +82,7 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
 
 
 def _part_name(shard: Path, root: Path) -> str:
-    """The part that a shard belongs to by its folder or its name: "train/0.tar", "train-000.tar", "imagenet-train-0.tar"."""
+    """The part that a shard belongs to by its folder or its name: "train/0.tar", "x-train-000.tar"."""
     if shard.parent != root:
         return shard.parent.name
     words = shard.name.replace("_", "-").replace(".", "-").split("-")
@@ -150,7 +150,7 @@ def _members(shard: str, left_out: Counter[str]) -> Iterator[tuple[str, int, int
     try:
         with open_shard(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # which would otherwise keep every header in memory
+                archive.members = []  # type: ignore[attr-defined] # or every header stays in memory
                 if member.isfile():
                     yield member.name.removeprefix("./"), member.offset_data, member.size
                 elif not member.isdir():
@@ -231,15 +231,25 @@ def _labelled(
             source.left_out[f"members .{extension} of the samples"] = count
     if used is not None and used.startswith("json: ") and len(keys) > 1:
         source.notes.append(f"fields of .json that are not used: {listed(k for k in keys if f'json: {k}' != used)}")
-    if values is None:
+    names = _classes_beside(shards) if used == "cls" and all(isinstance(v, int) for v in values or ()) else None
+    if values is None or used is None:
         source.labels_settled = reading.labels == "none"
         return source
     return with_labels(
         source,
         values,
         reading,
+        names=names,
         field=f".{used}" if ":" not in used else used.replace("json:", "field", 1) + " of .json",
     )
+
+
+def _classes_beside(shards: Sequence[str]) -> list[str] | None:
+    """Class names from classes.txt beside local shards, a name a line."""
+    file = Path(shards[0]).with_name("classes.txt")
+    if is_url(shards[0]) or not file.is_file():
+        return None
+    return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
 
 
 def _bytes(sample: Sample, extension: str, shards: Sequence[str]) -> bytes | None:

@@ -1,0 +1,50 @@
+"""`undiffuse convert`: images in any format that is known, written in one that other programs read."""
+
+from __future__ import annotations
+
+import argparse
+
+from undiffuse.cli import containers
+from undiffuse.cli.console import fields, say
+from undiffuse.cli.words import in_options
+from undiffuse.data import convert, open_data
+from undiffuse.data.labels import listed
+from undiffuse.pipelines.grids import quoted
+from undiffuse.util.progress import Progress
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    opening = containers.opening(args, args.source)
+    source = open_data(args.source, labels=args.labels, on_broken=args.on_broken, check="none", **opening)
+    say(f"images: {source.where}\n" + fields(
+        [("recognised", source.format), ("images", f"{len(source):,}"),
+         ("taken", "\n".join(in_options(text) for text in source.remarks) or None)]
+    ))  # fmt: skip
+    with Progress("converting", len(source), "images") as bar:
+        seen = 0
+
+        def report(count: int) -> None:
+            nonlocal seen
+            bar.advance(count - seen)
+            seen = count
+
+        done = convert(
+            source,
+            args.target,
+            args.to,
+            size=args.size,
+            value_range=opening["value_range"],
+            on_broken=args.on_broken,
+            shard_size=args.shard_size,
+            report=report,
+        )
+    rows: list[tuple[str, object]] = [
+        ("written", f"{done.path} ({done.to}): {done.images:,} images"),
+        ("copied", f"{done.copied:,} files as they are; {done.images - done.copied:,} became PNG"),
+        ("8 bits", f"{done.reduced:,} images had more than 8 bits and have 8 now" if done.reduced else None),
+        ("left out", f"{len(done.excluded):,}: " + listed((f"{e.name} ({e.reason})" for e in done.excluded), 5)
+                     if done.excluded else None),
+    ]  # fmt: skip
+    say(f"{fields(rows)}\nLook at it:\n  undiffuse inspect {quoted(str(done.path))}")
+    return 0
