@@ -30,17 +30,18 @@ GROUND = {
     "methods",
 }
 MATHEMATICS = {"levels", "grids", "noise", "prediction", "families", "denoiser"}
-CORE = MATHEMATICS | {"solvers", "guidance", "weightings", "objectives", "likelihood"}
+CORE = MATHEMATICS | {"solvers", "guidance", "weightings", "objectives"}
 BELOW_TRAINING = (
     GROUND | CORE | {"nets", "kernels", "data", "pictures", "models", "sampling", "adapters", "metrics", "evaluation"}
-    | {"pipelines", "tuning", "train_config"}
+    | {"pipelines", "tuning", "train_config", "config", "likelihood"}
 )
 MAY_IMPORT: dict[str, set[str]] = {
     "util": set(),  # which every room may import
     **{room: set() for room in GROUND},
+    "config": {"methods", "levels"},
     "kernels": {"downloads"},
     "nets": {"kernels"},
-    "data": {"pixels", "downloads", "adapters"},  # of adapters, ImageNet's classes
+    "data": {"pixels", "downloads", "adapters"},  # of these, ImageNet's classes
     "pictures": {"pixels"},
     "levels": {"schedules"},
     "prediction": {"levels"},
@@ -51,10 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guidance": MATHEMATICS,
     "weightings": {"levels"},
     "objectives": MATHEMATICS | {"weightings"},
-    "likelihood": MATHEMATICS | {"objectives"},
+    "likelihood": MATHEMATICS | {"config", "objectives", "data", "pictures", "pipelines"},
     "sampling": CORE,
-    "sampling_defaults": {"denoiser", "levels", "methods"},
-    "train_config": {"ema", "timesteps"},
     "tuning": CORE | {"sampling", "methods", "downloads", "pipelines"},
     "frontiers": {"downloads", "methods", "pictures"},
     "pipelines": CORE
@@ -67,7 +66,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"pixels", "downloads", "models"},
     "evaluation": MATHEMATICS
     | {"data", "distributed", "downloads", "metrics", "models", "pictures"}
-    | {"methods", "frontiers", "pipelines", "tuning"},
+    | {"config", "methods", "frontiers", "pipelines", "tuning"},
+    "sampling_defaults": {"denoiser", "levels", "methods"},
+    "train_config": {"ema", "timesteps"},
     "recipes": BELOW_TRAINING,
     "training": BELOW_TRAINING | {"recipes", "sampling_defaults"},
 }
@@ -77,13 +78,14 @@ TOP = {"cli", "__main__", "__init__"}  # may look at everything
 EVERYWHERE = {"torch", "numpy"}
 OUTSIDE = {
     "tqdm": {"training", "util"},
-    "PIL": {"data", "pictures", "pixels", "training", "cli"},
-    "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "cli"},
+    "wandb": {"training"},
+    "PIL": {"data", "pictures", "pixels", "pipelines", "editing", "training", "cli"},
+    "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "pipelines", "cli"},
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
     "matplotlib": {"pictures"},
     "diffusers": {"adapters"},
     "onnxruntime": {"adapters"},
-    "wandb": {"training"},
+    "huggingface_hub": {"adapters"},
 }
 ONLY_NUMPY = {"timesteps"}
 

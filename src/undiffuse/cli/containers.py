@@ -9,6 +9,9 @@ from undiffuse.data import open_data
 from undiffuse.data.decoding import MAX_PIXELS
 from undiffuse.data.ranges import find_value_range
 
+LAYOUTS = {"hwc": "HWC", "chw": "CHW", "auto": "auto"}
+"""Values of --layout, which options have in lower case, as the library calls them."""
+
 
 def opening(args: argparse.Namespace, path: str) -> dict[str, Any]:
     """How the images are opened: the arguments `frames`, `layout` and `value_range` of `open_data` and `DataConfig`.
@@ -17,7 +20,7 @@ def opening(args: argparse.Namespace, path: str) -> dict[str, Any]:
     """
     chosen: dict[str, Any] = {
         "frames": getattr(args, "frames", None) or "first",
-        "layout": getattr(args, "layout", None) or "auto",
+        "layout": LAYOUTS.get(getattr(args, "layout", None) or "auto", "auto"),
         "max_pixels": getattr(args, "max_pixels", None) or MAX_PIXELS,
     }
     if getattr(args, "value_range", None) == "auto":

@@ -7,6 +7,7 @@ from typing import Any
 
 from undiffuse import checkpoints
 from undiffuse.cli.console import fail, is_main, say
+from undiffuse.cli.containers import LAYOUTS
 from undiffuse.cli.train_evaluator import build_evaluator
 from undiffuse.cli.training_options import naming_options
 from undiffuse.cli.training_report import finish, summary
@@ -70,6 +71,8 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
     kind = "classifier" if args.command == "train-classifier" else "diffusion"
     names = [name for name in TrainRequest.__dataclass_fields__ if name not in ("kind", "overrides", "evaluation")]
     given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    if "layout" in given:
+        given["layout"] = LAYOUTS[str(args.layout).lower()]
     if "patches" in given:
         size, given["patches"] = args.patches
         if given.setdefault("size", size) != size:

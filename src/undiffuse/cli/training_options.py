@@ -46,8 +46,9 @@ NAMES = {
 
 DATA = """
 
-DATA is a folder of images, a .zip of one, an .npz (arr_0 uint8 [N,H,W,C], arr_1 labels), or a known name
-(fashion-mnist, fashion-mnist:test). Labels come from sub-folders, file-name prefixes or a table."""
+DATA is a folder of images, a .zip of one, a file or folder in another format (npz, WebDataset tars, parquet, LMDB,
+HDF5, TFRecord, CIFAR, ...: docs/formats.md), or a known name (fashion-mnist, fashion-mnist:test). DATA:test is a part
+of data that has several. Labels come from the format, sub-folders, file-name prefixes or a table."""
 
 
 @contextmanager

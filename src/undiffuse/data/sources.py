@@ -144,12 +144,13 @@ class Source(ABC):
             OSError: the system, not the file, is at fault (too many open files, no permission).
         """
 
-    def encoded(self, i: int) -> bytes | None:
-        """Picture i as the bytes of an image file; None where it is not stored as one."""
-        return None
     def draw(self, i: int, seed: int) -> Picture:
         """Picture i for training; a source that augments at random draws from `seed` alone. By default `image`."""
         return self.image(i)
+
+    def encoded(self, i: int) -> bytes | None:
+        """Picture i as the bytes of an image file; None where it is not stored as one."""
+        return None
 
     @abstractmethod
     def _content_hash(self) -> bytes:

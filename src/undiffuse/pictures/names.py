@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
-__all__ = ["SampleName", "parse_name", "safe", "sample_name"]
+__all__ = ["SampleName", "output_names", "parse_name", "safe", "sample_name"]
 
 _PATTERN = re.compile(r"(?:(\d{3,})(?:-.*)?_)?seed(\d+)-(\d{6,})\.(?:png|tiff|npy)", re.DOTALL)
+_PART = re.compile(r"(?P<stem>.*?)(?:\.\w+)?\[(?P<numbers>[\d,]+)\]", re.DOTALL)
+RESERVED = frozenset({"grid", "run", "names"})
+"""Stems of the files that lie beside the samples of a run."""
 _LONGEST = 60  # bytes of a label in a file name; file systems allow 255 for the whole
 
 
@@ -39,6 +45,48 @@ def parse_name(name: str) -> SampleName | None:
         return None
     label, seed, index = match.groups()
     return SampleName(None if label is None else int(label), int(seed), int(index))
+
+
+def output_names(names: Sequence[str], ending: str = ".png") -> list[str]:
+    """File names for images made from other images, which keep the names of these.
+
+    Sub-folders stay; a path that leads out of its folder keeps its last part only. The ending is replaced, and kept
+    before the new one where two names would become the same: "a.jpg" and "a.png" become "a.jpg.png" and "a.png.png".
+    Frame 3 of "a.tif" is "a-3". An image that is there twice gets a number.
+
+    Args:
+        names: Names of the images, relative to their folder or not.
+        ending: The new ending.
+
+    Returns:
+        As many different relative paths with "/".
+    """
+    stems, whole = [], []
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+            path = PurePosixPath(path.name)
+        part = _PART.fullmatch(path.name)
+        if part is not None:
+            path = path.with_name(f"{PurePosixPath(part['stem']).name or 'image'}-{part['numbers'].replace(',', '-')}")
+            stems.append(path.as_posix())
+        else:
+            stems.append(path.with_suffix("").as_posix())
+        whole.append(path.as_posix())
+    counts = Counter(stem.lower() for stem in stems)
+    out: list[str] = []
+    seen: Counter[str] = Counter()
+    for stem, path_text in zip(stems, whole, strict=True):
+        chosen = stem if counts[stem.lower()] == 1 and stem.lower() not in RESERVED else path_text
+        chosen = f"{chosen}-image" if chosen.lower() in RESERVED else chosen
+        seen[chosen.lower()] += 1
+        repeat = seen[chosen.lower()]
+        while repeat > 1 and f"{chosen}-{repeat}".lower() in seen:
+            repeat += 1
+        text = chosen if repeat == 1 else f"{chosen}-{repeat}"
+        seen[text.lower()] += repeat > 1
+        out.append(text + ending)
+    return out
 
 
 def safe(text: str) -> str:

@@ -17,9 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from undiffuse.pictures.png import RECORD_KEY, record_text, save_png
+from undiffuse.pictures.png import RECORD_KEY, parse_json, record_text, save_png
 from undiffuse.util.files import atomic_file
-from undiffuse.util.records import parse_json
 
 __all__ = ["ENDINGS", "ImageFormat", "load_image", "preview", "save_image"]
 
