@@ -14,9 +14,10 @@ import torch
 
 from undiffuse import checkpoints
 from undiffuse.adapters import foreign, hub, imagenet_classes, importing, published
+from undiffuse.adapters.published_entry import Sampling
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier
-from undiffuse.nets import ClassifierConfig, DDPMConfig, DDPMUNet, NoisyClassifier, UNet, UNetConfig, config_from_dict
+from undiffuse.nets import DDPMUNet, NoisyClassifier, UNet, config_from_dict
 from undiffuse.nets.forward import inference_forward
 from undiffuse.nets.skeleton import skeleton
 
@@ -56,12 +57,12 @@ class _Model:
         return published.ENTRIES.get(name) if isinstance(name, str) else None
 
     @property
-    def advice(self) -> published.Sampling | None:
+    def advice(self) -> Sampling | None:
         """How its authors sample it, where that is known: of a published model, or one that came with its scheduler."""
         told = self.manifest.get("sampling")
         if isinstance(told, Mapping):
-            known = {item.name for item in fields(published.Sampling)}
-            return published.Sampling(**{name: value for name, value in told.items() if name in known})
+            known = {item.name for item in fields(Sampling)}
+            return Sampling(**{name: value for name, value in told.items() if name in known})
         return self.published.sampling if self.published is not None else None
 
     @property
@@ -248,7 +249,7 @@ def load_model(
     return DiffusionModel(net, process, labels, manifest, which)
 
 
-def _build(config: UNetConfig | DDPMConfig | ClassifierConfig, state: Mapping[str, torch.Tensor]) -> Any:
+def _build(config: Any, state: Mapping[str, torch.Tensor]) -> Any:
     """The network of `config` with the weights `state`, in float32; ValueError unless they fit exactly."""
     net: Any = skeleton(config.build)
     expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
