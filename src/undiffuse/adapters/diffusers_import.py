@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -60,13 +60,15 @@ def read(folder: Folder, state: Mapping[str, Tensor], flags: Mapping[str, str]) 
             returned.config, returned.process, returned.state, facts, returned.manifest, returned.weights
         )
     ddpm = _as_ddpm(folder, state, flags)
+    config: DDPMConfig | UNet2DConfig
+    ours: Mapping[str, Tensor]
     if ddpm is not None:
         config, ours = ddpm
         schedule = _schedule(folder, flags, doubled=False, usual=True)
         what = "DDPM's U-Net"
     else:
-        config = diffusers_unet.network_config(folder.unet, flags)
-        ours = diffusers_unet.weights(config, state)
+        config = network = diffusers_unet.network_config(folder.unet, flags)
+        ours = diffusers_unet.weights(network, state)
         if config.out_channels not in (config.in_channels, 2 * config.in_channels):
             raise ValueError(
                 f"a network with {config.in_channels} channels in and {config.out_channels} out gives no image beside "
@@ -75,7 +77,7 @@ def read(folder: Folder, state: Mapping[str, Tensor], flags: Mapping[str, str]) 
         schedule = _schedule(folder, flags, doubled=config.out_channels == 2 * config.in_channels, usual=False)
         what = "UNet2DModel"
     if schedule.process.variance == "posterior" and ddpm is not None and folder.scheduler is None:
-        schedule = _ddpms_own(schedule, config)
+        schedule = _ddpms_own(schedule, ddpm[0])
     facts = {
         "config.json": f"{what}, {_shape(config)}",
         "its scheduler" if folder.scheduler else "as said": f"{schedule.process.levels_text}, predicts "
@@ -129,8 +131,6 @@ _EXAMPLES = {"beta_schedule": "linear", "num_train_timesteps": "1000", "predicti
 
 def _ddpms_own(schedule: Schedule, config: DDPMConfig) -> Schedule:
     """DDPM's files without a scheduler: its authors used beta below 256 pixels."""
-    from dataclasses import replace
-
     variance = "beta" if min(config.size) < 256 else "posterior"
     return replace(schedule, process=replace(schedule.process, variance=variance))
 
