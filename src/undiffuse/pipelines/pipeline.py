@@ -136,8 +136,8 @@ class Pipeline:
         measured = ""
         if config.budget is not None:
             config, measured = budget.within_budget(config, digest)
-        config = config.resolved(model.process, _advice(model))
-        assert config.solver and config.steps and config.grid  # `resolved` names them
+        config = config.resolved(model.process, model.advice)
+        assert config.solver and config.steps and config.grid and config.clip  # `resolved` names them
         keep_memory()
         gradient = gradient or bool(config.guidance.judges) and config.guidance.at == "x0"  # through the network too
         forward = prepare_for_inference(
@@ -383,11 +383,6 @@ def _image_bytes(
 ) -> int:
     found = bytes_per_image(model.net, size, element=element, gradient=gradient, spec=model.spec)
     return _UNKNOWN if found is None else found
-
-
-def _advice(model: DiffusionModel) -> Any:
-    """How the authors of a published model sample it."""
-    return model.published.sampling if model.published else None
 
 
 def _short(digest: object) -> str:
