@@ -13,14 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-import lucidrains
-from foreign_files import layout_of, write
-from golden_files import draw_weights
+from support import lucidrains
+from support.foreign_files import layout_of, write
+from support.golden_files import draw_weights
 from undiffuse.adapters import ddp_weights
 from undiffuse.checkpoints import CheckpointError
-from undiffuse.levels import named_chain
 from undiffuse.models import load_diffusion, load_model
 from undiffuse.nets import RMSUNetConfig
+from undiffuse.noise_levels import named_schedule
 
 DATA = Path(__file__).parent / "data" / "ddp_unet.safetensors"
 CLOSE = 1e-5
@@ -69,7 +69,7 @@ def trainer_file(state: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> 
 def tables(
     objective: str = "pred_v", schedule: str = "sigmoid", steps: int = 100, gamma: float = 1e30
 ) -> dict[str, Tensor]:
-    chain = named_chain(schedule, steps)
+    chain = named_schedule(schedule, steps)
     betas, abar = torch.from_numpy(chain.betas), torch.from_numpy(chain.alphas_cumprod)
     snr = abar / (1 - abar)
     weight = snr.clamp(max=gamma) / {"pred_noise": snr, "pred_x0": 1, "pred_v": snr + 1}[objective]
@@ -96,8 +96,8 @@ def test_a_trainers_file_tells_all_but_the_size(tmp_path: Path, objective: str, 
     assert all(model.net.state_dict()[name.removeprefix("model.")].equal(value) for name, value in weights.items())
     target = {"pred_noise": "eps", "pred_x0": "x0", "pred_v": "v"}[objective]
     assert (model.process.schedule, model.process.steps, model.process.target) == (schedule, 100, target)
-    assert model.process.variance == "posterior"
-    assert (model.weights, model.advice.solver, model.advice.steps) == ("ema_model", "ancestral", "100")  # type: ignore[union-attr]
+    assert model.process.variance == "fixed_small"
+    assert (model.weights, model.advice.solver, model.advice.steps) == ("ema_model", "ddpm", "100")  # type: ignore[union-attr]
     trained = load_diffusion(f"{file}@image_size=16", weights="model")
     assert trained.net.final_conv.bias.equal(other["model.final_conv.bias"])
 

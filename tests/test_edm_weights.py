@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from undiffuse.cli.sampler import Settings
 
-from cli_runs import call
-from foreign_files import layout_of
-from golden_files import draw_weights
+from support.cli_runs import call
+from support.foreign_files import layout_of
+from support.golden_files import draw_weights
 from undiffuse.adapters import edm_weights, pickled
 from undiffuse.checkpoints import CheckpointError
 from undiffuse.denoiser import ChainDenoiser
-from undiffuse.levels import Level
 from undiffuse.models import load_diffusion, load_model
 from undiffuse.nets import EDMUNetConfig, config_from_dict
+from undiffuse.noise_levels import Level
 
 DATA = Path(__file__).parent / "data" / "edm_unet.safetensors"
 CLOSE = 1e-5

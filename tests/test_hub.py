@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
-from test_diffusers_folders import holds, pipeline
+from tests.adapters.test_diffusers_folders import holds, pipeline
 from undiffuse.adapters import hub
 from undiffuse.downloads import DownloadError
 from undiffuse.models import load_diffusion
@@ -107,7 +107,7 @@ def test_a_model_is_brought_here_once(server: Server, monkeypatch: pytest.Monkey
                 "unet/diffusion_pytorch_model.safetensors"]  # fmt: skip
     assert sorted(server.got) == expected
     assert holds("hf:someone/model@main")
-    assert load_diffusion("hf:someone/model@variance=beta").process.variance == "beta"
+    assert load_diffusion("hf:someone/model@variance=fixed_large").process.variance == "fixed_large"
     assert sorted(server.got) == expected
     monkeypatch.setenv("UNDIFFUSE_OFFLINE", "1")
     assert holds("hf:someone/model")

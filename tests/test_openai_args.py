@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from undiffuse.nets.skeleton import skeleton
+from undiffuse.nets.init_on_meta import init_on_meta
 
-from cli_runs import call, write_images
-from foreign_files import CLASSIFIER, DIFFUSION, layout_of, outputs, weights_of, write
-from test_export_images import table
+from support.cli_runs import call, write_images
+from support.foreign_files import CLASSIFIER, DIFFUSION, layout_of, outputs, weights_of, write
+from tests.adapters.test_export_images import table
 from undiffuse.adapters import openai_args, openai_flags, published
 from undiffuse.adapters.interpretation import Like, interpret
 from undiffuse.adapters.openai_weights import recognise
@@ -35,8 +35,10 @@ FLAGS = {
     "rescale_timesteps": "False",
 }  # fmt: skip
 """Those of the small network DIFFUSION."""
-LONG = "guided-diffusion " + " ".join(f"--{name} {value}" for name, value in FLAGS.items()) + (
-    " --use_fp16 False --sigma_small False --use_checkpoint False --dropout 0.0 --use_kl False"
+LONG = (
+    "guided-diffusion "
+    + " ".join(f"--{name} {value}" for name, value in FLAGS.items())
+    + (" --use_fp16 False --sigma_small False --use_checkpoint False --dropout 0.0 --use_kl False")
 )
 
 
@@ -200,7 +202,7 @@ def test_the_models_of_papers_by_the_lines_of_the_page(tmp_path: Path, monkeypat
     rows = {row[0].split("`")[1]: row[1] for row in table("papers") if "`" in row[0]}
     assert {"ffhq_10m.pt", "imagenet256.pt", "celeba256_250000.pt", "places256_300000.pt"} <= set(rows)
     assert rows["imagenet256.pt"] in published.ENTRIES
-    shapes = {name: tuple(value.shape) for name, value in skeleton(FFHQ.build).state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in init_on_meta(FFHQ.build).state_dict().items()}
     for name, text in DPS.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
@@ -209,6 +211,10 @@ def test_the_models_of_papers_by_the_lines_of_the_page(tmp_path: Path, monkeypat
         found = interpret(recognise(shapes), tmp_path / "ffhq_10m.pt", "", Like.parse(like))
         heads = {"num_heads": found.config.num_heads}  # which is not looked at where the width of a head is known
         assert found.config == UNetConfig(**{**{k: getattr(FFHQ, k) for k in FFHQ.__dataclass_fields__}, **heads})
-        assert (found.process.schedule, found.process.steps, found.process.variance) == ("linear", 1000, "range")
+        assert (found.process.schedule, found.process.steps, found.process.variance) == (
+            "linear",
+            1000,
+            "learned_range",
+        )
     assert openai_flags.unet_config(openai_args.split(rows["celeba256_250000.pt"])[1]).image_size == 256
     assert layout_of(FFHQ)["input_blocks.0.0.weight"] == [128, 3, 3, 3]

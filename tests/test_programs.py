@@ -13,12 +13,12 @@ import torch
 
 import test_ddp_weights as ddp
 import test_edm_weights as nvidia
-from cli_runs import write_model
-from foreign_files import DIFFUSION, weights_of, write
-from test_diffusers_folders import SETTINGS, holds, pipeline
-from test_export_images import table
-from test_foreign_files import SMALL, ddpm_weights
+from support.cli_runs import write_model
+from support.foreign_files import DIFFUSION, weights_of, write
 from test_openai_args import FLAGS, LONG, right
+from tests.adapters.test_diffusers_folders import SETTINGS, holds, pipeline
+from tests.adapters.test_export_images import table
+from tests.adapters.test_foreign_files import SMALL, ddpm_weights
 from undiffuse.adapters import exporting, pickled
 from undiffuse.adapters.export_graph import export_torch
 from undiffuse.adapters.export_openai import export_openai

@@ -8,20 +8,20 @@ from undiffuse.denoiser import ProcessConfig
 from undiffuse.sampling_defaults import default_sampling, default_steps
 
 LEARNED = ProcessConfig(schedule="cosine")
-FIXED = ProcessConfig(schedule="cosine", variance="posterior")
-FLOW = ProcessConfig(family="flow", target="u", variance="posterior")
+FIXED = ProcessConfig(schedule="cosine", variance="fixed_small")
+FLOW = ProcessConfig(preconditioning="flow", target="velocity", variance="fixed_small")
 
 
 @pytest.mark.parametrize(
     ("process", "count", "eta", "expected"),
     [
-        (LEARNED, None, 0.0, ("ancestral", "100", "chain")),
+        (LEARNED, None, 0.0, ("ddpm", "100", "chain")),
         (FIXED, None, 0.0, ("ddim", "ddim50", "chain")),
         (LEARNED, None, 0.5, ("ddim", "ddim50", "chain")),
         (LEARNED, 20, 0.0, ("dpmpp-2m-sde", "20", "logsnr")),
         (FIXED, 20, 0.0, ("dpmpp-2m", "20", "logsnr")),
         (FLOW, None, 0.0, ("ddim", "50", "chain")),
-        (ProcessConfig(schedule="cosine", steps=10), None, 0.0, ("ancestral", "10", "chain")),
+        (ProcessConfig(schedule="cosine", steps=10), None, 0.0, ("ddpm", "10", "chain")),
         (ProcessConfig(schedule="cosine", steps=10), 20, 0.0, ("dpmpp-2m-sde", "10", "logsnr")),
     ],
 )

@@ -56,9 +56,7 @@ def read(folder: Folder, state: Mapping[str, Tensor], flags: Mapping[str, str]) 
     returned = returning.of_diffusers(folder.about, state) if not flags else None
     if returned is not None:
         facts = {"undiffuse.json": "a model that undiffuse exported, its weights unchanged"}
-        return Imported(
-            returned.config, returned.process, returned.state, facts, returned.manifest, returned.weights
-        )
+        return Imported(returned.config, returned.process, returned.state, facts, returned.manifest, returned.weights)
     ddpm = _as_ddpm(folder, state, flags)
     config: DDPMConfig | UNet2DConfig
     ours: Mapping[str, Tensor]
@@ -76,7 +74,7 @@ def read(folder: Folder, state: Mapping[str, Tensor], flags: Mapping[str, str]) 
             )
         schedule = _schedule(folder, flags, doubled=config.out_channels == 2 * config.in_channels, usual=False)
         what = "UNet2DModel"
-    if schedule.process.variance == "posterior" and ddpm is not None and folder.scheduler is None:
+    if schedule.process.variance == "fixed_small" and ddpm is not None and folder.scheduler is None:
         schedule = _ddpms_own(schedule, ddpm[0])
     facts = {
         "config.json": f"{what}, {_shape(config)}",
@@ -110,7 +108,7 @@ def _schedule(folder: Folder, flags: Mapping[str, str], doubled: bool, usual: bo
     """The process and advice by the scheduler, else by what a user says; `usual`: else DDPM's own."""
     said = {name: _value(flags[name]) for name in _OF_SCHEDULERS if name in flags}
     variance = flags.get("variance")
-    if variance not in (None, "posterior", "beta", "range"):
+    if variance not in (None, "fixed_small", "fixed_large", "learned_range"):
         raise ValueError(f"variance {variance}: expected posterior, beta or range")
     if folder.scheduler is None and not usual:
         missing = [name for name in _NEEDED if name not in said]
@@ -131,7 +129,7 @@ _EXAMPLES = {"beta_schedule": "linear", "num_train_timesteps": "1000", "predicti
 
 def _ddpms_own(schedule: Schedule, config: DDPMConfig) -> Schedule:
     """DDPM's files without a scheduler: its authors used beta below 256 pixels."""
-    variance = "beta" if min(config.size) < 256 else "posterior"
+    variance = "fixed_large" if min(config.size) < 256 else "fixed_small"
     return replace(schedule, process=replace(schedule.process, variance=variance))
 
 

@@ -59,7 +59,7 @@ def _page(report: LikelihoodReport, folder: Path, terms: int | None, seconds: fl
     text = f"Bits per dimension, an upper bound on the negative log-likelihood ({duration(seconds)}):\n"
     if bound and flow is not None:
         head = ("method", "bits/dim", "network calls an image")
-        of_flow = ["flow", number_text(flow), f"{flow['calls']:.0f}"]
+        of_flow = ["flow", number_text(flow), f"{flow['nfe']:.0f}"]
         beside = [["bound", number_text(result), str(terms or steps)], of_flow]
         text += table(beside, head, right=(2,), indent=2) + "\n"
     text += fields(rows)

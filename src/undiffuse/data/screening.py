@@ -14,7 +14,7 @@ from undiffuse.data import index
 from undiffuse.data.channels import ValueRange, objection, values_of
 from undiffuse.data.decoding import Picture, describe
 from undiffuse.data.images import size_pair
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.sources import BrokenImageError, Excluded, FileSource, Source
 
 __all__ = ["Check", "OnBroken", "OnTiny", "default_workers", "find_flaws", "grouped", "screen"]
@@ -150,8 +150,8 @@ def grouped(items: Sequence[Excluded], limit: int = 10) -> str:
     """At most `limit` names with their reasons; a reason that all share is given once."""
     reasons = {item.reason for item in items}
     if len(items) > 1 and len(reasons) == 1:
-        return f"{listed((item.name for item in items), limit)}: {reasons.pop()}"
-    return listed((f"{item.name} ({item.reason})" for item in items), limit)
+        return f"{join_names((item.name for item in items), limit)}: {reasons.pop()}"
+    return join_names((f"{item.name} ({item.reason})" for item in items), limit)
 
 
 def screen(
@@ -191,7 +191,8 @@ def screen(
         height, width = size_pair(min_size or 1)
         raise ValueError(
             f"{source.where}: {len(tiny):,} of {len(source):,} images are smaller than {height}x{width} pixels "
-            f"(height x width): {listed(f'{source.name(i)} ({h}x{w})' for i, (w, h) in flaws.tiny.items())}. Choose a "
+            f"(height x width): {join_names(f'{source.name(i)} ({h}x{w})' for i, (w, h) in flaws.tiny.items())}. "
+            "Choose a "
             'smaller size, enlarge them with on_tiny="upscale", or leave them out with on_tiny="skip"'
         )
     out = {*flaws.broken, *flaws.tiny}

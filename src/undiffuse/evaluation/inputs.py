@@ -13,7 +13,7 @@ from torch import Tensor
 
 from undiffuse.data import NAMED_SETS
 from undiffuse.data.screening import OnBroken
-from undiffuse.distributed import Ranks
+from undiffuse.distributed import DistContext
 from undiffuse.evaluation.arrays import ArrayImages, DatasetImages
 from undiffuse.evaluation.cache import FeatureCache
 from undiffuse.evaluation.compute import MetricOptions, find_metrics
@@ -127,7 +127,7 @@ class EvaluationSet:
         self,
         extractors: Sequence[Extractor],
         config: EvaluationConfig,
-        ranks: Ranks | None = None,
+        ranks: DistContext | None = None,
         what: str = "images",
     ) -> list[Summary]:
         """Returns one summary for each extractor: from the file, or by one pass over the images.

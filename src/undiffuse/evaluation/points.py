@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from undiffuse.config import GuidanceConfig, SamplerConfig
 from undiffuse.config.fields import settings_of
 from undiffuse.frontiers import Point
-from undiffuse.methods import method, read_options
 from undiffuse.models import paired_classifier
+from undiffuse.solvers.registry import read_options, solver_info
 from undiffuse.util.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,12 +83,12 @@ def point_of(pipeline: Pipeline, label: str = "") -> Point:
     """
     s = pipeline.config
     assert s.solver and s.steps and s.grid  # a loaded pipeline has them
-    given = method(s.solver).settings(read_options(s.solver, s.solver_options))
-    calls = method(s.solver).calls(pipeline.path.steps, given)
-    if calls is None:
+    given = solver_info(s.solver).settings(read_options(s.solver, s.solver_options))
+    nfe = solver_info(s.solver).nfe(pipeline.path.steps, given)
+    if nfe is None:
         raise ValueError(f"{s.solver} chooses its number of network calls while it runs: choose another solver")
     return Point(
-        solver=s.solver, steps=s.steps, grid=s.grid, calls=calls, value=0.0, solver_options=s.solver_options,
+        solver=s.solver, steps=s.steps, grid=s.grid, nfe=nfe, value=0.0, solver_options=s.solver_options,
         eta=s.eta, guidance=s.guidance.strength, guidance_at=s.guidance.at, label=label,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from undiffuse.distributed import Ranks, session
+from undiffuse.distributed import DistContext, session
 from undiffuse.evaluation.evaluator import ReferenceEvaluator
 from undiffuse.evaluation.inputs import MADE, EvaluationConfig, EvaluationSet, made_images, pipeline_of
 from undiffuse.evaluation.points import OVER, with_guidance, without_defaults, without_strength
@@ -117,7 +117,7 @@ class GuidanceSweep:
         return Panel(
             lines={name: [(scale, e.value) for scale, e in points] for name, points in found.items() if points},
             errors={name: [e.stderr or 0.0 for _, e in points] for name, points in found.items() if points},
-            levels={real[name]: floor.value for name, floor in floors.items() if floor is not None},
+            density={real[name]: floor.value for name, floor in floors.items() if floor is not None},
             title=" and ".join(names), x_label=label, y_label=", ".join(names),
         )  # fmt: skip
 
@@ -221,7 +221,7 @@ def measured(
     points: Sequence[SweepPoint],
     reference: Any,
     config: EvaluationConfig,
-    ranks: Ranks,
+    ranks: DistContext,
     floor: Any = None,
     notify: Notify | None = None,
 ) -> Iterator[tuple[SweepPoint | None, Report, Pipeline | None]]:
