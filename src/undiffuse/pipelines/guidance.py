@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +133,7 @@ def _classifiers(
     loaded: list[ClassifierModel] = []
     for file, scale in config.judges:
         classifier = load_classifier(file)
-        check_pair(model, classifier)
+        check_pair(model, classifier, config.at)
         _check_noise(model, classifier)
         if loaded and classifier.num_classes != loaded[0].num_classes:
             raise ValueError(
@@ -202,7 +203,7 @@ def check_identity(ours: Mapping[str, Any], record: Mapping[str, Any], where: st
 def reference(given: str) -> str:
     """Returns the path or name by which a record knows a model; for a run folder its newest checkpoint."""
     path = Path(given)
-    return ((checkpoints.latest(path) if path.is_dir() else None) or path).as_posix()
+    return ((checkpoints.latest(path) if os.path.isdir(path) else None) or path).as_posix()
 
 
 def _check_noise(model: DiffusionModel, classifier: ClassifierModel) -> None:

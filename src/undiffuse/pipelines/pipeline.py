@@ -357,12 +357,13 @@ class Pipeline:
     def text(self) -> str:
         """Returns the settings in a few words, for captions: "ddim, 50 of 1000 steps, guidance 2"."""
         c = self.config
-        way = f"of {self.path.parent_steps} steps" if c.grid in (None, "chain") else f"steps ({brief(str(c.grid))})"
+        on_chain = str(c.grid).partition(":")[0] == "chain"
+        way = f"of {self.path.parent_steps} steps" if on_chain else f"steps ({brief(str(c.grid))})"
         parts = [f"{c.solver}, {self.path.steps} {way}"]
         parts += [c.solver_options] if c.solver_options else []
         parts += [f"eta {c.eta:g}"] if c.eta else []
         parts += c.guidance.text()
-        parts += [f"clip {c.clip}"] if c.clip != "static" else []
+        parts += [f"clip {c.clip}"] if c.clip not in (None, "static") else []
         parts += [c.precision] if c.precision != "fp32" else []
         return ", ".join(parts)
 

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from undiffuse.solvers.adams import AdamsBashforth
     from undiffuse.solvers.base import Denoise, Draw, Solver, ddim_move
     from undiffuse.solvers.bosh3 import Bosh3
+    from undiffuse.solvers.consistency import Consistency
     from undiffuse.solvers.ddim import DDIM
     from undiffuse.solvers.ddpm import DDPM
+    from undiffuse.solvers.dpm import DPM2
     from undiffuse.solvers.dpmpp import DPMpp, DPMpp2S
     from undiffuse.solvers.edm import EDM
     from undiffuse.solvers.langevin import LangevinPC
@@ -26,13 +28,15 @@ if TYPE_CHECKING:
     from undiffuse.solvers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "DDPM", "EDM", "PNDM", "SOLVERS", "AdamsBashforth", "Bosh3", "DPMpp", "DPMpp2S", "Denoise", "Draw",
+    "DDIM", "DDPM", "DPM2", "EDM", "PNDM", "SOLVERS", "AdamsBashforth", "Bosh3", "Consistency", "DPMpp", "DPMpp2S",
+    "Denoise", "Draw",
     "LangevinPC", "Restart", "Solver", "SolverInfo", "UniPC", "build_solver", "ddim_move", "register_solver",
     "solver_info",
 ]  # fmt: skip
 
 _MODULES = {
-    "AdamsBashforth": "adams", "Bosh3": "bosh3", "DDIM": "ddim", "DDPM": "ddpm", "DPMpp": "dpmpp", "DPMpp2S": "dpmpp",
+    "AdamsBashforth": "adams", "Bosh3": "bosh3", "Consistency": "consistency", "DDIM": "ddim", "DDPM": "ddpm",
+    "DPM2": "dpm", "DPMpp": "dpmpp", "DPMpp2S": "dpmpp",
     "Denoise": "base", "Draw": "base", "EDM": "edm", "LangevinPC": "langevin", "PNDM": "pndm", "Restart": "restart",
     "Solver": "base", "UniPC": "unipc", "ddim_move": "base",
 }  # fmt: skip

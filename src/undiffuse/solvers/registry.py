@@ -199,11 +199,12 @@ SOLVERS: dict[str, SolverInfo] = {
     ),
     "dpm-2": SolverInfo(
         line="DPM-Solver-2 in sigma: midpoints, two calls a step", kind="ode", order=2, steps=10, grid="karras",
-        options=_DPM2, nfe=lambda steps, given: 2 * steps - (given["last"] == "euler"), solver="undiffuse.solvers.",
+        options=_DPM2, nfe=lambda steps, given: 2 * steps - (given["last"] == "euler"),
+        solver="undiffuse.solvers.dpm:DPM2",
     ),
     "consistency": SolverInfo(
         line="consistency models: denoise at once, add noise, repeat", kind="consistency", order=0, steps=2,
-        grid="trailing", options=_CONSISTENCY, solver="undiffuse.solvers.",
+        grid="trailing", options=_CONSISTENCY, solver="undiffuse.solvers.consistency:Consistency",
     ),
 }  # fmt: skip
 """Name -> what the solver is, its options, default steps and grid, cost and class."""
