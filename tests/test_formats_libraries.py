@@ -265,6 +265,8 @@ def test_ome_tiff_keeps_all_its_channels(tmp_path: Path) -> None:
     source = open_data(tmp_path / "a.ome.tif")
     assert source.format == "OME-TIFF" and np.array_equal(pixels(source), X.astype(np.uint16) * 257)
     assert any("3 channels: DAPI, GFP, RFP" in note for note in source.notes)
+    tifffile.imwrite(tmp_path / "c.tif", planes, metadata=metadata, ome=True)
+    assert open_data(tmp_path / "c.tif").format == "OME-TIFF"
     tifffile.imwrite(tmp_path / "b.ome.tif", GREY[:1], metadata={"axes": "TYX"})
     assert np.array_equal(pixels(open_data(tmp_path / "b.ome.tif")), GREY[:1])
 
