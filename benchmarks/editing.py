@@ -12,25 +12,25 @@ from __future__ import annotations
 import argparse
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from undiffuse.cli.edits import method_settings, sample_observed, sampler_of
-from undiffuse.cli.inpaint import rectangle
+from undiffuse.cli.options import sampler_config
 from undiffuse.cli.parser import build_parser
-from undiffuse.cli.translate import unguided
-from undiffuse.cli.vary import how_far
 from undiffuse.data import ImageDataset
-from undiffuse.editing import Blur, Downsampling, Mask, Operator, repaint, translate
+from undiffuse.editing import Blur, Downsampling, Mask, Operator, ddib, rectangle
+from undiffuse.editing.ddib import unguided
+from undiffuse.editing.methods import load_pipeline, method_settings, sample_inpainted, sample_observed
+from undiffuse.editing.variation import extent
 from undiffuse.metrics.extractors.classifier import ClassifierExtractor
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import draw_grid, save_png
+from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.inputs import labels_of, model_images, open_images
-from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig
 from undiffuse.pixels import to_uint8
 from undiffuse.sampling import Step, sample
 from undiffuse.solvers import DDIM
@@ -39,12 +39,12 @@ HOLE = (10, 8, 12, 16)
 CLASSES = ("Pullover", "Coat", "Shirt", "Dress", "Sneaker", "Ankle boot")  # each is carried to the next
 
 
-def test_images(args: argparse.Namespace, sampler: Pipeline, count: int) -> tuple[Tensor, list[int]]:
+def test_images(pipeline: Pipeline, count: int, classes: Sequence[str] = ()) -> tuple[Tensor, list[int]]:
     """Test images, as many of each class, [N, C, H, W], and their classes."""
-    dataset = open_images(args, ["fashion-mnist:test"], sampler.model, labelled=True)
-    labels = np.array(labels_of(dataset, sampler.model, None))
-    names = list(sampler.model.labels or ())
-    wanted = CLASSES if args.command == "translate" else names
+    dataset = open_images("fashion-mnist:test", pipeline.model)
+    labels = np.array(labels_of(dataset, pipeline.model))
+    names = list(pipeline.model.labels or ())
+    wanted = classes or names
     rank = [np.flatnonzero(labels == names.index(name)) for name in wanted]
     chosen = np.array([rank[i % len(rank)][i // len(rank)] for i in range(count)])
     few = ImageDataset(dataset.source.subset(chosen), dataset.config)
@@ -62,20 +62,19 @@ def size_of(difference: Tensor) -> float:
 
 def restoring(told: argparse.Namespace) -> None:
     count, seen = told.images, rectangle(HOLE, (32, 32))
-    tasks: dict[str, tuple[list[str], Operator, tuple[str, ...]]] = {
-        "hole": (["inpaint", "x", "--hole", ",".join(map(str, HOLE))], Mask(seen), ("repaint", "mmps", "pigdm", "dps")),
-        "2x": (["restore", "x", "--upscale", "2"], Downsampling(2), ("mmps", "pigdm", "dps")),
-        "4x": (["restore", "x", "--upscale", "4"], Downsampling(4), ("mmps", "pigdm", "dps")),
-        "blur": (["restore", "x", "--deblur", "1.5"], Blur(1.5), ("mmps", "pigdm", "dps")),
-    }  # fmt: skip
+    tasks: dict[str, tuple[Operator, tuple[str, ...]]] = {
+        "hole": (Mask(seen), ("repaint", "mmps", "pigdm", "dps")),
+        "2x": (Downsampling(2), ("mmps", "pigdm", "dps")),
+        "4x": (Downsampling(4), ("mmps", "pigdm", "dps")),
+        "blur": (Blur(1.5), ("mmps", "pigdm", "dps")),
+    }
     rows: dict[str, Tensor] = {}
     for task in told.tasks or tasks:
-        words, operator, methods = tasks[task]
+        operator, methods = tasks[task]
         methods = tuple(name for name in methods if name in (told.methods or methods))
         for method in methods:
-            args = build_parser().parse_args([*words, "--method", method])
-            sampler, settings = sampler_of(args), method_settings(args)
-            x0, labels = test_images(args, sampler, count)
+            pipeline, settings = load_pipeline("fashion-mnist-32", "cpu", method), method_settings(method)
+            x0, labels = test_images(pipeline, count)
             y, noise = operator(x0), NoiseSource(0, range(count))
             known = seen.expand_as(x0) if task == "hole" else torch.zeros_like(x0, dtype=torch.bool)
             if method == methods[0]:
@@ -84,11 +83,12 @@ def restoring(told: argparse.Namespace) -> None:
                 rows[f"{task}: seen"] = interpolate(y, size=x0.shape[-2:])
                 print(f"| {task} | {called} | {size_of((plain - x0)[~known]):.1f} | | |", flush=True)
             begin = time.process_time()
-            if method == "repaint":
-                more = {"cond": sampler.condition(labels), **{name: settings[name] for name in ("jump", "resamples")}}
-                x = last(repaint(sampler.denoiser, sampler.chain, sampler.solver, noise, x0, operator, **more))
+            run = (noise, labels, lambda step: None)
+            if isinstance(operator, Mask):
+                x = sample_inpainted(pipeline, settings, operator, x0, *run)
             else:
-                x = sample_observed(sampler, settings, operator, y, noise, labels, lambda step: None).clamp(-1, 1)
+                x = sample_observed(pipeline, settings, operator, y, *run)
+            x = x if method == "repaint" else x.clamp(-1, 1)
             took = (time.process_time() - begin) / count
             off = size_of((operator(x) - y)[known] if task == "hole" else operator(x) - y)
             x = torch.where(known, x0, x)
@@ -115,21 +115,21 @@ def translation(count: int, words: list[str]) -> None:
         return float((judge(to_uint8(x).numpy()).logits.argmax(1) == torch.tensor(classes)).double().mean())
 
     args = build_parser().parse_args(["translate", "x", "--to", CLASSES[0], *words])
-    sampler = Pipeline.load(SamplerConfig.of_args(args), "cpu")
-    steps, *_ = how_far(args, sampler)
-    x0, labels = test_images(args, sampler, count)
-    order = [list(sampler.model.labels or ()).index(name) for name in CLASSES]
+    pipeline = Pipeline.load(sampler_config(args, solver="ddim"), "cpu")
+    steps, *_ = extent(pipeline, args.strength, args.logsnr, default=1.0)
+    x0, labels = test_images(pipeline, count, CLASSES)
+    order = [list(pipeline.model.labels or ()).index(name) for name in CLASSES]
     to = [order[(order.index(k) + 1) % len(order)] for k in labels]
-    plain, path, noise = unguided(sampler.denoiser), sampler.chain, NoiseSource(0, range(count))
-    own, other = sampler.condition(labels), sampler.condition(to)
+    plain, path, noise = unguided(pipeline.denoiser), pipeline.path, NoiseSource(0, range(count))
+    own, other = pipeline.condition(labels), pipeline.condition(to)
     begin = time.process_time()
-    x = last(translate(plain, path, noise, x0, own, other, steps=steps, decoder=sampler.denoiser,
-                       solver=sampler.solver))  # fmt: skip
+    x = last(ddib(plain, path, noise, x0, own, other, steps=steps, decoder=pipeline.denoiser,
+                       solver=pipeline.solver))  # fmt: skip
     took = (time.process_time() - begin) / count
     print(f"| {' '.join(words) or 'plain'} | {judged(x, to):.0%} | {size_of(x - x0):.1f} | {took:.1f} |", flush=True)
     if not words:
-        back = last(translate(plain, path, noise, x0, own, own))
-        fresh = last(sample(plain, path, DDIM(), noise, sampler.shape, cond=other))
+        back = last(ddib(plain, path, noise, x0, own, own))
+        fresh = last(sample(plain, path, DDIM(), noise, pipeline.shape, cond=other))
         print(f"| sampled anew | {judged(fresh, to):.0%} | {size_of(fresh - x0):.1f} | |")
         print(f"| to their own class | {judged(back, labels):.0%} | {size_of(back - x0):.1f} | |")
 

@@ -110,9 +110,9 @@ def together(precision: str, count: int, args: argparse.Namespace) -> dict[str, 
     threads = max(1, args.threads // count)
     task = {"action": "exchange", "axis": "processes", "precision": precision, "points": [], "batch": BATCH}
     task["steps"] = 1 if args.quick else 9
-    world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    world_size = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     before, began = others(), time.perf_counter()
-    ranks = [worker(task, threads, {**world, "RANK": str(n), "LOCAL_RANK": str(n)}) for n in range(count)]
+    ranks = [worker(task, threads, {**world_size, "RANK": str(n), "LOCAL_RANK": str(n)}) for n in range(count)]
     steps = results(ranks)
     foreign = (others() - before) / (time.perf_counter() - began)
     print(f"{count} processes, {precision}: {steps[0]['seconds']:.2f} s", flush=True)
@@ -165,7 +165,7 @@ def table(axis: str, of: Mapping[str, Any]) -> str:
 
 def plots(path: Path, axis: str, of: Mapping[str, Any]) -> list[Path]:
     """Time and memory of an axis as pictures beside `path`."""
-    from undiffuse.pictures import draw_curve
+    from undiffuse.pictures import Panel, draw_plot
 
     made = []
     for what, label in (("time", "ms"), ("memory", "MiB")):
@@ -186,7 +186,8 @@ def plots(path: Path, axis: str, of: Mapping[str, Any]) -> list[Path]:
                     (p, line.at(w)) for p, w in zip(of["points"], work, strict=True)
                 ]
         series = {**series, **lines}
-        picture = draw_curve(series, TITLES[axis], axis, label, log_x=True, log_y=True)
+        panel = Panel(lines=series, title=TITLES[axis], x_label=axis, y_label=label, log_x=True, log_y=True)
+        picture = draw_plot(panel)
         made.append(path.with_name(f"{path.name}-{axis.replace(' ', '-')}-{what}.png"))
         picture.save(made[-1], optimize=True)
     return made

@@ -25,14 +25,14 @@ from common.measuring import commit, described, keep, surroundings
 from torch import Tensor
 
 from undiffuse.cli.parser import build_parser
-from undiffuse.cli.reporting import with_error
-from undiffuse.evaluation import FeatureCache, MadeImages, Summary, evaluate, extract, open_images
+from undiffuse.evaluation import FeatureCache, MadeImages, Summary, compute_metrics, extract, open_images
+from undiffuse.evaluation.text import with_error
 from undiffuse.metrics import Estimate
 from undiffuse.metrics.extractors import ClassifierExtractor
 from undiffuse.models import load_diffusion
 from undiffuse.nets import ClassifierConfig
-from undiffuse.nets import forward as nets_forward
-from undiffuse.nets.forward import Forward
+from undiffuse.nets import runner as nets_runner
+from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, classes_to_guide
 from undiffuse.pipelines.source import SampleSource
 
@@ -68,7 +68,7 @@ METRICS = ("accuracy", "fd", "pr")
 SEED = 7
 
 
-class Counted(Forward):
+class Counted(NetworkRunner):
     """Networks as they are called, counting images: `passes` of diffusion models, and of classifiers."""
 
     passes = {"model": 0, "classifier": 0}
@@ -145,7 +145,7 @@ def measure(group: str, model: str, args: argparse.Namespace) -> dict[str, Any]:
     reference = Summary.of(extract(real, [extractor], cache=FeatureCache())[0])
     rows = []
     for case in cases:
-        found = evaluate(case.summary(extractor), reference, METRICS).estimates
+        found = compute_metrics(case.summary(extractor), reference, METRICS).estimates
         rows.append({
             "options": case.words, "seconds": case.seconds, "processor": case.processor, "passes": case.passes,
             "metrics": {e.name: [e.value, e.stderr] for e in found},
@@ -221,7 +221,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background, where shells ignore it
-    nets_forward.Forward = Counted  # type: ignore[misc]
+    nets_runner.NetworkRunner = Counted  # type: ignore[misc]
     models = {"classifier": args.model, "cfg": args.cfg, "autoguidance": args.weak and args.model}
     for group in args.groups:
         if models[group] is None:

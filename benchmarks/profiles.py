@@ -130,12 +130,12 @@ def sampling(watch: Watch, model: Any, precision: str, batch: int) -> None:
     from unets.models import batch as inputs
 
     from undiffuse.denoiser import ChainDenoiser
-    from undiffuse.nets.forward import inference_forward
+    from undiffuse.nets.runner import prepare_for_inference
     from undiffuse.noise import NoiseSource
     from undiffuse.sampling import sample
     from undiffuse.solvers import DDIM
 
-    denoiser = ChainDenoiser(inference_forward(network(model), precision, CPU), PROCESS)
+    denoiser = ChainDenoiser(prepare_for_inference(network(model), precision, CPU), PROCESS)
     chain = denoiser.chain.respaced(str(watch.wanted + 1))
     made = inputs(model, batch)
     noise = NoiseSource(0, range(batch))

@@ -26,17 +26,17 @@ from undiffuse.distributed import session
 from undiffuse.ema import EMA
 from undiffuse.nets import UNetConfig
 from undiffuse.nets.blocks import Attention
-from undiffuse.nets.forward import Forward, inference_forward
+from undiffuse.nets.runner import NetworkRunner, prepare_for_inference
 from undiffuse.noise import NoiseSource
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.sampling import generate
 from undiffuse.solvers import DDIM
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.optim import gradient_norm, make_optimizer
 from undiffuse.training.tasks import DiffusionTask, Inputs
 
 CPU = torch.device("cpu")
-PROCESS = ProcessConfig(schedule="linear", steps=STEPS, target="eps", variance="range")
+PROCESS = ProcessConfig(schedule="linear", steps=STEPS, target="eps", variance="learned_range")
 Call = Callable[[], Any]
 
 
@@ -47,7 +47,7 @@ def network(model: Model) -> nn.Module:
     return net
 
 
-def forward_call(made: Batch, forward: Forward) -> Call:
+def forward_call(made: Batch, forward: NetworkRunner) -> Call:
     def run() -> Tensor:
         with torch.no_grad():
             return forward(made.x, made.t.float(), y=made.y)
@@ -55,19 +55,19 @@ def forward_call(made: Batch, forward: Forward) -> Call:
     return run
 
 
-def sampling_call(forward: Forward, made: Batch, steps: int) -> Call:
+def sampling_call(forward: NetworkRunner, made: Batch, steps: int) -> Call:
     denoiser = ChainDenoiser(forward, PROCESS)
     chain = denoiser.chain.respaced(f"ddim{steps}")
     noise = NoiseSource(0, range(len(made)))
     return lambda: generate(denoiser, chain, DDIM(), noise, made.x.shape[1:], cond={"y": made.y}, x_T=made.x)
 
 
-def training_call(net: nn.Module, precision: str, model: Model, size: int, world: int = 1) -> Callable[..., None]:
-    """One step on `size` images of this process, one of `world`, as the engine takes it."""
+def training_call(net: nn.Module, precision: str, model: Model, size: int, world_size: int = 1) -> Callable[..., None]:
+    """One step on `size` images of this process, one of `world_size`, as the engine takes it."""
     made = batch(model, size)
     task = DiffusionTask(net.train(), PROCESS, ObjectiveConfig(loss="hybrid"))  # type: ignore[arg-type]
     config = TrainConfig(images=1, precision=precision)
-    forward, optimizer, average = Forward(net, precision, CPU), make_optimizer(net, config), EMA(net, (0.9999,))
+    forward, optimizer, average = NetworkRunner(net, precision, CPU), make_optimizer(net, config), EMA(net, (0.9999,))
     inputs = Inputs(
         x0=training_images(model, size),
         labels=made.y,
@@ -79,7 +79,7 @@ def training_call(net: nn.Module, precision: str, model: Model, size: int, world
 
     def run(exchange: Callable[[list[Tensor]], None] = lambda gradients: None) -> None:
         optimizer.zero_grad(set_to_none=True)
-        (task.terms(forward, inputs)["loss"].sum() / (size * world)).backward()
+        (task.losses(forward, inputs)["loss"].sum() / (size * world_size)).backward()
         gradients = [p.grad for p in net.parameters() if p.grad is not None]
         exchange(gradients)
         if gradient_norm(gradients) < float("inf"):
@@ -96,13 +96,13 @@ def calls(axis: str, precision: str, points: list[int]) -> dict[str, Call]:
         made: dict[str, Call] = {}
         for side in points:
             sized = replace(model, size=side, attention=(side // 2, side // 4))
-            forward = inference_forward(network(sized), precision, CPU)
+            forward = prepare_for_inference(network(sized), precision, CPU)
             made[str(side)] = forward_call(batch(sized, 1), forward)
         return made
     net = network(model)
     if axis == "training batch":
         return {str(size): training_call(net, precision, model, size) for size in points}
-    forward = inference_forward(net, precision, CPU)
+    forward = prepare_for_inference(net, precision, CPU)
     if axis == "batch":
         return {str(size): forward_call(batch(model, size), forward) for size in points}
     return {str(steps): sampling_call(forward, batch(model, 4), steps) for steps in points}
@@ -126,7 +126,7 @@ def exchange(precision: str, size: int, steps: int) -> dict[str, float]:
     """
     with session("cpu") as ranks:
         model, seconds, exchanged = MODELS["S"], [], []
-        run = training_call(network(model), precision, model, size // ranks.world, ranks.world)
+        run = training_call(network(model), precision, model, size // ranks.world_size, ranks.world_size)
 
         def sum_(gradients: list[Tensor]) -> None:
             began = time.perf_counter()

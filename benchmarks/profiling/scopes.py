@@ -13,7 +13,7 @@ from torch.profiler import record_function
 
 from undiffuse.ema import EMA
 from undiffuse.nets import blocks, packing
-from undiffuse.nets.forward import Forward
+from undiffuse.nets.runner import NetworkRunner
 from undiffuse.noise import NoiseSource
 from undiffuse.training import engine
 from undiffuse.training.run import Run
@@ -24,11 +24,11 @@ _FUNCTIONS: tuple[tuple[Any, str, str], ...] = (
     (blocks, "norm_act", "norm blocks"),
     (packing, "filter_3x3", "convolutions"),
     (blocks, "multi_head_attention", "attention"),
-    (Forward, "__call__", "network"),
+    (NetworkRunner, "__call__", "network"),
     (NoiseSource, "normal", "noise"),
     (NoiseSource, "uniform", "noise"),
     (torch.Tensor, "backward", "backward"),
-    (DiffusionTask, "terms", "objective"),
+    (DiffusionTask, "losses", "objective"),
     (engine, "gradient_norm", "gradient norm"),
     (engine, "binned_sums", "statistics"),
     (Run, "inputs", "inputs"),

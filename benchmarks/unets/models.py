@@ -23,7 +23,7 @@ class Model:
     resample, scale and shift in the norms, `CLASSES` classes.
 
     `attention`  sizes of the feature maps that have it, as the original's flags count them
-    `classifier` the noisy classifier with the same trunk instead
+    `classifier` the noisy classifier with the same encoder instead
     """
 
     name: str

@@ -15,17 +15,17 @@ from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.ema import EMA
 from undiffuse.guidance import ClassifierGuidance, LevelClassifier
 from undiffuse.nets import ClassifierConfig, UNetConfig
-from undiffuse.nets.forward import Forward, inference_forward
+from undiffuse.nets.runner import NetworkRunner, prepare_for_inference
 from undiffuse.noise import NoiseSource
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.sampling import generate
 from undiffuse.solvers import DDIM
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.optim import LossScale, gradient_norm, make_optimizer
 from undiffuse.training.tasks import DiffusionTask, Inputs
 
 GUIDANCE = 1.0
-PROCESS = ProcessConfig(schedule="linear", steps=STEPS, target="eps", variance="range")
+PROCESS = ProcessConfig(schedule="linear", steps=STEPS, target="eps", variance="learned_range")
 
 
 class Undiffuse:
@@ -44,7 +44,7 @@ class Undiffuse:
     def _inference(self) -> Any:
         if self._forward is None:  # it changes the network's weights, which a training step needs as they are
             with kernels.using(self.setting.kernels):
-                self._forward = inference_forward(self.net, self.setting.precision, self.setting.device)
+                self._forward = prepare_for_inference(self.net, self.setting.precision, self.setting.device)
         return self._forward
 
     def forward(self, batch: Batch) -> Tensor:
@@ -59,7 +59,7 @@ class Undiffuse:
         net = ClassifierConfig(**MODELS["S-classifier"].arguments).build()
         net.load_state_dict(load_file(MODELS["S-classifier"].weights(setting.folder)))
         with kernels.using(setting.kernels):
-            network = inference_forward(net, setting.precision, setting.device, gradient=True)
+            network = prepare_for_inference(net, setting.precision, setting.device, gradient=True)
         classifier = LevelClassifier(network, PROCESS)
         return self._sampler(ClassifierGuidance(ChainDenoiser(self._inference(), PROCESS), classifier, GUIDANCE))
 
@@ -86,7 +86,7 @@ class Undiffuse:
         """What a training step of the hybrid loss is made of."""
         task = DiffusionTask(self.net.train(), PROCESS, ObjectiveConfig(loss="hybrid"))
         with kernels.using(self.setting.kernels):
-            forward = Forward(self.net, self.setting.precision, self.setting.device)
+            forward = NetworkRunner(self.net, self.setting.precision, self.setting.device)
         weights = torch.ones(len(batch), device=batch.x.device)
         positions = torch.arange(len(batch))
         return (
@@ -99,7 +99,7 @@ class Undiffuse:
         """(the loss, the noise that it was taken with)."""
         task, forward, inputs = self.task(batch)
         with kernels.using(self.setting.kernels):
-            return task.terms(forward, inputs)["loss"].mean(), inputs.normal()
+            return task.losses(forward, inputs)["loss"].mean(), inputs.normal()
 
     def training(self, batch: Batch) -> Training:
         task, forward, inputs = self.task(batch)
@@ -112,7 +112,7 @@ class Undiffuse:
         def run() -> Tensor:
             nonlocal updates
             with kernels.using(self.setting.kernels):
-                loss = (task.terms(forward, inputs)["loss"] * inputs.weights).sum() / len(batch)
+                loss = (task.losses(forward, inputs)["loss"] * inputs.weights).sum() / len(batch)
                 (loss * scale.value).backward()  # type: ignore[no-untyped-call]
                 gradients = [p.grad for p in parameters if p.grad is not None]
                 scale.unscale_(gradients)

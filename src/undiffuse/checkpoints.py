@@ -19,7 +19,6 @@ file; every group of tensors is hashed, so that a damaged file is noticed. A run
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -29,9 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from undiffuse.util.hashing import weights_hash
 
 FORMAT = 1
 METADATA_KEY = "undiffuse"
@@ -49,6 +49,29 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "weights": (str, "the name of the weights"),
 }
 
+# Former names in stored settings. Fields by section, and values by section and field.
+_FORMER_FIELDS = {"process": {"family": "preconditioning"}, "train": {"levels": "density"}}
+_FORMER_VALUES: dict[tuple[str, str], dict[str, str]] = {
+    ("process", "target"): {"u": "velocity", "F": "edm", "mean": "previous_mean"},
+    ("process", "variance"): {
+        "range": "learned_range", "direct": "learned", "beta": "fixed_large", "posterior": "fixed_small",
+    },
+    ("objective", "weighting"): {"u": "velocity"},
+}  # fmt: skip
+
+
+def with_current_names(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a manifest with today's names of fields and values in place of those that older files have."""
+    current = dict(manifest)
+    for section, former in _FORMER_FIELDS.items():
+        if isinstance(current.get(section), dict):
+            current[section] = {former.get(key, key): value for key, value in current[section].items()}
+    for (section, key), former in _FORMER_VALUES.items():
+        settings = current.get(section)
+        if isinstance(settings, dict) and isinstance(settings.get(key), str):
+            current[section] = {**settings, key: former.get(settings[key], settings[key])}
+    return current
+
 
 class CheckpointError(ValueError):
     """The file is not a checkpoint, is damaged, or does not contain what was asked for."""
@@ -61,6 +84,11 @@ def write(path: Path | str, tensors: Mapping[str, Tensor], manifest: Mapping[str
     """
     path = Path(path)
     ready = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    owners: set[int] = set()
+    for name, tensor in ready.items():  # tied parameters: safetensors refuses tensors that share memory
+        if tensor.numel() and tensor.data_ptr() in owners:
+            ready[name] = tensor.clone()
+        owners.add(tensor.data_ptr())
     if not any(name.startswith("net.") for name in ready):
         raise CheckpointError("a checkpoint needs the network's weights: no tensor's name begins with 'net.'")
     full = {**manifest, "format": FORMAT, "hashes": _hashes(ready, manifest.get("ema", []))}
@@ -213,16 +241,6 @@ def remove_leftovers(run_dir: Path | str) -> None:
         path.unlink(missing_ok=True)
 
 
-def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over (name, dtype, shape, bytes) of tensors in order of name: a model's identity, whatever the file."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().to("cpu").contiguous()
-        digest.update(f"{name}|{str(tensor.dtype).removeprefix('torch.')}|{list(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _group(name: str, emas: Iterable[str]) -> str:
     for ema in emas:
         if name.startswith(f"ema.{ema}."):
@@ -269,7 +287,7 @@ def _manifest(path: Path | str, file: Any) -> dict[str, Any]:
         raise CheckpointError(f"{path}: ema in the manifest is {_short(manifest['ema'])}; expected decays like '0.999'")
     if not all(isinstance(name, str) for name in manifest.get("labels") or []):
         raise CheckpointError(f"{path}: labels in the manifest are {_short(manifest['labels'])}; expected names")
-    return manifest
+    return with_current_names(manifest)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,13 +1,13 @@
-"""Quality against network calls: what settings of a sampler were measured to give, which of them are worth taking.
+"""Keeps frontiers of quality against network calls: what settings of a sampler were measured to give.
 
-A frontier belongs to the weights it was measured with (their digest) and lies in a small JSON file: in the folder of
-the sweep that made it, in the cache, where `undiffuse sample --budget` finds it, or beside a model that comes with this
+A frontier belongs to the weights it was measured with (their digest). It is a small JSON file: in the folder of the
+sweep that made it, in the cache, where a sampler with a budget finds it, or beside a model that comes with this
 package.
 
-**Equality.** Two values are called equal where they differ by at most 1.96 standard errors of their difference: what a
-two-sided test at 5 % does not tell from none. That error is of the same images (`metrics.paired_error`): what two
-settings share, the reference images and the noise they begin with, cancels. Where it is not known, both errors are
-taken as independent, which is too lenient. Equality is not proven by it: differences below `resolution` cannot be seen.
+**Equality.** Two values are called equal if they differ by at most 1.96 standard errors of their difference, which a
+two-sided test at 5 % does not distinguish from none. That error is over the same images (`metrics.paired_error`): what
+two settings share, the reference images and the initial noise, cancels. Where it is not known, both errors are taken as
+independent, which is too lenient. This does not prove equality: differences below `resolution` cannot be seen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from undiffuse.downloads import cache_dir
-from undiffuse.methods import brief
+from undiffuse.grid_specs import brief
+from undiffuse.solvers.registry import FORMER_NAMES
 from undiffuse.util.files import atomic_file
 
 __all__ = ["Frontier", "Point", "keep", "known", "pareto"]
@@ -34,18 +35,27 @@ _SETTINGS = ("solver", "steps", "grid", "solver_options", "eta", "guidance", "gu
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One setting of the sampler and what it was measured to give.
+    """Holds one setting of the sampler and its measured value.
 
-    `calls`   of the model's network for an image; a classifier's calls come on top
-    `value`, `stderr`  of the frontier's metric
-    `label`   what a grid of many levels is called in tables and plots, such as "tuned"
-    `difference_stderr`  of the difference from the reference, over the same images; None where it is not known
+    Args:
+        solver: Name of the solver.
+        steps: Its steps.
+        grid: How the steps are spaced.
+        calls: Calls of the model's network for an image; calls of a classifier come on top.
+        value: Value of the frontier's metric.
+        stderr: Its standard error; None if it is not known.
+        difference_stderr: Standard error of the difference from the reference over the same images; None if not known.
+        solver_options: Options of the solver.
+        eta: Noise of DDIM.
+        guidance: Scale of a classifier's guidance.
+        guidance_at: Where its gradient is taken.
+        label: Name of a grid of many levels in tables and plots, for example "tuned".
     """
 
     solver: str
     steps: str
     grid: str
-    calls: int
+    nfe: int
     value: float
     stderr: float | None = None
     difference_stderr: float | None = None
@@ -57,17 +67,17 @@ class Point:
 
     @property
     def way(self) -> str:
-        """How the steps are laid out, in a word."""
+        """How the steps are spaced, in a word."""
         return self.label or brief(self.grid)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the images, by the names of the command line."""
+        """The settings that decide the images."""
         return {name: getattr(self, name) for name in _SETTINGS}
 
     @property
     def text(self) -> str:
-        """In a few words: "dpmpp-2m 10 logsnr, guidance 1"."""
+        """The settings in a few words: "dpmpp-2m 10 logsnr, guidance 1"."""
         parts = [self.solver, self.steps, *([] if self.way == "chain" else [self.way])]
         parts += [self.solver_options] if self.solver_options else []
         parts += [f"eta {self.eta:g}"] if self.eta else []
@@ -76,46 +86,60 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Frontier:
-    """All points of one sweep.
+    """Holds all points of one sweep.
 
-    `model`      digest of the weights
-    `metric`, `rising`  what was measured, and whether more of it is better
-    `points`     what was swept; `references` the settings that the others shall equal, at most one a guidance scale
-    `about`      how it was measured: samples, reference images, seed, extractor
+    Args:
+        model: Digest of the weights.
+        metric: Name of the metric.
+        rising: Whether larger values are better.
+        points: What was swept.
+        references: Settings that the points are compared with, at most one for each guidance scale.
+        about: How it was measured: samples, reference images, seed, extractor.
     """
 
     model: str
     metric: str
-    rising: bool
+    higher_is_better: bool
     points: tuple[Point, ...]
     references: tuple[Point, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def best(self, calls: int, guidance: float = 0.0, guidance_at: str = "x_t") -> Point:
-        """The best point of that guidance with at most so many calls. ValueError where there is none."""
+    def best(self, nfe: int, guidance: float = 0.0, guidance_at: str = "x_t") -> Point:
+        """Returns the best point with at most a number of network calls.
+
+        Args:
+            calls: The most calls for an image.
+            guidance: Scale of guidance that the point must have.
+            guidance_at: Where the gradient is taken.
+
+        Raises:
+            ValueError: Nothing was measured with this guidance, or with so few calls.
+        """
         alike = [p for p in (*self.points, *self.references) if p.guidance == guidance]
         alike = [p for p in alike if not guidance or p.guidance_at == guidance_at]
         if not alike:
             known = ", ".join(f"{g:g}" for g in sorted({p.guidance for p in self.points}))
             raise ValueError(f"this frontier was not measured at guidance {guidance:g} ({guidance_at}), but at {known}")
-        within = [p for p in alike if p.calls <= calls]
+        within = [p for p in alike if p.nfe <= nfe]
         if not within:
             raise ValueError(
-                f"nothing was measured with as few as {calls} calls; the least is {min(p.calls for p in alike)}"
+                f"nothing was measured with as few as {nfe} calls; the least is {min(p.nfe for p in alike)}"
             )
-        return min(within, key=lambda p: (self._cost(p), p.calls))
+        return min(within, key=lambda p: (self._cost(p), p.nfe))
 
     def pareto(self) -> list[Point]:
-        """The points that no other one beats, by rising calls: see `pareto`."""
-        return pareto((*self.points, *self.references), self.rising)
+        """Returns the points that no other one beats, by rising calls: see `pareto`."""
+        return pareto((*self.points, *self.references), self.higher_is_better)
 
     def reference_of(self, point: Point) -> Point | None:
-        """The reference setting of the same guidance."""
+        """Returns the reference setting of the same guidance."""
         return next((r for r in self.references if r.guidance == point.guidance), None)
 
     def verdict(self, point: Point) -> str:
-        """ "equal", "better" or "worse" than the reference of the same guidance by the test above; "" without one, or
-        where an error is not known."""
+        """Returns "equal", "better" or "worse" than the reference of the same guidance, by the module's test.
+
+        It is "" without a reference, or if an error is not known.
+        """
         reference, reach = self.reference_of(point), self.resolution(point)
         if reference is None or reach is None or point.settings == reference.settings:
             return ""
@@ -123,7 +147,7 @@ class Frontier:
         return "equal" if abs(difference) <= reach else "worse" if difference > 0 else "better"
 
     def resolution(self, point: Point) -> float | None:
-        """The least difference from the reference that the test tells from none."""
+        """Returns the smallest difference from the reference that the test distinguishes from none."""
         reference = self.reference_of(point)
         if reference is None or None in (point.stderr, reference.stderr):
             return None
@@ -132,10 +156,10 @@ class Frontier:
         return Z * math.hypot(point.stderr or 0.0, reference.stderr or 0.0)
 
     def _cost(self, point: Point) -> float:
-        return -point.value if self.rising else point.value
+        return -point.value if self.higher_is_better else point.value
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the JSON file, whole or not at all; FileExistsError unless `overwrite`."""
+        """Writes the JSON file atomically; FileExistsError if it exists, unless `overwrite`."""
         content = {"kind": "frontier", "format": FORMAT, **asdict(self)}
         with atomic_file(path, overwrite=overwrite) as file:
             file.write(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
@@ -143,7 +167,7 @@ class Frontier:
 
     @classmethod
     def load(cls, path: str | Path) -> Frontier:
-        """Back from `save`; ValueError for anything else."""
+        """Reads a file of `save`; ValueError for anything else."""
         return cls._read(Path(path).read_bytes(), str(path))
 
     @classmethod
@@ -152,6 +176,7 @@ class Frontier:
             content = json.loads(data)
             if content.pop("kind") != "frontier" or content.pop("format") != FORMAT:
                 raise ValueError("not a frontier of this version")
+            content = {"higher_is_better" if key == "rising" else key: value for key, value in content.items()}
             for name in ("points", "references"):
                 content[name] = tuple(_point(entry) for entry in content[name])
             if not content["points"] or not isinstance(content["model"], str):
@@ -163,22 +188,22 @@ class Frontier:
             ) from None
 
 
-def pareto(points: Sequence[Point], rising: bool) -> list[Point]:
-    """Those with a better value than every point of as few or fewer calls, by rising calls. Errors do not count."""
+def pareto(points: Sequence[Point], higher_is_better: bool) -> list[Point]:
+    """Returns the points better than every point with as few or fewer calls, by rising calls; errors do not count."""
     found: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.calls, -p.value if rising else p.value)):
-        if not found or (point.value > found[-1].value if rising else point.value < found[-1].value):
+    for point in sorted(points, key=lambda p: (p.nfe, -p.value if higher_is_better else p.value)):
+        if not found or (point.value > found[-1].value if higher_is_better else point.value < found[-1].value):
             found.append(point)
     return found
 
 
 def keep(frontier: Frontier) -> Path:
-    """Put a frontier where `known` finds it, in place of an earlier one of the same weights."""
+    """Puts a frontier where `known` finds it, in place of an earlier one of the same weights."""
     return frontier.save(_place(frontier.model), overwrite=True)
 
 
 def known(model: str) -> Frontier | None:
-    """The frontier of the weights with this digest: measured here, or shipped; None where there is none."""
+    """Returns the frontier of the weights with this digest, measured here or shipped; None if there is none."""
     path = _place(model)
     if path.is_file():
         found = Frontier.load(path)
@@ -198,10 +223,13 @@ def _place(model: str) -> Path:
 
 
 def _point(entry: Mapping[str, Any]) -> Point:
-    point = Point(**entry)
+    current = {"nfe" if key == "calls" else key: value for key, value in entry.items()}
+    if isinstance(current.get("solver"), str):
+        current["solver"] = FORMER_NAMES.get(current["solver"], current["solver"])
+    point = Point(**current)
     errors = [value for value in (point.value, point.stderr, point.difference_stderr) if value is not None]
     texts = (point.solver, point.steps, point.grid, point.solver_options, point.guidance_at, point.label)
-    numbers = [*errors, point.eta, point.guidance, point.calls]
-    if not all(isinstance(t, str) for t in texts) or not all(math.isfinite(n) for n in numbers) or point.calls < 1:
+    numbers = [*errors, point.eta, point.guidance, point.nfe]
+    if not all(isinstance(t, str) for t in texts) or not all(math.isfinite(n) for n in numbers) or point.nfe < 1:
         raise ValueError(f"a point has {entry!r}"[:120])
     return point

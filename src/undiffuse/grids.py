@@ -1,8 +1,8 @@
 """Ways from noise to image at any noise levels, also between the trained steps.
 
-A `Grid` is to a sampler what a `Chain` is: levels, and the transitions between them. Its levels come from a chain by a
-rule (`grid`): even in log-SNR, in EDM's root of sigma / alpha, in t or its root, or given one by one. A network hears
-of a level between its steps as a fraction of t (`denoiser.TimeAdapter`).
+A `Grid` is to a sampler what a `DiscreteSchedule` is: levels, and the transitions between them. Its levels come from a
+chain by a rule (`grid`): even in log-SNR, in EDM's root of sigma / alpha, in t or its root, or given one by one. A
+network hears of a level between its steps as a fraction of t (`denoiser.TimeAdapter`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from undiffuse.levels import Array, Chain, Index, Level, Transition
-from undiffuse.methods import GRIDS
+from undiffuse.grid_specs import GRIDS
+from undiffuse.noise_levels import Array, DiscreteSchedule, Index, Level, Transition
 
 FARTHEST = 80.0
 """sigma / alpha where grids by log-SNR or by EDM's rule begin at most (EDM's sigma_max): a cosine chain goes on to
@@ -31,7 +31,11 @@ class Grid:
     """
 
     def __init__(
-        self, alpha: Sequence[float] | Array, sigma: Sequence[float] | Array, chain: Chain | None = None, spec: str = ""
+        self,
+        alpha: Sequence[float] | Array,
+        sigma: Sequence[float] | Array,
+        chain: DiscreteSchedule | None = None,
+        spec: str = "",
     ) -> None:
         """`alpha`, `sigma` of the levels, noisiest first; the last one is where the grid ends, mostly (1, 0).
 
@@ -114,14 +118,16 @@ class Grid:
         return at
 
 
-Path = Chain | Grid
+NoisePath = DiscreteSchedule | Grid
 """What a sampler goes down."""
 
 
-def grid(chain: Chain, steps: str | int | Sequence[int], spec: str = "chain") -> Path:
+def grid(chain: DiscreteSchedule, steps: str | int | Sequence[int], spec: str = "chain") -> NoisePath:
     """The path of `steps` steps through the levels of a trained chain by the rule `spec`, ending on the clean image.
 
     "chain"                `chain.respaced(steps)`: the original's spacings; `steps` may be any of its specifications
+    "chain:leading+1"      the trained steps that diffusers takes: "leading" with its offset, "trailing" or "linspace";
+                           `steps` is a plain number
     "logsnr"               even in log-SNR
     "karras:rho=7"         even in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5)
     "uniform"              even in t, both ends included; "trailing" leaves out the first trained step (t = 0),
@@ -136,9 +142,7 @@ def grid(chain: Chain, steps: str | int | Sequence[int], spec: str = "chain") ->
     if name not in GRIDS:
         raise ValueError(f"unknown grid {name!r}; choose one of {', '.join(GRIDS)}")
     if name == "chain":
-        if rest:
-            raise ValueError(f"the grid 'chain' takes no options (its steps say everything); got {rest!r}")
-        return chain.respaced(steps)
+        return chain.respaced(_chain_steps(steps, rest))
     count = _count(steps, name)
     if name == "at":
         return _levels(chain, _explicit(rest, count), spec)
@@ -152,6 +156,18 @@ def grid(chain: Chain, steps: str | int | Sequence[int], spec: str = "chain") ->
         rho = options.get("rho", 7.0)
         return _levels(chain, _spread(first, last, count, rho if name == "karras" else None), spec)
     return _at_times(chain, _times(name, chain.steps, count), spec)
+
+
+def _chain_steps(steps: str | int | Sequence[int], spacing: str) -> str | int | Sequence[int]:
+    """A plain number of steps with a spacing, as `DiscreteSchedule.respaced` reads it; anything else as it is."""
+    name, plus, offset = spacing.partition("+")
+    if not spacing or (isinstance(steps, str) and not steps.strip().isdecimal()) or isinstance(steps, (list, tuple)):
+        return steps
+    if name not in ("leading", "trailing", "linspace") or (plus and not offset.isdecimal()):
+        raise ValueError(
+            f"unknown spacing {spacing!r} of the grid 'chain'; choose one of leading, leading+1, trailing, linspace"
+        )
+    return f"{name}{str(steps).strip()}{plus}{offset}"
 
 
 def _spread(first: float, last: float, count: int, rho: float | None) -> Array:
@@ -175,7 +191,7 @@ def _times(name: str, total: int, count: int) -> Array:
     return (total - 1) * (fractions**2 if name == "quadratic" else fractions)
 
 
-def _at_times(chain: Chain, times: Array, spec: str) -> Grid:
+def _at_times(chain: DiscreteSchedule, times: Array, spec: str) -> Grid:
     """Levels at step numbers: exactly the chain's at whole ones, between them even in log-SNR."""
     logsnr = chain.level(torch.arange(chain.steps)).logsnr.numpy()
     whole = np.abs(times - np.round(times)) < 1e-9
@@ -194,7 +210,7 @@ def _at_times(chain: Chain, times: Array, spec: str) -> Grid:
     return Grid(np.append(alpha, 1.0), np.append(sigma, 0.0), chain, spec)
 
 
-def _levels(chain: Chain, logsnr: Array, spec: str) -> Grid:
+def _levels(chain: DiscreteSchedule, logsnr: Array, spec: str) -> Grid:
     level = Level.from_logsnr(logsnr)
     return Grid(np.append(level.alpha.numpy(), 1.0), np.append(level.sigma.numpy(), 0.0), chain, spec)
 

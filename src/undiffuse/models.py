@@ -1,24 +1,26 @@
-"""Models as files: a network with its process, class names and provenance, loaded without any flags."""
+"""Models as files: a network with its process, class names and provenance; a file says all that is needed to use it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from undiffuse import checkpoints
-from undiffuse.adapters import foreign, imagenet_classes, importing, published
+from undiffuse.adapters import foreign, hub, imagenet_classes, importing, published
+from undiffuse.adapters.published_entry import Sampling
+from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier
-from undiffuse.nets import ClassifierConfig, DDPMConfig, DDPMUNet, NoisyClassifier, UNet, UNetConfig, config_from_dict
-from undiffuse.nets.forward import inference_forward
-from undiffuse.nets.skeleton import skeleton
+from undiffuse.nets import registry
+from undiffuse.nets.protocol import NetworkSpec, describe, memory_format
+from undiffuse.nets.runner import is_consumed, prepare_for_inference, weights_version
 
 # How images are prepared for a model: what other images need to be treated like those it was trained on.
 _PREPARATION = ("size", "channels", "fit", "pad_value", "background")
@@ -28,46 +30,108 @@ SHIPPED = ("fashion-mnist-32", "fashion-mnist-32-classifier", "fashion-mnist-32-
 
 @dataclass(frozen=True)
 class _Model:
+    """A network with what is needed to use it.
+
+    Attributes:
+        net: The network, see `undiffuse.nets.protocol.Network`.
+        process: The diffusion process it was trained on.
+        labels: Names of its classes, in the order of their indices; None if they have none.
+        manifest: What its file says, see `checkpoints`.
+        weights: Which of the file's weights they are: "net" (as trained), or the name of an average.
+        net_spec: What the network's images and classes are, for a network that does not say it.
+    """
+
     net: Any
     process: ProcessConfig
     labels: tuple[str, ...] | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
     weights: str = "net"
+    net_spec: NetworkSpec | None = None
 
-    @cached_property
+    @property
+    def spec(self) -> NetworkSpec:
+        """What the network's images and classes are. Raises ValueError if nothing says it."""
+        return self.net_spec or describe(self.net)
+
+    @property
     def digest(self) -> str:
         """sha256 of the weights: the model's identity, whatever file they came from."""
-        return checkpoints.weights_hash(self.net.state_dict())
+        kept = self.__dict__.get("_digest")
+        if kept is not None and is_consumed(self.net):
+            return kept[1]
+        self._check_weights("its digest cannot be computed")
+        version = weights_version(self.net)
+        if kept is None or kept[0] != version:
+            kept = (version, checkpoints.weights_hash(self.net.state_dict()))
+            self.__dict__["_digest"] = kept
+        return kept[1]
+
+    def _check_weights(self, problem: str) -> None:
+        if is_consumed(self.net):
+            raise ValueError(
+                f"the model's weights were given up when it was prepared with consume=True, so {problem}: load it again"
+            )
+
+    def _runner(self, precision: str | None, device: torch.device | str, **how: bool) -> Any:
+        """Return the network itself if no precision is given, else a runner of a prepared copy."""
+        if precision is not None:
+            _ = self.digest  # the identity outlives the weights
+            return prepare_for_inference(self.net, precision, device, **how)
+        if any(how.values()):
+            raise ValueError("gradient, compiled and consume need a precision: give 'fp32', 'bf16' or 'fp16'")
+        if memory_format(self.net) == torch.channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        return self.net
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) it was trained on."""
-        return (self.net.config.in_channels, *self.net.config.size)
+        """(channels, height, width) of the images it was trained on."""
+        return self.spec.image_shape
 
     @property
     def num_classes(self) -> int | None:
         """Number of classes; None for an unconditional model."""
-        return self.net.config.num_classes
+        return self.spec.num_classes
 
     @property
     def published(self) -> published.Published | None:
-        """The published model it is, or was taken for when it was loaded; None for any other."""
+        """The published model that it is, or that it was taken for when it was loaded; None for any other."""
         name = (self.manifest.get("source") or {}).get("published")
         return published.ENTRIES.get(name) if isinstance(name, str) else None
 
     @property
+    def advice(self) -> SamplerConfig | None:
+        """How the model's authors sample it: of a published model, or of one that came with its scheduler."""
+        saved = self.manifest.get("sampling")
+        if isinstance(saved, Mapping):
+            known = {item.name for item in fields(Sampling)}
+            return Sampling(**{name: value for name, value in saved.items() if name in known}).config
+        sampling = self.published.sampling if self.published is not None else None
+        return None if sampling is None else sampling.config
+
+    @property
     def null_class(self) -> int | None:
-        """The class that means "no class", of a model for classifier-free guidance; None for any other."""
-        return self.net.config.num_classes if getattr(self.net.config, "null_class", False) else None
+        """The class index that means "no class", for classifier-free guidance; None if there is none."""
+        return self.spec.null_index
+
+    @property
+    def preparation(self) -> Mapping[str, Any]:
+        """How the training images were prepared: "size", "channels", "fit", "pad_value", "background"; may be empty."""
+        return (self.manifest.get("data") or {}).get("config") or {}
 
     def label_name(self, index: int) -> str:
-        """Name of a class, its number if it has none."""
+        """Return the name of a class, its number if it has none."""
         return self.labels[index] if self.labels is not None else str(index)
 
     def class_index(self, name: str | int) -> int:
-        """Index of a class given by name (case does not matter), an unambiguous part of a name, or number.
+        """Return the index of a class.
 
-        Where the classes are ImageNet's, synonyms and synset ids are understood too: `imagenet_classes.find`.
+        Args:
+            name: A name (case does not matter), an unambiguous part of a name, or a number. If the classes are those of
+                ImageNet, synonyms and synset ids are understood as well, see `imagenet_classes`.
+
+        Raises:
+            ValueError: There is no such class, or there are several.
         """
         classes = self.num_classes
         if classes is None:
@@ -96,9 +160,7 @@ class _Model:
 
 @dataclass(frozen=True)
 class DiffusionModel(_Model):
-    """A diffusion model: `net` is a `UNet` or a `DDPMUNet`, `weights` says which of a checkpoint's weights they are."""
-
-    net: UNet | DDPMUNet
+    """A diffusion model."""
 
     def denoiser(
         self,
@@ -107,73 +169,125 @@ class DiffusionModel(_Model):
         precision: str | None = None,
         device: torch.device | str = "cpu",
         gradient: bool = False,
+        compiled: bool = False,
+        consume: bool = False,
     ) -> ChainDenoiser:
-        """The model as a denoiser; `clip` as in `ChainDenoiser`.
+        """Return the model as a denoiser. The model stays as it is: it can be saved, trained and used again.
 
-        With a `precision` ("fp32", "bf16", "fp16") the network is first made ready in place, on `device`, to be used
-        only: faster, but it can be neither trained nor saved any more, and has no gradients, unless `gradient` keeps
-        those with respect to the image (for guidance through the network).
+        Args:
+            clip: Treatment of the denoised image, see `ChainDenoiser`.
+            precision: "fp32", "bf16" or "fp16" to prepare a copy of the network for fast inference, see
+                `prepare_for_inference`, which also explains the arguments below. None calls the network itself.
+            device: The device to run on.
+            gradient: Whether the prepared network has gradients with respect to the image.
+            compiled: Whether to use `torch.compile`.
+            consume: Whether to give up the model's own weights to save memory.
+
+        Returns:
+            The denoiser.
+
+        Raises:
+            ValueError: `clip` is unknown, or the weights were given up earlier.
         """
-        if precision is None:
-            return ChainDenoiser(self.net, self.process, clip)
-        _ = self.digest  # while the weights are there as they are in the file
-        network = inference_forward(self.net, precision, torch.device(device), gradient=gradient)
+        network = self._runner(precision, device, gradient=gradient, compiled=compiled, consume=consume)
         return ChainDenoiser(network, self.process, clip)
 
 
 @dataclass(frozen=True)
 class ClassifierModel(_Model):
-    """A classifier of noisy images: `net` is a `NoisyClassifier`."""
+    """A classifier of noisy images."""
 
-    net: NoisyClassifier
+    def level_classifier(
+        self,
+        *,
+        precision: str | None = None,
+        device: torch.device | str = "cpu",
+        temperature: float = 1.0,
+        consume: bool = False,
+    ) -> LevelClassifier:
+        """Return the classifier as a function of noisy images and noise levels.
 
-    def level_classifier(self, *, precision: str | None = None, device: torch.device | str = "cpu") -> LevelClassifier:
-        """The classifier asked at noise levels, its weights frozen; with a `precision` made ready as a denoiser is,
-        except that it keeps its gradient with respect to the image."""
-        if precision is None:
-            return LevelClassifier(self.net, self.process)
-        _ = self.digest
-        network = inference_forward(self.net, precision, torch.device(device), gradient=True)
-        return LevelClassifier(network, self.process)
+        Args:
+            precision: "fp32", "bf16" or "fp16" to prepare a copy of the network that has gradients with respect to the
+                image, see `prepare_for_inference`. None uses the network itself and freezes its parameters.
+            device: The device to run on.
+            temperature: Divisor of the scores, above 0, see `LevelClassifier`.
+            consume: Whether to give up the model's own weights to save memory.
+
+        Returns:
+            The classifier.
+        """
+        how = {"gradient": True, "consume": consume} if precision is not None else {"consume": consume}
+        return LevelClassifier(self._runner(precision, device, **how), self.process, temperature)
+
+    @property
+    def clean_only(self) -> bool:
+        """Whether it was trained on images without noise alone, and so knows nothing of noisy ones."""
+        objective = self.manifest.get("objective") or {}
+        return objective.get("noise") is False or objective.get("clean_fraction") == 1.0
 
 
 def resolve(reference: str | Path, weights: str | None = None) -> Path:
-    """The checkpoint a reference means, downloaded or converted where that is needed.
+    """Return the file of a model, downloaded or converted if necessary.
 
-    A reference is a file, a run folder (its newest checkpoint), the name of a shipped or a published model
-    (`undiffuse models`), a file or diffusers folder of others' weights, or FILE@LIKE, where LIKE says what the weights
-    do not tell: a published model, or the flags it was trained with. `weights` of several that a file of others holds.
+    Args:
+        reference: A file, a run folder (its newest checkpoint), the name of a shipped or published model, a file or
+            diffusers folder of another program's weights, hf:OWNER/NAME on the Hub, or "FILE@LIKE", where LIKE is a
+            published model or the flags that the weights were trained with.
+        weights: Which weights to convert, if another program's file holds several.
+
+    Returns:
+        The path of a checkpoint.
+
+    Raises:
+        ValueError: There is no such file or model.
     """
     path = Path(reference)
     if os.path.isfile(path):  # os.path, because flags may be longer than any file's name, which pathlib calls an error
         return path if foreign.is_ours(path) else importing.convert(path, which=weights)
     if os.path.isdir(path):
         newest = checkpoints.latest(path)
-        return newest if newest is not None else importing.convert(path, which=weights)
+        if newest is not None:
+            return newest
+        only = None if importing.is_diffusers(path) else importing.only_weights(path)
+        return resolve(only, weights) if only is not None else importing.convert(path, which=weights)
     if str(reference) in SHIPPED:
         return Path(str(resources.files("undiffuse") / "assets" / f"{reference}.safetensors"))
     if str(reference) in published.ENTRIES:
         return importing.published_checkpoint(str(reference))
+    if hub.is_reference(str(reference)):
+        return _of_hub(str(reference), weights)
     file, like = split_reference(reference)
     if like is not None:
-        if Path(file).is_file() and foreign.is_ours(Path(file)):
+        if os.path.isfile(file) and foreign.is_ours(Path(file)):
             raise ValueError(f"{file} says itself what it is: leave {like!r} out")
         return importing.convert(file, like, weights)
+    shown = str(reference) if len(str(reference)) < 200 else f"{str(reference)[:197]}..."
     raise ValueError(
-        f"there is no file or folder {reference}, no shipped model of that name ({', '.join(SHIPPED)}) and no "
+        f"there is no file or folder {shown}, no shipped model of that name ({', '.join(SHIPPED)}) and no "
         f"published one{published.near(str(reference))}"
     )
 
 
+def _of_hub(reference: str, weights: str | None) -> Path:
+    """A model on the Hub: hf:OWNER/NAME, with @REVISION or @LIKE behind it, where LIKE has a "=" or a space."""
+    name, _, rest = reference.partition("@")
+    revision, _, like = rest.partition("@")
+    if "=" in revision or " " in revision:
+        revision, like = "", rest
+    folder = hub.snapshot(f"{name}@{revision}" if revision else name)
+    return importing.convert(folder, like or None, weights)
+
+
 def split_reference(reference: str | Path) -> tuple[str, str | None]:
-    """ "FILE@LIKE" as (FILE, LIKE); (reference, None) where it is no such pair or is itself the name of a file."""
+    """Split "FILE@LIKE" into (FILE, LIKE); (reference, None) if it is no such pair or is the name of a file."""
     text = str(reference)
     file, at, like = text.rpartition("@")
     return (file, like) if at and not os.path.exists(text) and os.path.exists(file) else (text, None)
 
 
 def paired_classifier(reference: str | Path) -> str | None:
-    """The classifier made for a model, by the model's reference: a name, or a file beside it; None without one."""
+    """Return the reference of the classifier made for a model: a name, or a file beside the model's, or None."""
     if str(reference) == SHIPPED[0]:
         return SHIPPED[1]
     file, like = split_reference(reference)
@@ -181,17 +295,32 @@ def paired_classifier(reference: str | Path) -> str | None:
     if entry is None or entry.sampling is None or entry.sampling.classifier is None:
         return None
     beside = Path(file).parent / published.get(entry.sampling.classifier).file
-    return str(beside) if Path(file).is_file() and beside.is_file() else entry.sampling.classifier
+    return str(beside) if os.path.isfile(file) and os.path.isfile(beside) else entry.sampling.classifier
 
 
 def load_model(
-    reference: str | Path, *, weights: str | None = None, device: torch.device | str = "cpu"
+    reference: str | Path,
+    *,
+    weights: str | None = None,
+    device: torch.device | str = "cpu",
+    net: nn.Module | None = None,
 ) -> DiffusionModel | ClassifierModel:
-    """Load a model from a file, a run folder or by its name; `reference` as in `resolve`.
+    """Load a model from a file, a run folder or by its name.
 
-    `weights`: "net" (as trained), the name of an average ("0.999"), or None for the slowest average there is.
-    The network is in evaluation mode, its parameters frozen and in channels-last layout on `device`. CheckpointError
-    (a ValueError) says what is wrong with a damaged or foreign file.
+    On a CPU the weights are read from the file when they are first used, and the operating system may drop and reread
+    them; do not change the file in place while the model is in use.
+
+    Args:
+        reference: See `resolve`.
+        weights: "net" (as trained), the name of an average ("0.999"), or None for the slowest average there is.
+        device: The device to load to.
+        net: A network that receives the weights, for files of an architecture that is not registered.
+
+    Returns:
+        The model. Its network is in evaluation mode, its parameters are frozen.
+
+    Raises:
+        CheckpointError: A ValueError. The file is damaged, of another format, or of an architecture that is not known.
     """
     path = resolve(reference, weights)
     state, manifest = checkpoints.load_weights(path, weights)
@@ -200,83 +329,150 @@ def load_model(
     if kind not in ("diffusion", "classifier"):
         raise checkpoints.CheckpointError(f"{path} holds a {kind!r}; expected a diffusion model or a classifier")
     try:
-        config = config_from_dict(manifest["net"], kind)
+        config: Any = manifest["net"] if net is not None else registry.config_from_dict(manifest["net"], kind)
         process = ProcessConfig(**manifest["process"])
         labels = tuple(manifest["labels"]) if manifest.get("labels") else None
-        net = _build(config, state)
+        net = registry.build(config) if net is None else net
+        net = _with_weights(net, state if which == "net" else _complete(net, state, path))
+        spec = _spec_of(net, manifest)
         process.chain()
+    except registry.UnknownArchitecture as error:
+        raise checkpoints.CheckpointError(
+            f"{path} cannot be loaded: {error}. Or pass a network that takes its weights: load_model(..., net=net)"
+        ) from error
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         raise checkpoints.CheckpointError(f"{path} does not describe a model that can be built: {reason}") from error
-    if labels is not None and net.config.num_classes not in (None, len(labels)):
-        raise checkpoints.CheckpointError(f"{path} names {len(labels)} classes for {net.config.num_classes}")
-    net = net.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    if isinstance(net, NoisyClassifier):
-        return ClassifierModel(net, process, labels, manifest, which)
-    return DiffusionModel(net, process, labels, manifest, which)
+    if labels is not None and spec.num_classes not in (None, len(labels)):
+        raise checkpoints.CheckpointError(f"{path} names {len(labels)} classes for {spec.num_classes}")
+    net = net.to(device=device).eval().requires_grad_(False)
+    if torch.device(device).type != "cpu" and memory_format(net) == torch.channels_last:
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    cls = ClassifierModel if kind == "classifier" else DiffusionModel
+    return cls(net, process, labels, manifest, which, spec)
 
 
-def _build(config: UNetConfig | DDPMConfig | ClassifierConfig, state: Mapping[str, torch.Tensor]) -> Any:
-    """The network of `config` with the weights `state`, in float32; ValueError unless they fit exactly."""
-    net: Any = skeleton(config.build)
+def _spec_of(net: nn.Module, manifest: Mapping[str, Any]) -> NetworkSpec:
+    """Return what a loaded network's images are, as it says itself, else as its file says."""
+    try:
+        return describe(net)
+    except ValueError:
+        return describe(manifest["net"])
+
+
+def _complete(net: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> Mapping[str, torch.Tensor]:
+    """Complete an average, which holds each parameter once and no buffers, for a network with tied ones or buffers."""
+    first = {id(parameter): name for name, parameter in net.named_parameters()}
+    tied = {name: first[id(parameter)] for name, parameter in net.named_parameters(remove_duplicate=False)}
+    state = {**state, **{name: state[tied[name]] for name in tied.keys() - state.keys() if tied[name] in state}}
+    missing = {name for name, _ in net.named_buffers()} & net.state_dict().keys() - state.keys()
+    if not missing:
+        return state
+    trained, _ = checkpoints.read(path, "net")
+    return {**state, **{name: trained[f"net.{name}"] for name in missing if f"net.{name}" in trained}}
+
+
+def _with_weights(net: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Give a network the weights `state`, in float32; ValueError unless they fit exactly."""
     expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if odd:
         first = f"{odd[0]} is {found.get(odd[0], 'missing')} there, {expected.get(odd[0], 'unknown')} in the network"
         raise ValueError(f"{len(odd)} of its tensors are not those of its network; {first}")
-    if not all(value.is_floating_point() for value in state.values()):
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    if not all(value.is_floating_point() for name, value in state.items() if name in parameters):
         raise ValueError("its weights are not floating-point numbers")
-    net.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    ready = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    tied = len(parameters) > len({id(parameter) for parameter in parameters.values()})
+    net.load_state_dict(ready, assign=not tied)  # assigning would untie them
     return net
 
 
 def load_diffusion(
-    reference: str | Path, *, weights: str | None = None, device: torch.device | str = "cpu"
+    reference: str | Path,
+    *,
+    weights: str | None = None,
+    device: torch.device | str = "cpu",
+    net: nn.Module | None = None,
 ) -> DiffusionModel:
-    """`load_model` for a diffusion model; ValueError if the file holds a classifier."""
-    model = load_model(reference, weights=weights, device=device)
+    """Load a diffusion model, see `load_model`. Raises ValueError if the file holds a classifier."""
+    model = load_model(reference, weights=weights, device=device, net=net)
     if not isinstance(model, DiffusionModel):
         raise ValueError(f"{reference} is a classifier; a diffusion model is needed here")
     return model
 
 
 def load_classifier(
-    reference: str | Path, *, weights: str | None = None, device: torch.device | str = "cpu"
+    reference: str | Path,
+    *,
+    weights: str | None = None,
+    device: torch.device | str = "cpu",
+    net: nn.Module | None = None,
 ) -> ClassifierModel:
-    """`load_model` for a classifier; ValueError if the file holds a diffusion model."""
-    model = load_model(reference, weights=weights, device=device)
+    """Load a classifier of noisy images, see `load_model`. Raises ValueError if the file holds a diffusion model."""
+    model = load_model(reference, weights=weights, device=device, net=net)
     if not isinstance(model, ClassifierModel):
         raise ValueError(f"{reference} is a diffusion model; a noisy-image classifier is needed here")
     return model
 
 
 def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> None:
-    """Write the weights alone, with everything needed to use them: the slim form of a checkpoint, to share."""
+    """Write the weights alone, with everything needed to use them: the slim form of a checkpoint, to share.
+
+    Args:
+        path: The file, a .safetensors.
+        model: The model.
+
+    Raises:
+        ValueError: The model's weights were given up (`consume=True`), or its config cannot be written as JSON.
+    """
+    model._check_weights("it cannot be saved")
     state = {f"net.{name}": tensor.contiguous() for name, tensor in model.net.state_dict().items()}
-    kept = ("objective", "train", "progress", "seed", "recipe", "init", "source", "posthoc")
+    kept = ("objective", "train", "progress", "seed", "recipe", "init", "source", "posthoc", "sampling")
     manifest = {name: model.manifest[name] for name in kept if name in model.manifest}
     if "init" in manifest:  # the model it began with by its name, not by where it lay
         manifest["init"] = {key: value for key, value in manifest["init"].items() if key != "from"}
     # Of the data what identifies it and how it was prepared, not where it lay on somebody's disk.
     data = model.manifest.get("data") or {}
     manifest["data"] = {name: data[name] for name in ("fingerprint", "count", "size", "channels") if name in data}
-    config = data.get("config") or {}
-    manifest["data"]["config"] = {name: config[name] for name in _PREPARATION if name in config}
+    manifest["data"]["config"] = {name: value for name, value in model.preparation.items() if name in _PREPARATION}
     kind = "diffusion" if isinstance(model, DiffusionModel) else "classifier"
     labels = list(model.labels) if model.labels is not None else None
-    about = {"kind": kind, "net": asdict(model.net.config), "process": asdict(model.process), "labels": labels}
+    about = {"kind": kind, "net": _net_card(model), "process": asdict(model.process), "labels": labels}
     checkpoints.write(path, state, {**manifest, **about, "ema": [], "weights": model.weights, "version": _version()})
 
 
-def check_pair(model: DiffusionModel, classifier: ClassifierModel) -> None:
-    """ValueError if the classifier cannot guide the model: other image shape, other noise levels, or other classes."""
+def _net_card(model: DiffusionModel | ClassifierModel) -> dict[str, Any]:
+    """Return what a file says of the network; of one without a registered architecture what its own file said."""
+    if not registry.is_registered(model.net) and model.manifest.get("net"):
+        return dict(model.manifest["net"])
+    return registry.config_to_dict(model.net, model.net_spec)
+
+
+def check_pair(model: DiffusionModel, classifier: ClassifierModel, at: str = "x_t") -> None:
+    """Check that a classifier can guide a model.
+
+    Args:
+        model: The model.
+        classifier: The classifier.
+        at: Where it is asked: at the noisy image ("x_t", "mean") or at the denoised one ("x0").
+
+    Raises:
+        ValueError: It has another image shape or other classes, or was trained on clean images and is asked of noisy
+            ones.
+    """
     problems = []
+    if at != "x0" and classifier.clean_only:
+        problems.append(
+            "it was trained on clean images alone, and a guide is asked of noisy ones: guide at the denoised image "
+            "(guidance_at 'x0'), or train one on noisy images"
+        )
     if model.image_shape[0] != classifier.image_shape[0]:
         ours = model.image_shape[0]
         channels = f"{ours} channel{'s' if ours != 1 else ''}"
         problems.append(f"images of {channels} against {classifier.image_shape[0]}")
-    elif model.image_shape != classifier.image_shape and classifier.net.config.pool == "attention":
+    elif model.image_shape != classifier.image_shape and _attention_pool(classifier):
         shapes = ["x".join(map(str, shape[1:])) for shape in (model.image_shape, classifier.image_shape)]
         problems.append(f"images of {shapes[0]} (height x width) against {shapes[1]}, and its attention pool is fixed")
     if model.labels is not None and classifier.labels is not None and model.labels != classifier.labels:
@@ -285,6 +481,10 @@ def check_pair(model: DiffusionModel, classifier: ClassifierModel) -> None:
         problems.append(f"{model.num_classes} classes against {classifier.num_classes}")
     if problems:
         raise ValueError(f"this classifier does not fit the model: {'; '.join(problems)}")
+
+
+def _attention_pool(classifier: ClassifierModel) -> bool:
+    return getattr(getattr(classifier.net, "config", None), "pool", None) == "attention"
 
 
 def _some(names: Sequence[str], most: int = 10) -> str:

@@ -2,7 +2,7 @@
 
 Inside the library an image is a float tensor [N, C, H, W] in [-1, 1]; outside (files, pictures, metrics) it is [N, H,
 W, C], uint8 or in the units of a declared value range. The map of 8-bit levels is x = u / 127.5 - 1, as in Ho et al.
-2020 (section 3.3); that of a range (low, high) is x = 2 (v - low) / (high - low) - 1. Any number of channels is allowed.
+2020 (section 3.3); that of a range (low, high) is x = 2 (v - low) / (high - low) - 1. Any number of channels will do.
 """
 
 from __future__ import annotations

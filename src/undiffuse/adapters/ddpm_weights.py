@@ -18,10 +18,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from undiffuse.adapters import diffusers_config
+from undiffuse.adapters import diffusers_config, diffusers_scheduler
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import DDPMConfig
-from undiffuse.nets.skeleton import skeleton
+from undiffuse.nets.meta import build_on_meta
 
 ORIGINAL = "original"
 DIFFUSERS = "diffusers"
@@ -100,14 +100,15 @@ def convert(
                   embedding, another padding or number of heads has the same shapes.
     `scheduler`   what scheduler_config.json says; without it DDPM's process, 1000 linear steps, predicting the noise
     `image_size`  otherwise unet's "sample_size", otherwise as in all of the authors' networks: attention is at 16x16
-    `variance`    "beta" or "posterior"; otherwise the scheduler's, otherwise what the authors (and DDIM's settings)
+    `variance`    "fixed_large" or "fixed_small"; otherwise the scheduler's, otherwise what the authors (and DDIM's
+                  settings)
                   used: beta below 256 pixels (CIFAR-10, CelebA), the posterior's at 256 (LSUN, CelebA-HQ)
     `dropout`     only matters where training goes on; otherwise unet's "dropout", otherwise 0
 
     ValueError, which says why, if this is not DDPM's U-Net or something cannot be told.
     """
-    if variance not in (None, "beta", "posterior"):
-        raise ValueError(f"DDPM's U-Net predicts no variance: it is 'beta' or 'posterior', not {variance!r}")
+    if variance not in (None, "fixed_large", "fixed_small"):
+        raise ValueError(f"DDPM's U-Net predicts no variance: it is 'fixed_large' or 'fixed_small', not {variance!r}")
     layout = recognise(state)
     if layout is None:
         raise ValueError("these are no weights of a DDPM-style U-Net, neither by its original names nor by diffusers'")
@@ -132,15 +133,15 @@ def convert(
         names = {**{own: diffusers_name(own, len(config.widths)) for own in config_names(config)}, **names}
     _check_shapes(config, ours, names)
     if scheduler is None:
-        process = ProcessConfig(variance=variance or ("beta" if min(config.size) < 256 else "posterior"))
+        process = ProcessConfig(variance=variance or ("fixed_large" if min(config.size) < 256 else "fixed_small"))
     else:
-        process = diffusers_config.process_config(scheduler, variance)
+        process = diffusers_scheduler.process_config(scheduler, variance)
     return config, process, {own: ours[own].detach().float().contiguous() for own in config_names(config)}
 
 
 def config_names(config: DDPMConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the network's weights, in their order."""
-    return {name: tuple(value.shape) for name, value in skeleton(config.build).state_dict().items()}
+    return {name: tuple(value.shape) for name, value in build_on_meta(config.build).state_dict().items()}
 
 
 def diffusers_name(name: str, levels: int) -> str:
@@ -213,7 +214,7 @@ def _config(
         num_res_blocks=blocks,
         channel_mult=tuple(n // width if n % width == 0 else n / width for n in widths),
         attention_resolutions=tuple(2**level for level in attends),
-        dropout=diffusers_config.number(unet, "dropout", 0.0) if dropout is None else dropout,
+        dropout=diffusers_scheduler.number(unet, "dropout", 0.0) if dropout is None else dropout,
     )
 
 
@@ -248,7 +249,7 @@ def _attending(config: DDPMConfig) -> set[int]:
 
 def _check_groups(config: DDPMConfig, stated: int) -> None:
     """ValueError unless all group norms of our network have as many groups as the file's."""
-    groups = {module.num_groups for module in skeleton(config.build).modules() if isinstance(module, nn.GroupNorm)}
+    groups = {module.num_groups for module in build_on_meta(config.build).modules() if isinstance(module, nn.GroupNorm)}
     if groups != {stated}:
         raise ValueError(
             f"its group norms have {stated} groups, those of our network of {'/'.join(map(str, config.widths))} "

@@ -1,22 +1,27 @@
-"""Folders of diffusers that hold DDPM's U-Net: where their files are, and what their configurations say.
+"""Folders of diffusers: where their files are, and whether their UNet2DModel computes what DDPM's U-Net does.
 
-A folder is a whole pipeline (unet/config.json, scheduler/scheduler_config.json) or has everything at its root, as
-google/ddpm-cifar10-32 and its kin have. The weights are `diffusion_pytorch_model.safetensors` or `.bin`.
+A folder is a whole pipeline (unet/config.json, scheduler/scheduler_config.json), has everything at its root, as
+google/ddpm-cifar10-32 and its kin have, or is a checkpoint of a training (unet/, unet_ema/). The weights are
+`diffusion_pytorch_model.safetensors` or `.bin`, whole or in shards with an index, perhaps of a variant (`.fp16`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from undiffuse.denoiser import ProcessConfig
-
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+_FILE = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?\.(?:safetensors|bin)")
+_INDEX = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?\.(?:safetensors|bin)\.index(?:\.(\w+))?\.json")
+# What EMAModel adds to the config.json of averaged weights.
+_OF_AVERAGES = frozenset(
+    ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
+)
 
 # What a UNet2DModel's settings must be for it to compute what DDPM's U-Net does: allowed values (the first is how
 # google/ddpm-* say it), what a setting left out means in diffusers, and what DDPM does.
@@ -51,43 +56,122 @@ DDPM_SETTINGS: Mapping[str, Any] = {
 }
 """What config.json of a genuine DDPM model says besides sizes."""
 
-_TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-_VARIANCES = {
-    "fixed_small": "posterior",
-    "fixed_small_log": "posterior",
-    "fixed_large": "beta",
-    "fixed_large_log": "beta",
-}
-
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder of diffusers holds: the file of the weights, config.json, and scheduler_config.json if there."""
+    """What a folder of diffusers holds.
 
-    weights: Path
+    Attributes:
+        files: The files of the weights, one or, of a sharded model, several.
+        unet: What config.json says.
+        scheduler: What scheduler_config.json says, if it is there.
+        about: What undiffuse.json says, in a folder that `undiffuse export` wrote.
+        called: Which of several weights these are: "net", "unet", "unet_ema" or a variant like "fp16".
+    """
+
+    files: tuple[Path, ...]
     unet: dict[str, Any]
     scheduler: dict[str, Any] | None
+    about: dict[str, Any] | None = None
+    called: str = "net"
+
+    @property
+    def weights(self) -> Path:
+        """The first file of the weights."""
+        return self.files[0]
 
 
-def find(folder: str | Path) -> Folder | None:
-    """The model in a folder written by diffusers, or None if it is no such folder.
+def find(folder: str | Path, which: str | None = None) -> Folder | None:
+    """Find the model in a folder written by diffusers.
 
-    ValueError if it is one, but its configuration cannot be read or its weights are not there.
+    Args:
+        folder: A pipeline, a bare model, `checkpoint-500` of a training, or the folder of such a training, whose newest
+            checkpoint counts. A file of weights beside its config.json means its folder.
+        which: "unet" or "unet_ema" where a checkpoint holds both (default: the average), or a variant, like "fp16".
+
+    Returns:
+        The model, or None if it is no such folder.
+
+    Raises:
+        ValueError: It is one, but its configuration cannot be read, or its weights are not there or ambiguous.
     """
     root = Path(folder)
-    places = [root / "unet", root]
-    home = next((place for place in places if _is_model(place / "config.json")), None)
+    inside = [root / "unet_ema", root / "unet", root]
+    if which in ("unet", "unet_ema"):
+        inside = [root / which]
+    home = next((place for place in inside if _is_model(place / "config.json")), None)
     if home is None:
+        newest = max(root.glob("checkpoint-*"), key=_number_of, default=None)
+        if newest is not None and newest.is_dir():
+            found = find(newest, which)
+            if found is not None:
+                return found if found.scheduler else replace(found, scheduler=_scheduler(root))
         if (root / "model_index.json").is_file():
-            raise ValueError(f"{root} is a diffusers pipeline without a unet/config.json: it holds no U-Net")
+            parts = _read(root / "model_index.json")
+            name = parts.get("_class_name", "of no name")
+            raise ValueError(
+                f"{root} is a diffusers pipeline ({name}) without a unet/config.json: it holds no U-Net of pixels"
+            )
         return None
-    weights = next((home / name for name in WEIGHTS if (home / name).is_file()), None)
-    if weights is None:
-        there = ", ".join(sorted(p.name for p in home.glob("*") if p.suffix in (".safetensors", ".bin"))) or "none"
-        raise ValueError(f"{home} has no {' or '.join(WEIGHTS)} (files of weights there: {there})")
-    scheduler = [root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json"]
-    found = next((path for path in scheduler if path.is_file()), None)
-    return Folder(weights, _read(home / "config.json"), _read(found) if found else None)
+    both = _is_model(root / "unet" / "config.json") and _is_model(root / "unet_ema" / "config.json")
+    variant = None if which in ("unet", "unet_ema", "net") else which
+    files, named = _files(home, variant)
+    about = root / "undiffuse.json"
+    return Folder(
+        files,
+        {name: value for name, value in _read(home / "config.json").items() if name not in _OF_AVERAGES},
+        _scheduler(root) or _scheduler(root.parent if home == root else root),
+        _read(about) if about.is_file() else None,
+        home.name if both else named or "net",
+    )
+
+
+def beside(file: Path) -> Path | None:
+    """The folder of diffusers that a file of weights belongs to, by the config.json beside it, or None."""
+    if not _is_model(file.parent / "config.json"):
+        return None
+    home = file.parent
+    return home.parent if home.name == "unet" and _scheduler(home.parent) else home
+
+
+def _files(home: Path, variant: str | None) -> tuple[tuple[Path, ...], str]:
+    """The files of a model's weights, and the variant that they are ("" for none)."""
+    found: dict[str, tuple[Path, ...]] = {}
+    for path in sorted(home.glob("diffusion_pytorch_model*"), key=lambda path: path.suffix == ".bin"):
+        match = _INDEX.fullmatch(path.name)
+        if match:
+            shards = sorted(set(_read(path).get("weight_map", {}).values()))
+            missing = [name for name in shards if not (home / name).is_file() or Path(name).name != name]
+            if missing or not shards:
+                raise ValueError(f"{path} names files that are not there: {', '.join(missing) or 'none'}")
+            found.setdefault(match[1] or match[2] or "", tuple(home / name for name in shards))
+        elif match := _FILE.fullmatch(path.name):
+            found.setdefault(match[1] or "", (path,))
+    if variant is not None:
+        if variant not in found:
+            there = ", ".join(name or "net" for name in found) or "none"
+            raise ValueError(f"{home} has no weights {variant!r}; it has: {there}")
+        return found[variant], variant
+    if "" in found:
+        return found[""], ""
+    if len(found) == 1:
+        name, files = next(iter(found.items()))
+        return files, name
+    if found:
+        raise ValueError(f"{home} has several weights, {', '.join(found)}: say which by --weights NAME")
+    there = ", ".join(sorted(p.name for p in home.glob("*") if p.suffix in (".safetensors", ".bin"))) or "none"
+    raise ValueError(f"{home} has no {' or '.join(WEIGHTS)} (files of weights there: {there})")
+
+
+def _scheduler(root: Path) -> dict[str, Any] | None:
+    places = [root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json"]
+    found = next((path for path in places if path.is_file()), None)
+    return _read(found) if found else None
+
+
+def _number_of(path: Path) -> int:
+    text = path.name.removeprefix("checkpoint-")
+    return int(text) if text.isdecimal() else -1
 
 
 def check_unet(config: Mapping[str, Any], attending: Iterable[int]) -> None:
@@ -117,65 +201,6 @@ def check_unet(config: Mapping[str, Any], attending: Iterable[int]) -> None:
         problems.append(f"{_HEAD} = {head!r}, where DDPM has None (one head)")
     if problems:
         raise ValueError(f"this UNet2DModel is not DDPM's U-Net: {'; '.join(problems)}")
-
-
-def process_config(scheduler: Mapping[str, Any], variance: str | None = None) -> ProcessConfig:
-    """The process that a scheduler_config.json describes; `variance` ("beta", "posterior") replaces what it says.
-
-    Read are the betas (linear, scaled_linear, squaredcos_cap_v2 or given ones), what is predicted and which fixed
-    variance the reverse step has; a scheduler without one, such as DDIM's, means the posterior's. Number of steps and
-    clipping are a matter of sampling, not of the process. ValueError for what is not understood.
-    """
-    name = scheduler.get("_class_name", "DDPMScheduler")
-    betas = scheduler.get("trained_betas")
-    if betas is None and not {"beta_start", "beta_end", "beta_schedule"} & set(scheduler):
-        raise ValueError(f"the scheduler {name} has no betas, so it is not a chain of noise levels that DDPM can have")
-    if scheduler.get("rescale_betas_zero_snr"):
-        raise ValueError(f"the scheduler {name} rescales its betas to end in pure noise, which is not understood here")
-    target = str(scheduler.get("prediction_type", "epsilon"))
-    if target not in _TARGETS:
-        raise ValueError(f"the scheduler predicts {target!r}; understood are {', '.join(_TARGETS)}")
-    kind = str(scheduler.get("variance_type", "fixed_small"))
-    if kind not in _VARIANCES:
-        raise ValueError(
-            f"the scheduler has variance_type {kind!r}, and DDPM's U-Net predicts no variance; "
-            f"understood are {', '.join(_VARIANCES)}"
-        )
-    process = ProcessConfig(target=_TARGETS[target], variance=variance or _VARIANCES[kind])
-    process = _with_betas(process, scheduler) if betas is None else replace(process, betas=_floats(betas))
-    process.chain()  # says what is wrong with betas that make none
-    return process
-
-
-def _with_betas(process: ProcessConfig, scheduler: Mapping[str, Any]) -> ProcessConfig:
-    """`process` with the schedule that a scheduler names."""
-    start, end = number(scheduler, "beta_start", 1e-4), number(scheduler, "beta_end", 0.02)
-    process = replace(process, steps=scheduler.get("num_train_timesteps", 1000))
-    schedule = scheduler.get("beta_schedule", "linear")
-    if schedule == "squaredcos_cap_v2":
-        return replace(process, schedule="cosine")
-    if schedule == "linear" and (start, end, process.steps) == (1e-4, 0.02, 1000):
-        return process
-    if schedule == "linear":
-        return replace(process, betas=tuple(np.linspace(start, end, process.steps).tolist()))
-    if schedule == "scaled_linear" and min(start, end) >= 0:
-        return replace(process, betas=tuple((np.linspace(start**0.5, end**0.5, process.steps) ** 2).tolist()))
-    known = "linear, scaled_linear and squaredcos_cap_v2"
-    raise ValueError(f"the scheduler has beta_schedule {schedule!r} from {start:g} to {end:g}; understood are {known}")
-
-
-def number(settings: Mapping[str, Any], name: str, default: float) -> float:
-    """A setting that is a number. ValueError if it is none."""
-    value = settings.get(name, default)
-    if not isinstance(value, (int, float)):
-        raise ValueError(f"the configuration has {name} = {value!r}; expected a number")
-    return float(value)
-
-
-def _floats(values: Any) -> tuple[float, ...]:
-    if not isinstance(values, (list, tuple)) or not all(isinstance(value, (int, float)) for value in values):
-        raise ValueError("the scheduler's trained_betas are no list of numbers")
-    return tuple(float(value) for value in values)
 
 
 def _is_model(path: Path) -> bool:

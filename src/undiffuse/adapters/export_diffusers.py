@@ -2,7 +2,7 @@
 
 UNet2DModel is the same family of networks with fewer degrees of freedom, and hands its networks whole step numbers.
 `obstacles` lists what it cannot express; a model without any is converted by renaming its weights, splitting the rows
-of qkv, and nothing else. Both ADM's U-Net and DDPM's own can be written.
+of qkv, and nothing else. ADM's U-Net, DDPM's own and networks that came from diffusers can be written.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from undiffuse.adapters import ddpm_weights, diffusers_config, exporting
+from undiffuse.adapters import ddpm_weights, diffusers_config, diffusers_unet, exporting
 from undiffuse.adapters.exporting import Exported, Model
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.nets import DDPMConfig, DDPMUNet, UNet, UNetConfig
+from undiffuse.nets import DDPMConfig, DDPMUNet, UNet, UNet2D, UNetConfig
 from undiffuse.nets.blocks import Attention
+from undiffuse.nets.meta import build_on_meta
 
 WRITTEN_FOR = "0.42.1"  # the version of diffusers whose networks and schedulers these folders were compared with
 WEIGHTS = diffusers_config.WEIGHTS[0]
 
 _TARGETS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
-_VARIANCES = {"range": "learned_range", "beta": "fixed_large", "posterior": "fixed_small"}
+_VARIANCES = {"learned_range": "learned_range", "fixed_large": "fixed_large", "fixed_small": "fixed_small"}
 _TOLD = 1000  # the numbers a network with rescaled times is told lie between 0 and this
 
 _RES = (
@@ -66,17 +67,19 @@ def export_diffusers(model: Model, folder: Path) -> Exported:
 def obstacles(model: Model) -> list[str]:
     """What of a model a UNet2DModel or a scheduler would compute differently; empty if nothing."""
     net, process = model.net, model.process
-    if not isinstance(net, (UNet, DDPMUNet)):
+    if exporting.kind_of(model) == "classifier":
         return ["it is a classifier of noisy images, for which diffusers has no network"]
+    if not isinstance(net, (UNet, DDPMUNet, UNet2D)):
+        return [f"its network, a {type(net).__name__}, is not one of this library's U-Nets; export it as a graph"]
     problems = exporting.level_obstacles(process)
     groups = sorted({module.num_groups for module in net.modules() if isinstance(module, nn.GroupNorm)})
-    if len(groups) > 1:
+    if len(groups) > 1 and not isinstance(net, UNet2D):
         counts = ", ".join(map(str, groups))
         problems.append(f"its group norms have {counts} groups, where UNet2DModel has one number for all")
     if isinstance(net, UNet):
         problems += _network_obstacles(net)
-    if process.target not in (*_TARGETS, "F"):
-        what = "the mean of the previous step" if process.target == "mean" else process.target
+    if process.target not in (*_TARGETS, "edm"):
+        what = "the mean of the previous step" if process.target == "previous_mean" else process.target
         problems.append(f"it predicts {what}, which no scheduler takes")
     if process.variance not in _VARIANCES:
         problems.append(f"its variance is learned as a logarithm ({process.variance!r}), which no scheduler takes")
@@ -113,8 +116,10 @@ def _head_dim(net: UNet) -> int | None:
     return sizes.pop() if len(sizes) == 1 else 0
 
 
-def unet_config(net: UNet | DDPMUNet) -> dict[str, Any]:
+def unet_config(net: UNet | DDPMUNet | UNet2D) -> dict[str, Any]:
     """Arguments of the UNet2DModel that computes what `net` does."""
+    if isinstance(net, UNet2D):
+        return diffusers_unet.settings_of(net.config)
     config: UNetConfig | DDPMConfig = net.config
     attends = [2**level in config.attention_resolutions for level in range(len(config.widths))]
     norm = next(module for module in net.modules() if isinstance(module, nn.GroupNorm))
@@ -184,9 +189,11 @@ def scheduler_config(process: ProcessConfig) -> dict[str, Any]:
     }
 
 
-def state_dict(net: UNet | DDPMUNet) -> dict[str, Tensor]:
+def state_dict(net: UNet | DDPMUNet | UNet2D) -> dict[str, Tensor]:
     """The weights by UNet2DModel's names."""
-    state = {name: value.detach().cpu().float() for name, value in net.state_dict().items()}
+    state = {name: value.detach().cpu().float().contiguous() for name, value in net.state_dict().items()}
+    if isinstance(net, UNet2D):
+        return state
     if isinstance(net, DDPMUNet):
         levels = len(net.config.widths)
         renamed = {ddpm_weights.diffusers_name(name, levels): value for name, value in state.items()}
@@ -210,6 +217,38 @@ def state_dict(net: UNet | DDPMUNet) -> dict[str, Tensor]:
     if state:
         raise RuntimeError(f"{len(state)} parameters have no place in UNet2DModel, the first is {min(state)}")
     return out
+
+
+def own_state(config: UNetConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The inverse of `state_dict` for a `UNet`: weights by our names; None if they are not all there."""
+    modules = dict(build_on_meta(config.build).named_modules())
+    out: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for ours, theirs in _names(config):
+        if ours not in modules:
+            continue
+        for part, wanted in modules[ours].named_parameters(recurse=False):
+            if ours.endswith(".qkv"):
+                names = [f"{theirs}.to_{which}.{part}" for which in "qkv"]
+            else:
+                names = [f"{theirs}.{part}"]
+            if not all(name in state for name in names):
+                return None
+            used.update(names)
+            value = state[names[0]]
+            if len(names) > 1:
+                block = modules[ours.removesuffix(".qkv")]
+                value = _joined([state[name] for name in names], block.heads, block.new_order)
+            if value.numel() != wanted.numel():
+                return None
+            out[f"{ours}.{part}"] = value.reshape(wanted.shape)
+    return out if used == set(state) else None
+
+
+def _joined(parts: list[Tensor], heads: int, new_order: bool) -> Tensor:
+    """The inverse of `_split`."""
+    rows = torch.stack([part.unflatten(0, (heads, -1)) for part in parts], dim=0 if new_order else 1)
+    return rows.flatten(0, 2)
 
 
 def _split(rows: Tensor, heads: int, new_order: bool) -> list[Tensor]:
@@ -302,8 +341,17 @@ def _notes(model: Model) -> Iterator[str]:
         yield "diffusers has no pipeline for it: join the noisy and the enlarged image yourself, as below"
     elif "y" in conditions:
         yield "DDPMPipeline passes no class labels: call the U-Net yourself, as below"
-    learned = ", and the first half of the channels, without the variance" if process.learns_variance else ""
-    yield f'DDIM takes DDIMScheduler.from_config(scheduler.config, timestep_spacing="leading"){learned}'
+    ddim = 'DDIMScheduler.from_config(scheduler.config, timestep_spacing="leading")'
+    clipped = "step(..., use_clipped_model_output=True)"
+    if process.learns_variance:
+        count = model.net.config.in_channels
+        yield f"DDIM takes {ddim}, the first {count} channels, without the variance, and {clipped}"
+        yield (
+            "other schedulers take these channels too, and variance_type=None, thresholding=True, sample_max_value=1.0 "
+            "where they know these settings; docs/models.md has a table for equal images"
+        )
+    else:
+        yield f"DDIM takes {ddim} and {clipped}"
 
 
 def _usage(model: Model, name: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from undiffuse.adapters import exporting
 from undiffuse.adapters.exporting import Exported, Model
 from undiffuse.denoiser import ProcessConfig
+from undiffuse.nets.runner import is_own
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 EXTERNAL = 1_800_000_000  # bytes of weights from which they lie beside the ONNX file, which holds at most 2 GiB
@@ -32,18 +33,18 @@ _X0 = {
     "eps": "(x - sqrt(1 - abar[k]) * out) / sqrt(abar[k])",
     "x0": "out",
     "v": "sqrt(abar[k]) * x - sqrt(1 - abar[k]) * out",
-    "u": "(x - sqrt(1 - abar[k]) * out) / (sqrt(abar[k]) + sqrt(1 - abar[k]))",
-    "mean": (
+    "velocity": "(x - sqrt(1 - abar[k]) * out) / (sqrt(abar[k]) + sqrt(1 - abar[k]))",
+    "previous_mean": (
         "((1 - abar[k]) * out - sqrt(abar[k] / abar[k - 1]) * (1 - abar[k - 1]) * x)"
         " / (sqrt(abar[k - 1]) * (1 - abar[k] / abar[k - 1]))"
     ),
 }
 _MEAN = "sqrt(abar[j]) * beta / (1 - abar[k]) * x0 + sqrt(abar[k] / abar[j]) * (1 - abar[j]) / (1 - abar[k]) * x"
 _LOG_VARIANCE = {
-    "range": "(1 + v) / 2 * log(beta) + (1 - v) / 2 * log(small)",
-    "direct": "v",
-    "beta": "log(beta)",
-    "posterior": "log(small)",
+    "learned_range": "(1 + v) / 2 * log(beta) + (1 - v) / 2 * log(small)",
+    "learned": "v",
+    "fixed_large": "log(beta)",
+    "fixed_small": "log(small)",
 }
 
 
@@ -55,7 +56,7 @@ def export_torch(model: Model, path: Path) -> Exported:
     exporting.write_json(exporting.about_path(path), {"format": "torch.export", **instructions(model)})
     inputs = exporting.example_inputs(model, _CHECKED)
     with torch.no_grad():
-        difference = exporting.relative_difference(loaded(*inputs.values()), model.net(**inputs))
+        difference = exporting.relative_difference(loaded(*inputs.values()), exporting.call(model.net, inputs))
     return Exported(
         difference=exporting.accept(difference, path.name),
         checked=f"read back and run by torch {torch.__version__}, with {_CHECKED} images",
@@ -93,7 +94,7 @@ def export_onnx(model: Model, path: Path) -> Exported:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {name: value.numpy() for name, value in checked.items()})
     with torch.no_grad():
-        difference = exporting.relative_difference(torch.from_numpy(output), model.net(**checked))
+        difference = exporting.relative_difference(torch.from_numpy(output), exporting.call(model.net, checked))
     guidance = "its scores have no gradient, which guidance needs: --to torch has it"
     return Exported(
         difference=exporting.accept(difference, path.name),
@@ -113,25 +114,24 @@ def instructions(model: Model) -> dict[str, Any]:
 
     `abar` [steps + 1] is alpha^2 of every step's level (alpha^2 + sigma^2 = 1), its last entry that of the clean image.
     """
-    config, process = model.net.config, model.process
+    spec, process = model.spec, model.process
     problems = exporting.level_obstacles(process)
     if problems:
         raise ValueError(f"the steps beside a graph are those of a chain, and this model has another: {problems[0]}")
-    height, width = config.size
-    image = ["batch", config.in_channels, height, width]
+    image = ["batch", *spec.image_shape]
     shapes: dict[str, dict[str, Any]] = {
         "x": {"type": "float32", "shape": image, "what": "noisy images"},
         "t": {"type": "float32", "shape": ["batch"], "what": "what the network is told: time_scale * k for step k"},
     }
-    conditions: frozenset[str] = getattr(model.net, "conditions", frozenset())
+    conditions = exporting.example_inputs(model, 1, full_size=False).keys()
     if "y" in conditions:
         shapes["y"] = {"type": "int64", "shape": ["batch"], "what": "classes, counted from 0"}
     if "low_res" in conditions:
-        small = ["batch", config.in_channels, "low_height", "low_width"]
+        small = ["batch", spec.in_channels, "low_height", "low_width"]
         shapes["low_res"] = {"type": "float32", "shape": small, "what": "images to enlarge, -1 to 1"}
-    output = ["batch", config.num_classes] if exporting.kind_of(model) == "classifier" else [*image]
+    output = ["batch", spec.num_classes] if exporting.kind_of(model) == "classifier" else [*image]
     if len(output) == 4:
-        output[1] = config.out_channels
+        output[1] = process.out_channels(spec.in_channels)
     return {
         **exporting.describe(model),
         "inputs": shapes,
@@ -144,9 +144,9 @@ def instructions(model: Model) -> dict[str, Any]:
 
 def _step(process: ProcessConfig) -> dict[str, str]:
     """How to go from step k to step j < k, with abar[-1] = 1 of the clean image: lines of Python, in order."""
-    mean = f"out if j == k - 1 else {_MEAN}" if process.target == "mean" else _MEAN
+    mean = f"out if j == k - 1 else {_MEAN}" if process.target == "previous_mean" else _MEAN
     split = "out, v = the first and the second half of output's channels" if process.learns_variance else "out = output"
-    adjacent = ", for j == k - 1 only" if process.variance == "direct" else ""
+    adjacent = ", for j == k - 1 only" if process.variance == "learned" else ""
     return {
         "begin": f"x = normal numbers, k = {process.steps - 1}; j = any lower step, in the end -1",
         "split": split,
@@ -162,39 +162,51 @@ def _step(process: ProcessConfig) -> dict[str, str]:
 
 def _meaning(model: Model) -> str:
     if exporting.kind_of(model) == "classifier":
-        return f"scores of {model.net.config.num_classes} classes (log-probabilities up to a constant)"
+        return f"scores of {model.spec.num_classes} classes (log-probabilities up to a constant)"
     what = {
         "eps": "noise",
         "x0": "denoised image",
         "v": "v",
-        "u": "u = noise - image",
-        "mean": "mean of the previous step",
+        "velocity": "u = noise - image",
+        "previous_mean": "mean of the previous step",
     }
     more = ", then the variance" if model.process.learns_variance else ""
     return f"{what[model.process.target]}{more}"
 
 
 class _Positional(nn.Module):
-    """A network whose inputs are x, t and low_res, which has y between them otherwise."""
+    """A network whose conditions are passed by position, in the order of `names`."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.names = net, tuple(names)
 
-    def forward(self, x: Tensor, t: Tensor, low_res: Tensor) -> Tensor:
-        return self.net(x, t, None, low_res)
+    def forward(self, x: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
+        return self.net(x, t, **dict(zip(self.names, conditions, strict=True)))
 
 
 def _program(model: Model) -> torch.export.ExportedProgram:
-    """The network traced with any number of images, and low-resolution images of any size."""
+    """Trace the network with any number of images, and low-resolution images of any size."""
     inputs = exporting.example_inputs(model, _TRACED)
-    net = _Positional(model.net) if "low_res" in inputs and "y" not in inputs else model.net
     batch = torch.export.Dim("batch", min=1)
     axes: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
     if "low_res" in inputs:
         axes["low_res"] |= {2: torch.export.Dim("low_height", min=1), 3: torch.export.Dim("low_width", min=1)}
-    with torch.no_grad(), _quiet():
-        return torch.export.export(net, tuple(inputs.values()), dynamic_shapes=axes)
+    shapes: Any = axes
+    net = model.net
+    if not is_own(net) or ("low_res" in inputs and "y" not in inputs):
+        net = _Positional(net, list(inputs)[2:])
+        shapes = (axes["x"], axes["t"], tuple(axes[name] for name in list(inputs)[2:]))
+    try:
+        with torch.no_grad(), _quiet():
+            return torch.export.export(net, tuple(inputs.values()), dynamic_shapes=shapes)
+    except Exception as error:
+        if is_own(model.net):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"torch.export cannot trace the network {type(model.net).__name__} for any number of images: {reason}"
+        ) from error
 
 
 def _name_axes(graph: Any, model: Model) -> None:
@@ -228,14 +240,14 @@ def _comment(model: Model, path: Path) -> str:
 
 def _inputs_in_words(model: Model, library: str) -> str:
     """Lines of Python, with "torch" or "numpy", that make inputs of four images of pure noise."""
-    config = model.net.config
-    shape = f"4, {config.in_channels}, {', '.join(map(str, config.size))}"
-    small = f"4, {config.in_channels}, {', '.join(map(str, exporting.low_size(model)))}"
+    spec = model.spec
+    shape = f"4, {spec.in_channels}, {', '.join(map(str, spec.size))}"
+    small = f"4, {spec.in_channels}, {', '.join(map(str, exporting.low_size(model)))}"
     time = (model.process.steps - 1) * exporting.time_scale(model.process)
     lines = {
         "x": (f"torch.randn({shape})", f'np.random.standard_normal(({shape})).astype("float32")'),
         "t": (f"torch.full((4,), {time!r})", f'np.full(4, {time!r}, "float32")'),
-        "y": (f"torch.arange(4) % {config.num_classes}", f"np.arange(4) % {config.num_classes}"),
+        "y": (f"torch.arange(4) % {spec.num_classes}", f"np.arange(4) % {spec.num_classes}"),
         "low_res": (f"torch.zeros({small})", f'np.zeros(({small}), "float32")'),
     }
     taken = exporting.example_inputs(model, 1, full_size=False)

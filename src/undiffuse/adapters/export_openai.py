@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,22 @@ from torch import Tensor, nn
 
 from undiffuse.adapters import exporting, openai_flags
 from undiffuse.adapters.exporting import Exported, Model
+from undiffuse.adapters.returning import WRITTEN
+from undiffuse.checkpoints import weights_hash
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 from undiffuse.nets.blocks import Attention
-from undiffuse.nets.skeleton import skeleton
+from undiffuse.nets.meta import build_on_meta
 
 GROUPS = 32
 _CLASSES = {"UNetModel": UNetConfig, "SuperResModel": UNetConfig, "EncoderUNetModel": ClassifierConfig}
-_MEANS = {"eps": "EPSILON", "x0": "START_X", "mean": "PREVIOUS_X"}
-_VARIANCES = {"range": "LEARNED_RANGE", "direct": "LEARNED", "beta": "FIXED_LARGE", "posterior": "FIXED_SMALL"}
+_MEANS = {"eps": "EPSILON", "x0": "START_X", "previous_mean": "PREVIOUS_X"}
+_VARIANCES = {
+    "learned_range": "LEARNED_RANGE",
+    "learned": "LEARNED",
+    "fixed_large": "FIXED_LARGE",
+    "fixed_small": "FIXED_SMALL",
+}
 # Image sizes that the original's scripts know, where they cannot be told the widths.
 _SIZES = {"SuperResModel": (64, 256, 512), "EncoderUNetModel": (64, 128, 256, 512)}
 # Fields of ours that are no arguments of the original's classes.
@@ -48,8 +55,11 @@ def export_openai(model: Model, path: Path) -> Exported:
         raise ValueError(f"guided-diffusion cannot hold this model: {'; '.join(problems)}")
     config, process = told_config(model.net.config), model.process
     flags, reasons = script_flags(model)
+    state = state_dict(model.net)
     about = {
         **exporting.describe(model),
+        "net": asdict(config),
+        WRITTEN: weights_hash(state),
         "format": "guided-diffusion",
         "flags": flags,
         "command_line": command_line(flags) if flags else None,
@@ -57,7 +67,7 @@ def export_openai(model: Model, path: Path) -> Exported:
         "model": {"class": f"guided_diffusion.unet.{_class_name(config)}", "arguments": _arguments(config)},
         "diffusion": _diffusion(process),
     }
-    torch.save(state_dict(model.net), path)
+    torch.save(state, path)
     exporting.write_json(exporting.about_path(path), about)
     again = read_back(path)
     inputs = exporting.example_inputs(model, 2, full_size=False)
@@ -73,9 +83,10 @@ def export_openai(model: Model, path: Path) -> Exported:
 
 def obstacles(model: Model) -> list[str]:
     """What of a model no class of the original can express; empty if there is one that holds it."""
-    net, config = model.net, model.net.config
+    net: Any = model.net
+    config: Any = getattr(net, "config", None)
     if not isinstance(net, (UNet, NoisyClassifier)):
-        return [f"its network is a {type(net).__name__}, DDPM's own, which computes in another way (diffusers has it)"]
+        return [f"its network is a {type(net).__name__}, which computes in another way than any of guided diffusion's"]
     problems = exporting.level_obstacles(model.process)
     groups = {m.num_channels: m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)}
     others = {channels: count for channels, count in groups.items() if count != GROUPS}
@@ -168,7 +179,7 @@ def read_back(path: Path) -> UNet | NoisyClassifier:
         config = openai_flags.classifier_config({k: v for k, v in about["flags"].items() if k not in process})
     else:
         config = openai_flags.unet_config(about["flags"])
-    net = skeleton(config.build)
+    net = build_on_meta(config.build)
     net.load_state_dict(state, assign=True)
     return net.eval()
 
@@ -263,7 +274,7 @@ def _classifier_flags(config: ClassifierConfig) -> dict[str, Any]:
 
 def _process_flags(process: ProcessConfig) -> dict[str, Any]:
     return {
-        "learn_sigma": process.variance == "range",
+        "learn_sigma": process.variance == "learned_range",
         "diffusion_steps": process.steps,
         "noise_schedule": process.schedule,
         "predict_xstart": process.target == "x0",
@@ -303,6 +314,6 @@ def _usage(model: Model, name: str, flags: Mapping[str, Any] | None) -> str:
     given = command_line(flags)
     if exporting.kind_of(model) == "classifier":
         return f'FLAGS="{given}"\npython scripts/classifier_sample.py $MODEL_FLAGS $FLAGS --classifier_path {name} ...'
-    if model.net.config.super_resolution:
+    if model.spec.super_resolution:
         return f'FLAGS="{given}"\npython scripts/super_res_sample.py $FLAGS --model_path {name} --base_samples ...'
     return f'FLAGS="{given}"\npython scripts/image_sample.py $FLAGS --model_path {name} --timestep_respacing 250'

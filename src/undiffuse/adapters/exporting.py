@@ -22,7 +22,7 @@ from torch import Tensor
 
 from undiffuse import __version__
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.nets import NoisyClassifier
+from undiffuse.nets import NetworkSpec, NoisyClassifier, conditions_of, config_to_dict
 
 ABOUT = "undiffuse.json"  # in an exported folder; what lies beside a file is told by `about_path`
 TOLERANCE = 1e-4  # of the largest output: beyond it what was written is not this model
@@ -34,6 +34,8 @@ class Model(Protocol):
 
     @property
     def net(self) -> Any: ...
+    @property
+    def spec(self) -> NetworkSpec: ...
     @property
     def process(self) -> ProcessConfig: ...
     @property
@@ -120,8 +122,8 @@ def about_path(path: Path) -> Path:
 
 
 def describe(model: Model) -> dict[str, Any]:
-    """The model in words for the JSON file that goes with an export."""
-    config = model.net.config
+    """Describe the model for the JSON file that goes with an export."""
+    spec = model.spec
     process = asdict(model.process)
     if process["betas"] is None:
         del process["betas"]
@@ -130,24 +132,26 @@ def describe(model: Model) -> dict[str, Any]:
         "made_by": f"undiffuse {__version__}",
         "kind": kind_of(model),
         "image": {
-            "channels": config.in_channels,
-            "height": config.size[0],
-            "width": config.size[1],
+            "channels": spec.in_channels,
+            "height": spec.size[0],
+            "width": spec.size[1],
             "values": "-1 (black) to 1 (white)",
         },
-        "num_classes": config.num_classes,
-        "null_class": config.num_classes if getattr(config, "null_class", False) else None,
+        "num_classes": spec.num_classes,
+        "null_class": spec.null_index,
         "classes": list(model.labels) if model.labels is not None else None,
         "process": process,
+        "net": config_to_dict(model.net, spec),
         "weights": model.weights,
         "sha256": model.digest,
         **({"source": source} if source else {}),
+        **{name: model.manifest[name] for name in ("objective", "sampling") if model.manifest.get(name)},
     }
 
 
 def kind_of(model: Model) -> str:
-    """ "diffusion" or "classifier"."""
-    return "classifier" if isinstance(model.net, NoisyClassifier) else "diffusion"
+    """Return "diffusion" or "classifier"."""
+    return "classifier" if isinstance(model.net, NoisyClassifier) else str(model.manifest.get("kind", "diffusion"))
 
 
 def time_scale(process: ProcessConfig) -> float:
@@ -164,7 +168,7 @@ def level_obstacles(process: ProcessConfig) -> list[str]:
     problems = []
     if process.continuous:
         problems.append(f"its noise levels are continuous ({process.levels_text}), not the steps of a chain")
-    if process.target == "F":
+    if process.target == "edm":
         problems.append("it predicts F of EDM's preconditioning, which no other program takes")
     return problems
 
@@ -181,33 +185,40 @@ def low_size(model: Model) -> tuple[int, int]:
     known = (model.manifest.get("objective") or {}).get("low_size")
     if isinstance(known, (list, tuple)) and len(known) == 2:
         return int(known[0]), int(known[1])
-    height, width = model.net.config.size
+    height, width = model.spec.size
     return max(1, height // 4), max(1, width // 4)
 
 
 def example_inputs(model: Model, batch: int, *, full_size: bool = True) -> dict[str, Tensor]:
-    """Inputs of the network by name: x, t, and y and low_res where it takes them.
+    """Return inputs of the network by name: x, t, and y and low_res if it takes them.
 
-    Times are spread over the chain. Without `full_size` the image is as small as the network allows, where it allows
-    anything else than the trained size.
+    Times are spread over the chain. Without `full_size` the image is as small as the network allows, if it is known to
+    allow anything other than the trained size.
     """
-    config = model.net.config
-    height, width = config.size
-    if not full_size and getattr(config, "pool", None) != "attention":
-        height, width = (min(side, 4 * config.downsampling) for side in (height, width))
+    spec, config = model.spec, getattr(model.net, "config", None)
+    height, width = spec.size
+    downsampling = getattr(config, "downsampling", None)
+    if not full_size and downsampling is not None and getattr(config, "pool", None) != "attention":
+        height, width = (min(side, 4 * downsampling) for side in (height, width))
     generator = torch.Generator().manual_seed(0)
     steps = torch.linspace(model.process.steps - 1, 0, batch).round()
     inputs = {
-        "x": torch.randn((batch, config.in_channels, height, width), generator=generator),
+        "x": torch.randn((batch, spec.in_channels, height, width), generator=generator),
         "t": steps * time_scale(model.process),
     }
-    conditions: frozenset[str] = getattr(model.net, "conditions", frozenset())
-    if "y" in conditions:
-        inputs["y"] = torch.arange(batch) * (config.num_classes - 1) // max(1, batch - 1)
+    conditions = conditions_of(model.net)
+    if "y" in conditions and spec.num_classes is not None:
+        inputs["y"] = torch.arange(batch) * (spec.num_classes - 1) // max(1, batch - 1)
     if "low_res" in conditions:
         small = low_size(model) if full_size else (max(1, height // 2), max(1, width // 2))
-        inputs["low_res"] = torch.randn((batch, config.in_channels, *small), generator=generator)
+        inputs["low_res"] = torch.randn((batch, spec.in_channels, *small), generator=generator)
     return inputs
+
+
+def call(net: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Call a network with inputs from `example_inputs`; the names of its first two parameters do not matter."""
+    x, t, *_ = inputs.values()
+    return net(x, t, **{name: value for name, value in inputs.items() if name not in ("x", "t")})
 
 
 def relative_difference(output: Tensor, expected: Tensor) -> float:

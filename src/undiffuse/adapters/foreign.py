@@ -1,7 +1,8 @@
 """Files of weights that others wrote: opened without executing anything in them, and the weights found inside.
 
 PyTorch's files are pickles, programs that build objects. They are opened by PyTorch's restricted reader, which builds
-tensors and plain containers and refuses everything else; a file that wants anything else is not opened at all.
+tensors and plain containers. Files that hold other objects too, as EDM's do and files with a trainer's arguments, are
+read by `pickled`, which calls nothing and keeps such objects as inert data.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,33 @@ import safetensors
 import torch
 from torch import Tensor
 
-from undiffuse.adapters import ddpm_weights, openai_weights
+from undiffuse.adapters import ddp_weights, ddpm_weights, openai_args, openai_weights, pickled, programs
 from undiffuse.checkpoints import METADATA_KEY, CheckpointError
 
 ALONE = "net"
 """What weights are called that are all there is in a file."""
 
 # What training and containers put something before.
-_PREFIXED = (openai_weights.ANCHOR, "temb.dense.0.weight", "time_embedding.linear_1.weight")
+_PREFIXED = (openai_weights.ANCHOR, "temb.dense.0.weight", "time_embedding.linear_1.weight", "time_mlp.1.weight")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict found in a file: `name` is what it is called there, or `ALONE`."""
+    """A state dict found in a file.
+
+    Attributes:
+        name: What it is called there, or `ALONE`.
+        tensors: The weights by name, freed of what is before all names.
+        arguments: Flags of OpenAI's programs that the file holds beside the weights, as text.
+        program: The program that wrote the file, where its content says so: a name in `programs`.
+        beside: What else the file holds, for those who know that program.
+    """
 
     name: str
     tensors: Mapping[str, Tensor]
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    program: str = ""
+    beside: Any = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -57,24 +69,52 @@ def read(path: Path, which: str | None = None) -> Weights:
     such file, would execute something, or has no weights of a diffusion network in it.
     """
     content = _open(path)
+    program = programs.writer(content)
+    refusal = programs.refusal(program, content)
+    if refusal:
+        raise CheckpointError(f"{path} {refusal}")
     found = dict(_state_dicts(content))
+    if program == programs.EDM:
+        name = next((name for name in (which or "ema", ALONE) if name in found), None)
+        if name is None:
+            raise CheckpointError(f"{path} has no weights {which or 'ema'!r}; it has: {', '.join(found)}")
+        _check(path, found[name])
+        return Weights(name, found[name], {}, program, content)
     known = {name: state for name, state in found.items() if names_a_network(state)}
     if not known:
         raise CheckpointError(f"{path} holds no weights of a known diffusion network: {_told(content, found)}")
+    usual = next((name for name in programs.usual_weights(program) if name in known), None)
     if which is not None:
         if which not in known:
             raise CheckpointError(f"{path} has no weights {which!r}; it has: {', '.join(known)}")
         known = {which: known[which]}
+    elif usual is not None:
+        known = {usual: known[usual]}
     if len(known) > 1:
         raise CheckpointError(f"{path} holds several networks, {', '.join(known)}: say which by --weights NAME")
     name, state = next(iter(known.items()))
+    state = {key: value for key, value in state.items() if not _is_counter(key, value)}
+    _check(path, state)
+    return Weights(name, state, _arguments(content), program, content)
+
+
+def tensors(path: Path) -> Mapping[str, Tensor]:
+    """All tensors of a file that holds nothing else, on the CPU. CheckpointError as of `read`."""
+    content = _open(path)
+    if not isinstance(content, Mapping) or not _is_state(content):
+        raise CheckpointError(f"{path} holds no weights: {_told(content, {})}")
+    _check(path, content)
+    return content
+
+
+def _check(path: Path, state: Mapping[str, Tensor]) -> None:
+    """CheckpointError unless all tensors are ordinary ones of floating-point numbers."""
     for key, value in state.items():
         if not value.is_floating_point():
             raise CheckpointError(f"{path}: {key} is of type {str(value.dtype).removeprefix('torch.')}, not a weight")
         size = value.numel() * value.element_size()
         if value.layout != torch.strided or value.untyped_storage().nbytes() < size:
             raise CheckpointError(f"{path}: {key} is not an ordinary tensor of {size} bytes")
-    return Weights(name, state)
 
 
 def problem_with_archive(path: Path) -> str:
@@ -93,17 +133,32 @@ def _open(path: Path) -> Any:
     """What a file holds. CheckpointError for whatever may be wrong with it."""
     try:
         with open(path, "rb") as file:
-            start = file.read(16)
+            start = file.read(64)
+        if programs.is_onnx(start, path):
+            raise CheckpointError(f"{path} {programs.ONNX_REASON}")
         if start[8:9] == b"{" and path.suffix.lower() not in (".pt", ".pth"):
             with safetensors.safe_open(str(path), framework="pt") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  (not a mapping)
         with warnings.catch_warnings():  # about pickles of unusual kinds; those that matter are errors
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, MemoryError):
+    except (OSError, MemoryError, CheckpointError):
         raise
     except Exception as error:  # a file can make its reader raise anything
+        archive = start[:4] == b"PK\x03\x04" and "TorchScript" not in str(error)
+        if start[:1] == b"\x80" or (archive and "GLOBAL" in str(error)):
+            return _as_data(path, start)
         raise CheckpointError(f"{path} {_reason(error, start)}") from None
+
+
+def _as_data(path: Path, start: bytes) -> Any:
+    """What a pickle holds that PyTorch's reader refuses: objects as inert data."""
+    try:
+        return pickled.read(path)
+    except pickled.Refused as error:
+        text = str(error)
+        reason = _reason(error, start) if text.startswith("GLOBAL") else text.removeprefix("it ")
+        raise CheckpointError(f"{path} {reason}") from None
 
 
 def _reason(error: Exception, start: bytes) -> str:
@@ -124,22 +179,72 @@ def _reason(error: Exception, start: bytes) -> str:
 
 def _state_dicts(content: Any) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
     """(name, tensors) of all mappings of tensors in what a file held, the names freed of what is before all of them."""
-    if isinstance(content, Mapping):
+    if isinstance(content, pickled.Inert):
+        yield ALONE, _stripped(module_state(content))
+    elif isinstance(content, Mapping):
         if _is_state(content):
-            yield ALONE, _stripped(content)
+            yield from _parts(ALONE, content)
             return
         for name, part in content.items():
+            if isinstance(part, pickled.Inert):
+                part = module_state(part)
             if isinstance(part, Mapping) and _is_state(part):
-                yield str(name), _stripped(part)
+                yield from _parts(str(name), part)
     else:  # DDIM's training writes a list
         part = ddpm_weights.weights_in(content)
         if part is not None and _is_state(part):
             yield ALONE, _stripped(part)
 
 
+def _parts(name: str, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """The networks in one state dict: itself, or several that their prefixes tell apart, called by their prefixes."""
+    prefixes = [key.removesuffix(anchor) for key in state for anchor in _PREFIXED if key.endswith(anchor)]
+    prefixes = [prefix for prefix in prefixes if prefix == "" or prefix.endswith(".")]
+    # denoising-diffusion-pytorch's network lies within its process, whose tables stand beside it.
+    prefixes = [p.removesuffix("model.") if f"{p.removesuffix('model.')}betas" in state else p for p in prefixes]
+    whole = len(prefixes) == 1 and all(key.startswith(prefixes[0]) for key in state)
+    if not prefixes or whole or "" in prefixes:
+        yield name, _stripped(state)
+        return
+    for prefix in prefixes:
+        called = name if len(prefixes) == 1 else prefix.rstrip(".")
+        yield called, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def module_state(module: pickled.Inert) -> dict[str, Tensor]:
+    """The state dict of a PyTorch module that was pickled whole; empty if it is none."""
+    out: dict[str, Tensor] = {}
+    waiting: list[tuple[str, Any]] = [("", module)]
+    while waiting:
+        prefix, at = waiting.pop(0)
+        attributes = programs.attributes(at)
+        for kind in ("_parameters", "_buffers"):
+            held = attributes.get(kind)
+            if isinstance(held, Mapping):
+                out |= {f"{prefix}{name}": value for name, value in held.items() if isinstance(value, Tensor)}
+        parts = attributes.get("_modules")
+        if isinstance(parts, Mapping):
+            waiting = [(f"{prefix}{name}.", part) for name, part in parts.items() if part is not None] + waiting
+    return out
+
+
+def _arguments(content: Any) -> dict[str, str]:
+    """The flags of OpenAI's programs among what a file holds; {} if there are none."""
+    parts = list(content.values()) if isinstance(content, Mapping) else []
+    found = [openai_args.of_arguments(programs.attributes(part)) for part in parts]
+    return max(found, key=len, default={})
+
+
+def _is_counter(name: str, value: Tensor) -> bool:
+    """Whether this counts something beside the weights, like the steps of an average."""
+    return value.ndim == 0 and name.rpartition(".")[2] in ("step", "num_updates", "initted", "decay", "n_averaged")
+
+
 def names_a_network(names: Mapping[str, Any]) -> bool:
     """Whether these are the names of the weights of a network that is known here."""
-    return openai_weights.looks_like(names) or ddpm_weights.recognise(names) is not None
+    return (
+        openai_weights.looks_like(names) or ddpm_weights.recognise(names) is not None or ddp_weights.looks_like(names)
+    )
 
 
 def _is_state(part: Mapping[Any, Any]) -> bool:
@@ -148,6 +253,8 @@ def _is_state(part: Mapping[Any, Any]) -> bool:
 
 def _stripped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Without the "module." and the like that all names begin with."""
+    if ddp_weights.looks_like(state):
+        return state
     for name in state:
         for anchor in _PREFIXED:
             prefix = name.removesuffix(anchor)

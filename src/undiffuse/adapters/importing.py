@@ -16,14 +16,27 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from undiffuse import checkpoints, downloads
-from undiffuse.adapters import ddpm_weights, diffusers_config, foreign, imagenet_classes, openai_flags, published
+from undiffuse.adapters import (
+    ddp_weights,
+    ddpm_weights,
+    diffusers_config,
+    diffusers_import,
+    edm_weights,
+    exporting,
+    foreign,
+    imagenet_classes,
+    openai_flags,
+    programs,
+    published,
+    returning,
+)
 from undiffuse.adapters.interpretation import REASONS, Interpretation, Like, interpret
 from undiffuse.adapters.openai_weights import looks_like, recognise
 from undiffuse.adapters.published_entry import DDPM, Published
@@ -31,18 +44,25 @@ from undiffuse.checkpoints import CheckpointError
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, DDPMConfig
 
+_Found: TypeAlias = tuple[Interpretation, Mapping[str, Tensor], str, Mapping[str, Any]]
+"""Meaning, weights by our names, what they are called, more entries of the manifest."""
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".pkl", ".bin", ".pt2")
+
 FORMAT = 1
 """Of what is written here; another number makes every file be converted anew."""
 
 
 @dataclass(frozen=True)
 class Identified:
-    """Foreign weights and what they mean: `state` has our names, `source` is what is remembered of them."""
+    """Foreign weights and what they mean: `state` has our names, `source` is what is remembered of them,
+    `more` are further entries of the manifest."""
 
     meaning: Interpretation
     state: Mapping[str, Tensor]
     weights: str
     source: Mapping[str, Any]
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -64,7 +84,7 @@ class Identified:
         }
         if entry is not None and self.kind == "diffusion":
             manifest["objective"] = _objective(entry)
-        return manifest
+        return {**manifest, **self.more}
 
 
 def identify(
@@ -84,21 +104,23 @@ def identify(
     ValueError (CheckpointError where the file itself is at fault) if that cannot be told, and says what is missing.
     """
     path = Path(path)
-    folder = diffusers_config.find(path) if path.is_dir() else None
+    home = path if path.is_dir() else diffusers_config.beside(path)
+    folder = diffusers_config.find(home, which) if home is not None else None
     if path.is_dir() and folder is None:
-        raise ValueError(f"the folder {path} holds neither checkpoints of a run nor a diffusers model")
-    file = path if folder is None else folder.weights
-    weights = foreign.read(file, which)
-    digest = content_hash(file) if digest is None else digest
+        only = only_weights(path)
+        if only is None:
+            raise ValueError(f"the folder {path} holds neither checkpoints of a run nor a diffusers model")
+        return identify(only, like, which, known, digest)
     said = Like.parse(like) if like is not None else None
-    state: Mapping[str, Tensor] = weights.tensors
+    files = (path,) if folder is None else folder.files
+    digest = _digest(files) if digest is None else digest
+    more: Mapping[str, Any] = {}
     try:
-        if looks_like(weights.tensors):
-            blocks = said.flags.get("num_res_blocks") or said.flags.get("classifier_depth") if said else None
-            found = recognise(weights.shapes, int(blocks) if blocks and blocks.isdigit() else None)
-            meaning = interpret(found, path, digest, said, known)
+        if folder is not None:
+            found = _of_folder(folder, files, path, said)
         else:
-            meaning, state = _ddpm(state, path, folder, said, known)
+            found = _of_file(path, digest, said, which, known)
+        meaning, state, called, more = found
     except CheckpointError:
         raise
     except ValueError as error:
@@ -107,14 +129,115 @@ def identify(
     source: dict[str, Any] = {
         "file": path.name,
         "sha256": digest,
-        "bytes": file.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in files),
         "published": entry.name if entry is not None else None,
         "known_by": meaning.by or None,
         "facts": dict(meaning.facts),
     }
     if entry is not None and meaning.by in ("download", "hash", "name"):
         source |= {"family": entry.family, "url": entry.url or entry.page, "licence": entry.licence}
-    return Identified(meaning, state, weights.name, source)
+    return Identified(meaning, state, called, source, more)
+
+
+def is_diffusers(folder: Path) -> bool:
+    """Whether a folder is one of diffusers, sound or not."""
+    try:
+        return diffusers_config.find(folder) is not None
+    except ValueError:
+        return True
+
+
+def only_weights(folder: Path) -> Path | None:
+    """The only file of weights in a folder; None if there is none.
+
+    Raises:
+        ValueError: There are several.
+    """
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in WEIGHT_SUFFIXES and path.is_file())
+    found = [path for path in found if not path.name.startswith((".", "opt", "optimizer"))]
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:6]) + (", ..." if len(found) > 6 else "")
+        raise ValueError(f"the folder {folder} holds several files of weights, {names}: give one of them")
+    return found[0] if found else None
+
+
+def _of_folder(folder: diffusers_config.Folder, files: tuple[Path, ...], path: Path, said: Like | None) -> _Found:
+    """What a folder of diffusers holds."""
+    said = said or Like()
+    if said.entry is not None or said.release not in (None, DDPM):
+        raise ValueError(f"{path} says itself what it is: only what it leaves out can be said, by name=value")
+    flags = {**said.stored, **said.flags}
+    if flags.get("sigma_small") is not None:
+        flags["variance"] = openai_flags.process_config({"sigma_small": flags.pop("sigma_small")}).variance
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state |= foreign.tensors(file)
+    got = diffusers_import.read(folder, state, flags)
+    return Interpretation(got.config, got.process, got.facts), got.state, got.weights, got.manifest
+
+
+def _of_file(path: Path, digest: str, said: Like | None, which: str | None, known: Published | None) -> _Found:
+    """What a file holds."""
+    if returning.is_program(path):
+        back = returning.of_program(path)
+        return _returned(back, path)
+    weights = foreign.read(path, which)
+    if weights.program == programs.EDM:
+        return _of_edm(weights, said)
+    if said is None and known is None:
+        returned = returning.of_state(returning.about(path), weights.tensors)
+        if returned is not None:
+            return _returned(returned, path)
+    if looks_like(weights.tensors):
+        blocks = said.flags.get("num_res_blocks") or said.flags.get("classifier_depth") if said else None
+        found = recognise(weights.shapes, int(blocks) if blocks and blocks.isdigit() else None)
+        meaning = interpret(found, path, digest, said, known, weights.arguments)
+        more = {"objective": {"loss": "cross-entropy", "noise": False}} if meaning.clean_only else {}
+        return meaning, weights.tensors, weights.name, more
+    if ddp_weights.looks_like(weights.tensors):
+        return _of_ddp(weights, said)
+    meaning, state = _ddpm(weights.tensors, path, said, known)
+    return meaning, state, weights.name, {}
+
+
+def _of_edm(weights: foreign.Weights, said: Like | None) -> _Found:
+    """What a network pickle of EDM holds."""
+    if said is not None:
+        raise ValueError("a network pickle of EDM says itself what it is: nothing is to be said of it")
+    content = weights.beside
+    module = content.get(weights.name) if isinstance(content, Mapping) else content
+    config, process, state = edm_weights.read(module, weights.tensors)
+    facts = {"its own arguments": f"EDM's network, {config.design}, images of {config.size[0]} pixels",
+             "licence": edm_weights.LICENCE}  # fmt: skip
+    more = {"sampling": edm_weights.advice(config)}
+    return Interpretation(config, process, facts), state, weights.name, more
+
+
+def _of_ddp(weights: foreign.Weights, said: Like | None) -> _Found:
+    """What a file of denoising-diffusion-pytorch holds."""
+    said = said or Like()
+    if said.entry is not None or said.release is not None:
+        raise ValueError("this is a model of denoising-diffusion-pytorch: only what it leaves out can be said")
+    beside = weights.beside if isinstance(weights.beside, Mapping) else {}
+    version = str(beside.get("version") or "")
+    config, process, state = ddp_weights.read(weights.tensors, {**said.stored, **said.flags}, version)
+    facts = {
+        "shapes": f"the U-Net of denoising-diffusion-pytorch {version}".rstrip(),
+        "its tables": f"{process.levels_text}, predicts {process.target}, variance {process.variance}",
+    }
+    advice = {"solver": "ddpm", "steps": str(process.steps), "clip": "static"}
+    return Interpretation(config, process, facts), state, weights.name, {"sampling": advice}
+
+
+def _returned(back: returning.Returned, path: Path) -> _Found:
+    facts = {exporting.about_path(path).name: "a model that undiffuse exported, its weights unchanged"}
+    return Interpretation(back.config, back.process, facts), back.state, back.weights, back.manifest
+
+
+def _digest(files: tuple[Path, ...]) -> str:
+    """SHA-256 of a file, or of the hashes of several."""
+    digests = [content_hash(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def convert(
@@ -129,7 +252,7 @@ def convert(
     OSError if the cache cannot be written.
     """
     found = identify(path, like, which, known, digest)
-    target = _target(found.source["sha256"], found.weights, found.meaning.config, found.meaning.process)
+    target = _target(found.source["sha256"], found.weights, found.meaning.config, found.meaning.process, found.more)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with downloads.alone(target.with_name("converting")):
@@ -234,13 +357,9 @@ def _problem(file: Path, entry: Published) -> str:
 
 
 def _ddpm(
-    state: Mapping[str, Tensor],
-    path: Path,
-    folder: diffusers_config.Folder | None,
-    said: Like | None,
-    known: Published | None,
+    state: Mapping[str, Tensor], path: Path, said: Like | None, known: Published | None
 ) -> tuple[Interpretation, Mapping[str, Tensor]]:
-    """What weights of DDPM's U-Net mean, and the weights by our names."""
+    """What a file of weights of DDPM's U-Net means, and the weights by our names."""
     said = said or Like()
     if said.release not in (None, DDPM):
         raise ValueError(f"{path} is not like {said.entry.name if said.entry else said.release}: it is DDPM's U-Net")
@@ -251,17 +370,15 @@ def _ddpm(
     if entry is None:
         named = published.of_file(path)
         entry, by = (named, "name") if named is not None and named.release == DDPM else (None, "")
-    config, process, ours = _convert_ddpm(state, folder, said, entry)
+    config, process, ours = _convert_ddpm(state, said, entry)
     if entry is not None and (entry.net.widths, entry.net.num_res_blocks) != (config.widths, config.num_res_blocks):
         if by != "name":
             widths = "/".join(map(str, config.widths))
             raise ValueError(f"{path} is not like {entry.name}: its levels have {widths} channels")
         entry, by = None, ""
-        config, process, ours = _convert_ddpm(state, folder, said, None)
+        config, process, ours = _convert_ddpm(state, said, None)
     shapes = f"{config.model_channels} channels x {'/'.join(f'{m:g}' for m in config.channel_mult)}"
-    told = (
-        f"{entry.name}, {REASONS[by]}" if entry is not None else "its configuration" if folder else "as all of DDPM's"
-    )
+    told = f"{entry.name}, {REASONS[by]}" if entry is not None else "as all of DDPM's"
     facts = {
         "shapes": f"DDPM's U-Net, {config.in_channels} channels: {shapes}, {config.num_res_blocks} blocks a level",
         told: f"images of {config.size[0]} pixels, {process.levels_text}, predicts {process.target}, "
@@ -271,7 +388,7 @@ def _ddpm(
 
 
 def _convert_ddpm(
-    state: Mapping[str, Tensor], folder: diffusers_config.Folder | None, said: Like, entry: Published | None
+    state: Mapping[str, Tensor], said: Like, entry: Published | None
 ) -> tuple[DDPMConfig, ProcessConfig, dict[str, Tensor]]:
     """`ddpm_weights.convert` with what is known beside the weights."""
     size = entry.image_size if entry is not None else None
@@ -282,8 +399,7 @@ def _convert_ddpm(
         variance = openai_flags.process_config({"sigma_small": said.flags["sigma_small"]}).variance
     return ddpm_weights.convert(
         state,
-        unet=folder.unet if folder is not None else diffusers_config.DDPM_SETTINGS if entry is not None else None,
-        scheduler=folder.scheduler if folder is not None else None,
+        unet=diffusers_config.DDPM_SETTINGS if entry is not None else None,
         image_size=size,
         variance=variance,
         dropout=entry.net.dropout if entry is not None else None,
@@ -306,9 +422,9 @@ def _objective(entry: Published) -> dict[str, Any]:
     return {"loss": kind, "rescale": loss != "MSE", "decoder": "tanh", **low}
 
 
-def _target(digest: str, weights: str, config: Any, process: Any) -> Path:
+def _target(digest: str, weights: str, config: Any, process: Any, more: Any = None) -> Path:
     """Where the conversion of the file with this hash is, understood in this way."""
-    about = [FORMAT, digest, weights, asdict(config), asdict(process)]
+    about = [FORMAT, digest, weights, asdict(config), asdict(process), *([more] if more else [])]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return downloads.cache_dir("models", "converted", f"{digest[:12]}-{key[:12]}.safetensors")
 

@@ -12,13 +12,13 @@ guess loads without a word and gives noise, so nothing is guessed. In this order
 
 from __future__ import annotations
 
-import shlex
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from undiffuse.adapters import openai_flags, published
+from undiffuse.adapters import openai_args, openai_flags, published
 from undiffuse.adapters.openai_weights import KINDS, Recognised, describe, told_by
 from undiffuse.adapters.published_entry import CLASSIFIER, DDPM, GUIDED, IMPROVED, UPSAMPLER, Published
 from undiffuse.denoiser import ProcessConfig
@@ -35,6 +35,8 @@ Flags = dict[str, Any]
 RELEASES = (GUIDED, IMPROVED, DDPM)
 _FREE = {"num_classes", "in_channels"}  # what a model trained further may have changed, besides a classifier's classes
 _PROCESS = ("noise_schedule", "diffusion_steps", "rescale_timesteps")
+_OF_CLASSIFIERS = {*_PROCESS, "image_size", "noised"}
+_TELLING = {"image_size", "noise_schedule", "diffusion_steps"}  # a whole dump of a training's arguments holds these
 _SAME_AS = {  # our fields by the flags that say them
     "num_channels": "model_channels",
     "classifier_width": "model_channels",
@@ -52,37 +54,58 @@ _SAME_AS = {  # our fields by the flags that say them
 class Like:
     """What a user says of a file: a published entry, or a release whose defaults hold, and flags that differ.
 
-    "256x256_diffusion", "guided-diffusion --image_size 64 --noise_schedule cosine", "64x64_diffusion image_size=128"
+    `flags` are given one by one, `stored` come from a file and may belong to several networks.
+
+    "256x256_diffusion", "guided-diffusion --image_size 64 --noise_schedule cosine", "64x64_diffusion image_size=128",
+    "flags.txt", "model_config.yaml"
     """
 
     entry: Published | None = None
     release: str | None = None
     flags: Mapping[str, str] = field(default_factory=dict)
+    stored: Mapping[str, str] = field(default_factory=dict)
+
+    def of_kind(self, kind: str) -> Like:
+        """Merge the stored flags that belong to a network of this kind with those that a user gave.
+
+        A dump of all arguments holds flags of a model and of its classifier; `kind` is one of `openai_weights.KINDS`.
+        """
+        if kind == "classifier":
+            wanted = {n: v for n, v in self.stored.items() if n.startswith("classifier_") or n in _OF_CLASSIFIERS}
+            guided = any(name.startswith("classifier_") for name in wanted)  # which guided diffusion alone has
+            release = self.release or (GUIDED if guided and self.entry is None else None)
+            return replace(self, release=release, flags={**wanted, **self.flags}, stored={})
+        wanted = {**self.stored, **self.flags}
+        return replace(self, flags={n: v for n, v in wanted.items() if not n.startswith("classifier_")}, stored={})
 
     @classmethod
     def parse(cls, text: str) -> Like:
-        """ValueError for what is neither a known name nor a flag with its value."""
-        try:
-            words = shlex.split(text)
-        except ValueError as error:
-            raise ValueError(f"{text!r} cannot be read: {error}") from error
-        entry, release, flags = None, None, {}
-        while words:
-            word = words.pop(0)
-            name, given, value = word.lstrip("-").partition("=")
-            if given:
-                flags[name] = value
-            elif word.startswith("--") and words:
-                flags[name] = words.pop(0)
-            elif word in RELEASES and release is None:
+        """Read a published model's name, a release, flags, or the name of a text file that holds them.
+
+        Args:
+            text: What the user says of the weights; see `openai_args.read_file` for what a file may hold.
+
+        Raises:
+            ValueError: It is neither a known name nor a flag with its value.
+        """
+        if not text.strip():
+            raise ValueError("it is not said which published model the file is like")
+        words, flags = ([text], {}) if os.path.isfile(text) else openai_args.split(text)
+        flags = {name: value for name, value in flags.items() if name not in openai_flags.OTHERS}
+        entry, release = None, None
+        stored: Flags = {}
+        for word in words:
+            if word in RELEASES and release is None:
                 release = word
+            elif os.path.isfile(word):
+                stored |= openai_args.read_file(word)
+            elif os.sep in word or word.endswith(openai_args.SUFFIXES):
+                raise ValueError(f"there is no file {word} to read flags from")
             elif not word.startswith("-") and entry is None:
                 entry = published.get(word)
             else:
                 raise ValueError(f"{text!r}: expected one published model, {', '.join(RELEASES)}, or --flag VALUE")
-        if not text.strip():
-            raise ValueError("it is not said which published model the file is like")
-        return cls(entry, entry.release if entry else release, flags)
+        return cls(entry, entry.release if entry else release, flags, stored)
 
 
 @dataclass(frozen=True)
@@ -91,6 +114,7 @@ class Interpretation:
 
     `entry`  the published file it is, or is taken for; `by` why: see `REASONS`
     `facts`  what was told, by who told it
+    `clean_only`  of a classifier, that it was trained on images without noise
     """
 
     config: Any
@@ -98,17 +122,23 @@ class Interpretation:
     facts: Mapping[str, str]
     entry: Published | None = None
     by: str = ""
+    clean_only: bool = False
 
 
 def interpret(
-    found: Recognised, path: Path, sha256: str, like: Like | None = None, known: Published | None = None
+    found: Recognised,
+    path: Path,
+    sha256: str,
+    like: Like | None = None,
+    known: Published | None = None,
+    arguments: Mapping[str, str] | None = None,
 ) -> Interpretation:
     """The network and the process of weights whose shapes told `found`, in a file `path` with this hash.
 
-    `known` is the published file that it was downloaded as. ValueError if something cannot be told, or if what was
-    said contradicts the shapes.
+    `known` is the published file that it was downloaded as, `arguments` are flags that lay beside the weights.
+    ValueError if something cannot be told, or if what was said contradicts the shapes.
     """
-    like = like or Like()
+    like = (like or Like()).of_kind(found.kind)
     if like.release == DDPM:
         raise ValueError(
             f"{path} is not like DDPM's network: it is {KINDS[found.kind]} of guided or improved diffusion"
@@ -121,6 +151,9 @@ def interpret(
         _check_like(found, told[0], path)
     elif not like.flags and like.release is None:
         told, by = _known(found, path, sha256)
+        beside = Like(stored=arguments or {}).of_kind(found.kind)
+        if by != "hash" and (set(beside.flags) >= _TELLING or not told):
+            like, told, by = beside, [], ""
     if not told:
         _check_complete(found, like, path)
     entry = told[0] if told else None
@@ -133,7 +166,8 @@ def interpret(
         facts["flags"] = ", ".join(f"{name} {value}" for name, value in like.flags.items())
     if not told:
         facts[f"flags, and {like.release}'s defaults" if like.release else "so"] = _untold(config, process)
-    return Interpretation(config, process, facts, entry if len(told) == 1 else None, by)
+    clean = found.kind == "classifier" and str(like.flags.get("noised", "True")).lower() in ("false", "f", "no", "0")
+    return Interpretation(config, process, facts, entry if len(told) == 1 else None, by, clean)
 
 
 def candidates(found: Recognised) -> list[Published]:
@@ -312,7 +346,7 @@ def _process(found: Recognised, entry: Published | None, like: Like) -> ProcessC
     if found.kind == "classifier":
         base = {"noise_schedule": entry.schedule} if entry is not None else {}
         flags = {name: value for name, value in like.flags.items() if name in _PROCESS}
-        return replace(openai_flags.process_config({**base, **flags}, GUIDED), variance="range")
+        return replace(openai_flags.process_config({**base, **flags}, GUIDED), variance="learned_range")
     known = dict(entry.flags) if entry is not None else {}
     return openai_flags.process_config(
         {**known, **like.flags, "learn_sigma": found.learns_variance}, _family(found, entry, like)

@@ -72,7 +72,18 @@ _CLASSIFIER_DEFAULTS: dict[str, Any] = {
     "classifier_pool": "attention",
 }
 # Flags that do not change what is computed, or only how it is trained and sampled.
-_HARMLESS = {"use_fp16", "classifier_use_fp16", "timestep_respacing", "image_size", "large_size", "small_size"}
+_HARMLESS = {
+    "use_fp16", "classifier_use_fp16", "timestep_respacing", "image_size", "large_size", "small_size", "noised"
+}  # fmt: skip
+
+OTHERS = frozenset(
+    ("anneal_lr", "batch_size", "classifier_path", "classifier_scale", "clip_denoised", "data_dir", "ema_rate",
+     "eval_interval", "fp16_scale_growth", "iterations", "log_interval", "lr", "lr_anneal_steps", "microbatch",
+     "model_path", "num_samples", "resume_checkpoint", "save_interval", "schedule_sampler", "seed",
+     "use_ddim", "val_data_dir", "weight_decay")
+)  # fmt: skip
+"""Flags of the releases' training and sampling scripts that say nothing about the network or its process. A whole
+command line or a dump of all arguments holds them beside the flags that matter."""
 
 
 def unet_config(flags: Flags, family: str = GUIDED) -> UNetConfig:
@@ -131,11 +142,13 @@ def classifier_config(flags: Flags, channel_mult: Sequence[float] = ()) -> Class
 def process_config(flags: Flags, family: str = GUIDED) -> ProcessConfig:
     """The trained process of a diffusion or super-resolution model.
 
-    learn_sigma gives variances by interpolation ("range"); otherwise they are fixed, to beta (the original's
+    learn_sigma gives variances by interpolation ("learned_range"); otherwise they are fixed, to beta (the original's
     "fixed large") or, with sigma_small, to the posterior variance.
     """
     f = _complete(flags, _defaults(family), family)
-    variance = "range" if _truth(f["learn_sigma"]) else "posterior" if _truth(f["sigma_small"]) else "beta"
+    variance = (
+        "learned_range" if _truth(f["learn_sigma"]) else "fixed_small" if _truth(f["sigma_small"]) else "fixed_large"
+    )
     return ProcessConfig(
         schedule=str(f["noise_schedule"]),
         steps=int(f["diffusion_steps"]),
@@ -154,6 +167,12 @@ def loss_name(flags: Flags, family: str = GUIDED) -> str:
     if _truth(f["use_kl"]):
         return "RESCALED_KL"
     return "RESCALED_MSE" if _truth(f["rescale_learned_sigmas"]) else "MSE"
+
+
+def known() -> frozenset[str]:
+    """Return the names of all flags of both releases' scripts."""
+    extra = {"num_heads", "num_head_channels"}
+    return frozenset(set(_DEFAULTS) | set(_CLASSIFIER_DEFAULTS) | _HARMLESS | OTHERS | extra)
 
 
 def _defaults(family: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from undiffuse.nets import ClassifierConfig, UNetConfig
-from undiffuse.nets.skeleton import skeleton
+from undiffuse.nets.meta import build_on_meta
 
 Shapes = Mapping[str, tuple[int, ...]]
 ANCHOR = "time_embed.0.weight"
@@ -135,7 +135,7 @@ def _difference(guess: Recognised, shapes: Shapes) -> str:
         rest["num_head_channels"] = 1
     if "image_size" not in guess.told:
         rest["image_size"] = 2 ** (len(guess.told["channel_mult"]) - 1)
-    net = skeleton(guess.config(**rest).build)
+    net = build_on_meta(guess.config(**rest).build)
     expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     odd = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if not odd:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from undiffuse.adapters import openai_flags
+from undiffuse.config import GuidanceConfig, SamplerConfig
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, UNetConfig
 from undiffuse.nets.ddpm import DDPMConfig
@@ -26,7 +27,7 @@ class Result:
     """
 
     steps: str
-    solver: str = "ancestral"
+    solver: str = "ddpm"
     guidance: float = 0.0
     fid: float | None = None
     sfid: float | None = None
@@ -61,17 +62,52 @@ class Result:
 class Sampling:
     """How its authors sample a model.
 
-    `steps`       respacing of the trained chain, see `Chain.respaced`
+    `steps`       respacing of the trained chain, see `DiscreteSchedule.respaced`; None for the solver's usual number
+    `spacing`     how a plain number of steps is laid out on the chain: "leading", "leading+1", "trailing", "linspace"
+    `grid`        the same for a grid of `grids.grid`
+    `clip`        what is done to denoised images, see `denoiser.clip_function`; None for the usual
+    `eta`, `options`  of the solver
     `guidance`    scale of the classifier's gradient, 0 for none
     `classifier`  name of the classifier that guides it
     `base`        name of the model whose samples an upsampler enlarges
     """
 
-    solver: str = "ancestral"
-    steps: str = "250"
+    solver: str = "ddpm"
+    steps: str | None = "250"
     guidance: float = 0.0
     classifier: str | None = None
     base: str | None = None
+    spacing: str = ""
+    grid: str | None = None
+    clip: str | None = None
+    eta: float = 0.0
+    options: str = ""
+
+    @property
+    def config(self) -> SamplerConfig:
+        """The same as a config of a sampler."""
+        guides = ((self.classifier,), (self.guidance,)) if self.classifier else ((), ())
+        return SamplerConfig(
+            solver=self.solver,
+            steps=self.steps,
+            grid=self.grid or (f"chain:{self.spacing}" if self.spacing else None),
+            clip=self.clip,
+            eta=self.eta,
+            solver_options=self.options,
+            guidance=GuidanceConfig(classifier=guides[0], scale=guides[1]),
+        )
+
+    @property
+    def steps_text(self) -> str | None:
+        """`steps` as `DiscreteSchedule.respaced` reads them."""
+        return None if self.steps is None else self.spaced(self.steps)
+
+    def spaced(self, steps: str) -> str:
+        """A number of steps laid out as here; any other specification stays what it is."""
+        if not self.spacing or not steps.strip().isdecimal():
+            return steps
+        name, plus, offset = self.spacing.partition("+")
+        return f"{name}{steps.strip()}{plus}{offset}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from undiffuse.cli.console import fail
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
+    body: Any = None
     try:
         settle(args)
         body, files = _imported(f"undiffuse.cli.{args.module}", "undiffuse.cli.downloading")
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = _status(error)
         if known is None or os.environ.get("UNDIFFUSE_DEBUG", "0") not in ("", "0"):
             raise
-        fail(_message(error))
+        fail(_message(error, getattr(body, "OPTION_NAMES", {})))
         return known
 
 
@@ -88,10 +89,12 @@ def _status(error: Exception) -> int | None:
     return known.get(type(error).__name__)
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception, names: Mapping[str, str]) -> str:
+    """The text of an error; `names` are those of options that are not called as the library's arguments are."""
     if isinstance(error, ConfigError):
-        named = lambda name: f"--{name.replace('_', '-')}"  # noqa: E731
-        return f"{named(error.field)} " + re.sub(r"`([a-z_]+)`", lambda found: named(found[1]), error.text)
+        names = {"classes": "class", **names}
+        named = lambda name: f"--{str(names.get(name, name)).replace('_', '-')}"  # noqa: E731
+        return re.sub(r"`([a-z_]+)`", lambda found: named(found[1]), error.message(named(error.field)))
     if type(error).__name__ == "OutOfMemoryError":
         return f"out of memory; give a smaller --batch, or --precision bf16 ({str(error).splitlines()[0]})"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

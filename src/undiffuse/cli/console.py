@@ -12,10 +12,11 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
-from undiffuse.util.text import duration, shorten  # noqa: F401
+from undiffuse.util.tables import WIDTH, fields, table
+from undiffuse.util.text import duration, shorten
 
-WIDTH = 100
-NARROWEST = 20  # columns below which wrapped text is no help
+__all__ = ["WIDTH", "Live", "duration", "fail", "fields", "is_main", "say", "shorten", "table"]
+
 PLAIN_EVERY = 15.0  # seconds between two progress lines where nobody watches
 
 
@@ -34,56 +35,6 @@ def fail(text: str, prefix: str = "error: ") -> None:
     """An error on stderr: `undiffuse: error: text`."""
     who = "undiffuse" if is_main() else f"undiffuse (rank {os.environ['RANK']})"
     print(f"{who}: {prefix}{text}", file=sys.stderr, flush=True)
-
-
-def table(
-    rows: Sequence[Sequence[object]], head: Sequence[str] = (), right: Sequence[int] = (), indent: int = 0
-) -> str:
-    """Rows as aligned columns, two spaces apart; `right` are the numbers of right-aligned columns.
-
-    Text in the last column is wrapped where the line would be longer than 100 columns; what cannot be wrapped is cut.
-    """
-    cells = [[str(cell) for cell in row] for row in rows]
-    lines = [list(head), *cells] if head else cells
-    if not lines:
-        return ""
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    out = []
-    last = len(widths) - 1
-    start = indent + sum(widths[:last]) + 2 * last
-    for line in lines:
-        wrapped = [line[last]] if last in right else _wrap(line[last], max(WIDTH - start, NARROWEST))
-        line = [*line[:last], wrapped[0]]
-        parts = [cell.rjust(widths[k]) if k in right else cell.ljust(widths[k]) for k, cell in enumerate(line)]
-        out.append(shorten((" " * indent + "  ".join(parts)).rstrip(), WIDTH))
-        out += [shorten(" " * start + rest, WIDTH) for rest in wrapped[1:]]
-    if head:
-        out.insert(1, " " * indent + "  ".join("-" * w for w in widths)[: WIDTH - indent])
-    return "\n".join(out)
-
-
-def fields(rows: Sequence[tuple[str, object]], indent: int = 2) -> str:
-    """`name  value` lines, values under each other; rows whose value is None are left out. Long values are wrapped."""
-    shown = [(name, str(value)) for name, value in rows if value is not None]
-    width = max((len(name) for name, _ in shown), default=0)
-    start = indent + width + 2
-    lines = []
-    for name, value in shown:
-        wrapped = [part for line in value.splitlines() or [""] for part in _wrap(line, WIDTH - start)]
-        lines.append(f"{' ' * indent}{name.ljust(width)}  {wrapped[0]}".rstrip())
-        lines += [" " * start + part for part in wrapped[1:]]
-    return "\n".join(lines)
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width`, broken at spaces; a longer word (a path, a hash) stays whole."""
-    lines: list[str] = []
-    for word in text.split(" "):
-        if lines and len(lines[-1]) + 1 + len(word) <= width:
-            lines[-1] += " " + word
-        else:
-            lines.append(word)
-    return lines
 
 
 def _columns() -> int:

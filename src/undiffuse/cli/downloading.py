@@ -49,5 +49,5 @@ class _Shown:
     def clear(self) -> None:
         """Take the line away."""
         if self.line is not None:
-            self.line.clear()
+            self.line.__exit__()
         self.line = None

@@ -12,7 +12,7 @@ import torch
 from undiffuse.adapters.export_diffusers import export_diffusers
 from undiffuse.adapters.export_graph import export_onnx, export_torch
 from undiffuse.adapters.export_openai import export_openai
-from undiffuse.adapters.exporting import Exported, Model, accept, example_inputs, relative_difference, staged
+from undiffuse.adapters.exporting import Exported, Model, accept, call, example_inputs, relative_difference, staged
 from undiffuse.cli.console import Live, fields, say
 from undiffuse.models import ClassifierModel, DiffusionModel, load_model, resolve, save_model, split_reference
 from undiffuse.pipelines.grids import quoted
@@ -72,7 +72,7 @@ def _export_safetensors(model: DiffusionModel | ClassifierModel, path: Path) -> 
     again = load_model(path)
     inputs = example_inputs(model, 2, full_size=False)
     with torch.no_grad():
-        difference = relative_difference(again.net(**inputs), model.net(**inputs))
+        difference = relative_difference(call(again.net, inputs), call(model.net, inputs))
     guides = isinstance(model, ClassifierModel)
     command = "undiffuse sample MODEL --classifier" if guides else "undiffuse sample"
     return Exported(

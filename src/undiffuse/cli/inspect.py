@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -13,19 +14,19 @@ import numpy as np
 from PIL import Image
 
 from undiffuse import checkpoints
-from undiffuse.adapters import diffusers_config, foreign, published
+from undiffuse.adapters import diffusers_config, foreign, hub, published
 from undiffuse.cli.console import fields, say, shorten, table
 from undiffuse.cli.inspect_data import describe_data
 from undiffuse.cli.inspect_evaluation import describe_evaluation, describe_reference
 from undiffuse.cli.inspect_model import describe_foreign, describe_model, describe_run
 from undiffuse.data import IMAGE_SUFFIXES, NAMED_SETS, open_npz
 from undiffuse.data.formats import find_format
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.opening import split_part
 from undiffuse.evaluation.summary import is_reference
 from undiffuse.models import SHIPPED, resolve, split_reference
 from undiffuse.pictures import read_record
-from undiffuse.pictures.names import parse_name
+from undiffuse.pictures.stored import sample_files
 from undiffuse.pipelines.grids import quoted
 from undiffuse.pipelines.latents import KEY, read_about
 
@@ -47,11 +48,13 @@ def describe(args: argparse.Namespace) -> str:
     if what is None:
         return environment()
     path = Path(what).expanduser()
-    if str(what).partition(":")[0] in NAMED_SETS and not path.exists():
+    if str(what).partition(":")[0] in NAMED_SETS and not os.path.exists(path):
         return describe_data(args)
-    if what in SHIPPED and not path.exists():
+    if what in SHIPPED and not os.path.exists(path):
         return describe_model(resolve(what), str(what), as_json=args.json)
-    if what in published.ENTRIES and not path.exists():
+    if hub.is_reference(str(what)):
+        return describe_model(resolve(what), str(what), as_json=args.json)
+    if what in published.ENTRIES and not os.path.exists(path):
         from undiffuse.cli.models import details, record
 
         entry = published.get(what)
@@ -59,9 +62,9 @@ def describe(args: argparse.Namespace) -> str:
     file, like = split_reference(what)
     if like is not None:
         return describe_foreign(file, like, as_json=args.json)
-    if not path.exists() and _is_data(what):
+    if not os.path.exists(path) and _is_data(what):
         return describe_data(args)
-    if not path.exists():
+    if not os.path.exists(path):
         raise FileNotFoundError(
             f"there is no file or folder {what}; known by name are the data {', '.join(NAMED_SETS)} and the models "
             f"{', '.join(SHIPPED)} and those of `undiffuse models`"
@@ -157,7 +160,7 @@ def _folder(args: argparse.Namespace, path: Path) -> str:
         settings = _json(path / RUN)
         if args.json:
             return json.dumps(settings, indent=2)
-        pictures = sum(parse_name(file.name) is not None for file in path.iterdir())
+        pictures = len(sample_files(path))
         packed = [file.name for file in path.glob("samples_*.npz")]
         there = [f"{pictures:,} PNG files"] * bool(pictures) + packed
         return f"samples: {', '.join(there) or 'none yet'}\n{_record(settings)}"
@@ -169,9 +172,9 @@ def _folder(args: argparse.Namespace, path: Path) -> str:
     if recorded:
         if args.json:
             return json.dumps(recorded, indent=2)
-        commands = listed(sorted({str(record.get("command", "?")) for record in recorded.values()}))
+        commands = join_names(sorted({str(record.get("command", "?")) for record in recorded.values()}))
         return (
-            f"pictures written by `undiffuse {commands}`, not images to train on: {listed(recorded, 6)}\n"
+            f"pictures written by `undiffuse {commands}`, not images to train on: {join_names(recorded, 6)}\n"
             f"{_record(next(iter(recorded.values())))}"
         )
     if diffusers_config.find(path) is not None:

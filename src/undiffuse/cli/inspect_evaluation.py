@@ -1,4 +1,4 @@
-"""What `inspect` says of evaluations and reference files."""
+"""Describes evaluations and reference files for `undiffuse inspect`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 from undiffuse.cli.console import fields
-from undiffuse.cli.reporting import report_text
 from undiffuse.evaluation import Report, read_reference
+from undiffuse.evaluation.text import report_text
 
 
 def describe_reference(path: Path, as_json: bool = False) -> str:
-    """A file of `undiffuse reference`. MetricError (a ValueError) if it is damaged."""
+    """Describes a file of `undiffuse reference`; MetricError (a ValueError) if it is damaged."""
     summaries = read_reference(path)
     if as_json:
         found = [{"card": s.card.to_dict(), "about": s.about, "warnings": s.warnings} for s in summaries]
@@ -32,6 +32,6 @@ def describe_reference(path: Path, as_json: bool = False) -> str:
 
 
 def describe_evaluation(path: Path, as_json: bool = False) -> str:
-    """A file of `undiffuse evaluate`. MetricError (a ValueError) if it is none."""
+    """Describes a file of `undiffuse evaluate`; MetricError (a ValueError) for anything else."""
     report = Report.load(path)
     return json.dumps(report.to_dict(), indent=2) if as_json else report_text(report)

@@ -12,10 +12,12 @@ import safetensors
 from undiffuse import checkpoints
 from undiffuse.adapters import importing
 from undiffuse.cli.console import duration, fields
-from undiffuse.data.labels import listed
-from undiffuse.nets import DDPMConfig, config_from_dict
+from undiffuse.data.labels import join_names
+from undiffuse.nets import DDPMConfig, NetworkSpec, config_from_dict, describe
+from undiffuse.nets.config import NetworkConfig
+from undiffuse.nets.registry import UnknownArchitecture
 from undiffuse.pipelines.grids import quoted
-from undiffuse.training import read_records
+from undiffuse.training import read_events
 
 MODES = {1: "grey", 3: "RGB", 4: "RGBA"}
 
@@ -26,18 +28,16 @@ def describe_model(path: Path, name: str, as_json: bool = False) -> str:
     if as_json:
         return json.dumps(manifest, indent=2)
     classifier = manifest.get("kind") == "classifier"
-    net: Any = config_from_dict(manifest["net"], "classifier" if classifier else "diffusion")
-    height, width = net.size
+    spec, layers = _network(manifest["net"], "classifier" if classifier else "diffusion")
+    height, width = spec.size
     what = "classifier of noisy images" if classifier else "diffusion model"
-    what += ", super-resolution" if getattr(net, "super_resolution", False) else ""
-    what += f", {height}x{width} {MODES.get(net.in_channels, f'{net.in_channels} channels')} (height x width)"
+    what += ", super-resolution" if spec.super_resolution else ""
+    what += f", {height}x{width} {MODES.get(spec.in_channels, f'{spec.in_channels} channels')} (height x width)"
     progress, data = manifest.get("progress") or {}, manifest.get("data") or {}
     weights = ["net", *manifest.get("ema", [])] if manifest.get("ema") else [manifest.get("weights", "net")]
     rows: list[tuple[str, object]] = [
-        ("network", f"{count_parameters(path) / 1e6:.2f} million parameters, width {net.model_channels} x "
-                    f"{'/'.join(f'{m:g}' for m in net.channel_mult)}, {net.num_res_blocks} blocks a level"
-                    + (", DDPM's own layout" if isinstance(net, DDPMConfig) else "")),
-        ("classes", _classes(manifest.get("labels"), net.num_classes)),
+        ("network", f"{count_parameters(path) / 1e6:.2f} million parameters, {layers}"),
+        ("classes", _classes(manifest.get("labels"), spec.num_classes)),
         ("process", _process(manifest["process"])),
         ("objective", _objective(manifest.get("objective"))),
         ("trained", _trained(progress, manifest.get("train") or {})),
@@ -51,6 +51,19 @@ def describe_model(path: Path, name: str, as_json: bool = False) -> str:
         ("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB)"),
     ]  # fmt: skip
     return f"{what}\n{fields(rows)}\n{_next(manifest, name)}"
+
+
+def _network(about: dict[str, Any], kind: str) -> tuple[NetworkSpec, str]:
+    """Return what a file's network is for, and its layers in words."""
+    try:
+        config: Any = config_from_dict(about, kind)
+    except UnknownArchitecture:
+        return describe(about), f"architecture {about['architecture']!r}, which is not registered here"
+    if not isinstance(config, NetworkConfig):
+        return describe(about), f"architecture {about['architecture']!r}"
+    widths = "/".join(f"{m:g}" for m in config.channel_mult)
+    layers = f"width {config.model_channels} x {widths}, {config.num_res_blocks} blocks a level"
+    return describe(config), layers + (", DDPM's own layout" if isinstance(config, DDPMConfig) else "")
 
 
 def describe_foreign(reference: str, like: str | None = None, as_json: bool = False) -> str:
@@ -100,7 +113,7 @@ def describe_run(folder: Path, as_json: bool = False) -> str:
     if as_json:
         return text
     last: dict[str, dict[str, Any]] = {}
-    for record in read_records(folder / "metrics.jsonl"):
+    for record in read_events(folder / "metrics.jsonl"):
         last[str(record.get("kind"))] = record
     rows: list[tuple[str, object]] = []
     if "train" in last:
@@ -127,12 +140,15 @@ def count_parameters(path: Path) -> int:
 def _classes(labels: list[str] | None, count: int | None) -> str:
     if count is None:
         return "none (unconditional)"
-    return f"{count}: {listed(labels, 12)}" if labels else f"{count}, without names"
+    return f"{count}: {join_names(labels, 12)}" if labels else f"{count}, without names"
 
 
 def _process(process: dict[str, Any]) -> str:
-    if process.get("family", "chain") != "chain":
-        return f"{process['family']}, continuous levels, predicts {process['target']}, variance {process['variance']}"
+    if process.get("preconditioning", "chain") != "chain":
+        return (
+            f"{process['preconditioning']}, continuous levels, predicts {process['target']}, variance "
+            f"{process['variance']}"
+        )
     schedule = "given" if process.get("betas") else process["schedule"]
     scaled = ", times rescaled to 1000" if process.get("rescale_timesteps") else ""
     return f"{process['steps']} {schedule} steps, predicts {process['target']}, variance {process['variance']}{scaled}"

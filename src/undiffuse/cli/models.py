@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from pathlib import Path
+import os
 from typing import Any
 
 from undiffuse import checkpoints, recipes
@@ -149,7 +149,7 @@ def class_table(text: str, name: str | None = None) -> str:
 
 
 def _entry(name: str) -> Published:
-    if name not in published.ENTRIES and Path(name).exists():
+    if name not in published.ENTRIES and os.path.exists(name):
         raise ValueError(f"{name} is a file or folder of yours: `undiffuse inspect {quoted(name)}` tells what it is")
     return published.get(name)
 

@@ -20,9 +20,9 @@ from undiffuse.cli.console import duration, say, table
 from undiffuse.cli.options import SHIPPED, SHIPPED_CLASSIFIER
 from undiffuse.config import SamplerConfig
 from undiffuse.data.screening import default_workers
-from undiffuse.levels import Level
 from undiffuse.models import ClassifierModel, load_classifier, resolve
 from undiffuse.noise import NoiseSource
+from undiffuse.noise_levels import Level
 from undiffuse.pictures import draw_grid, save_animation, save_png, spaced, stack
 from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.classes import class_names
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
                 "again (pip install --force-reinstall --no-deps .), from a checkout that has src/undiffuse/assets"
             )
     settings = SamplerConfig(model=SHIPPED, solver=args.solver, steps=args.steps)
-    plain = Pipeline.load(settings, args.device)
-    guided = Pipeline.load(settings.replace(guidance=args.guidance), args.device)
+    plain = Pipeline.load(settings, args.device, keep_weights=False)
+    guided = Pipeline.load(settings.replace(guidance=args.guidance), args.device, keep_weights=False)
     names = class_names(plain) or []
     classes = [k for _ in range(args.per_class) for k in range(len(names))]
     say(f"Sampling {len(classes)} images of {len(names)} classes twice, without guidance and guided by the classifier")

@@ -6,49 +6,31 @@ import argparse
 import time
 from pathlib import Path
 
-from undiffuse.cli import extractors as build
-from undiffuse.cli.console import duration, fields, say
-from undiffuse.cli.evaluate import refuse_existing
-from undiffuse.cli.sides import is_model, preparation_of, stored
-from undiffuse.distributed import session
-from undiffuse.evaluation import write_reference
-from undiffuse.evaluation.summary import is_reference
-from undiffuse.metrics import MetricError
+from undiffuse.cli.console import fields, say
+from undiffuse.cli.evaluating import OPTION_NAMES, settings
+from undiffuse.evaluation import make_reference
 from undiffuse.pictures.names import safe
+from undiffuse.util.text import duration
+
+__all__ = ["OPTION_NAMES", "run"]
 
 SUFFIX = ".reference.safetensors"
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """Runs the command."""
     begin = time.monotonic()
-    if is_reference(args.data):
-        raise MetricError(f"{args.data} is a reference file already; give the images")
-    if is_model(args.data):
-        raise MetricError(f"a reference is made of images; there is no folder, archive or known set {args.data}")
     path = Path(args.out) if args.out else Path(f"{safe(Path(args.data).stem.replace(':', '-'))}{SUFFIX}")
-    refuse_existing(path, args.overwrite)
-    with session(args.device) as ranks:
-        names = args.extractor or build.default_names([args.data], None)
-        extractors = build.build(names, args.weights, args.grey, ranks.device)
-        side = stored(args.data, args, preparation_of(args, None, extractors), count=args.count)
-        if side.images is None:
-            raise MetricError(f"{args.data} holds statistics without images; it can be used as a reference as it is")
-        summaries = side.summarise(extractors, ranks, args, "features:")
-        if not ranks.is_main:
-            return 0
-        write_reference(path, summaries, keep=args.keep, overwrite=args.overwrite)
+    summaries = make_reference(
+        args.data, path, keep=args.keep, overwrite=args.overwrite, device=args.device, **settings(args)
+    )
     rows: list[tuple[str, object]] = []
     for summary in summaries:
-        card = summary.card
-        kept = min(args.keep, len(summary.features) if summary.features is not None else 0)
-        rows.append(
-            (
-                card.distance,
-                f"{card.extractor}, {card.protocol}, {card.dimension} features; of {kept:,} images one by one",
-            )
-        )
-    rows += [("images", f"{summaries[0].about['n']:,}, sha256 {summaries[0].about['sha256'][:12]}")]
+        card, n = summary.card, 0 if summary.features is None else len(summary.features)
+        text = f"{card.extractor}, {card.protocol}, {card.dimension} features, kept of {min(args.keep, n):,} images"
+        rows.append((card.distance, text))
+    about = summaries[0].about
+    rows += [("images", f"{about['n']:,}, sha256 {about['sha256'][:12]}")]
     rows += [("warning", text) for text in summaries[0].warnings]
     size = path.stat().st_size / 2**20
     say(f"{path} ({size:.1f} MB) written after {duration(time.monotonic() - begin)}")

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("upsampler_solver", "upsampler_steps"):
         if getattr(args, name) is not None:
             raise ConfigError(name, "needs `upsampler`")
-    pipeline = Pipeline.load(config, args.device)
+    pipeline = Pipeline.load(config, args.device, keep_weights=False)
     if "measured" in pipeline.notes:
         say(fields([("budget", pipeline.notes["measured"])]))
     low = LowRes.open(pipeline.model, args.low_res, args.low_size, labelled=not args.classes)

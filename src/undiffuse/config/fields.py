@@ -66,7 +66,7 @@ def check_values(config: Any) -> None:
             continue
         for one in value if declared.many else (value,):
             if not declared.kind.accepts(one):
-                raise ConfigError(declared.name, f"= {shown(one)} is not possible; expected {declared.kind.expected}")
+                raise ConfigError(declared.name, f"{shown(one)} is not possible; expected {declared.kind.expected}")
 
 
 def given(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from undiffuse.util.text import join_names, shown
 
-__all__ = ["Choice", "Flag", "Key", "Kind", "Number", "Parsed", "Text", "interval"]
+__all__ = ["Choice", "Flag", "Key", "Kind", "Number", "Parsed", "SolverName", "Text", "clipping", "interval"]
 
 
 class Kind(Protocol):
@@ -124,6 +125,31 @@ class Key(_Parsing):
         return text.lower()
 
 
+class SolverName(Key):
+    """The name of a solver: one of the table, or one that an installed package offers."""
+
+    def accepts(self, value: Any) -> bool:
+        """See `Kind.accepts`."""
+        from undiffuse.solvers.registry import solver_info
+
+        if not isinstance(value, str):
+            return False
+        try:
+            solver_info(value)
+        except ValueError:
+            return False
+        return True
+
+    def parse(self, text: str) -> Any:
+        """See `Kind.parse`; a name that solvers had before is explained."""
+        from undiffuse.solvers.registry import FORMER_NAMES
+
+        now = FORMER_NAMES.get(text.strip().lower())
+        if now is not None:
+            raise ValueError(f"{shown(text)}: it is now called {now!r}")
+        return super().parse(text)
+
+
 @dataclass(frozen=True)
 class Text(_Parsing):
     """Text that is not empty, or with `empty` any text."""
@@ -192,3 +218,16 @@ def interval(text: str) -> tuple[str, float, float]:
     if unit == "" and colon or not least <= low < high <= most:
         raise ValueError(f"{shown(text)}: expected {INTERVAL}, with the first number below the second")
     return unit or "logsnr", low, high
+
+
+CLIPPING = "static, static:RANGE, dynamic, dynamic:QUANTILE, dynamic:QUANTILE,LARGEST or none"
+
+
+def clipping(text: str) -> None:
+    """Checks a specification of what is done to denoised images, see `denoiser.clip_function`.
+
+    Raises:
+        ValueError: If there is no such specification.
+    """
+    if not re.fullmatch(r"none|static(:[\d.]+)?|dynamic(:[\d.]+(,[\d.]+)?)?", text):
+        raise ValueError(f"{shown(text)}: expected {CLIPPING}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,10 +14,10 @@ from undiffuse.data import index
 from undiffuse.data.channels import ValueRange, objection, values_of
 from undiffuse.data.decoding import Picture, describe
 from undiffuse.data.images import size_pair
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.sources import BrokenImageError, Excluded, FileSource, Source
 
-__all__ = ["Check", "OnBroken", "OnTiny", "default_workers", "find_flaws", "screen"]
+__all__ = ["Check", "OnBroken", "OnTiny", "default_workers", "find_flaws", "grouped", "screen"]
 
 Check = Literal["auto", "none", "headers", "full"]
 OnBroken = Literal["refuse", "skip"]
@@ -145,12 +146,12 @@ def _not_finite(picture: Picture) -> str | None:
     return f"{bad:,} of {values.size:,} values are NaN or infinite" if bad else None
 
 
-def _grouped(items: list[Excluded]) -> str:
-    """Names with their reasons; a reason that all share is given once."""
+def grouped(items: Sequence[Excluded], limit: int = 10) -> str:
+    """At most `limit` names with their reasons; a reason that all share is given once."""
     reasons = {item.reason for item in items}
     if len(items) > 1 and len(reasons) == 1:
-        return f"{listed(item.name for item in items)}: {reasons.pop()}"
-    return listed(f"{item.name} ({item.reason})" for item in items)
+        return f"{join_names((item.name for item in items), limit)}: {reasons.pop()}"
+    return join_names((f"{item.name} ({item.reason})" for item in items), limit)
 
 
 def screen(
@@ -179,10 +180,10 @@ def screen(
     )  # fmt: skip
     broken = [Excluded(name=source.name(i), reason=reason) for i, reason in flaws.broken.items()]
     if len(broken) == len(source):
-        raise ValueError(f"{source.where}: none of {len(source):,} images can be used: {_grouped(broken)}")
+        raise ValueError(f"{source.where}: none of {len(source):,} images can be used: {grouped(broken)}")
     if broken and on_broken == "refuse":
         raise ValueError(
-            f"{source.where}: {len(broken):,} of {len(source):,} images cannot be read: {_grouped(broken)}. Repair or "
+            f"{source.where}: {len(broken):,} of {len(source):,} images cannot be read: {grouped(broken)}. Repair or "
             'remove them, or leave them out with on_broken="skip"'
         )
     tiny = [Excluded(name=source.name(i), reason=f"{h}x{w} is tiny") for i, (w, h) in flaws.tiny.items()]
@@ -190,7 +191,8 @@ def screen(
         height, width = size_pair(min_size or 1)
         raise ValueError(
             f"{source.where}: {len(tiny):,} of {len(source):,} images are smaller than {height}x{width} pixels "
-            f"(height x width): {listed(f'{source.name(i)} ({h}x{w})' for i, (w, h) in flaws.tiny.items())}. Choose a "
+            f"(height x width): {join_names(f'{source.name(i)} ({h}x{w})' for i, (w, h) in flaws.tiny.items())}. "
+            "Choose a "
             'smaller size, enlarge them with on_tiny="upscale", or leave them out with on_tiny="skip"'
         )
     out = {*flaws.broken, *flaws.tiny}
@@ -199,6 +201,6 @@ def screen(
     if len(out) == len(source):
         raise ValueError(
             f"{source.where}: none of {len(source):,} images can be used ({len(broken):,} broken, {len(tiny):,} tiny): "
-            f"{_grouped([*broken, *tiny])}"
+            f"{grouped([*broken, *tiny])}"
         )
     return source.subset([i for i in range(len(source)) if i not in out], [*broken, *tiny])

@@ -1,11 +1,19 @@
-"""Some pixels are seen, others are not: inpainting."""
+"""Some pixels are seen, others are not: inpainting. Masks as rectangles, pictures and folders of pictures."""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from undiffuse.editing.operators import divided
+from undiffuse.util.errors import ConfigError
+from undiffuse.util.text import join_names
+
+__all__ = ["Mask", "masks_for", "read_mask", "rectangle"]
 
 
 class Mask:
@@ -45,3 +53,109 @@ class Mask:
     def merged(self, known: Tensor, x: Tensor) -> Tensor:
         """`known` where it is seen, x elsewhere, [B, C, H, W]."""
         return torch.where(self._of(x), known, x)
+
+
+def rectangle(hole: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Makes a mask with a rectangular hole.
+
+    Args:
+        hole: Top, left, height and width of the part to fill, in pixels.
+        size: (height, width) of the images.
+
+    Returns:
+        bool [1, 1, H, W], True where the image is known.
+
+    Raises:
+        ConfigError: The hole reaches beyond the images ("hole").
+    """
+    top, left, height, width = hole
+    if min(hole) < 0 or not height or not width or top + height > size[0] or left + width > size[1]:
+        raise ConfigError(
+            "hole",
+            f"{','.join(map(str, hole))} (top, left, height, width) reaches beyond the images of {size[0]}x{size[1]} "
+            "(height x width)",
+        )
+    known = torch.ones(1, 1, *size, dtype=torch.bool)
+    known[..., top : top + height, left : left + width] = False
+    return known
+
+
+def read_mask(
+    path: str | Path, size: tuple[int, int], *, stored: Collection[tuple[int, int]] = (), fit: Any = "crop"
+) -> Tensor:
+    """Reads a mask from a picture that is white where the image is to be filled, and black elsewhere.
+
+    Args:
+        path: The picture.
+        size: (height, width) of the model's images.
+        stored: (width, height) of the images as they are stored. A mask of that size is prepared as they are.
+        fit: How images are prepared, "crop" or "pad".
+
+    Returns:
+        bool [1, 1, H, W], True where the image is known.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ConfigError: It is no picture, has another size, or nothing in it is white ("mask").
+    """
+    from undiffuse.data import prepare
+    from undiffuse.pictures.png import open_picture
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with open_picture(path) as opened:
+            opened.load()
+            picture = opened.copy()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ConfigError("mask", f"{path} is not a picture that can be read ({error})") from error
+    height, width = size
+    if picture.size != (width, height) and set(stored) != {picture.size}:
+        theirs = join_names(("x".join(map(str, one)) for one in sorted(set(stored))), 3) or "of other sizes"
+        raise ConfigError(
+            "mask",
+            f"{path} is {picture.width}x{picture.height} (width x height), the images are {theirs}, the model's "
+            f"{width}x{height}: expected a mask of one of these sizes, which all images have",
+        )
+    pixels = prepare(picture, size, 1, fit=fit, background=0, pad_value=0)
+    brightest = int(pixels.max())
+    if 0 < brightest <= 127:
+        raise ConfigError(
+            "mask",
+            f"{path} has a brightest value of {brightest}, but the part to fill must be white (255): multiply its "
+            f"values by {255 // brightest}",
+        )
+    return torch.from_numpy(pixels <= 127).permute(2, 0, 1)[None]
+
+
+def masks_for(names: Sequence[str], folder: str | Path) -> list[Path]:
+    """Finds the mask of each image in a folder, by the image's name; endings may differ.
+
+    Args:
+        names: The images' names, relative to their own folder.
+        folder: The folder of masks, with the same sub-folders or none.
+
+    Returns:
+        A mask for each image.
+
+    Raises:
+        ConfigError: Some image has no mask, or several ("mask").
+    """
+    from undiffuse.data import IMAGE_SUFFIXES
+
+    root = Path(folder)
+    found: dict[str, list[Path]] = {}
+    for file in sorted(root.rglob("*")):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            found.setdefault(file.relative_to(root).with_suffix("").as_posix(), []).append(file)
+    stems = [PurePosixPath(name).with_suffix("") for name in names]
+    bare = [stem.name for stem in stems]
+    flat = len(set(bare)) == len(bare)
+    chosen = [found.get(stem.as_posix()) or (found.get(stem.name) if flat else None) or [] for stem in stems]
+    for problem, wrong in (
+        ("no mask for", [name for name, files in zip(names, chosen, strict=True) if not files]),
+        ("several masks for", [name for name, files in zip(names, chosen, strict=True) if len(files) > 1]),
+    ):
+        if wrong:
+            raise ConfigError("mask", f"{folder} has {problem} {join_names(wrong, 3)}; masks are named as the images")
+    return [files[0] for files in chosen]

@@ -1,43 +1,80 @@
-"""Images carried from one class to another: encoded under the one, decoded under the other."""
+"""Images carried from one class to another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from undiffuse.denoiser import Condition, Denoiser
-from undiffuse.editing.variation import shortened
-from undiffuse.grids import Path
-from undiffuse.noise import Noise
-from undiffuse.sampling import Step, encode, sample
-from undiffuse.solvers import DDIM, Solver
+from undiffuse.config import SamplerConfig
+from undiffuse.editing.base import Edited, EditInputs, EditOptions, EditResult, edit
+from undiffuse.editing.ddib import ddib, unguided
+from undiffuse.editing.methods import StepCallback, load_pipeline, mean_square
+from undiffuse.editing.variation import extent
+from undiffuse.noise import NoiseSource
+from undiffuse.pipelines import Pipeline
+from undiffuse.pipelines.inputs import Images
+
+__all__ = ["translate"]
 
 
 def translate(
-    denoiser: Denoiser,
-    path: Path,
-    noise: Noise,
-    x0: Tensor,
-    source: Condition | None,
-    target: Condition | None,
+    images: Images,
+    to: str | int,
     *,
-    steps: int | None = None,
-    decoder: Denoiser | None = None,
-    solver: Solver | None = None,
-) -> Iterator[Step]:
-    """Encode images x0 [B, C, H, W] under `source` by DDIM and decode them under `target`, without noise.
+    strength: float | None = None,
+    logsnr: float | None = None,
+    model: Pipeline | SamplerConfig | str | Path = "fashion-mnist-32",
+    device: str = "auto",
+    **options: Any,
+) -> Edited:
+    """Carries images from their own class to another: encodes them by DDIM and decodes under the other class.
 
-    Both ways are deterministic flows, and the latent between them keeps what the classes share (DDIM section 5.4; Su et
-    al. 2022, "Dual Diffusion Implicit Bridges"). With target = source it is reconstruction, and what differs from x0
-    is the error of the two ways, of first order in 1 / steps. `noise` numbers the images; none is drawn.
+    The way back to the own class is also taken; its error tells how well the inversion works. Guidance acts on the way
+    back to images.
 
-    `steps`    of the path's last ones, that far up (`steps_for`; default: to the noisiest level)
-    `decoder`  for the way back, such as a guided one (default: the denoiser); `solver` (default: DDIM)
+    Args:
+        images: What `open_images` takes.
+        to: The class to carry them to, by name or number.
+        strength: The part of the way to noise, from 0 to 1; default 1.
+        logsnr: Or the log-SNR to go to, for example -1.
+        model: A model's file, run folder or name; a config that names it; or a pipeline. DDIM is the default solver.
+        device: See `Pipeline.load`.
+        **options: The fields of `EditOptions`; "classes" are the images' own.
+
+    Raises:
+        ConfigError: A setting does not fit, or the classes of the images are unknown.
+        ValueError: The model has no classes, the images cannot be read, or `out` belongs to something else.
+
+    References:
+        Su et al. 2022, "Dual Diffusion Implicit Bridges for Image-to-Image Translation".
     """
-    way = shortened(path, path.steps if steps is None else steps, denoiser.chain)
-    latent = encode(denoiser, way, x0, cond=source)
-    return sample(
-        decoder or denoiser, way, solver or DDIM(), noise, tuple(x0.shape[1:]), cond=target, x_T=latent,
-        device=x0.device,
+    shared = EditOptions(**options)
+    pipeline = load_pipeline(model, device, solver="ddim")
+    if pipeline.model.num_classes is None:
+        raise ValueError("the model has no classes to carry images between: expected one that was trained with labels")
+    target = pipeline.model.class_index(to)
+    steps, record, text = extent(pipeline, strength, logsnr, default=1.0)
+    inputs = EditInputs.open(pipeline, images, shared)
+    plain = unguided(pipeline.denoiser)
+
+    def make(
+        x0: Tensor, noise: NoiseSource, labels: list[int] | None, numbers: list[int], on_step: StepCallback
+    ) -> EditResult:
+        own, other = pipeline.condition(labels), pipeline.condition([target] * len(x0))
+        *_, back = ddib(plain, pipeline.path, noise, x0, own, own, steps=steps)
+        for step in ddib(
+            plain, pipeline.path, noise, x0, own, other, steps=steps, decoder=pipeline.denoiser, solver=pipeline.solver
+        ):
+            on_step(step)
+        errors = {
+            "reconstruction, there and back under the own class, is off by": mean_square(back.x - x0),
+            "the results differ from the images by": mean_square(step.x - x0),
+        }
+        return EditResult(step.x, errors)
+
+    return edit(
+        pipeline, inputs, make, shared, command="translate", record={**record, "to": target},
+        text=f"to {pipeline.model.label_name(target)}, {text}", target=target,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Features that were computed once: one small file for each shard of images, named by their content."""
+"""Caches features on the disk: one small file for each shard of images, named by their content."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from torch import Tensor
 import undiffuse
 from undiffuse.downloads import cache_dir
 from undiffuse.metrics import Card
-from undiffuse.metrics.extractors.base import tensors_hash
+from undiffuse.util.files import atomic_file
+from undiffuse.util.hashing import tensors_hash
 
 __all__ = ["FeatureCache"]
 
@@ -27,10 +27,14 @@ DIGEST = "__sha256__"
 
 
 class FeatureCache:
-    """A folder of features; damaged or missing files are computed again, the oldest go when it grows past `limit`.
+    """A folder of features. Damaged or missing files are computed again.
 
-    By default in the cache folder (`UNDIFFUSE_CACHE`), at most 20 GiB. An entry belongs to (images, extractor's card,
-    version of this package): whoever changes any of them computes anew.
+    An entry belongs to the images, the extractor's card and the version of this package. A change of any of them
+    computes the features anew.
+
+    Args:
+        folder: Where the files lie; by default "features" in the cache folder (UNDIFFUSE_CACHE).
+        limit: Bytes to keep at most. The entries that were not used for longest are removed first.
     """
 
     def __init__(self, folder: str | Path | None = None, limit: int = LIMIT_BYTES) -> None:
@@ -38,17 +42,17 @@ class FeatureCache:
         self.limit = limit
 
     def key(self, images: str, card: Card) -> str:
-        """The name of an entry; `images` identifies the images."""
+        """Returns the name of an entry; `images` identifies the images."""
         values = {name: value for name, value in card.to_dict().items() if name != "details"}
         text = json.dumps([undiffuse.__version__, images, values], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def image_key(self, images: str) -> str:
-        """The name of the images themselves."""
+        """Returns the name of the entry that holds the images themselves."""
         return hashlib.sha256(f"{undiffuse.__version__}\n{images}\npixels".encode()).hexdigest()
 
     def get(self, key: str) -> dict[str, Tensor] | None:
-        """The tensors of an entry; None if there is none that is whole."""
+        """Returns the tensors of an entry; None if it is missing or damaged."""
         path = self._path(key)
         try:
             data = path.read_bytes()
@@ -59,24 +63,19 @@ class FeatureCache:
         if digest is None or bytes(digest.tolist()).hex() != tensors_hash(tensors):
             return None
         with contextlib.suppress(OSError):
-            os.utime(path)  # used now: the last to go
+            os.utime(path)  # used now, so removed last
         return tensors
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors. A cache that cannot be written to (full disk, read-only) is no reason to stop."""
+        """Keeps tensors. A cache that cannot be written (full disk, read-only) does not stop the work."""
         digest = torch.tensor(list(bytes.fromhex(tensors_hash(tensors))), dtype=torch.uint8)
         path = self._path(key)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(save({**{name: t.contiguous() for name, t in tensors.items()}, DIGEST: digest}))
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        data = save({**{name: t.contiguous() for name, t in tensors.items()}, DIGEST: digest})
+        with contextlib.suppress(OSError), atomic_file(path, overwrite=True, durable=False) as file:
+            file.write(data)
 
     def trim(self) -> None:
-        """Remove what was not used for longest until the folder is within its limit."""
+        """Removes the entries that were not used for longest until the folder is within its limit."""
         entries = []
         for path in self.folder.glob("??/*.safetensors"):
             try:

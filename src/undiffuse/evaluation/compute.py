@@ -1,4 +1,4 @@
-"""Which metrics there are, and all of them for two sides of a comparison."""
+"""Metrics by name, and their computation from two sides of a comparison."""
 
 from __future__ import annotations
 
@@ -27,35 +27,41 @@ from undiffuse.metrics import (
     memorisation,
 )
 from undiffuse.metrics.neighbours import Precision
+from undiffuse.util.errors import ConfigError
+from undiffuse.util.plugins import load_plugin
 
-__all__ = ["DEFAULT_METRICS", "METRICS", "Evaluation", "MetricOptions", "evaluate"]
+__all__ = [
+    "ENTRY_POINTS",
+    "METRICS",
+    "Evaluation",
+    "Metric",
+    "MetricOptions",
+    "MetricUnavailable",
+    "Sides",
+    "compute_metrics",
+    "find_metrics",
+    "higher_is_better",
+    "register_metric",
+]
 
-METRICS = {
-    "fd": "Frechet distance of the features: FID for the 2015 Inception",
-    "sfd": "Frechet distance of the spatial features: sFID",
-    "is": "Inception Score of the extractor's classes",
-    "pr": "improved precision and recall",
-    "dc": "density and coverage",
-    "kid": "kernel distance (KID), unbiased",
-    "cmmd": "maximum mean discrepancy with a Gaussian kernel (CMMD for CLIP)",
-    "vendi": "Vendi score, the effective number of different samples",
-    "accuracy": "share of samples that the extractor's classifier takes for the class they were made for",
-    "fd-infinity": "Frechet distance extrapolated to infinitely many samples",
-    "memorisation": "nearest neighbours among training images (needs them)",
-}
-DEFAULT_METRICS = ("fd", "sfd", "is", "pr", "dc", "kid", "accuracy")
-"""Computed where the extractor and both sides permit."""
-
+ENTRY_POINTS = "undiffuse.metrics"
 SCORES_AT_ONCE = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricOptions:
-    """How metrics are computed. The defaults are those of OpenAI's evaluator where it has the metric.
+    """Options of the metrics. The defaults are those of OpenAI's evaluator for the metrics that it has.
 
-    `k` of precision and recall, `k_density` of density and coverage; `distances`: "exact", "float32", "float64",
-    or "float16-emulated" for the original's rounding; `chunk` of the Inception Score; `splits` random halvings of the
-    corrected Frechet distance; `kid_subset` images a subset, None for all pairs; `vendi_order`; `seed` of subsets.
+    Args:
+        k: Neighbours of precision and recall.
+        k_density: Neighbours of density and coverage.
+        distances: Arithmetic of precision and recall: "exact", "float32", "float64", or "float16-emulated", which
+            rounds as the original does.
+        chunk: Images in a chunk of the Inception Score.
+        splits: Random halvings for the corrected Frechet distance.
+        kid_subset: Images in a subset of the kernel distance; None takes all pairs.
+        vendi_order: Order of the Vendi score.
+        seed: Seed of the random subsets.
     """
 
     k: int = 3
@@ -70,7 +76,7 @@ class MetricOptions:
 
 @dataclass
 class Evaluation:
-    """Estimates in the order of `METRICS`, what could not be computed and why, and the seconds each metric took."""
+    """Holds the estimates in the order of `METRICS`, why others were not computed, and the seconds of each metric."""
 
     estimates: list[Estimate] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -78,25 +84,117 @@ class Evaluation:
 
 
 @dataclass
-class _Sides:
-    """What a metric sees, and what two metrics share."""
+class Sides:
+    """What a metric is computed from.
+
+    Args:
+        samples: The samples: `features` [N, D], `statistics`, `labels`, `scores`.
+        reference: The reference, seen by the same extractor.
+        options: Options of the metrics.
+        training: The images that the model was trained on, where they are given.
+    """
 
     samples: Summary
     reference: Summary
     options: MetricOptions
     training: Summary | None
-    manifold: dict[str, Estimate] = field(default_factory=dict)
+    manifold: dict[str, Estimate] = field(default_factory=dict)  # precision, recall, density, coverage share distances
 
 
-class _Missing(Exception):
-    """Why a metric cannot be computed for these two sides."""
+class MetricUnavailable(MetricError):
+    """A metric cannot be computed from these two sides; the text says why."""
 
 
-class _Inapplicable(_Missing):
-    """Why an extractor has no such metric at all: not worth a word where nobody asked for it."""
+class _Inapplicable(MetricUnavailable):
+    """An extractor does not have this metric at all, which needs no word unless the metric was chosen by name."""
 
 
-def evaluate(
+Compute = Callable[[Sides], "Sequence[Estimate] | Estimate | float"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """Describes a metric: see `register_metric`."""
+
+    name: str
+    description: str
+    compute: Compute
+    default: bool = False
+    higher_is_better: bool = False
+
+    def __str__(self) -> str:
+        return self.description
+
+
+def register_metric(
+    name: str, compute: Compute, *, description: str = "", default: bool = False, higher_is_better: bool = False
+) -> Metric:
+    """Makes a metric available by name in `evaluate`, `sweep` and on the command line.
+
+    A package can also offer one through an entry point of the group "undiffuse.metrics", which refers to `compute` or
+    to a `Metric`.
+
+    Args:
+        name: Name to choose the metric by.
+        compute: Function of both `Sides` that returns an `Estimate`, several of them, or a number. It raises
+            `MetricUnavailable` if these sides lack what it needs.
+        description: What the metric measures, in a few words.
+        default: Computes the metric also where no metrics are chosen.
+        higher_is_better: Whether larger values are better, for sorting and for the best weights of a training run.
+
+    Returns:
+        The registered metric.
+
+    Raises:
+        ValueError: The name is empty or belongs to another metric.
+
+    Example:
+        def brightness(sides: Sides) -> float:
+            return float(sides.samples.features.mean() - sides.reference.features.mean())
+
+        register_metric("brightness", brightness, description="difference of the mean features")
+    """
+    if not name or "," in name or name in METRICS:
+        raise ConfigError("name", f"{name!r} is empty, contains a comma, or is the name of another metric")
+    found = Metric(
+        name=name, description=description or name, compute=compute, default=default, higher_is_better=higher_is_better
+    )
+    METRICS[name] = found
+    return found
+
+
+def find_metrics(names: Sequence[str]) -> list[Metric]:
+    """Returns the metrics of these names in the order of `METRICS`, each once.
+
+    Raises:
+        MetricError: A name that neither this package nor an installed one offers; the text lists all names.
+    """
+    for name in names:
+        if name not in METRICS:
+            offered = load_plugin(ENTRY_POINTS, name)
+            if isinstance(offered, Metric):
+                METRICS[name] = replace(offered, name=name)
+            elif offered is not None:
+                register_metric(name, offered)
+    if unknown := [name for name in names if name not in METRICS]:
+        known = "\n".join(f"  {name:14}{metric.description}" for name, metric in METRICS.items())
+        raise MetricError(f"there is no metric {', '.join(unknown)}; there are\n{known}")
+    return [metric for name, metric in METRICS.items() if name in names]
+
+
+_RISING = ("precision", "recall", "density", "coverage", "IS", "accuracy", "Vendi", "authentic")
+
+
+def higher_is_better(estimate: Estimate | str) -> bool:
+    """Whether larger values of a metric are better, by the estimate or by its name alone."""
+    if isinstance(estimate, Estimate):
+        known = estimate.settings.get("higher_is_better")
+        return higher_is_better(estimate.name) if known is None else bool(known)
+    metric = METRICS.get(estimate.partition(" (")[0])
+    return estimate.startswith(_RISING) if metric is None else metric.higher_is_better
+
+
+def compute_metrics(
     samples: Summary,
     reference: Summary,
     metrics: Sequence[str] | None = None,
@@ -105,44 +203,64 @@ def evaluate(
     training: Summary | None = None,
     on_metric: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """Metrics of samples against a reference, both seen by one extractor.
+    """Computes metrics of samples against a reference, both seen by one extractor.
 
-    metrics    names of `METRICS`; None: the default ones that exist for these sides. One that was asked for by name
-               and does not exist is an error, one of the defaults is noted in `skipped`.
-    training   images the model was trained on, for "memorisation" (the reference being held-out images)
-    on_metric  hears of each metric before it is computed
+    Args:
+        samples: Summary of the samples.
+        reference: Summary of the reference.
+        metrics: Names of `METRICS`; None computes the default ones that these sides permit. A metric that was chosen by
+            name and cannot be computed is an error; a default one is noted in `skipped`.
+        options: Options of the metrics.
+        training: Images that the model was trained on, for "memorisation" (the reference is then held-out images).
+        on_metric: Called with the name of each metric before it is computed.
 
-    MetricError for unknown names and for sides that were prepared differently.
+    Raises:
+        MetricError: Unknown names, sides that were prepared differently, or a chosen metric that cannot be computed.
     """
     options = options or MetricOptions()
-    wanted = list(DEFAULT_METRICS) if metrics is None else list(dict.fromkeys(metrics))
-    if unknown := [name for name in wanted if name not in METRICS]:
-        raise MetricError(f"there is no metric {', '.join(unknown)}; choose some of {', '.join(METRICS)}")
-    check_same_protocol(samples.card, reference.card)
-    if samples.spatial is not None and reference.spatial is not None:
-        check_same_protocol(samples.spatial_card, reference.spatial_card)
+    wanted = [name for name, metric in METRICS.items() if metric.default] if metrics is None else list(metrics)
     if metrics is None and training is not None:
         wanted.append("memorisation")
     if metrics is None and samples.card.protocol == "cmmd":  # the features that CMMD is defined for
         wanted.append("cmmd")
-    sides = _Sides(samples, reference, options, training)
+    chosen = find_metrics(wanted)
+    check_same_protocol(samples.card, reference.card)
+    if samples.spatial is not None and reference.spatial is not None:
+        check_same_protocol(samples.spatial_card, reference.spatial_card)
+    sides = Sides(samples, reference, options, training)
     out = Evaluation()
     notes = _notes(samples, reference)
-    for name in sorted(wanted, key=list(METRICS).index):
+    for metric in chosen:
         if on_metric is not None:
-            on_metric(name)
+            on_metric(metric.name)
         begin = time.perf_counter()
         try:
-            found = _COMPUTE[name](sides)
-        except _Missing as reason:
+            found = _estimates(metric, sides)
+        except MetricUnavailable as reason:
             if metrics is not None:
-                raise MetricError(f"{name} ({METRICS[name]}) cannot be computed: {reason}") from None
+                raise MetricError(f"{metric.name} ({metric.description}) cannot be computed: {reason}") from None
             if not isinstance(reason, _Inapplicable):
-                out.skipped[name] = str(reason)
+                out.skipped[metric.name] = str(reason)
             continue
-        out.seconds[name] = time.perf_counter() - begin
+        out.seconds[metric.name] = time.perf_counter() - begin
         out.estimates += [estimate.with_warnings(notes) for estimate in found]
     return out
+
+
+def _estimates(metric: Metric, sides: Sides) -> list[Estimate]:
+    """The values of a metric as estimates; those of a registered metric carry which way is better."""
+    found = metric.compute(sides)
+    if isinstance(found, Sequence):
+        estimates = list(found)
+    elif isinstance(found, Estimate):
+        estimates = [found]
+    else:
+        n, m = (0 if s.features is None else len(s.features) for s in (sides.samples, sides.reference))
+        estimates = [Estimate(name=metric.name, value=float(found), n=n, n_reference=m, card=sides.samples.card)]
+    if metric.name in _OWN:
+        return estimates
+    better = {"higher_is_better": metric.higher_is_better}
+    return [replace(estimate, settings={**better, **estimate.settings}) for estimate in estimates]
 
 
 def _notes(samples: Summary, reference: Summary) -> list[str]:
@@ -156,7 +274,7 @@ def _notes(samples: Summary, reference: Summary) -> list[str]:
 
 def _features(side: Summary, whose: str) -> Tensor:
     if side.features is None:
-        raise _Missing(f"the {whose} has statistics only, no features of single images")
+        raise MetricUnavailable(f"the {whose} has statistics only, no features of single images")
     return side.features
 
 
@@ -164,13 +282,13 @@ def _both(samples: Summary, reference: Summary, need: int = 2) -> tuple[Tensor, 
     x, y = _features(samples, "samples' file"), _features(reference, "reference")
     for features, whose in ((x, "samples"), (y, "reference images")):
         if len(features) < need:
-            raise _Missing(f"{len(features)} {whose}, at least {need} are needed")
+            raise MetricUnavailable(f"{len(features)} {whose}, at least {need} are needed")
     return x, y
 
 
-def _frechet(c: _Sides) -> list[Estimate]:
+def _frechet(c: Sides) -> list[Estimate]:
     if c.samples.statistics is None or c.reference.statistics is None:
-        raise _Missing("a covariance needs at least 2 images on each side")
+        raise MetricUnavailable("a covariance needs at least 2 images on each side")
     return [
         frechet_estimate(
             c.samples.statistics,
@@ -184,11 +302,11 @@ def _frechet(c: _Sides) -> list[Estimate]:
     ]
 
 
-def _spatial(c: _Sides) -> list[Estimate]:
+def _spatial(c: Sides) -> list[Estimate]:
     if c.samples.spatial_card is None:
         raise _Inapplicable("this extractor has no spatial features; the 2015 Inception has")
     if c.samples.spatial is None or c.reference.spatial is None:
-        raise _Missing("one side has no spatial statistics")
+        raise MetricUnavailable("one side has no spatial statistics")
     return [
         frechet_estimate(
             c.samples.spatial,
@@ -201,10 +319,10 @@ def _spatial(c: _Sides) -> list[Estimate]:
     ]
 
 
-def _infinity(c: _Sides) -> list[Estimate]:
+def _infinity(c: Sides) -> list[Estimate]:
     features = _features(c.samples, "samples' file")
     if c.reference.statistics is None or len(features) < 20:
-        raise _Missing("an extrapolation needs at least 20 samples and a reference with statistics")
+        raise MetricUnavailable("an extrapolation needs at least 20 samples and a reference with statistics")
     found = frechet_infinity(features, c.reference.statistics, seed=c.options.seed)
     return [
         Estimate(
@@ -219,7 +337,7 @@ def _infinity(c: _Sides) -> list[Estimate]:
     ]
 
 
-def _score(c: _Sides) -> list[Estimate]:
+def _score(c: Sides) -> list[Estimate]:
     score = InceptionScore(c.options.chunk, card=c.samples.card, name=_score_name(c.samples.card))
     for scores in _all_scores(c.samples):
         score.update(scores)
@@ -242,7 +360,7 @@ def _all_scores(side: Summary) -> list[Tensor]:
     return parts
 
 
-def _manifold(c: _Sides) -> dict[str, Estimate]:
+def _manifold(c: Sides) -> dict[str, Estimate]:
     if not c.manifold:
         x, y = _both(c.samples, c.reference, max(c.options.k, c.options.k_density) + 1)
         c.manifold = manifold_metrics(
@@ -251,32 +369,32 @@ def _manifold(c: _Sides) -> dict[str, Estimate]:
     return c.manifold
 
 
-def _precision_recall(c: _Sides) -> list[Estimate]:
+def _precision_recall(c: Sides) -> list[Estimate]:
     return [_manifold(c)[name] for name in ("precision", "recall")]
 
 
-def _density_coverage(c: _Sides) -> list[Estimate]:
+def _density_coverage(c: Sides) -> list[Estimate]:
     return [_manifold(c)[name] for name in ("density", "coverage")]
 
 
-def _kernel(c: _Sides) -> list[Estimate]:
+def _kernel(c: Sides) -> list[Estimate]:
     x, y = _both(c.samples, c.reference)
     if c.options.kid_subset is None:
         return [kid(x, y, card=c.samples.card)]
     return [kid_subsets(x, y, size=c.options.kid_subset, seed=c.options.seed, card=c.samples.card)]
 
 
-def _cmmd(c: _Sides) -> list[Estimate]:
+def _cmmd(c: Sides) -> list[Estimate]:
     x, y = _both(c.samples, c.reference)
     return [cmmd(x, y, card=c.samples.card)]
 
 
-def _vendi(c: _Sides) -> list[Estimate]:
+def _vendi(c: Sides) -> list[Estimate]:
     score = VendiScore(c.options.vendi_order, card=c.samples.card)
     return [score.update(_features(c.samples, "samples' file")).compute()]
 
 
-def _accuracy(c: _Sides) -> list[Estimate]:
+def _accuracy(c: Sides) -> list[Estimate]:
     if c.samples.labels is None:
         raise _Inapplicable("the samples have no classes")
     scores = torch.cat(_all_scores(c.samples))
@@ -287,25 +405,31 @@ def _accuracy(c: _Sides) -> list[Estimate]:
     return [replace(found, name=f"accuracy ({c.samples.card.distance.removeprefix('FD-')})")]
 
 
-def _memorisation(c: _Sides) -> list[Estimate]:
+def _memorisation(c: Sides) -> list[Estimate]:
     if c.training is None:
-        raise _Missing("the images the model was trained on were not given (--training)")
+        raise MetricUnavailable("the images that the model was trained on are not given (training)")
     check_same_protocol(c.samples.card, c.training.card)
     x, y = _features(c.samples, "samples' file"), _features(c.training, "training set")
     found = memorisation(x, y, c.reference.features, precision=c.options.distances, card=c.samples.card)
     return list(found.values())
 
 
-_COMPUTE: dict[str, Callable[[_Sides], list[Estimate]]] = {
-    "fd": _frechet,
-    "sfd": _spatial,
-    "is": _score,
-    "pr": _precision_recall,
-    "dc": _density_coverage,
-    "kid": _kernel,
-    "cmmd": _cmmd,
-    "vendi": _vendi,
-    "accuracy": _accuracy,
-    "fd-infinity": _infinity,
-    "memorisation": _memorisation,
+_UP = ("is", "pr", "dc", "vendi", "accuracy")
+METRICS: dict[str, Metric] = {
+    name: Metric(name=name, description=text, compute=compute, default=default, higher_is_better=name in _UP)
+    for name, (text, compute, default) in {
+        "fd": ("Frechet distance of the features: FID for the 2015 Inception", _frechet, True),
+        "sfd": ("Frechet distance of the spatial features: sFID", _spatial, True),
+        "is": ("Inception Score of the extractor's classes", _score, True),
+        "pr": ("improved precision and recall", _precision_recall, True),
+        "dc": ("density and coverage", _density_coverage, True),
+        "kid": ("kernel distance (KID), unbiased", _kernel, True),
+        "cmmd": ("maximum mean discrepancy with a Gaussian kernel (CMMD for CLIP)", _cmmd, False),
+        "vendi": ("Vendi score, the effective number of different samples", _vendi, False),
+        "accuracy": ("share of samples that the extractor's classifier takes for their class", _accuracy, True),
+        "fd-infinity": ("Frechet distance extrapolated to infinitely many samples", _infinity, False),
+        "memorisation": ("nearest neighbours among training images (needs them)", _memorisation, False),
+    }.items()
 }
+"""All metrics by name, in the order in which they are computed."""
+_OWN = frozenset(METRICS)

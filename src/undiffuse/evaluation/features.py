@@ -1,7 +1,7 @@
-"""One pass over images: every extractor's features, shard by shard, from the cache where they are known.
+"""Extracts features in one pass over images, shard by shard, from the cache where they are known.
 
-Shards have a fixed size, so what is computed does not depend on how many processes share the work, and a pass that was
-stopped goes on where it was. The features of all processes are put together in the order of the images: every number
+Shards have a fixed size, so the features do not depend on how many processes share the work, and a pass that was
+stopped resumes where it was. The features of all processes are put together in the order of the images: every number
 that follows is the same, to the last bit, for one process and for eight.
 """
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from undiffuse.distributed import Ranks
+from undiffuse.distributed import DistContext
 from undiffuse.evaluation.cache import FeatureCache
 from undiffuse.evaluation.images import ImageSet
 from undiffuse.metrics import Card, MetricError
@@ -29,15 +29,23 @@ SHARD = 256
 BATCH = 64
 
 Progress = Callable[[int], None]
-"""Told the number of images that were finished since the last call."""
+"""Called with the number of images that were finished since the last call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What one extractor makes of a set of images.
+    """Holds what one extractor makes of a set of images.
 
-    `features` float32 [N, D]; `spatial` float32 [N, S] or None; `scores` turns features into class scores, None where
-    the extractor has no classes; `about` says where the images came from and carries the sha256 of their pixels.
+    Args:
+        features: float32 [N, D].
+        spatial: Spatial features, float32 [N, S]; None if there are none.
+        card: How the features were made.
+        spatial_card: The same of the spatial features.
+        scores: Turns features [B, D] into class scores [B, K]; None without classes.
+        labels: Class of each image, int64 [N].
+        label_names: Names of the classes.
+        about: Where the images came from, with the sha256 of their pixels.
+        warnings: What a reader of the numbers should know.
     """
 
     features: Tensor
@@ -58,29 +66,38 @@ def extract(
     images: ImageSet,
     extractors: Sequence[Extractor],
     *,
-    ranks: Ranks | None = None,
+    ranks: DistContext | None = None,
     cache: FeatureCache | None = None,
     batch: int = BATCH,
     keep_images: bool = False,
     progress: Progress | None = None,
 ) -> list[Features]:
-    """The features of all `images`, one `Features` for each extractor; each image is read (or made) once.
+    """Extracts the features of images by several extractors; each image is read (or made) once.
 
-    ranks     processes that share the work; every one of them gets the whole result
-    cache     where features are looked up and kept; None computes everything
-    batch     images an extractor sees at once (it changes the time, and features by rounding only)
-    keep_images  keep images that a model makes in the cache as well, so that another extractor needs no sampling
-    MetricError for images an extractor cannot take, and for features that are not finite.
+    Args:
+        images: The images.
+        extractors: What sees them.
+        ranks: Processes that share the work; every one of them gets the whole result.
+        cache: Where features are looked up and kept; None computes everything.
+        batch: Images that an extractor sees at once (changes the time, and features by rounding only).
+        keep_images: Keeps images that a model makes in the cache as well, so that another extractor needs no sampling.
+        progress: Called with the number of images that were finished since the last call.
+
+    Returns:
+        One `Features` for each extractor.
+
+    Raises:
+        MetricError: Images that an extractor cannot take, or features that are not finite.
     """
     if not extractors:
         raise MetricError("at least one extractor is needed")
-    ranks = ranks or Ranks()
+    ranks = ranks or DistContext()
     shards = [(start, min(start + SHARD, len(images))) for start in range(0, len(images), SHARD)]
     if not shards:
         raise MetricError(f"{images.where} holds no images")
     kept: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in extractors]
     digests: list[Tensor] = []
-    for first in range(0, len(shards), ranks.world):
+    for first in range(0, len(shards), ranks.world_size):
         mine = first + ranks.rank
         parts, digest = (
             _shard(images, *shards[mine], extractors, cache, batch, keep_images)
@@ -92,7 +109,7 @@ def extract(
             features = ranks.gather(part.features)
             whole.append((features, None if part.spatial is None else ranks.gather(part.spatial)))
         if progress is not None:
-            begin, end = shards[first][0], shards[min(first + ranks.world, len(shards)) - 1][1]
+            begin, end = shards[first][0], shards[min(first + ranks.world_size, len(shards)) - 1][1]
             progress(end - begin)
     if cache is not None and ranks.is_main:
         cache.trim()
@@ -131,7 +148,7 @@ def _shard(
     batch: int,
     keep_images: bool,
 ) -> tuple[list[Extracted], Tensor]:
-    """Features of images start..stop-1 for each extractor, and the sha256 of their pixels [1, 32]."""
+    """Returns features of images start..stop-1 for each extractor, and the sha256 of their pixels [1, 32]."""
     known = images.key(start, stop) if cache is not None else None
     pixels = None if known is not None else _checked(images, start, stop)
     digest = torch.zeros(0) if pixels is None else _digest(pixels)
@@ -152,7 +169,7 @@ def _shard(
 
 
 def _made(images: ImageSet, start: int, stop: int, name: str, cache: FeatureCache | None, keep: bool) -> Tensor:
-    """Images that have to be made, or were made before and kept."""
+    """Returns images that have to be made, or were made before and kept."""
     if cache is None or not keep:
         return _checked(images, start, stop)
     key = cache.image_key(name)
@@ -164,7 +181,7 @@ def _made(images: ImageSet, start: int, stop: int, name: str, cache: FeatureCach
 
 
 def _run(extractor: Extractor, pixels: Tensor, batch: int, first: int) -> dict[str, Tensor]:
-    """One extractor over the images of a shard; MetricError naming images whose features are not finite."""
+    """Applies one extractor to the images of a shard; MetricError names images whose features are not finite."""
     parts = list(in_batches(extractor, pixels, batch))
     out = {"features": torch.cat([part.features for part in parts]).float().cpu()}
     if all(part.spatial is not None for part in parts):

@@ -1,4 +1,4 @@
-"""Sets of images to evaluate: stored ones, and those a model makes when they are asked for."""
+"""Sets of images to evaluate: stored ones, and those that a model makes when they are needed."""
 
 from __future__ import annotations
 
@@ -16,26 +16,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from undiffuse.data import ArraySource, DataConfig, FolderSource, ImageDataset, Source, open_data, open_npz
-from undiffuse.data.screening import OnBroken, default_workers
+from undiffuse.data.screening import Check, OnBroken, default_workers, screen
 from undiffuse.data.sources import SubsetSource
 from undiffuse.metrics import MetricError
 from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import packed_files
+from undiffuse.pictures.stored import keeps_names, sample_files, sample_label
+from undiffuse.util.errors import ConfigError
 
 __all__ = ["ImageSet", "MadeImages", "StoredImages", "class_warnings", "open_images"]
 
-RUN = "run.json"  # what `undiffuse sample` writes beside its images
+RUN = "run.json"  # written by `undiffuse sample` beside its images
 LOSSY = (".jpg", ".jpeg", ".webp")
 GREY_MODES = {"1", "L", "LA", "I;16", "I;16B", "I"}
-LOOKED_AT = 64  # pictures whose pixel format is looked at to tell grey from colour
+LOOKED_AT = 64  # pictures whose pixel format decides between grey and colour
 
 
 class ImageSet(ABC):
-    """Numbered images uint8 [H, W, C] of one size, that can be asked for in any order.
+    """Numbered uint8 images [H, W, C] of one size that can be read in any order.
 
-    `where`    one line for people; `shape` (H, W, C); `labels` int64 [N] and their names, None without
-    `about`    provenance for the card: anything JSON can hold
-    `warnings` what a reader of a number should know
+    Args:
+        where: One line for people.
+        shape: Height, width and channels of an image.
+        labels: Class of each image, int64 [N]; None without classes.
+        label_names: Names of the classes.
+        about: Where the images come from, for the report: anything that JSON can hold.
+        warnings: What a reader of the numbers should know.
     """
 
     def __init__(
@@ -57,19 +63,30 @@ class ImageSet(ABC):
 
     @abstractmethod
     def batch(self, start: int, stop: int) -> Tensor:
-        """Images start..stop-1, uint8 [B, H, W, C]."""
+        """Returns images start..stop-1, uint8 [B, H, W, C]."""
 
     def key(self, start: int, stop: int) -> str | None:
-        """A name for these images that is known before they exist; None where only their pixels tell."""
+        """Returns a name of these images that is known before they exist; None if only their pixels identify them."""
         return None
 
 
 class StoredImages(ImageSet):
-    """A prepared data set as an `ImageSet`; broken files are errors that name them."""
+    """A prepared data set as an `ImageSet`.
+
+    Args:
+        dataset: The images. With `on_broken="skip"` all of them are decoded now, and those that cannot be are left out
+            with a warning. Otherwise an image that cannot be decoded is an error that names it.
+        about: Added to what the report says of the images.
+        warnings: What a reader of the numbers should know.
+    """
 
     def __init__(
         self, dataset: ImageDataset, *, about: Mapping[str, Any] | None = None, warnings: Sequence[str] = ()
     ) -> None:
+        if dataset.config.on_broken == "skip":
+            left = screen(dataset.source, check="full", on_broken="skip")
+            warnings = [*warnings, *_left_out(left)]
+            dataset = ImageDataset(left, dataset.config)
         self.dataset = dataset
         source = dataset.source
         about = {"kind": "stored", "fingerprint": source.fingerprint, **(about or {})}
@@ -79,7 +96,7 @@ class StoredImages(ImageSet):
         return len(self.dataset)
 
     def batch(self, start: int, stop: int) -> Tensor:
-        """Images start..stop-1, uint8 [B, H, W, C]; BrokenImageError names one that cannot be read."""
+        """Returns images start..stop-1, uint8 [B, H, W, C]; BrokenImageError names one that cannot be read."""
         pixels = self._pixels(start, stop)
         if start == 0 and len(pixels) > 1 and int(pixels.max()) <= 1:
             raise MetricError(
@@ -100,7 +117,7 @@ class StoredImages(ImageSet):
 
 
 def _slice(source: Source, start: int, stop: int) -> NDArray[np.uint8] | None:
-    """Images of an array [B, H, W, C] without decoding one by one; None for other sources."""
+    """Returns images of an array [B, H, W, C] without decoding one by one; None for other sources."""
     if isinstance(source, SubsetSource) and isinstance(source.parent, ArraySource):
         part = source.parent.images[source.indices[start:stop]]
     elif isinstance(source, ArraySource):
@@ -110,12 +127,23 @@ def _slice(source: Source, start: int, stop: int) -> NDArray[np.uint8] | None:
     return part[..., None] if part.ndim == 3 else part
 
 
-class MadeImages(ImageSet):
-    """Images that come from a model, on their way to the extractor: nothing is written to the disk.
+def _left_out(source: Source) -> list[str]:
+    return [f"{len(source.excluded)} unreadable images were left out"] if source.excluded else []
 
-    `make`     numbers of images -> uint8 [B, H, W, C]; image i must depend on i only
-    `count`    how many there are; `batch` of them are made at once
-    `identity` everything that decides what they look like (weights, sampler, seed, classes): names cached features
+
+class MadeImages(ImageSet):
+    """Images that a model makes when the extractor needs them; nothing is written to the disk.
+
+    Args:
+        make: Takes numbers of images and returns them, uint8 [B, H, W, C]; image i depends on i only.
+        count: Number of images.
+        shape: Height, width and channels of an image.
+        where: One line for people.
+        identity: Everything that decides what the images look like (weights, sampler, seed, classes). It names cached
+            features.
+        batch: Images made at once.
+        labels: Class of each image, int64 [N].
+        label_names: Names of the classes.
     """
 
     def __init__(
@@ -142,19 +170,19 @@ class MadeImages(ImageSet):
         return self.count
 
     def batch(self, start: int, stop: int) -> Tensor:
-        """Images start..stop-1, made now."""
+        """Returns images start..stop-1, made now."""
         numbers = list(range(start, stop))
         size = self.batch_size
         parts = [self.make(numbers[k : k + size]) for k in range(0, len(numbers), size)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def key(self, start: int, stop: int) -> str | None:
-        """From the identity and the numbers."""
+        """Returns a name made of the identity and the numbers."""
         return hashlib.sha256(f"{self._identity}\n{start}\n{stop}".encode()).hexdigest()
 
 
 def class_warnings(labels: NDArray[np.int64] | None, names: Sequence[str] | None) -> list[str]:
-    """What is odd about the number of images a class: a conditional distance compares the mixture of classes too."""
+    """Returns warnings about unequal classes: distances compare the mixture of classes too."""
     if labels is None or names is None or not len(labels):
         return []
     counts = np.bincount(labels, minlength=len(names))
@@ -179,26 +207,40 @@ def open_images(
     label_names: Sequence[str] | None = None,
     on_broken: OnBroken = "refuse",
 ) -> StoredImages:
-    """A folder, .zip, .npz (memory-mapped), known data set, or the output of `undiffuse sample`, to be evaluated.
+    """Opens a folder, .zip, .npz (memory-mapped), known data set, or the output of `undiffuse sample` for evaluation.
 
-    size        prepare images to this size as for training (see `undiffuse.data.prepare`); None takes them as they are,
-                which needs them all of one size: resizing belongs to the extractor, or to you, never to chance
-    channels    1 or 3; None: as stored
-    count       so many of them: evenly spaced over the set, or (`first`) the first ones
-    Others as for `undiffuse.data.open_data`. MetricError (a ValueError) for sizes that differ and for too few images.
+    Args:
+        path: Where the images are, or the name of a data set.
+        size: Prepares the images to this size (one number, or height and width) as for training, see
+            `undiffuse.data.prepare`. None takes them as they are, and then all of them must have one size.
+        channels: 1 or 3; None takes them as stored.
+        fit: "crop" covers the size and cuts the centre, "pad" adds a border.
+        pad_value: Grey level of that border, 0 to 255.
+        count: Number of images to take: evenly spaced over the set, or the first ones.
+        first: Takes the first `count` images.
+        labels: How the labels are found, see `undiffuse.data.open_data`.
+        label_names: Names of the classes that the labels are numbered by.
+        on_broken: "refuse" raises an error for unreadable images. "skip" decodes all images once now, leaves the
+            unreadable ones out and adds a warning.
+
+    Raises:
+        ValueError: Sizes that differ, too few images, unreadable images, or labels that do not fit.
+        FileNotFoundError: There is no such path.
     """
     path_ = Path(path)
     about: dict[str, Any] = {}
     warnings: list[str] = []
     samples = _samples(path_)
+    # A look at headers misses files that were cut short. Those left out must be known before anything is measured.
+    check: Check = "full" if on_broken == "skip" else "headers"
     if samples is not None:
         source, about = samples
+        source = screen(source, check=check, on_broken=on_broken)
     else:
-        source = open_data(path, labels=labels, label_names=label_names, on_broken=on_broken, check="headers")
-    if source.excluded:
-        warnings.append(f"{len(source.excluded)} unreadable images were left out")
+        source = open_data(path, labels=labels, label_names=label_names, on_broken=on_broken, check=check)
+    warnings += _left_out(source)
     if count is not None and count > len(source):
-        raise MetricError(f"{source.where} has {len(source):,} images, {count:,} were asked for")
+        raise MetricError(f"{source.where} has {len(source):,} images, fewer than the {count:,} to take")
     if count is not None and count < len(source):
         chosen = np.arange(count) if first else np.arange(count) * len(source) // count
         source = source.subset(chosen)
@@ -224,7 +266,7 @@ def open_images(
 
 
 def _samples(path: Path) -> tuple[Source, dict[str, Any]] | None:
-    """What `undiffuse sample` wrote to a folder (not its grid), with the run's record; None for anything else."""
+    """Opens what `undiffuse sample` wrote to a folder (not its grid), with the run's record; None for anything else."""
     folder = path if path.is_dir() else path.parent
     if not (folder / RUN).is_file() or (path.is_file() and path not in [file for _, file in packed_files(folder)]):
         return None
@@ -235,11 +277,17 @@ def _samples(path: Path) -> tuple[Source, dict[str, Any]] | None:
     about = {"record": record}
     if path.is_file():
         return open_npz(path), about
-    names = sorted(
-        (parsed.index, file.name, file.stat().st_size, parsed.label)
-        for file in folder.iterdir()
-        if (parsed := parse_name(file.name)) is not None
-    )
+    if keeps_names(folder):  # results of an edit, which only their records tell apart from other pictures
+        names = sorted(
+            (index, file.relative_to(folder).as_posix(), file.stat().st_size, sample_label(file, recorded=True))
+            for index, file in sample_files(folder).items()
+        )
+    else:
+        names = sorted(
+            (parsed.index, file.name, file.stat().st_size, parsed.label)
+            for file in folder.iterdir()
+            if (parsed := parse_name(file.name)) is not None
+        )
     if not names:
         packed = packed_files(folder)
         if not packed:
@@ -258,7 +306,7 @@ def _samples(path: Path) -> tuple[Source, dict[str, Any]] | None:
 
 
 def _channels(source: Source) -> tuple[int, bool]:
-    """(channels as stored: 1 if all pictures looked at are grey, else 3; whether some of them are transparent)."""
+    """Returns the channels as stored (1 if all pictures that are tried are grey) and whether some have alpha."""
     grey, alpha = True, False
     for i in np.unique(np.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).astype(np.int64)):
         picture = source.image(int(i))
@@ -271,7 +319,7 @@ def _channels(source: Source) -> tuple[int, bool]:
 
 
 def _one_size(source: Source) -> tuple[int, int]:
-    """(height, width) of all images; MetricError naming two that differ."""
+    """Returns height and width of all images; MetricError names two that differ."""
     whole = _slice(source, 0, 1)
     if whole is not None:
         return int(whole.shape[1]), int(whole.shape[2])
@@ -279,9 +327,10 @@ def _one_size(source: Source) -> tuple[int, int]:
         sizes = list(pool.map(source.stored_size, range(len(source))))
     for i, size in enumerate(sizes):
         if size != sizes[0]:
-            raise MetricError(
+            raise ConfigError(
+                "size",
                 f"images differ in size: {source.name(0)} is {sizes[0][0]}x{sizes[0][1]}, {source.name(i)} is "
-                f"{size[0]}x{size[1]}; say how to prepare them, such as --size 256 (cover and cut the centre)"
+                f"{size[0]}x{size[1]}; give the size to prepare them to, for example 256 (cuts the centre)",
             )
     return sizes[0][1], sizes[0][0]
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: a JSON file in which every value carries its card, and tables for people."""
+"""Reports of evaluations: values with their provenance, as JSON, text and HTML."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 import undiffuse
 from undiffuse.evaluation.compute import Evaluation
 from undiffuse.evaluation.summary import Summary
+from undiffuse.evaluation.text import report_html, report_text
 from undiffuse.metrics import Card, Estimate, MetricError
 from undiffuse.util.files import atomic_file
 
@@ -23,14 +24,18 @@ __all__ = ["Report", "environment"]
 FORMAT = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """One evaluation of one set of samples against one reference, by one or more extractors.
 
-    `samples`, `reference`  where they came from: kind, counts, hashes, sampler settings and seeds
-    `estimates`             all values, each with its card
-    `skipped`               "extractor: metric" -> why it was not computed
-    `environment`           versions, device, threads; `seconds` by stage
+    Args:
+        name: What the evaluation is called in tables.
+        samples: Where the samples came from: kind, counts, hashes, sampler settings and seeds.
+        reference: The same of the reference.
+        estimates: All values, each with its card.
+        skipped: Why a metric was not computed, by "extractor: metric".
+        environment: Versions, device, threads.
+        seconds: Duration of each stage.
     """
 
     name: str
@@ -49,8 +54,14 @@ class Report:
         seconds: Mapping[str, float],
         device: torch.device | str = "cpu",
     ) -> Report:
-        """From the evaluations by each extractor: (samples, reference, result). Every estimate's card is completed
-        with the sides' provenance."""
+        """Makes a report of the evaluations by each extractor.
+
+        Args:
+            name: What the evaluation is called.
+            parts: Samples, reference and result of each extractor. The sides' provenance completes every card.
+            seconds: Duration of each stage.
+            device: Where it ran.
+        """
         estimates: list[Estimate] = []
         skipped: dict[str, str] = {}
         for samples, reference, result in parts:
@@ -82,7 +93,7 @@ class Report:
 
     @property
     def comparable(self) -> tuple[str, ...]:
-        """What must be equal for two reports' numbers to stand in one table: the reference and the extractors."""
+        """What two reports must share for their numbers to compare: the reference and the extractors."""
         cards = dict.fromkeys(
             f"{e.card.extractor} {e.card.protocol} {e.card.weights_sha256}"
             for e in self.estimates
@@ -93,11 +104,17 @@ class Report:
         return (str(identity), *cards)
 
     def get(self, name: str) -> Estimate | None:
-        """The estimate of this name, None if there is none."""
+        """Returns the estimate of this name; None if there is none."""
         return next((estimate for estimate in self.estimates if estimate.name == name), None)
 
+    def __repr__(self) -> str:
+        return report_text(self, full=False)
+
+    def _repr_html_(self) -> str:
+        return report_html(self)
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the content of the JSON file."""
         return {
             "format": FORMAT,
             "kind": "evaluation",
@@ -111,34 +128,38 @@ class Report:
         }
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the JSON file, whole or not at all; FileExistsError unless `overwrite`."""
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False, default=_plain)
+        """Writes the JSON file atomically; FileExistsError if it exists, unless `overwrite`."""
         with atomic_file(path, overwrite=overwrite) as file:
-            file.write(text.encode() + b"\n")
+            file.write(self.to_json().encode() + b"\n")
         return Path(path)
+
+    def to_json(self) -> str:
+        """Returns the content of the JSON file as text."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False, default=_plain)
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
-        """Back from `save`; MetricError for anything else."""
+        """Reads a file of `save`; MetricError for anything else."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))
+        except UnicodeDecodeError as error:
+            raise MetricError(f"{path} is no evaluation, or it is damaged ({error})") from error
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "the text") -> Report:
+        """Reads the text of `to_json`; MetricError, which calls it `where`, for anything else."""
+        try:
+            values = json.loads(text)
             if not isinstance(values, dict) or values.get("kind") != "evaluation" or values.get("format") != FORMAT:
-                raise MetricError(f"{path} is no evaluation of this version; make it by `undiffuse evaluate`")
+                raise MetricError(f"{where} is no evaluation of this version; make it by `undiffuse evaluate`")
             estimates = []
             for entry in values["metrics"]:
                 card = Card.from_dict(entry.pop("card")) if entry.get("card") else None
                 estimates.append(Estimate(**{**entry, "warnings": tuple(entry["warnings"]), "card": card}))
-            return cls(
-                name=values["name"],
-                samples=values["samples"],
-                reference=values["reference"],
-                estimates=estimates,
-                skipped=values["skipped"],
-                environment=values["environment"],
-                seconds=values["seconds"],
-            )
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise MetricError(f"{path} is no evaluation, or it is damaged ({error})") from error
+            names = ("name", "samples", "reference", "skipped", "environment", "seconds")
+            return cls(estimates=estimates, **{name: values[name] for name in names})
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise MetricError(f"{where} is no evaluation, or it is damaged ({error})") from error
 
 
 def _side(summary: Summary) -> dict[str, Any]:
@@ -156,7 +177,7 @@ def _plain(value: Any) -> Any:
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Versions and settings that could matter for the last digits."""
+    """Returns versions and settings that could matter for the last digits."""
     where = torch.device(device)
     out: dict[str, Any] = {
         "undiffuse": undiffuse.__version__,

@@ -1,4 +1,4 @@
-"""One side of a comparison: the features of a set of images and their statistics, from a pass or from a file.
+"""Summaries of a set of images by one extractor: features and their statistics, from a pass or from a file.
 
 A reference file is one safetensors file with a manifest: for each extractor the mean and covariance of all images, the
 features of some of them (for precision, recall and kernel distances), the cards, the number of images and the hash of
@@ -8,8 +8,6 @@ their pixels. OpenAI's reference batches (npz with mu, sigma, mu_s, sigma_s) are
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +17,14 @@ import numpy as np
 import safetensors
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from undiffuse.evaluation.features import Features
 from undiffuse.metrics import Card, MetricError, Moments, Statistics
+from undiffuse.util.errors import ConfigError
+from undiffuse.util.files import atomic_file
+from undiffuse.util.hashing import tensors_hash
 
 __all__ = ["NpzStatistics", "Summary", "is_reference", "npz_statistics", "read_reference", "write_reference"]
 
@@ -36,8 +37,18 @@ OPENAI = ("mu", "sigma", "mu_s", "sigma_s")
 class Summary:
     """One extractor's view of a set of images.
 
-    `statistics`, `spatial` of all images (`spatial` None where there are none); `features` [M, D] of the images that
-    are there one by one, None for statistics alone; `scores` turns features into class scores.
+    Args:
+        card: How the features were made.
+        spatial_card: The same of the spatial features; None without them.
+        statistics: Mean and covariance over all images; None for fewer than two.
+        spatial: The same of the spatial features.
+        features: float32 [M, D] of the images whose features are kept; None for statistics alone.
+        spatial_features: float32 [M, S].
+        scores: Turns features [B, D] into class scores [B, K]; None without classes.
+        labels: Class of each image, int64 [M].
+        label_names: Names of the classes.
+        about: Where the images came from, for reports.
+        warnings: What a reader of the numbers should know.
     """
 
     card: Card
@@ -54,8 +65,15 @@ class Summary:
 
     @classmethod
     def of(cls, features: Features, statistics: NpzStatistics | None = None) -> Summary:
-        """From a pass over images. `statistics` of a file take the place of the images' own, as in OpenAI's evaluator;
-        MetricError if they are not those of this extractor."""
+        """Summarises features of a pass over images.
+
+        Args:
+            features: What the extractor made of the images.
+            statistics: Statistics of a file, which take the place of the images' own as in OpenAI's evaluator.
+
+        Raises:
+            MetricError: The statistics were made by another extractor or protocol.
+        """
         warnings = list(features.warnings)
         about = dict(features.about)
         first = _moments(features.features, features.card)
@@ -95,10 +113,14 @@ def _moments(features: Tensor, card: Card | None) -> Statistics | None:
 
 @dataclass(frozen=True, kw_only=True)
 class NpzStatistics:
-    """What an npz says of its whole set beside the images it holds: `arrays` by their names in the file.
+    """Statistics in an npz file, of a set that may be larger than the images in the file.
 
-    `protocol` is what the user says of a file that cannot say it itself; OpenAI's layout (with mu_s, which nobody else
-    writes) is "adm".
+    Args:
+        path: The file.
+        arrays: "mu", "sigma" and possibly "mu_s", "sigma_s".
+        protocol: How the features were made; None if it is not known. OpenAI's layout (with mu_s, which nobody else
+            writes) is "adm".
+        sha256: Hash of the arrays.
     """
 
     path: str
@@ -108,26 +130,27 @@ class NpzStatistics:
 
     @property
     def keys(self) -> list[str]:
-        """The names of the arrays."""
+        """Names of the arrays."""
         return list(self.arrays)
 
     def main(self, card: Card) -> Statistics:
-        """Mean and covariance of the features; MetricError if `card` is of another protocol or dimension."""
+        """Returns mean and covariance of the features; MetricError if `card` has another protocol or dimension."""
         if self.protocol is None:
-            raise MetricError(
-                f"{self.path} holds statistics without saying how they were made; say it, such as "
-                "--reference-protocol adm, if you know, or make a reference file from the images: undiffuse reference"
+            raise ConfigError(
+                "protocol",
+                f"{self.path} holds statistics but does not say how they were made. Give their protocol if you know it "
+                "(adm for OpenAI's), or make a reference file from the images",
             )
         if self.protocol != card.protocol:
             raise MetricError(
                 f"the statistics of {self.path} are of protocol {self.protocol!r}, the samples' features of "
                 f"{card.protocol!r}: numbers of different protocols cannot be compared. Evaluate with "
-                f"{self.protocol!r}, or make a reference file from the images: undiffuse reference"
+                f"{self.protocol!r}, or make a reference file from the images"
             )
         return self._statistics("mu", "sigma", card)
 
     def spatial(self, card: Card | None) -> Statistics | None:
-        """The same of the spatial features; None where the file or the extractor has none."""
+        """Returns those of the spatial features; None if the file or the extractor has none."""
         if card is None or "mu_s" not in self.arrays:
             return None
         return self._statistics("mu_s", "sigma_s", card)
@@ -147,9 +170,17 @@ class NpzStatistics:
 
 
 def npz_statistics(path: str | Path, protocol: str | None = None) -> tuple[NpzStatistics | None, bool]:
-    """(the statistics in an npz or None, whether it also holds images). No pickle is executed.
+    """Reads the statistics in an npz file. No pickle is executed.
 
-    protocol: of a file that holds mu and sigma alone. MetricError for damaged files and incomplete statistics.
+    Args:
+        path: The file.
+        protocol: How the features were made, for a file with mu and sigma alone, which does not say it.
+
+    Returns:
+        The statistics (None without any), and whether the file holds images as well.
+
+    Raises:
+        MetricError: A damaged file, or incomplete statistics.
     """
     path = Path(path)
     try:
@@ -173,27 +204,26 @@ def npz_statistics(path: str | Path, protocol: str | None = None) -> tuple[NpzSt
             raise MetricError(f"{path}: {name} is {array.dtype}, expected floating-point numbers")
     if protocol is None and "mu_s" in arrays:
         protocol = "adm"
-    sha = _hash(arrays)
+    sha = tensors_hash({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
     return NpzStatistics(path=str(path), arrays=arrays, protocol=protocol, sha256=sha), "arr_0" in names
-
-
-def _hash(arrays: dict[str, NDArray[Any]]) -> str:
-    from undiffuse.metrics.extractors.base import tensors_hash
-
-    return tensors_hash({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
 
 
 def write_reference(
     path: str | Path, summaries: Sequence[Summary], *, keep: int = 10_000, overwrite: bool = False
 ) -> Path:
-    """Write a reference file, whole or not at all: statistics of all images, features of at most `keep` of them.
+    """Writes a reference file atomically: statistics of all images, and features of some of them.
 
-    The features kept are evenly spaced over the set. FileExistsError unless `overwrite`; MetricError for a set of
-    fewer than two images.
+    Args:
+        path: File to write.
+        summaries: One for each extractor.
+        keep: Number of images, evenly spaced over the set, whose features are kept for precision, recall and KID.
+        overwrite: Replaces a file that exists.
+
+    Raises:
+        FileExistsError: The file exists, and `overwrite` is false.
+        MetricError: A set of fewer than two images.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already: name another file, or replace it with --overwrite")
     tensors: dict[str, Tensor] = {}
     entries = []
     for number, summary in enumerate(summaries):
@@ -219,25 +249,15 @@ def write_reference(
             tensors[f"{number}.features"] = summary.features[torch.arange(count) * total // count]
         entry["kept"] = count
         entries.append(entry)
-    manifest = {"format": FORMAT, "kind": "reference", "extractors": entries, "sha256": _digest(tensors)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(ready, temporary, metadata={KEY: json.dumps(manifest)})
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    except safetensors.SafetensorError as error:  # its own kind of error for a full disk
-        raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    manifest = {"format": FORMAT, "kind": "reference", "extractors": entries, "sha256": tensors_hash(tensors)}
+    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={KEY: json.dumps(manifest)})
+    with atomic_file(path, overwrite=overwrite) as file:
+        file.write(data)
     return path
 
 
 def is_reference(path: str | Path) -> bool:
-    """Whether a file is one of `write_reference`."""
+    """Whether a file was written by `write_reference`."""
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             return json.loads((file.metadata() or {}).get(KEY, "{}")).get("kind") == "reference"
@@ -246,7 +266,7 @@ def is_reference(path: str | Path) -> bool:
 
 
 def read_reference(path: str | Path) -> list[Summary]:
-    """The summaries of a reference file, one an extractor. MetricError for anything else and for damage."""
+    """Returns the summaries of a reference file, one for each extractor; MetricError for any other or damaged file."""
     path = Path(path)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
@@ -257,8 +277,8 @@ def read_reference(path: str | Path) -> list[Summary]:
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise MetricError(f"{path} is no reference file, or it is damaged ({error})") from error
     if manifest.get("kind") != "reference" or manifest.get("format") != FORMAT:
-        raise MetricError(f"{path} is no reference file of this version: make it again with undiffuse reference")
-    if _digest(tensors) != manifest.get("sha256"):
+        raise MetricError(f"{path} is no reference file of this version: make it again")
+    if tensors_hash(tensors) != manifest.get("sha256"):
         raise MetricError(f"{path} is damaged: its content does not have the hash it carries; make it again")
     out = []
     try:
@@ -284,9 +304,3 @@ def read_reference(path: str | Path) -> list[Summary]:
     except (KeyError, TypeError) as error:
         raise MetricError(f"{path} lacks {error}: it is damaged, or of another version") from error
     return out
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    from undiffuse.metrics.extractors.base import tensors_hash
-
-    return tensors_hash(tensors)

@@ -1,9 +1,9 @@
-"""Operations for which PyTorch has no kernel of one piece, in PyTorch's own operations and, optionally, compiled.
+"""Fused operations that PyTorch does not have, in PyTorch's own operations and, optionally, compiled.
 
-The compiled ones are C, built within a second by the machine's own compiler the first time they are used, and kept in
-the cache folder. Where there is no compiler, or anything else is in the way, PyTorch's operations do the same work:
-nothing depends on it but speed. `UNDIFFUSE_KERNELS` chooses: "auto" (the default), "pure", or "compiled", which makes
-it an error if they cannot be had. `status` tells what is used and why; `undiffuse inspect` shows it.
+The compiled ones are written in C. The machine's own compiler builds them within a second when they are first used, and
+they are kept in the cache folder. Without a compiler PyTorch's operations do the same work: only the speed differs. The
+environment variable `UNDIFFUSE_KERNELS` chooses: "auto" (the default), "pure", or "compiled", which makes their absence
+an error. `status` returns what is used and why.
 """
 
 from undiffuse.kernels.allocator import keep_memory, return_memory

@@ -1,4 +1,4 @@
-"""What the C library's allocator does with freed memory: keeps it in the process, or gives it back."""
+"""Controls whether the C library's allocator keeps freed memory in the process or returns it to the system."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ _NEVER = 2**31 - 1
 
 
 def keep_memory() -> bool:
-    """Tell the C library's allocator to keep what is freed. Returns whether there is one that can be told (glibc).
+    """Make the C library's allocator keep freed memory.
 
-    By default glibc gives large blocks back to the kernel, and takes them again, zeroed page by page, for the next
-    layer's activations. It is a setting of the whole process, so it is for programs to make, not for libraries.
+    By default glibc returns large blocks to the kernel and gets them again, zeroed page by page, for the next layer's
+    activations. This is a setting of the whole process, so programs should make it, not libraries.
+
+    Returns:
+        Whether the allocator has the setting (glibc).
     """
     mallopt = _function("mallopt")
     return mallopt is not None and bool(mallopt(_TRIM_THRESHOLD, _NEVER)) and bool(mallopt(_MMAP_THRESHOLD, _LARGEST))
 
 
 def return_memory() -> None:
-    """Give what is free back to the operating system, where the allocator can be told (glibc).
+    """Return freed memory to the operating system, if the allocator can (glibc).
 
-    For after something large was replaced: the holes that it leaves are seldom of a size that is wanted again.
+    Call it after something large was replaced: the holes it leaves are seldom of a size that is needed again.
     """
     trim = _function("malloc_trim")
     if trim is not None:

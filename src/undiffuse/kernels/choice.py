@@ -1,4 +1,4 @@
-"""Which kernels are used: the choice of the environment, or of a block of code, and what is possible here."""
+"""Chooses the kernels: by the environment, by a block of code, and by what is possible here."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ _active: ctypes.CDLL | None = _UNSET  # what `library` answers until the choice 
 
 @dataclass(frozen=True)
 class Status:
-    """`active`: "compiled" or "pure"; `reason`: why, in words."""
+    """The kernels in use.
+
+    Attributes:
+        active: "compiled" or "pure".
+        reason: Why, in words; of compiled kernels the library's path.
+    """
 
     active: str
     reason: str
 
 
 def choice() -> str:
-    """What `using` or UNDIFFUSE_KERNELS asks for. ValueError if that is none of `CHOICES`."""
+    """Return the choice made by `using` or UNDIFFUSE_KERNELS. Raises ValueError if it is none of `CHOICES`."""
     wanted = _chosen or os.environ.get("UNDIFFUSE_KERNELS", "").strip().lower() or "auto"
     if wanted not in CHOICES:
         raise ValueError(f"UNDIFFUSE_KERNELS is {wanted!r}; expected one of {', '.join(CHOICES)}")
@@ -36,9 +41,10 @@ def choice() -> str:
 
 
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, built and loaded at the first call; None where they are not wanted or cannot be had.
+    """Return the compiled kernels, built and loaded at the first call; None if they are not wanted or not available.
 
-    RuntimeError if they are demanded and cannot be had.
+    Raises:
+        RuntimeError: They are required, but not available.
     """
     global _active, _library, _reason
     if _active is not _UNSET:  # asked some hundred times a second
@@ -58,16 +64,16 @@ def library() -> ctypes.CDLL | None:
 
 
 def status() -> Status:
-    """What is used here, and why."""
+    """Return what is used here, and why."""
     if choice() == "pure":
-        return Status("pure", "as asked for")
+        return Status("pure", "as chosen")
     found = library()
     return Status("compiled", str(found._name)) if found is not None else Status("pure", _reason)
 
 
 @contextmanager
 def using(wanted: str) -> Iterator[None]:
-    """Inside the block "pure", "compiled" or "auto", whatever the environment says. For the whole process."""
+    """Use "pure", "compiled" or "auto" kernels inside the block, in the whole process, despite the environment."""
     global _active, _chosen
     if wanted not in CHOICES:
         raise ValueError(f"unknown kernels {wanted!r}; choose one of {', '.join(CHOICES)}")

@@ -19,10 +19,15 @@ _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 def conv_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """conv(x) + bias [B, out, H, W] of stride 1 and padding 1; weight [out, in, 3, 3]. Differentiable, twice too.
+    """Return conv(x) + bias [B, out, H, W] of stride 1 and padding 1. It can be differentiated twice.
 
     The compiled kernel serves large inputs on a CPU in float32 and bfloat16, autocast included, and their gradients
-    with respect to x; all else is PyTorch's convolution.
+    with respect to x; everything else is PyTorch's convolution.
+
+    Args:
+        x: Input [B, in, H, W].
+        weight: Filters [out, in, 3, 3].
+        bias: Bias [out], or None.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     if (

@@ -1,8 +1,8 @@
-"""Metrics of generated images: from features to numbers with errors and provenance.
+"""Computes metrics of generated images: from features to numbers with errors and provenance.
 
-An extractor (`undiffuse.metrics.extractors`) turns uint8 images into features; accumulators take features in batches
-(`update`), from other processes (`merge`), and give an `Estimate` (`compute`). Functions do the same for features that
-are there as a whole.
+An extractor (`undiffuse.metrics.extractors`) turns uint8 images into features. Accumulators collect features in batches
+(`update`), also from other processes (`merge`), and return an `Estimate` (`compute`). Functions do the same for
+features that are in memory as a whole.
 """
 
 from undiffuse.metrics.accuracy import ClassAccuracy
@@ -17,7 +17,7 @@ from undiffuse.metrics.frechet import (
     frechet_two_halves,
 )
 from undiffuse.metrics.inception_score import InceptionScore
-from undiffuse.metrics.kernels import KernelDistance, cmmd, kid, kid_subsets
+from undiffuse.metrics.kernel_distance import KernelDistance, cmmd, kid, kid_subsets
 from undiffuse.metrics.memorisation import memorisation
 from undiffuse.metrics.moments import FeatureStore, Moments, Statistics
 from undiffuse.metrics.neighbours import kth_neighbour, nearest

@@ -1,4 +1,4 @@
-"""Class-conditional accuracy: does a given classifier see in a sample the class that was asked for?"""
+"""Measures class-conditional accuracy: whether a classifier sees in a sample the class it was made for."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["ClassAccuracy"]
 
 
 class ClassAccuracy:
-    """Share of samples whose class is the classifier's first (or among its first `top`) choice.
+    """Accumulates the share of samples whose class is the classifier's first (or among its first `top`) choice.
 
-    Takes class scores [B, K] and the classes asked for [B]. `extra` holds "class_0", ... for every class seen, and
-    "balanced", their mean. Ties count as failures, so that a classifier without an opinion is never right.
+    `extra` of the estimate holds "class_0", ... for every class that occurs, and "balanced", their mean. Ties count as
+    failures, so that a classifier without an opinion is never right.
     """
 
     def __init__(self, top: int = 1, *, card: Card | None = None) -> None:
@@ -30,7 +30,12 @@ class ClassAccuracy:
         self._right: Tensor | None = None
 
     def update(self, logits: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> ClassAccuracy:
-        """Take in class scores [B, K] and class numbers [B]."""
+        """Adds samples.
+
+        Args:
+            logits: Class scores, [B, K].
+            labels: Numbers of the classes that the samples were made for, [B].
+        """
         logits = as_features(logits, None if self._seen is None else len(self._seen)).to("cpu")
         classes = logits.shape[1]
         if self.top >= classes:
@@ -46,7 +51,7 @@ class ClassAccuracy:
         return self
 
     def merge(self, other: ClassAccuracy) -> ClassAccuracy:
-        """Take in what another accumulator has seen."""
+        """Adds what another accumulator has collected."""
         check_same_protocol(other.card, self.card)
         if other._seen is None or other._right is None:
             return self
@@ -59,7 +64,7 @@ class ClassAccuracy:
         return self
 
     def compute(self) -> Estimate:
-        """The accuracy with its binomial standard error."""
+        """Returns the accuracy with its binomial standard error."""
         if self._seen is None or self._right is None or int(self._seen.sum()) == 0:
             raise MetricError("the accuracy of no image is not defined")
         n = int(self._seen.sum())
@@ -70,7 +75,7 @@ class ClassAccuracy:
         extra["balanced"] = float(shares.mean())
         warnings = []
         if len(present) < len(self._seen):
-            warnings.append(f"only {len(present)} of {len(self._seen)} classes were asked for")
+            warnings.append(f"only {len(present)} of {len(self._seen)} classes occur")
         elif int(self._seen.max()) > 1.5 * int(self._seen.min()):
             warnings.append(
                 f"classes are not equally frequent: {int(self._seen.min())} to {int(self._seen.max())} images"

@@ -1,4 +1,4 @@
-"""What may go into a metric, checked where it goes in: images at an extractor's door, features at an accumulator's."""
+"""Checks what enters a metric: images at an extractor, features at an accumulator."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ __all__ = ["as_features", "as_images", "as_labels", "same_dimension"]
 
 
 def describe(value: Any) -> str:
-    """A tensor or array in a few words, for messages."""
+    """Describes a tensor or array in a few words, for messages."""
     if isinstance(value, (Tensor, np.ndarray)):
         return f"{str(value.dtype).removeprefix('torch.')} of shape {list(value.shape)}"
     return type(value).__name__
 
 
 def as_features(features: Tensor | np.ndarray, dimension: int | None = None, first: int = 0) -> Tensor:
-    """Features [B, D] as a finite floating tensor (half precisions become float32), without gradients.
+    """Returns features as a finite floating tensor without gradients; half precisions become float32.
 
-    `first` is the number of the first of them in the whole set, so that a message can name the broken one.
-    MetricError for any other type or shape, for another `dimension`, and for NaN or infinity.
+    Args:
+        features: [B, D].
+        dimension: D that is expected; None accepts any.
+        first: Number of the first of them in the whole set, so that a message can name a broken one.
+
+    Raises:
+        MetricError: Another type, shape or dimension, NaN or infinity.
     """
     if isinstance(features, np.ndarray):
         features = torch.from_numpy(np.require(features, requirements=["C", "W"]))
@@ -51,16 +56,21 @@ def as_features(features: Tensor | np.ndarray, dimension: int | None = None, fir
 
 
 def same_dimension(a: Tensor, b: Tensor) -> None:
-    """MetricError unless features [N, D] and [M, D] have one dimension."""
+    """Raises MetricError unless features [N, D] and [M, D] have one dimension."""
     if a.shape[1] != b.shape[1]:
         raise MetricError(f"features of dimension {a.shape[1]} cannot be compared with features of {b.shape[1]}")
 
 
 def as_images(images: Tensor | np.ndarray, channels: int = 3, grey: str = "refuse") -> Tensor:
-    """Images at the door, uint8 [B, H, W, C] in 0..255, as such a tensor of `channels` channels.
+    """Returns images as a uint8 tensor [B, H, W, channels].
 
-    `grey`: what becomes of one-channel images where three channels are needed: "refuse" or "repeat" (three times).
-    MetricError for other types (floats in [-1, 1] or [0, 1] must be converted first), layouts and channels.
+    Args:
+        images: uint8 [B, H, W, C] in 0..255.
+        channels: Channels that are needed.
+        grey: What happens to one-channel images where three are needed: "refuse" raises, "repeat" copies the channel.
+
+    Raises:
+        MetricError: Another type (convert floats in [-1, 1] or [0, 1] first), layout or number of channels.
     """
     if isinstance(images, np.ndarray) and images.dtype == np.uint8:
         images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
@@ -90,7 +100,7 @@ def as_images(images: Tensor | np.ndarray, channels: int = 3, grey: str = "refus
 
 
 def as_labels(labels: Tensor | np.ndarray, count: int, classes: int) -> Tensor:
-    """Class numbers [B] in 0..classes-1 as int64; MetricError otherwise."""
+    """Returns class numbers [B] in 0..classes-1 as int64; raises MetricError for anything else."""
     labels = torch.as_tensor(labels)
     if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise MetricError(f"expected one class number for each of {count} images, got {describe(labels)}")

@@ -1,4 +1,4 @@
-"""What a metric returns: a number with its error, the counts behind it, what is wrong with it, and its provenance."""
+"""Defines what a metric returns: a value with its error, counts, warnings and provenance."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ __all__ = ["Card", "Estimate", "Influence", "MetricError", "check_same_protocol"
 
 
 class MetricError(ValueError):
-    """The input cannot give a number: the message says what was given, what was expected and what to do."""
+    """The input cannot give a number; the text says what was given, what is expected and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Where features came from: everything that, if changed, would change the numbers.
+    """Describes how features were made: everything that, if changed, would change the numbers.
 
-    `protocol`       name of the whole preparation, "adm" for OpenAI's evaluator
-    `distance`       what a Frechet distance of these features is called; "FID" only for the 2015 Inception's pool_3
-    `extractor`      the network
-    `weights_sha256` of the weights' file, or of the tensors where there is no file; None for a plain function
-    `layer`          which of its outputs, `dimension` numbers an image
-    `resize`         how an image comes to the network's size; `normalisation` how 0..255 comes to its range
-    `dtype`          arithmetic of the network
-    `details`        anything else worth recording (solver, seeds, hashes of files, versions): never compared
+    Args:
+        protocol: Name of the whole preparation, "adm" for OpenAI's evaluator.
+        distance: Name of a Frechet distance of these features; "FID" only for pool_3 of the 2015 Inception.
+        extractor: Name of the network.
+        layer: Which of its outputs is used.
+        dimension: Numbers in the features of one image.
+        weights_sha256: Hash of the weights' file, or of the tensors if there is no file; None for a plain function.
+        resize: How an image is brought to the network's size.
+        normalisation: How values 0..255 are brought to the network's range.
+        dtype: Arithmetic of the network.
+        details: Anything else worth recording (solver, seeds, hashes of files, versions). It is never compared.
     """
 
     protocol: str
@@ -42,16 +45,16 @@ class Card:
     details: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def with_details(self, **details: Any) -> Card:
-        """The same card with further details."""
+        """Returns the same card with further details."""
         return replace(self, details={**self.details, **details})
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the fields for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Card:
-        """Back from `to_dict`; MetricError if the fields are not those of a card."""
+        """Reads the result of `to_dict`; raises MetricError if the fields are not those of a card."""
         names = {f.name for f in fields(cls)}
         try:
             if unknown := sorted(set(values) - names):
@@ -62,9 +65,9 @@ class Card:
 
 
 def check_same_protocol(samples: Card | None, reference: Card | None) -> None:
-    """MetricError if two sets of features are known to have been made differently.
+    """Raises MetricError if two sets of features are known to have been made differently.
 
-    Features without a card pass: their maker vouches for them.
+    Features without a card pass, because nothing is known of them.
     """
     if samples is None or reference is None or samples == reference:
         return
@@ -82,9 +85,13 @@ def check_same_protocol(samples: Card | None, reference: Card | None) -> None:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Influence:
-    """How much each image moves a value, to first order: `samples` [N] and `reference` [M].
+    """Holds how much each image moves a value, to first order.
 
-    The value's variance is var(samples) / N + var(reference) / M; None for a side that counts as known.
+    The variance of the value is var(samples) / N + var(reference) / M.
+
+    Args:
+        samples: Influence of each sample, [N]; None if the samples count as known exactly.
+        reference: Influence of each reference image, [M]; None if the reference counts as known exactly.
     """
 
     samples: Tensor | None = None
@@ -93,16 +100,21 @@ class Influence:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """One metric's value.
+    """Holds the value of one metric.
 
-    `value`        as defined, uncorrected
-    `stderr`       its standard error, None where none is known; `stderr_method` says how it was found
-    `n`            images evaluated; `n_reference` images compared with, None where unknown or not needed
-    `bias`         estimated part of `value` that is due to the finite number of images, None where not estimated
-    `extra`        further numbers of the same computation (corrected values, ranks, spreads)
-    `warnings`     what a reader must know before trusting the value
-    `card`         how the features were made
-    `influence`    of each image, where it is known: for `paired_error`, never stored
+    Args:
+        name: Name of the metric.
+        value: The value as defined, uncorrected.
+        stderr: Its standard error; None if none is known.
+        stderr_method: How the standard error was found.
+        n: Images that were evaluated.
+        n_reference: Images they were compared with; None if unknown or not needed.
+        bias: Estimated part of `value` that is due to the finite number of images; None if not estimated.
+        extra: Further numbers of the same computation (corrected values, ranks, spreads).
+        settings: Options that the value depends on.
+        warnings: What a reader must know before trusting the value.
+        card: How the features were made.
+        influence: Influence of each image, where it is known, for `paired_error`; never stored.
     """
 
     name: str
@@ -130,24 +142,31 @@ class Estimate:
         return f"{self.name} {self.value:.6g}{error}"
 
     def with_warnings(self, warnings: Iterable[str]) -> Estimate:
-        """The same estimate with further warnings."""
+        """Returns the same estimate with further warnings."""
         return replace(self, warnings=(*self.warnings, *warnings))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the fields for JSON."""
         values = asdict(replace(self, influence=None))
         del values["influence"]
         return values
 
 
 def paired_error(a: Estimate, b: Estimate) -> float | None:
-    """Standard error of a.value - b.value, two values of the same metric against the same reference images.
+    """Returns the standard error of a.value - b.value, for one metric against the same reference images.
 
         var = var_i(a_i - b_i) / N + var_j(a_j - b_j) / M
 
-    over the influences of sample i and of reference image j on each. What both share, the reference images and (where
-    image i of both began with the same noise and class) part of the samples' chance, cancels; where nothing is shared
-    it is the error of independent values. None where influences are not known or the counts differ.
+    over the influences of sample i and of reference image j on each value. What both share cancels: the reference
+    images, and part of the samples' randomness if image i of both began with the same noise and class. If nothing is
+    shared, this is the error of independent values.
+
+    Args:
+        a: One value.
+        b: The other value.
+
+    Returns:
+        The standard error; None if influences are not known or the counts differ.
     """
     if a.influence is None or b.influence is None:
         return None

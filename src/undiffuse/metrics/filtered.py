@@ -1,7 +1,7 @@
-"""Exact distances at the price of rough ones: a fast product rules out nearly all pairs, the rest are measured.
+"""Computes exact distances at the cost of rough ones: a fast product rules out nearly all pairs, the rest are measured.
 
-The distances that metrics of neighbourhoods look at are a handful per image. Here a matrix product of rounded features
-gives for every pair a number that provably does not exceed half its squared distance; pairs for which it does not
+Metrics of neighbourhoods need only a few distances per image. A matrix product of rounded features
+gives for every pair a number that provably does not exceed half its squared distance. Pairs for which it does not
 exceed the limit either, a few in a thousand, are measured by sum (u - v)^2 in float64. So every decision is the one
 that float64 throughout would take, ties included, in the time of the fast product.
 
@@ -11,10 +11,10 @@ rest, and m = |u| + |d|,
     |u - v|^2 / 2  >=  |u|^2 / 2 + |v|^2 / 2 - r_u.r_v - |d_u| m_v - m_u |d_v|              (Cauchy-Schwarz)
 
 A sum of K products in float32, in whatever order, is off by at most K 2^-24 times the sum of their magnitudes (Higham
-2002, section 3.1), here less than 1.1 (m_u^2 + m_v^2). The halves are lessened by that and by the rounding of norms;
+2002, section 3.1), here less than 1.1 (m_u^2 + m_v^2). The halves are reduced by that and by the rounding of norms;
 |d| and m are rounded up. All terms are columns of the factors, whose product then is the bound:
 
-    [-r_u, a_u, 1, -|d_u|, -m_u] . [r_v, 1, a_v, m_v, |d_v|]          a: the lessened half, in three rounded parts
+    [-r_u, a_u, 1, -|d_u|, -m_u] . [r_v, 1, a_v, m_v, |d_v|]          a: the reduced half, in three rounded parts
 
 Rounding the result, too, keeps the order: limits are rounded in the same way.
 """
@@ -41,8 +41,11 @@ INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float
 
 
 class FilteredSquares(Tiles):
-    """`Tiles` of squared distances in float64. `product` is the type in which bounds are computed, by default the
-    faster one here; results do not depend on it. The finer bounds are computed in float64."""
+    """Measures squared distances in float64 with rough bounds; see `Tiles`.
+
+    `product` is the type in which bounds are computed, by default the faster one here. Results do not depend on it. The
+    finer bounds are computed in float64.
+    """
 
     levels = 2
 
@@ -98,7 +101,7 @@ class FilteredSquares(Tiles):
         return near
 
     def _factor(self, features: Tensor, rounded: torch.dtype) -> Tensor:
-        """Right factor [N, K] of features [N, D], see the module: [r, 1, 1, 1, a1, a2, a3, m, |d|, 0...]."""
+        """Returns the right factor [N, K] of features [N, D]: [r, 1, 1, 1, a1, a2, a3, m, |d|, 0...]."""
         dimension = features.shape[1]
         work = torch.promote_types(features.dtype, torch.float64 if rounded == torch.float64 else self._work)
         width = -(-(dimension + 2 * PARTS + 2) // ALIGNED) * ALIGNED
@@ -130,7 +133,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _turned(factor: Tensor, dimension: int) -> Tensor:
-    """The left factor of rows of right ones."""
+    """Returns the left factor of rows of right ones."""
     turned = torch.zeros_like(factor)
     turned[:, :dimension] = -factor[:, :dimension]
     one, half, norm = dimension, dimension + PARTS, dimension + 2 * PARTS
@@ -147,7 +150,7 @@ def _rounded_up(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _largest(features: Tensor, centre: Tensor) -> float:
-    """At least the largest norm of centred features."""
+    """Returns a number that is at least the largest norm of centred features."""
     if not len(features):
         return 0.0
     ends = torch.stack([features.amax(dim=0), features.amin(dim=0)]).double() - centre
@@ -156,8 +159,10 @@ def _largest(features: Tensor, centre: Tensor) -> float:
 
 @functools.cache
 def _fast_type(device: str) -> torch.dtype:
-    """bfloat16 where this processor multiplies it faster than float32. On GPUs, whose sums of bfloat16 may be rounded
-    on the way, float32 (of rounded numbers, so that TF32 changes nothing)."""
+    """Returns bfloat16 if this processor multiplies it faster than float32.
+
+    GPUs may round sums of bfloat16 on the way, so there it is float32 (of rounded numbers, which TF32 does not change).
+    """
     if device != "cpu":
         return torch.float32
     seconds = {}

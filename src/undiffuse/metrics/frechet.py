@@ -1,9 +1,12 @@
-"""The Frechet distance between Gaussian summaries of features (FID, Heusel et al. 2017), its error and its bias.
+"""Computes the Frechet distance between Gaussian summaries of features (FID), its error and its bias.
 
     d^2 = |m_x - m_y|^2 + tr S_x + tr S_y - 2 tr (S_x S_y)^(1/2)
 
 With S_y = B B^T the last trace is the sum of the square roots of the eigenvalues of the symmetric matrix B^T S_x B:
 real, not negative, and without the square root of a matrix that is not symmetric.
+
+References:
+    Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", equation 6.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ COLUMNS = 512  # of a quadratic form at once
 
 
 class _Comparison:
-    """Two Gaussians and what their distance and its derivatives share: M = B^T S_x B of the module's text."""
+    """Holds two Gaussians and what their distance and its derivatives share: M = B^T S_x B of the module's text."""
 
     def __init__(self, x: Statistics, reference: Statistics) -> None:
         if x.dimension != reference.dimension:
@@ -53,16 +56,16 @@ class _Comparison:
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues, rising, and eigenvectors of M."""
+        """Returns eigenvalues, rising, and eigenvectors of M."""
         return torch.linalg.eigh(self.middle)
 
     @cached_property
     def eigenvalues(self) -> Tensor:
-        """Those of M, in a quarter of the time where the vectors are not known."""
+        """Returns the eigenvalues of M, in a quarter of the time if the vectors are not known."""
         return self.spectrum[0] if "spectrum" in self.__dict__ else torch.linalg.eigvalsh(self.middle)
 
     def distance(self) -> float:
-        """See `frechet_distance`."""
+        """Returns the distance, see `frechet_distance`."""
         values = self.eigenvalues
         # What rounding put beyond the rank is dropped.
         rank = min(self.x.rank_bound, self.reference.rank_bound)
@@ -72,7 +75,7 @@ class _Comparison:
         return float(shift @ shift + traces - 2 * roots.sum())
 
     def influence(self, features: Tensor) -> Tensor:
-        """Of features of x, see `frechet_influence`."""
+        """Returns the influence of features of x, see `frechet_influence`."""
         _check_enough(features, self.x)
         values, vectors = self.spectrum
         # Directions in which the samples do not vary cannot be mapped, and no centred feature has a part in them.
@@ -81,7 +84,7 @@ class _Comparison:
         return _influence(features, self.x, self.reference, weights @ weights.T)
 
     def influence_of_reference(self, features: Tensor) -> Tensor:
-        """The same of features of the reference, whose optimal map to x is the inverse of that of x to it."""
+        """Returns that of features of the reference, whose optimal map to x is the inverse of the map from x."""
         _check_enough(features, self.reference)
         triangle, (values, vectors) = self.reference.triangle, self.spectrum
         if triangle is None or float(values[0]) < SINGULAR * float(values[-1]):
@@ -99,7 +102,7 @@ def _check_enough(features: Tensor, x: Statistics) -> None:
 
 
 def _influence(features: Tensor, x: Statistics, reference: Statistics, transport: Tensor) -> Tensor:
-    """2 (m_x - m_r).c + c^T (I - T) c - tr((I - T) S_x) with c = f - m_x and T = `transport`."""
+    """Returns 2 (m_x - m_r).c + c^T (I - T) c - tr((I - T) S_x) with c = f - m_x and T = `transport`."""
     form = torch.eye(x.dimension, dtype=torch.float64) - transport
     constant = (form * x.covariance).sum()
     form = form.triu() + form.triu(1)  # the same quadratic form with half of the numbers
@@ -116,30 +119,51 @@ def _influence(features: Tensor, x: Statistics, reference: Statistics, transport
 
 
 def frechet_distance(x: Statistics, reference: Statistics) -> float:
-    """The squared Frechet distance, as everybody reports it. Not clipped: near 0 it may be negative by rounding.
+    """Returns the squared Frechet distance, which is what is reported as FID.
 
-    Singular covariances (fewer images than dimensions) are fine. `reference` is factored once and remembers it.
+    It is not clipped: near 0 rounding may make it negative. Singular covariances (fewer images than dimensions) are
+    fine.
+
+    Args:
+        x: Statistics of the samples.
+        reference: Statistics of the reference, which keep their factorisation for further calls.
     """
     return _Comparison(x, reference).distance()
 
 
 def frechet_influence(features: Tensor, x: Statistics, reference: Statistics) -> Tensor:
-    """Influence [N] of each of the features [N, D], of which `x` are the statistics, on the distance to `reference`.
+    """Returns the influence of each image on the distance to a reference.
 
-    2 (m_x - m_r).c + c^T (I - T) c - tr((I - T) S_x) with c = f - m_x and T the optimal map from N(0, S_x) to
-    N(0, S_r), T = B M^(-1/2) B^T, M = B^T S_x B. Their standard deviation over sqrt(N) is the standard error of the
-    distance (delta method). It vanishes where the two distributions are equal, where the second order matters.
-    MetricError unless there are more images than dimensions.
+        2 (m_x - m_r).c + c^T (I - T) c - tr((I - T) S_x)
+
+    with c = f - m_x and T the optimal map from N(0, S_x) to N(0, S_r), T = B M^(-1/2) B^T, M = B^T S_x B. Its standard
+    deviation over sqrt(N) is the standard error of the distance (delta method). It vanishes where the two distributions
+    are equal; there the second order matters.
+
+    Args:
+        features: Features that `x` are the statistics of, [N, D].
+        x: Their statistics.
+        reference: Statistics of the reference.
+
+    Returns:
+        float64 [N].
+
+    Raises:
+        MetricError: Not more images than dimensions.
     """
     features = as_features(features, x.dimension)
     return _Comparison(x, reference).influence(features)
 
 
 def frechet_bias(x: Statistics) -> float:
-    """Expected excess C / n of the distance that is due to `x` being measured on n images, for Gaussian features.
+    """Returns the expected excess C / n of the distance because `x` is measured on n images, for Gaussian features.
 
-    C = tr S + 1/2 sum_ij l_i l_j (1 + d_ij) / (l_i + l_j) over the eigenvalues l of the covariance S: the second order
-    of the distance where both distributions are near each other (Chong & Forsyth 2020 on why it matters).
+        C = tr S + 1/2 sum_ij l_i l_j (1 + d_ij) / (l_i + l_j)
+
+    over the eigenvalues l of the covariance S: the second order of the distance where both distributions are close.
+
+    References:
+        Chong & Forsyth 2020, "Effectively Unbiased FID and Inception Score and Where to Find Them".
     """
     if x.n is None:
         raise MetricError("the bias of statistics of an unknown number of images is unknown")
@@ -154,7 +178,7 @@ def _generator(seed: int) -> np.random.Generator:
 
 
 def _of(features: Tensor, rows: np.ndarray, card: Card | None) -> Moments:
-    """Moments of some rows of the features."""
+    """Returns the moments of some rows of the features."""
     moments = Moments(features.shape[1], card)
     for start in range(0, len(rows), ROWS):
         moments.update(features[torch.from_numpy(rows[start : start + ROWS])])
@@ -163,8 +187,10 @@ def _of(features: Tensor, rows: np.ndarray, card: Card | None) -> Moments:
 
 @dataclass(frozen=True, kw_only=True)
 class Corrected:
-    """A distance freed of the samples' part of the bias. `spread` is the standard deviation of its repetitions or
-    points, not a standard error."""
+    """Holds a distance without the samples' part of the bias.
+
+    `spread` is the standard deviation of its repetitions or points, not a standard error.
+    """
 
     value: float
     spread: float
@@ -173,9 +199,16 @@ class Corrected:
 def frechet_two_halves(
     features: Tensor, x: Statistics, reference: Statistics, *, splits: int = 2, seed: int = 0
 ) -> Corrected:
-    """2 d(all) - mean of d(half) over `splits` random splits into halves: the 1/n part of the bias cancels.
+    """Returns 2 d(all) - mean of d(half), in which the 1/n part of the bias cancels.
 
-    `x` are the statistics of all `features` [N, D]. The reference's own finite number still counts.
+    The finite number of reference images still counts.
+
+    Args:
+        features: Features of the samples, [N, D].
+        x: Their statistics.
+        reference: Statistics of the reference.
+        splits: Random splits into halves.
+        seed: Seed of the splits.
     """
     return _two_halves(as_features(features, x.dimension), _Comparison(x, reference), splits, seed)
 
@@ -199,7 +232,7 @@ def _two_halves(features: Tensor, comparison: _Comparison, splits: int, seed: in
 
 
 def _moments_of_sets(features: Tensor, sets: np.ndarray, card: Card | None) -> Iterator[Moments]:
-    """Moments of the rows of each of the sets [S, N]. Of two sets at a time the common part is multiplied only once."""
+    """Returns the moments of the rows of each of the sets [S, N]; two sets share the product of their common part."""
     for start in range(0, len(sets), 2):
         one, other = sets[start], sets[start + 1] if start + 1 < len(sets) else np.zeros_like(sets[start])
         common = _of(features, np.flatnonzero(one & other), card)
@@ -211,9 +244,18 @@ def _moments_of_sets(features: Tensor, sets: np.ndarray, card: Card | None) -> I
 def frechet_infinity(
     features: Tensor, reference: Statistics, *, sizes: Sequence[int] | None = None, seed: int = 0
 ) -> Corrected:
-    """The distance extrapolated to infinitely many samples (Chong & Forsyth 2020): a line in 1/n through the distances
-    of random subsets, one of each size, at 1/n = 0. By default 15 sizes from max(N / 10, 2) or 5000, whichever is
-    less, to N.
+    """Extrapolates the distance to infinitely many samples.
+
+    A line in 1/n is fitted to the distances of random subsets, one of each size, and read at 1/n = 0.
+
+    Args:
+        features: Features of the samples, [N, D].
+        reference: Statistics of the reference.
+        sizes: Sizes of the subsets; by default 15 from max(N / 10, 2) or 5000, whichever is less, to N.
+        seed: Seed of the subsets.
+
+    References:
+        Chong & Forsyth 2020, "Effectively Unbiased FID and Inception Score and Where to Find Them".
     """
     features = as_features(features, reference.dimension)
     total = len(features)
@@ -242,10 +284,17 @@ def frechet_estimate(
     seed: int = 0,
     card: Card | None = None,
 ) -> Estimate:
-    """The distance with its error and bias; `extra` holds ranks, and the corrected value "two_halves".
+    """Returns the distance with its error and bias; `extra` holds ranks and the corrected value "two_halves".
 
-    `features` [N, D], of which `x` are the statistics, give the standard error and the corrected value (over `splits`
-    random halvings, 0 for none); with `reference_features` [M, D] the reference's sampling error is part of the former.
+    Args:
+        x: Statistics of the samples.
+        reference: Statistics of the reference.
+        features: Features that `x` are the statistics of, [N, D]; without them there is no error and no correction.
+        reference_features: Features of the reference, [M, D]; with them its sampling error is part of the standard
+            error.
+        splits: Random halvings for the corrected value, 0 for none.
+        seed: Seed of the halvings.
+        card: How the features were made.
     """
     comparison = _Comparison(x, reference)
     influence, stderr, method = None, None, None
@@ -301,13 +350,15 @@ def _error(influence: Influence) -> float:
 
 
 class FrechetDistance:
-    """FID and its relatives of streamed samples against a reference.
+    """Accumulates the Frechet distance of samples to a reference.
 
-    `reference`   statistics, from a file or from `Moments.statistics`
-    `card`        how the samples' features are made; MetricError if the reference's were made otherwise
-    `keep`        keep the samples' features, for the standard error and the correction of the bias
-    `splits`      random halvings for the corrected value, 0 for none
-    `reference_features` [M, D] of the reference, if its sampling error should be part of the standard error
+    Args:
+        reference: Statistics, from a file or from `Moments.statistics`.
+        card: How the samples' features are made; MetricError if the reference's were made otherwise.
+        keep: Keeps the samples' features, for the standard error and the correction of the bias.
+        splits: Random halvings for the corrected value, 0 for none.
+        reference_features: Features of the reference, [M, D], if its sampling error should be part of the standard
+            error.
     """
 
     def __init__(
@@ -330,14 +381,18 @@ class FrechetDistance:
         self.reference_features = reference_features
 
     def update(self, features: Tensor | np.ndarray) -> FrechetDistance:
-        """Take in samples' features [B, D]."""
+        """Adds samples.
+
+        Args:
+            features: Features of the samples, [B, D].
+        """
         self.moments.update(features)
         if self.store is not None:
             self.store.update(features)
         return self
 
     def merge(self, other: FrechetDistance) -> FrechetDistance:
-        """Take in what another accumulator with the same reference has seen."""
+        """Adds what another accumulator with the same reference has collected."""
         self.moments.merge(other.moments)
         if self.store is not None:
             if other.store is None:
@@ -346,7 +401,7 @@ class FrechetDistance:
         return self
 
     def compute(self) -> Estimate:
-        """The distance, see `frechet_estimate`."""
+        """Returns the distance, see `frechet_estimate`."""
         return frechet_estimate(
             self.moments.statistics(),
             self.reference,

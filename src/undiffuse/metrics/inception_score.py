@@ -1,6 +1,9 @@
-"""The Inception Score (Salimans et al. 2016) by chunks in file order, as OpenAI's evaluator computes it.
+"""Computes the Inception Score by chunks in file order, as OpenAI's evaluator does.
 
-IS = mean over chunks of exp(mean_i KL(p_i || mean p))      natural logarithm, p = softmax of class scores
+    IS = mean over chunks of exp(mean_i KL(p_i || mean p))      natural logarithm, p = softmax of class scores
+
+References:
+    Salimans et al. 2016, "Improved Techniques for Training GANs", section 4.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ CHUNK = 5000
 
 @dataclass
 class _Chunk:
-    """Sums over the images of one chunk: of p [K], and of sum_k p_k log p_k."""
+    """Holds sums over the images of one chunk: of p [K], and of sum_k p_k log p_k."""
 
     n: int
     p: Tensor
@@ -31,14 +34,14 @@ class _Chunk:
 
 
 class InceptionScore:
-    """Streaming Inception Score of class scores (logits) [B, K]; memory of one vector a chunk and one K x K matrix.
+    """Accumulates the Inception Score; its memory is one vector for each chunk and one K x K matrix.
 
     An image belongs to chunk (its position) // `chunk`; the last one may be shorter and counts as much. Positions are
-    those of the file: processes that share the images must say which they have. The 2015 network's scores are those
-    without the bias of its last layer (`InceptionV3.logits`).
+    those of the file, so processes that share the images must say which they have. The scores of the 2015 network are
+    those without the bias of its last layer (`InceptionV3.logits`).
 
     The standard error is that of the delta method: the standard deviation of KL(p_i || mean p) over all images, times
-    IS / sqrt(N). Images sorted by class give a wrong, low score: chunks are consecutive.
+    IS / sqrt(N). Chunks are consecutive, so images sorted by class give a wrong, low score.
     """
 
     def __init__(self, chunk: int = CHUNK, *, card: Card | None = None, name: str = "IS") -> None:
@@ -53,7 +56,12 @@ class InceptionScore:
         self._second: Tensor | None = None
 
     def update(self, logits: Tensor | np.ndarray, positions: Tensor | Sequence[int] | None = None) -> InceptionScore:
-        """Take in class scores [B, K] of the images at `positions` [B], by default the next ones in order."""
+        """Adds images.
+
+        Args:
+            logits: Class scores, [B, K].
+            positions: Positions of the images in the file, [B]; by default the next ones in order.
+        """
         logits = as_features(logits, None if self._second is None else len(self._second) - 1, self.n)
         where = torch.arange(self.n, self.n + len(logits)) if positions is None else torch.as_tensor(positions).cpu()
         if where.shape != (len(logits),) or where.is_floating_point() or (len(where) and int(where.min()) < 0):
@@ -84,7 +92,7 @@ class InceptionScore:
         self._chunks[number] = merged
 
     def merge(self, other: InceptionScore) -> InceptionScore:
-        """Take in what another accumulator has seen, at other positions."""
+        """Adds what another accumulator has collected at other positions."""
         check_same_protocol(other.card, self.card)
         if other.chunk != self.chunk:
             raise MetricError(f"scores by chunks of {self.chunk} and {other.chunk} images cannot be merged")
@@ -101,7 +109,7 @@ class InceptionScore:
         return self
 
     def compute(self) -> Estimate:
-        """The score; `extra["std"]` is the standard deviation over chunks (divisor: their number)."""
+        """Returns the score; `extra["std"]` is the standard deviation over chunks (divisor: their number)."""
         if self._second is None or not self._chunks:
             raise MetricError("the Inception Score of no image is not defined")
         scores = []

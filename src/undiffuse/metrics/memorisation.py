@@ -1,6 +1,6 @@
-"""Does the model repeat its training images? Nearest neighbours of samples among training and held-out images.
+"""Measures whether a model repeats its training images, by nearest neighbours among training and held-out images.
 
-A Frechet distance is best for a model that copies the training set; these two shares are not.
+A Frechet distance is best for a model that copies the training set; these shares are not.
 """
 
 from __future__ import annotations
@@ -26,16 +26,28 @@ def memorisation(
     tile: int = TILE,
     card: Card | None = None,
 ) -> dict[str, Estimate]:
-    """Shares of samples [N, D] that are suspiciously near to training images [T, D].
+    """Returns shares of samples that are suspiciously close to training images.
 
-    "authentic"       share of samples farther from their nearest training image than that one is from its own nearest
-                      training neighbour (Alaa et al. 2022). 0 for copies; near 1/2 for fresh data.
-    "closer_to_train" with `held_out` images [H, D]: share of samples whose nearest training image is nearer than their
-                      nearest held-out one, ties half. 1/2 is the aim, 1 means copying. The larger set is cut to the
-                      size of the smaller (its first images), since more images are nearer by chance.
-    "copies"          share of samples whose features equal a training image's.
+    - "authentic": share of samples farther from their nearest training image than that one is from its own nearest
+      training neighbour. 0 for copies, near 1/2 for fresh data.
+    - "closer_to_train": share of samples whose nearest training image is nearer than their nearest held-out image, ties
+      half. 1/2 is the aim, 1 means copying. The larger set is cut to the size of the smaller (its first images), since
+      among more images one is nearer by chance.
+    - "copies": share of samples whose features equal those of a training image.
 
-    MetricError for fewer than 2 training images.
+    Args:
+        samples: Features of the samples, [N, D].
+        training: Features of the training images, [T, D].
+        held_out: Features of held-out images, [H, D]; without them there is no "closer_to_train".
+        precision: Arithmetic of the distances.
+        tile: Rows and columns of distances in memory at once.
+        card: How the features were made.
+
+    Raises:
+        MetricError: Fewer than 2 training images.
+
+    References:
+        Alaa et al. 2022, "How Faithful is your Synthetic Data?".
     """
     samples, training = as_features(samples), as_features(training)
     if not len(samples):

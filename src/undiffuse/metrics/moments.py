@@ -1,4 +1,4 @@
-"""Mean and covariance of features in one pass, in float64, mergeable across batches, processes and restarts."""
+"""Computes mean and covariance of features in one pass, in float64, across batches, processes and restarts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,16 @@ SINGULAR = 1e-10  # smallest pivot, relative to the largest variance, of a covar
 
 @dataclass(frozen=True)
 class Statistics:
-    """A Gaussian summary of features: mean [D], covariance [D, D] (divisor n - 1), float64 on the CPU.
+    """Summarises features by a Gaussian, float64 on the CPU.
 
-    `n` is None where the number of images is not known (OpenAI's reference batches do not tell it). Made by
-    `Moments.statistics` or from the arrays of a file; MetricError for wrong shapes, NaN, or a matrix that is no
-    covariance.
+    Args:
+        mean: [D].
+        covariance: [D, D], with divisor n - 1.
+        n: Number of images; None if it is not known (OpenAI's reference batches do not say it).
+        card: How the features were made.
+
+    Raises:
+        MetricError: Wrong shapes, NaN, or a matrix that is no covariance.
     """
 
     mean: Tensor
@@ -60,12 +65,12 @@ class Statistics:
 
     @property
     def rank_bound(self) -> int:
-        """The most the covariance's rank can be, from the number of images."""
+        """The largest possible rank of the covariance, by the number of images."""
         return self.dimension if self.n is None else min(self.n - 1, self.dimension)
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues [r], rising, and eigenvectors [D, r] of the covariance's range, r <= `rank_bound`.
+        """Returns eigenvalues [r], rising, and eigenvectors [D, r] of the covariance's range, r <= `rank_bound`.
 
         Eigenvalues that rounding made negative or zero are left out.
         """
@@ -75,7 +80,7 @@ class Statistics:
 
     @cached_property
     def eigenvalues(self) -> Tensor:
-        """Those of `spectrum`, in a quarter of its time."""
+        """Returns the eigenvalues of `spectrum`, in a quarter of its time."""
         if "spectrum" in self.__dict__:
             return self.spectrum[0]
         values = torch.linalg.eigvalsh(self.covariance)
@@ -88,7 +93,7 @@ class Statistics:
 
     @cached_property
     def triangle(self) -> Tensor | None:
-        """Lower triangular B [D, D] with B B^T = the covariance (Cholesky); None where that is (nearly) singular."""
+        """Returns lower triangular B [D, D] with B B^T = the covariance (Cholesky); None if it is nearly singular."""
         if self.rank_bound < self.dimension:
             return None
         triangle, failed = torch.linalg.cholesky_ex(self.covariance)
@@ -99,7 +104,7 @@ class Statistics:
 
     @cached_property
     def factor(self) -> Tensor:
-        """B [D, r] with B B^T = the covariance. Kept, so that a reference is factored once for many comparisons."""
+        """Returns B [D, r] with B B^T = the covariance. It is kept, so that a reference is factored once."""
         if self.triangle is not None:
             return self.triangle
         values, vectors = self.spectrum
@@ -107,15 +112,19 @@ class Statistics:
 
 
 class Moments:
-    """Streaming mean and scatter of features [B, D]; memory of one D x D float64 matrix, however many images.
+    """Accumulates mean and scatter of features; its memory is one D x D float64 matrix for any number of images.
 
-    Batches are centred before they are multiplied and merged by the update of Chan, Golub & LeVeque (1979), so that a
+    Batches are centred before they are multiplied, and merged by the update of Chan, Golub & LeVeque (1979), so that a
     large common offset cancels nothing. The result does not depend on batches, their order or how they were shared
     among processes, up to the rounding of float64.
+
+    Args:
+        dimension: D; by default that of the first features.
+        card: How the features are made.
     """
 
     def __init__(self, dimension: int | None = None, card: Card | None = None) -> None:
-        """`dimension` is that of the first features if not given; `card` says how they are made."""
+        """Begins without images."""
         if card is not None and dimension is None:
             dimension = card.dimension
         self.card = card
@@ -125,7 +134,14 @@ class Moments:
         self._open = dimension is None
 
     def update(self, features: Tensor | np.ndarray) -> Moments:
-        """Take in features [B, D], on any device (all of one call on the same). MetricError for NaN or another D."""
+        """Adds images.
+
+        Args:
+            features: [B, D], on any device (all of one call on the same).
+
+        Raises:
+            MetricError: NaN, or another dimension.
+        """
         features = as_features(features, None if self._open else len(self.mean), self.n)
         # One more row than features, for the shift between means: no second copy is made to append it.
         memory = features.new_empty((min(len(features), ROWS) + 1, features.shape[1]), dtype=torch.float64)
@@ -138,7 +154,7 @@ class Moments:
         return self
 
     def merge(self, other: Moments) -> Moments:
-        """Take in what another accumulator has seen."""
+        """Adds what another accumulator has collected."""
         check_same_protocol(other.card, self.card)
         if other.n:
             if not self._open and len(other.mean) != len(self.mean):
@@ -149,7 +165,7 @@ class Moments:
         return self
 
     def _take(self, n: int, mean: Tensor, rows: Tensor) -> None:
-        """Merge n images with this mean; the last of `rows` is free, those before are centred features."""
+        """Merges n images with this mean; the last of `rows` is free, those before are centred features."""
         if n == 0:
             return
         if self._open:
@@ -167,13 +183,13 @@ class Moments:
         self.n = total
 
     def statistics(self) -> Statistics:
-        """Mean and covariance so far; MetricError with fewer than two images."""
+        """Returns mean and covariance so far; raises MetricError with fewer than two images."""
         if self.n < 2:
             raise MetricError(f"a covariance needs at least 2 images, got {self.n}")
         return Statistics(self.mean, self.scatter / (self.n - 1), self.n, self.card)
 
     def without(self, other: Moments) -> Moments:
-        """The moments of the images that `other`, which has seen some of them, has not seen."""
+        """Returns the moments without the images of `other`, all of which must be among these."""
         n = self.n - other.n
         if n < 0:
             raise MetricError(f"{other.n} images cannot be taken away from {self.n}")
@@ -188,20 +204,20 @@ class Moments:
 
     @classmethod
     def from_statistics(cls, statistics: Statistics, n: int) -> Moments:
-        """Back from `statistics` of n images."""
+        """Returns the moments that have the `statistics` of n images."""
         moments = cls(statistics.dimension, statistics.card)
         moments.n, moments.mean = n, statistics.mean.clone()
         moments.scatter = statistics.covariance * (n - 1)
         return moments
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything, as tensors: to save, or to send to another process."""
+        """Returns everything as tensors, to save or to send to another process."""
         n = torch.tensor(self.n, dtype=torch.int64)
         return {"n": n, "mean": self.mean.cpu().clone(), "scatter": self.scatter.cpu().clone()}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], card: Card | None = None) -> Moments:
-        """Back from `state_dict`."""
+        """Reads the result of `state_dict`."""
         moments = cls(len(state["mean"]), card)
         moments.n = int(state["n"])
         moments.mean, moments.scatter = state["mean"].clone(), state["scatter"].clone()
@@ -219,7 +235,7 @@ def _add_gram(scatter: Tensor, rows: Tensor) -> None:
 
 
 class FeatureStore:
-    """Features kept as they come, float32 on the CPU, for the metrics that need them one by one."""
+    """Keeps features in order, float32 on the CPU, for the metrics that need them one by one."""
 
     def __init__(self, dimension: int | None = None, card: Card | None = None) -> None:
         self.card = card
@@ -231,7 +247,14 @@ class FeatureStore:
         return self.n
 
     def update(self, features: Tensor | np.ndarray) -> FeatureStore:
-        """Take in features [B, D]. MetricError for NaN or another dimension."""
+        """Adds images.
+
+        Args:
+            features: [B, D].
+
+        Raises:
+            MetricError: NaN, or another dimension.
+        """
         features = as_features(features, self.dimension, self.n)
         self.dimension = features.shape[1]
         # A copy: the caller may use the memory of the batch again.
@@ -240,14 +263,14 @@ class FeatureStore:
         return self
 
     def merge(self, other: FeatureStore) -> FeatureStore:
-        """Take in another store's features, after one's own."""
+        """Adds another store's features after its own."""
         check_same_protocol(other.card, self.card)
         for part in other._parts:
             self.update(part)
         return self
 
     def features(self) -> Tensor:
-        """All of them [N, D], in the order they came; MetricError if there are none."""
+        """Returns all features [N, D] in the order they came; raises MetricError if there are none."""
         if not self.n:
             raise MetricError("there are no features yet: update() was never called with an image")
         if len(self._parts) > 1:

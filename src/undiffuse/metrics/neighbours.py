@@ -1,7 +1,7 @@
-"""Distances between all pairs of features, a tile at a time: neighbours, balls and counts in bounded memory.
+"""Computes distances between all pairs of features, a tile at a time: neighbours, balls and counts in bounded memory.
 
-Squared Euclidean distances. Self distances are computed for one half of the tiles and used for both. At most a few
-tiles of TILE x TILE numbers exist at once, whatever the number of features.
+Distances are squared Euclidean ones. Self distances are computed for one half of the tiles and used for both. At most a
+few tiles of TILE x TILE numbers exist at once, whatever the number of features.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ which lifts precision and recall; the original depends on the order of its sums 
 
 
 def squares(x: Tensor, y: Tensor | None = None, *, precision: Precision = "exact", tile: int = TILE) -> Tiles:
-    """Pairs of rows of x [N, D] and y [M, D] (of x itself by default) by their squared distances."""
+    """Returns the pairs of rows of x [N, D] and y [M, D] (by default of x itself) by their squared distances."""
     if precision not in get_args(Precision):
         raise MetricError(f"unknown precision {precision!r}; use one of {', '.join(map(repr, get_args(Precision)))}")
     if tile < 1:
@@ -42,9 +42,9 @@ def squares(x: Tensor, y: Tensor | None = None, *, precision: Precision = "exact
 
 
 class Squares(Tiles):
-    """All squared distances of a tile, |u|^2 - 2 u.v + |v|^2: they are their own bounds.
+    """Computes all squared distances of a tile, |u|^2 - 2 u.v + |v|^2, which are their own bounds.
 
-    In the exact modes features are centred first, which cuts cancellation, and distances within rounding of zero are
+    In the exact modes features are centred first, which reduces cancellation, and distances within rounding of zero are
     zero, so that copies are copies.
     """
 
@@ -93,7 +93,7 @@ class Squares(Tiles):
 
 
 def _half_distances(u: Tensor, v: Tensor) -> Tensor | None:
-    """Distances with half-precision rounding after each operation, as float32; None if something overflowed."""
+    """Returns distances with half-precision rounding after each operation, as float32; None if something overflowed."""
     u, v = u.half(), v.half()
     u_norms, v_norms = (w.square().float().sum(dim=1).half() for w in (u, v))
     products = (u.float() @ v.float().T).half()
@@ -103,10 +103,21 @@ def _half_distances(u: Tensor, v: Tensor) -> Tensor | None:
 
 
 def kth_neighbour(x: Tensor, k: int | tuple[int, ...], *, precision: Precision = "exact", tile: int = TILE) -> Tensor:
-    """Squared distance [N, len(k)] from each feature to its k-th nearest other one, for each of the given k.
+    """Returns the squared distance from each feature to its k-th nearest other one.
 
-    The feature itself is among its neighbours at distance 0 and is not counted, nor are its copies told from others.
-    MetricError unless there are more than k features.
+    The feature itself, at distance 0, is not counted. Its copies are other features.
+
+    Args:
+        x: [N, D].
+        k: One number or several.
+        precision: Arithmetic of the distances.
+        tile: Rows and columns of distances in memory at once.
+
+    Returns:
+        [N, len(k)].
+
+    Raises:
+        MetricError: Not more than k features.
     """
     wanted = (k,) if isinstance(k, int) else tuple(k)
     most = max(wanted)
@@ -130,14 +141,14 @@ def kth_neighbour(x: Tensor, k: int | tuple[int, ...], *, precision: Precision =
 
 
 class Nearest(NamedTuple):
-    """Squared distance [N] to, and row [N] of, the nearest of other features."""
+    """Holds the squared distance [N] to, and the row [N] of, the nearest of other features."""
 
     squared: Tensor
     row: Tensor
 
 
 def nearest(x: Tensor, y: Tensor, *, precision: Precision = "exact", tile: int = TILE) -> Nearest:
-    """The nearest row of y [M, D] of each row of x [N, D]; the first of equally near ones."""
+    """Returns the nearest row of y [M, D] of each row of x [N, D]; the first of equally near ones."""
     if not len(x) or not len(y):
         raise MetricError(f"nearest neighbours need images on both sides, got {len(x)} and {len(y)}")
     tiles = squares(x, y, precision=precision, tile=tile)
@@ -149,7 +160,7 @@ def nearest(x: Tensor, y: Tensor, *, precision: Precision = "exact", tile: int =
         rows = found.rows[better]
         best[rows], index[rows] = found.squared[better], found.columns[better]
     if precision in ("float32", "float64"):
-        # Once found, the few distances are worth their direct form, which tells near from equal.
+        # Once found, the few distances are worth their direct form, which separates near from equal.
         pairs = zip(x.split(TILE), index.split(TILE), strict=True)
         best = torch.cat([(u.double() - y[row].double()).square().sum(dim=1) for u, row in pairs]).to(best.dtype)
     return Nearest(best, index)

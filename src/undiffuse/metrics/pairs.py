@@ -1,7 +1,7 @@
-"""Pairs of features that are near each other, found a tile at a time in bounded memory.
+"""Finds pairs of features that are near each other, a tile at a time in bounded memory.
 
-What the metrics of neighbourhoods need of N x M distances are few: the nearest, and those within given limits. `Tiles`
-looks at all pairs of a tile at once, by numbers that tell which may be among them, and measures only those.
+Metrics of neighbourhoods need few of N x M distances: the nearest, and those within given limits. `Tiles` checks all
+pairs of a tile at once by numbers that say which may be among them, and measures only those.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MANY = 64  # where more than one pair in so many is near, finer bounds are worth
 
 
 class Pairs(NamedTuple):
-    """Rows of x [P] and rows of y [P], in rising order of row, then column, and their squared distances [P]."""
+    """Holds rows of x [P] and rows of y [P], in rising order of row, then column, and their squared distances [P]."""
 
     rows: Tensor
     columns: Tensor
@@ -27,11 +27,11 @@ class Pairs(NamedTuple):
 
 
 class Tiles:
-    """Pairs of rows of x [N, D] and rows of y [M, D] (y is x for self distances), `tile` x `tile` of them at a time.
+    """Goes through pairs of rows of x [N, D] and of y [M, D] (y is x for self distances), `tile` x `tile` at a time.
 
     A subclass computes the `bounds` of a tile, which for a pair are at most what `limits` makes of its squared
-    distance; where they are `near` a limit the pair is measured. Its `levels` of bounds are ever finer ones, for tiles
-    of which the ones before rule out too little. `dtype` is that of squared distances.
+    distance. Where they are `near` a limit the pair is measured. Its `levels` of bounds are increasingly fine ones, for
+    tiles of which the ones before rule out too little. `dtype` is that of squared distances.
     """
 
     x: Tensor
@@ -42,32 +42,32 @@ class Tiles:
     levels: int = 1
 
     def bounds(self, i: int, j: int, level: int = 0) -> Tensor:
-        """Bounds [<= tile, <= tile] from row i of x and row j of y onwards."""
+        """Returns bounds [<= tile, <= tile] from row i of x and row j of y onwards."""
         raise NotImplementedError
 
     def limits(self, squared: Tensor, bounds: Tensor) -> Tensor:
-        """Squared distances as numbers that these bounds can be compared with; negative ones are below all."""
+        """Returns squared distances as numbers that these bounds can be compared with; negative ones are below all."""
         raise NotImplementedError
 
     def measure(self, bounds: Tensor, i: int, j: int, rows: Tensor, columns: Tensor) -> Tensor:
-        """Squared distances [P] of the pairs at `rows` and `columns` of a tile."""
+        """Returns squared distances [P] of the pairs at `rows` and `columns` of a tile."""
         raise NotImplementedError
 
     def starts(self) -> Iterator[tuple[int, int]]:
-        """(i, j) of all tiles; of self distances those with i <= j."""
+        """Returns (i, j) of all tiles; of self distances those with i <= j."""
         for i in range(0, len(self.x), self.tile):
             for j in range(i if self.same else 0, len(self.y), self.tile):
                 yield i, j
 
     def within(self, i: int, j: int, rows: Tensor, columns: Tensor | None = None) -> Pairs:
-        """All pairs of a tile with squared distances up to the limit of their row or of their column (and some more).
+        """Returns all pairs of a tile up to the limit of their row or of their column, and some more.
 
         `rows` [N] and `columns` [M] are the limits of all rows and columns; negative where nothing is wanted.
         """
         return self._search(i, j, lambda bounds: rows[i : i + self.tile], columns)
 
     def smallest(self, i: int, j: int, count: int) -> Pairs:
-        """All pairs of a tile that are among the `count` nearest of their row (and some more)."""
+        """Returns all pairs of a tile that are among the `count` nearest of their row, and some more."""
 
         def farthest(bounds: Tensor) -> Tensor:
             # So many pairs are no farther than the farthest of these, whether these are the nearest ones or not.
@@ -87,7 +87,7 @@ class Tiles:
         return Pairs(found + i, where + j, self.measure(bounds, i, j, found, where))
 
     def near(self, bounds: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
-        """Where bounds are up to the limits of their row or of their column."""
+        """Returns where bounds are up to the limits of their row or of their column."""
         near = bounds <= self.limits(rows, bounds)[:, None]
         if columns is not None:
             near |= bounds <= self.limits(columns, bounds)[None]
@@ -95,7 +95,7 @@ class Tiles:
 
 
 def where_true(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns where `mask` is true: few are, so eight places at once are looked at first."""
+    """Returns rows and columns where `mask` is true: few are, so eight places at once are checked first."""
     if mask.shape[1] % 8:
         rows, columns = mask.nonzero(as_tuple=True)
         return rows, columns
@@ -105,7 +105,7 @@ def where_true(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_row(rows: Tensor, squared: Tensor) -> tuple[Tensor, Tensor]:
-    """An order of pairs by row, then by distance, then as they were; and each one's place within its row."""
+    """Returns an order of pairs by row, then by distance, then as they were; and the place of each within its row."""
     order = squared.argsort(stable=True)
     order = order[rows[order].argsort(stable=True)]
     ordered = rows[order]
@@ -124,7 +124,7 @@ def keep_smallest(best: Tensor, rows: Tensor, squared: Tensor) -> None:
 
 
 def best_of_rows(pairs: Pairs) -> Pairs:
-    """The nearest pair of each row that has one; of equally near ones the first."""
+    """Returns the nearest pair of each row that has one; of equally near ones the first."""
     order, place = _by_row(pairs.rows, pairs.squared)
     first = order[place == 0]
     return Pairs(pairs.rows[first], pairs.columns[first], pairs.squared[first])

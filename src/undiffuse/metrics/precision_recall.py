@@ -1,4 +1,4 @@
-"""Improved precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020).
+"""Computes improved precision and recall, density and coverage.
 
 A set of features spans the union of balls around its members, each reaching to the member's k-th nearest neighbour.
 
@@ -6,6 +6,10 @@ A set of features spans the union of balls around its members, each reaching to 
     recall      share of reference images inside at least one ball of the samples  (distance <= radius)
     density     mean number of reference balls a sample is in, over k              (distance < radius)
     coverage    share of reference balls with at least one sample in it            (distance < radius)
+
+References:
+    Kynkaanniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models", section 2.
+    Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models", section 3.
 """
 
 from __future__ import annotations
@@ -34,12 +38,22 @@ def manifold_metrics(
     tile: int = TILE,
     card: Card | None = None,
 ) -> dict[str, Estimate]:
-    """Estimates "precision", "recall", "density" and "coverage" of features [N, D] against [M, D].
+    """Returns the estimates "precision", "recall", "density" and "coverage".
 
-    `k` is that of precision and recall (3: OpenAI, on all images of both sides), `k_density` that of density and
-    coverage (5: their authors). Recall grows with the number of samples: compare equal numbers.
-    The standard errors are those of a share (or mean) over images with the balls taken as given.
-    MetricError unless both sides have more than k images.
+    Recall grows with the number of samples: compare equal numbers. The standard errors are those of a share (or mean)
+    over images with the balls taken as given.
+
+    Args:
+        samples: Features of the samples, [N, D].
+        reference: Features of the reference, [M, D].
+        k: Neighbours of precision and recall (3: OpenAI, on all images of both sides).
+        k_density: Neighbours of density and coverage (5: their authors).
+        precision: Arithmetic of the distances.
+        tile: Rows and columns of distances in memory at once.
+        card: How the features were made.
+
+    Raises:
+        MetricError: A side does not have more than k images.
     """
     samples, reference = as_features(samples), as_features(reference)
     same_dimension(samples, reference)
@@ -96,7 +110,7 @@ def manifold_metrics(
 
 
 class PrecisionRecall:
-    """`manifold_metrics` of streamed samples against reference features [M, D]; options as there."""
+    """Accumulates samples for `manifold_metrics` against reference features [M, D]; options as there."""
 
     def __init__(
         self,
@@ -112,17 +126,21 @@ class PrecisionRecall:
         self.store = FeatureStore(self.reference.shape[1], card)
 
     def update(self, features: Tensor | np.ndarray) -> PrecisionRecall:
-        """Take in samples' features [B, D]."""
+        """Adds samples.
+
+        Args:
+            features: Features of the samples, [B, D].
+        """
         self.store.update(features)
         return self
 
     def merge(self, other: PrecisionRecall) -> PrecisionRecall:
-        """Take in what another accumulator with the same reference has seen."""
+        """Adds what another accumulator with the same reference has collected."""
         check_same_protocol(other.store.card, self.store.card)
         self.store.merge(other.store)
         return self
 
     def compute(self) -> dict[str, Estimate]:
-        """All four, by name."""
+        """Returns all four estimates by name."""
         options: dict[str, object] = dict(self.options)
         return manifold_metrics(self.store.features(), self.reference, card=self.store.card, **options)  # type: ignore[arg-type]

@@ -1,4 +1,8 @@
-"""The Vendi score (Friedman & Dieng 2023): the effective number of different images, needing no reference."""
+"""Computes the Vendi score: the effective number of different images, without a reference.
+
+References:
+    Friedman & Dieng 2023, "The Vendi Score: A Diversity Evaluation Metric for Machine Learning".
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,15 @@ __all__ = ["VendiScore"]
 
 
 class VendiScore:
-    """exp(-sum_i l_i log l_i) over the eigenvalues l of the cosine similarities of N images, divided by N.
+    """Accumulates exp(-sum_i l_i log l_i) over the eigenvalues l of the cosine similarities of N images over N.
 
-    1 for identical images, N for N images without any similarity. With an order q other than 1 it is the exponential
-    of Renyi's entropy, (sum l^q)^(1 / (1 - q)); q = inf gives 1 / max l. The eigenvalues are those of the D x D matrix
+    It is 1 for identical images, N for N images without any similarity. The eigenvalues are those of the D x D matrix
     of second moments of the normalised features, so features stream and memory is bounded.
+
+    Args:
+        order: Order q of the score. Other than 1 it is the exponential of Renyi's entropy, (sum l^q)^(1 / (1 - q));
+            infinity gives 1 / max l.
+        card: How the features are made.
     """
 
     def __init__(self, order: float = 1.0, *, card: Card | None = None) -> None:
@@ -31,7 +39,14 @@ class VendiScore:
         self._second: Tensor | None = None
 
     def update(self, features: Tensor | np.ndarray) -> VendiScore:
-        """Take in features [B, D]; MetricError for a feature of length zero, which has no direction."""
+        """Adds images.
+
+        Args:
+            features: [B, D].
+
+        Raises:
+            MetricError: A feature of length zero, which has no direction.
+        """
         features = as_features(features, None if self._second is None else len(self._second), self.n).to("cpu")
         norms = features.double().norm(dim=1, keepdim=True)
         if bool((norms == 0).any()):
@@ -43,7 +58,7 @@ class VendiScore:
         return self
 
     def merge(self, other: VendiScore) -> VendiScore:
-        """Take in what another accumulator has seen."""
+        """Adds what another accumulator has collected."""
         check_same_protocol(other.card, self.card)
         if other._second is not None:
             if self._second is not None and self._second.shape != other._second.shape:
@@ -55,7 +70,7 @@ class VendiScore:
         return self
 
     def compute(self) -> Estimate:
-        """The score. It has no bias or error estimate: it grows with the number of images."""
+        """Returns the score. It has no bias or error estimate: it grows with the number of images."""
         if self._second is None or self.n == 0:
             raise MetricError("the Vendi score of no image is not defined")
         values = torch.linalg.eigvalsh(self._second / self.n).clamp(min=0)

@@ -1,41 +1,41 @@
-"""Networks of the line: one U-Net that is DDPM's, Improved DDPM's and ADM's by its arguments, the noisy classifier,
-and DDPM's U-Net in the details that its authors' weights need.
+"""Networks: the U-Net of DDPM, Improved DDPM and ADM, the noisy-image classifier, and doors for anybody's networks.
 
-Nothing in this room knows about diffusion: a network maps an image and a number (the "time" it is told) to an image
-or to class scores. What the number and the output mean is the business of `undiffuse.denoiser`.
+Nothing in this room knows about diffusion. A network maps an image and a number, its time input, to an image or to
+class scores (`protocol.Network`). What the number and the output mean is the business of `undiffuse.denoiser`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from undiffuse.nets.classifier import ClassifierConfig, NoisyClassifier
 from undiffuse.nets.ddpm import DDPMConfig, DDPMUNet
+from undiffuse.nets.edm_unet import EDMUNet, EDMUNetConfig
+from undiffuse.nets.protocol import Network, NetworkSpec, conditions_of, describe
+from undiffuse.nets.registry import config_from_dict, config_to_dict, register_network
+from undiffuse.nets.runner import NetworkRunner, prepare_for_inference
 from undiffuse.nets.unet import UNet, UNetConfig
+from undiffuse.nets.unet2d import UNet2D, UNet2DConfig
+from undiffuse.nets.unet_rms import RMSUNet, RMSUNetConfig
 
 __all__ = [
     "ClassifierConfig",
     "DDPMConfig",
     "DDPMUNet",
+    "Network",
+    "NetworkRunner",
+    "NetworkSpec",
+    "EDMUNet",
+    "EDMUNetConfig",
     "NoisyClassifier",
+    "RMSUNet",
+    "RMSUNetConfig",
     "UNet",
+    "UNet2D",
+    "UNet2DConfig",
     "UNetConfig",
+    "conditions_of",
     "config_from_dict",
+    "config_to_dict",
+    "describe",
+    "prepare_for_inference",
+    "register_network",
 ]
-
-
-def config_from_dict(about: Mapping[str, Any], kind: str = "diffusion") -> UNetConfig | DDPMConfig | ClassifierConfig:
-    """The configuration that `dataclasses.asdict` made `about` of, as it stands in a checkpoint's manifest as "net".
-
-    kind: "diffusion" or "classifier". The key "architecture" names a diffusion network that is not `UNet` ("ddpm");
-    without it the dictionary is a `UNetConfig`. TypeError or ValueError if it is of no configuration.
-    """
-    if kind == "classifier":
-        return ClassifierConfig(**about)
-    architecture = about.get("architecture")
-    if architecture is None:
-        return UNetConfig(**about)
-    if architecture != "ddpm":
-        raise ValueError(f"unknown architecture {architecture!r}; this version knows 'ddpm', and its U-Net without one")
-    return DDPMConfig(**about)

@@ -1,4 +1,4 @@
-"""The parts of the U-Net: group norm, time embedding, residual block, attention, resampling.
+"""The layers of the U-Net: group norm, time embedding, residual block, attention, resampling.
 
 Parameter names and shapes equal those of the released OpenAI models, so that their files load unchanged
 (Nichol & Dhariwal 2021; Dhariwal & Nichol 2021, section 3).
@@ -21,7 +21,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def norm_groups(channels: int) -> int:
-    """Number of groups for a group norm: 32 as in all published models where 32 divides the channels.
+    """Return the number of groups for a group norm: 32, as in all published models, if 32 divides the channels.
 
     Narrow networks (channels not a multiple of 32) get the largest divisor that leaves at least four channels a
     group, since smaller groups normalise away the signal.
@@ -32,11 +32,11 @@ def norm_groups(channels: int) -> int:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm whose statistics are computed in float32 whatever the input's precision.
+    """Group norm whose statistics are computed in float32, whatever the input's precision.
 
     eps is 1e-5 in Improved DDPM's and ADM's networks and 1e-6 in DDPM's. What follows a norm in these networks is part
-    of the same operation, so that an activation is read and written once: `scale` and `shift` [B, C] make it
-    GN(x) (1 + scale) + shift, `act` puts a SiLU behind it.
+    of the same operation, so that an activation is read and written once: with `scale` and `shift` [B, C] it is
+    GN(x) (1 + scale) + shift, with `act` a SiLU follows.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -49,7 +49,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def time_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """Sinusoidal embedding [B, width] of times t [B] (any real number): cosines first, then sines.
+    """Return the sinusoidal embedding [B, width] of times t [B] (any real numbers): cosines first, then sines.
 
     frequency_i = max_period^(-i / half), half = width // 2; an odd width is padded with a zero column.
     """
@@ -61,7 +61,7 @@ def time_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tenso
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """x [B, C, H, W] laid out as [B, H, W, C], in which convolutions and norms are fastest; layers keep the layout.
+    """Lay x [B, C, H, W] out as [B, H, W, C], in which convolutions and norms are fastest; layers keep the layout.
 
     Applied behind the first convolution: of an image of one channel both layouts are the same, and a convolution takes
     it for the other one.
@@ -97,7 +97,7 @@ def upsample(x: Tensor) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """Halve the resolution: stride-2 3x3 convolution (`op`), or a 2x2 mean without parameters."""
+    """Halves the resolution by a stride-2 3x3 convolution, or by 2x2 means without parameters."""
 
     def __init__(self, channels: int, use_conv: bool) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the resolution by repeating pixels, then a 3x3 convolution (`conv`) if asked for."""
+    """Doubles the resolution by repeating pixels, followed by a 3x3 convolution if `use_conv`."""
 
     def __init__(self, channels: int, use_conv: bool) -> None:
         super().__init__()
@@ -210,19 +210,19 @@ class Attention(nn.Module):
 
 
 def as_image(tokens: Tensor, size: Sequence[int]) -> Tensor:
-    """[B, H W, C] as channels-last [B, C, H, W]."""
+    """Return tokens [B, H W, C] as a channels-last image [B, C, H, W]."""
     return tokens.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
 
 def tokens_of(conv: nn.Module, x: Tensor) -> Tensor:
-    """A 1x1 convolution of x [B, C, H, W] as tokens [B, H W, C']; of a channels-last x they are a free view."""
+    """Apply a 1x1 convolution to x [B, C, H, W]; return tokens [B, H W, C'], of a channels-last x without a copy."""
     if isinstance(conv, nn.Conv1d):
         return pointwise(conv, x.permute(0, 2, 3, 1).flatten(1, 2))
     return conv(x).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def projected(linear: nn.Module, emb: Tensor) -> Tensor:
-    """linear(emb) in float32, also under autocast: these products are tiny and steer every channel."""
+    """Return linear(emb) in float32, also under autocast: these products are tiny and steer every channel."""
     if not torch.is_autocast_enabled(emb.device.type):
         return linear(emb)
     with torch.autocast(emb.device.type, enabled=False):
@@ -230,7 +230,7 @@ def projected(linear: nn.Module, emb: Tensor) -> Tensor:
 
 
 def convolved_onto(base: Tensor, conv: nn.Module, x: Tensor) -> Tensor:
-    """base + conv(x) [B, C, H, W], by the convolution itself where it can."""
+    """Return base + conv(x) [B, C, H, W], computed by the convolution itself if it can."""
     onto = getattr(conv, "onto", None)
     if onto is not None:
         return onto(base, x)
@@ -242,14 +242,14 @@ def convolved_onto(base: Tensor, conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def pointwise(conv: nn.Conv1d, tokens: Tensor) -> Tensor:
-    """A 1x1 Conv1d applied to tokens [B, L, C] as a linear layer."""
+    """Apply a 1x1 Conv1d to tokens [B, L, C] as a linear layer."""
     return F.linear(tokens, conv.weight[:, :, 0], conv.bias)
 
 
 def multi_head_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
-    """Softmax attention of packed projections qkv [B, L, 3C] -> [B, L, C] by the framework's fused kernel.
+    """Return softmax attention [B, L, C] of projections qkv [B, L, 3C], by the framework's fused kernel.
 
-    softmax(q k^T / sqrt(C / heads)) v per head; `new_order` tells how the 3C columns are laid out (see `Attention`).
+    Each head computes softmax(q k^T / sqrt(C / heads)) v; `new_order` is the layout of the 3C columns, see `Attention`.
     In bfloat16 on a CPU plain products are faster for short sequences, up to eight times with the backward pass
     (measured in docs/experiments.md).
     """
@@ -269,15 +269,15 @@ def multi_head_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
 
 
 def _plain_products(qkv: Tensor, sequences: int) -> bool:
-    """Whether plain products beat the fused kernel: in bfloat16 on a CPU for short sequences, if there are many or
-    gradients are wanted."""
+    """Return whether plain products beat the fused kernel: in bfloat16 on a CPU for short sequences, if there are many
+    or gradients are needed."""
     if qkv.device.type != "cpu" or qkv.dtype != torch.bfloat16:
         return False
     return qkv.shape[1] <= 512 and (qkv.requires_grad or sequences >= 16)
 
 
 def maybe_checkpointed(function, use_checkpoint: bool, *inputs: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-    """function(*inputs), where gradients are recorded and `use_checkpoint` is set without keeping what lies between."""
+    """Return function(*inputs); with `use_checkpoint`, what lies between is recomputed for the gradient, not kept."""
     if use_checkpoint and torch.is_grad_enabled():
         # Non-reentrant: works with frozen weights and double backward, and replays the random state, so that the
         # recomputed dropout masks are those of the forward pass.

@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from undiffuse.nets.blocks import GroupNorm, multi_head_attention, pointwise, zero_init
-from undiffuse.nets.trunk import Trunk, TrunkConfig
+from undiffuse.nets.encoder import Encoder, EncoderConfig
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierConfig(TrunkConfig):
-    """A classifier by its arguments (see `NetworkConfig`, `TrunkConfig`); `out_channels` is the number of classes.
+class ClassifierConfig(EncoderConfig):
+    """The arguments of a classifier; `NetworkConfig` and `EncoderConfig` explain the shared ones.
 
-    `pool`: "attention" (the published classifiers: a CLIP-style attention pool whose position table fixes the image
-    size), "adaptive" (global mean), "spatial" and "spatial_v2" (means of every stage's output, then an MLP).
+    Attributes:
+        out_channels: Number of classes.
+        pool: "attention" (the published classifiers: a CLIP-style attention pool whose position table fixes the image
+            size), "adaptive" (global mean), "spatial" or "spatial_v2" (means of every stage's output, then an MLP).
     """
 
     pool: str = "attention"
@@ -32,15 +34,16 @@ class ClassifierConfig(TrunkConfig):
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return self.out_channels
 
     def build(self) -> NoisyClassifier:
-        """A freshly initialised classifier."""
+        """Return a newly initialised classifier."""
         return NoisyClassifier(self)
 
 
 class AttentionPool(nn.Module):
-    """Attention pooling: the mean of all positions asks all positions; [B, C, H, W] -> [B, out].
+    """Attention pooling [B, C, H, W] -> [B, out]: the mean of all positions is the query.
 
     Tokens are the mean and the H*W positions, plus a learned position table [C, H*W + 1]; q, k, v are laid out in
     the "new" order in all published files.
@@ -69,8 +72,11 @@ class AttentionPool(nn.Module):
         return pointwise(self.c_proj, attended[:, :1])[:, 0]
 
 
-class NoisyClassifier(Trunk):
-    """net(x [B, C, H, W], t [B]) -> class scores [B, K] (log-probabilities up to a constant)."""
+class NoisyClassifier(Encoder):
+    """A classifier of noisy images, called as net(x, t) -> scores [B, K], log-probabilities up to a constant.
+
+    x are images [B, C, H, W], t any real numbers [B].
+    """
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__(config, config.in_channels)

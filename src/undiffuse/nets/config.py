@@ -1,4 +1,4 @@
-"""What every network's configuration says: image size, channels, widths, and where attention is."""
+"""Configuration fields of all of the library's networks: image size, channels, widths, and where attention is used."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Fields common to all networks. Names are those of the original constructors.
+    """Fields common to all networks. Their names are those of the original constructors.
 
-    `image_size`             trained size, one number or (height, width)
-    `in_channels`            1 grey, 3 RGB, 4 RGBA, or any other number
-    `model_channels`         width; level i has int(model_channels * channel_mult[i]) channels
-    `num_res_blocks`         residual blocks a level on the way down; one more on the way up
-    `channel_mult`           one entry a level, fractions allowed; each further level halves the resolution
-    `attention_resolutions`  down-sampling factors at which attention is used (1 = full resolution). The published
-                             "32,16,8" are feature-map sizes: divide the image size by them. Factors the
-                             network does not reach are ignored, as in the original.
-    `use_checkpoint`         recompute activations in the backward pass to save memory
+    Attributes:
+        image_size: Trained size in pixels, one number or (height, width).
+        in_channels: Channels of the images: 1 grey, 3 RGB, 4 RGBA, or any other number.
+        model_channels: Width; level i has int(model_channels * channel_mult[i]) channels.
+        out_channels: Channels of the output, or classes of a classifier.
+        num_res_blocks: Residual blocks per level in the encoder; the decoder has one more.
+        channel_mult: One multiplier per level, fractions allowed; each further level halves the resolution.
+        attention_resolutions: Down-sampling factors at which attention is used (1 = full resolution). The published
+            "32,16,8" are feature-map sizes: divide the image size by them. Factors that the network does not reach are
+            ignored, as in the original.
+        dropout: Dropout probability in residual blocks, 0 to below 1.
+        use_checkpoint: Whether to recompute activations in the backward pass to save memory.
+
+    Raises:
+        ValueError: A field is out of its range, or the image size cannot be halved once per level.
     """
 
     image_size: int | tuple[int, int] = 64
@@ -57,7 +63,7 @@ class NetworkConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of every level, the full resolution first."""
+        """Channels of every level, full resolution first."""
         return tuple(int(self.model_channels * mult) for mult in self.channel_mult)
 
     @property

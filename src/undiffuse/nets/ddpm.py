@@ -40,7 +40,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class DDPMConfig(NetworkConfig):
-    """DDPM's U-Net by its arguments (see `NetworkConfig`); the defaults are the authors' for CIFAR-10.
+    """The arguments of DDPM's U-Net, see `NetworkConfig`; the defaults are the authors' for CIFAR-10.
 
     Their network for 256x256: image_size=256, channel_mult=(1, 1, 2, 2, 4, 4), attention_resolutions=(16,). Attention
     is always used in the middle block too. The network takes no condition and, its variance being fixed, has as many
@@ -51,7 +51,7 @@ class DDPMConfig(NetworkConfig):
     image_size: int | tuple[int, int] = 32
     attention_resolutions: tuple[int, ...] = (2,)
 
-    # What any diffusion network is asked, and this one has not.
+    # Fields that `describe` reads of any network.
     num_classes: ClassVar[None] = None
     null_class: ClassVar[bool] = False
     super_resolution: ClassVar[bool] = False
@@ -69,12 +69,12 @@ class DDPMConfig(NetworkConfig):
             raise ValueError(f"DDPM's time embedding needs model_channels of at least 4, got {self.model_channels}")
 
     def build(self) -> DDPMUNet:
-        """A freshly initialised network; its output is exactly zero until it is trained or loaded."""
+        """Return a newly initialised network; its output is exactly zero until it is trained or loaded."""
         return DDPMUNet(self)
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoidal embedding [B, width] of times t [B] (any real number): sines first, then cosines.
+    """Return the sinusoidal embedding [B, width] of times t [B] (any real numbers): sines first, then cosines.
 
     frequency_i = 10000^(-i / (half - 1)), half = width // 2; an odd width is padded with a zero column.
     """
@@ -85,7 +85,7 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """Halve the resolution by a stride-2 3x3 convolution that looks beyond the right and lower edges only."""
+    """Halves the resolution by a stride-2 3x3 convolution that is padded at the right and lower edges only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -213,13 +213,14 @@ class Middle(nn.Module):
 
 
 class DDPMUNet(nn.Module):
-    """net(x [B, C, H, W], t [B]) -> [B, C, H, W]; `t` may be any real number.
+    """DDPM's U-Net, called as net(x, t) -> [B, C, H, W].
 
-    Height and width may differ from the trained size as long as they can be halved once a level. `up[i]` belongs to
-    the resolution of `down[i]`.
+    x are images [B, C, H, W], t any real numbers [B]. Height and width may differ from the trained size as long as they
+    can be halved once per level. `up[i]` has the resolution of `down[i]`.
     """
 
     conditions: frozenset[str] = frozenset()
+    channels_last = True
 
     def __init__(self, config: DDPMConfig) -> None:
         super().__init__()

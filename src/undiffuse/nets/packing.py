@@ -1,12 +1,13 @@
-"""Layers whose weights are laid out once for the CPU, for networks that are only used.
+"""Packs layers for inference on the CPU: their weights are laid out once instead of at every call.
 
-oneDNN computes with weights in a layout of its own, which it otherwise makes at every call, and adds a convolution's
-result to a tensor on the way. The layers of a network that is packed are replaced in place: it computes the same, but
-can be neither trained nor saved any more.
+oneDNN computes with weights in a layout of its own and can add a convolution's result to a tensor on the way. Packing
+replaces the layers of a network in place. The network computes the same, but can be neither trained nor saved; see
+`runner.prepare_for_inference`, which packs a copy.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -24,9 +25,13 @@ _LAST = ("out.", "conv_out.")  # the last layers, which run in float32 whatever 
 
 
 def pack_(net: nn.Module, dtype: torch.dtype) -> None:
-    """Replace the layers of `net`, on a CPU and to be used without gradients, by packed ones that compute in `dtype`.
+    """Replace the layers of one of the library's networks, on a CPU, by packed ones without gradients.
 
-    Embeddings, norms and the last layers stay in float32. Does nothing where this PyTorch cannot do it.
+    Embeddings, norms and the last layers stay in float32. Does nothing if this version of PyTorch cannot pack.
+
+    Args:
+        net: The network.
+        dtype: The precision that the packed layers compute in.
     """
     if not can_pack(dtype):
         return
@@ -43,8 +48,10 @@ def pack_(net: nn.Module, dtype: torch.dtype) -> None:
 
 @functools.lru_cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether packed convolutions exist here and give what plain ones give (they are not part of PyTorch's public
-    interface)."""
+    """Return whether packed convolutions exist here and give the results of plain ones.
+
+    They are not part of PyTorch's public interface, so they are tried.
+    """
     if not torch.backends.mkldnn.is_available():
         return False
     try:
@@ -65,12 +72,19 @@ def can_pack(dtype: torch.dtype) -> bool:
         return False
 
 
-class PackedConv2d(nn.Module):
-    """A convolution with its weights laid out for its inputs' size; they are cast to the weights' precision.
+class _Packed(nn.Module):
+    """A layer whose packed weights never change: copies of it share them, since oneDNN's tensors cannot be copied."""
 
-    Inputs of many pixels go through the kernel of `kernels.convolution`, where there is one, all others through oneDNN,
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return copy.copy(self)
+
+
+class PackedConv2d(_Packed):
+    """A convolution with its weights laid out for the size of its inputs, which are cast to the weights' precision.
+
+    Inputs of many pixels go through the kernel of `kernels.convolution` if it is available, all others through oneDNN,
     whose layout depends on the input's size: one that does not fit can be fifty times slower than none. So weights are
-    laid out when the first input comes, and anew when another size comes.
+    laid out when the first input comes, and again when the size changes.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
@@ -82,7 +96,7 @@ class PackedConv2d(nn.Module):
         self._packed: tuple[torch.Size | None, bool, Tensor] = (None, False, conv.weight.detach().to(dtype))
 
     def weight_for(self, size: torch.Size) -> tuple[bool, Tensor]:
-        """The weights as inputs of that size want them, and whether that is for the kernel."""
+        """Return whether inputs of a size go through the compiled kernel, and the weights in the layout for them."""
         filtered = self._out is not None and filters_fast(size, self._out, self.dtype)
         made_for, before, weight = self._packed
         if (made_for, before) != (size, filtered):
@@ -105,7 +119,7 @@ class PackedConv2d(nn.Module):
         return torch.ops.mkldnn._convolution_pointwise(x.to(self.dtype), weight, self.bias, *self.how, "none", [], "")
 
     def onto(self, base: Tensor, x: Tensor) -> Tensor:
-        """base + conv(x)."""
+        """Return base + conv(x)."""
         filtered, weight = self.weight_for(x.shape)
         if filtered:
             return filter_3x3(x.to(self.dtype), weight, self.bias, base)
@@ -114,7 +128,7 @@ class PackedConv2d(nn.Module):
         )
 
 
-class PackedPointwise(nn.Module):
+class PackedPointwise(_Packed):
     """A 1x1 convolution of channels-last images as a product, whose layout hardly depends on the number of pixels."""
 
     def __init__(self, conv: nn.Conv1d | nn.Conv2d, dtype: torch.dtype) -> None:
@@ -130,14 +144,14 @@ class PackedPointwise(nn.Module):
         return out.permute(0, 3, 1, 2)
 
     def onto(self, base: Tensor, x: Tensor) -> Tensor:
-        """base + conv(x)."""
+        """Return base + conv(x)."""
         rows, others = (part.to(self.dtype).permute(0, 2, 3, 1) for part in (x, base))
         out = torch.ops.mkldnn._linear_pointwise.binary(rows, others, self.weight, self.bias, "add")
         return out.permute(0, 3, 1, 2)
 
 
 def _pack_projections(net: nn.Module) -> None:
-    """One product for all projections of the embedding."""
+    """Replace all projections of the embedding by parts of one product."""
     owners: list[tuple[nn.Module, str, Any]] = []
     for module in net.modules():
         if isinstance(module, ResBlock):
@@ -154,7 +168,7 @@ def _pack_projections(net: nn.Module) -> None:
 
 
 class _Together:
-    """Linear layers of one input as one; the last result is kept, for the parts ask one after the other."""
+    """Computes linear layers of one input as one, and keeps the last result, which the parts use one by one."""
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         self.weight = torch.cat([layer.weight.detach() for layer in layers])
@@ -170,7 +184,7 @@ class _Together:
 
 
 class _Part(nn.Module):
-    """Columns `start` to `stop` of layers that are computed together."""
+    """Returns columns `start` to `stop` of layers that are computed together."""
 
     def __init__(self, together: _Together, start: int, stop: int) -> None:
         super().__init__()

@@ -9,16 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from undiffuse.nets.blocks import GroupNorm, Upsample, zero_init
-from undiffuse.nets.trunk import Stage, Trunk, TrunkConfig
+from undiffuse.nets.encoder import Encoder, EncoderConfig, TimestepSequential
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig(TrunkConfig):
-    """A U-Net by its arguments (see `NetworkConfig` and `TrunkConfig` for the shared ones).
+class UNetConfig(EncoderConfig):
+    """The arguments of a U-Net; `NetworkConfig` and `EncoderConfig` explain the shared ones.
 
-    `num_classes`       number of classes of a conditional network, None for an unconditional one
-    `null_class`        one more row in the class table, meaning "no class" (for classifier-free guidance)
-    `super_resolution`  the input image is joined by a bilinearly enlarged low-resolution image (ADM, Appendix)
+    Attributes:
+        num_classes: Number of classes; None for an unconditional network.
+        null_class: Whether the class table has one more row that means "no class", for classifier-free guidance.
+        super_resolution: Whether the input image is concatenated with an enlarged low-resolution image (ADM, Appendix).
 
     DDPM CIFAR-10: model_channels=128, channel_mult=(1,2,2,2), attention_resolutions=(2,), dropout=0.1.
     ADM 64x64: model_channels=192, channel_mult=(1,2,3,4), num_res_blocks=3, attention_resolutions=(2,4,8),
@@ -39,15 +40,16 @@ class UNetConfig(TrunkConfig):
             raise ValueError("null_class needs num_classes")
 
     def build(self) -> UNet:
-        """A freshly initialised network; its output is exactly zero until it is trained or loaded."""
+        """Return a newly initialised network; its output is exactly zero until it is trained or loaded."""
         return UNet(self)
 
 
-class UNet(Trunk):
-    """net(x [B,C,H,W], t [B], y [B] or None, low_res [B,C,h,w] or None) -> [B, out_channels, H, W].
+class UNet(Encoder):
+    """A U-Net, called as net(x, t, y, low_res) -> [B, out_channels, H, W].
 
-    `t` may be any real number, `y` are class indices 0..num_classes-1 (num_classes: the null class, if there is
-    one). Height and width may differ from the trained size as long as they can be halved once a level.
+    x are images [B, C, H, W], t any real numbers [B], y class indices [B] from 0 to num_classes - 1 (num_classes: the
+    null class, if there is one), low_res images to enlarge [B, C, h, w]. Height and width may differ from the trained
+    size as long as they can be halved once per level.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -68,7 +70,7 @@ class UNet(Trunk):
                     up: nn.Module = Upsample(channels, config.conv_resample)
                     layers.append(config.res_block(channels, resample="up") if config.resblock_updown else up)
                     factor //= 2
-                stages.append(Stage(*layers))
+                stages.append(TimestepSequential(*layers))
         self.output_blocks = nn.ModuleList(stages)
         self.out = nn.Sequential(
             GroupNorm(channels), nn.SiLU(), zero_init(nn.Conv2d(channels, config.out_channels, 3, padding=1))
@@ -76,7 +78,7 @@ class UNet(Trunk):
 
     @property
     def conditions(self) -> frozenset[str]:
-        """Names of the conditions the network takes besides image and time."""
+        """Names of the conditions that the network accepts."""
         names = {"y"} if self.config.num_classes is not None else set()
         return frozenset(names | ({"low_res"} if self.config.super_resolution else set()))
 

@@ -1,17 +1,14 @@
-"""The npz layout of the original releases, and the part files from which a long job builds it.
+"""The npz layout of the original releases.
 
 ``samples_NxHxWxC.npz`` holds ``arr_0`` uint8 [N, H, W, C] and, for conditional samples, ``arr_1`` int64 [N],
-uncompressed. A part is a small npz with the images of one batch and their indices.
+uncompressed.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import secrets
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -19,11 +16,11 @@ from typing import IO
 import numpy as np
 
 from undiffuse.util.files import atomic_file
+from undiffuse.util.store import BROKEN_NPZ
 
-__all__ = ["load_npz", "open_rows", "pack", "packed_files", "packed_name", "part_indices", "read_part", "write_part"]
+__all__ = ["load_npz", "open_rows", "pack", "packed_files", "packed_name"]
 
 _PACKED = re.compile(r"samples_(\d+)x(\d+)x(\d+)x(\d+)\.npz")
-_BROKEN = (OSError, EOFError, KeyError, ValueError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 def packed_name(shape: Sequence[int]) -> str:
@@ -38,33 +35,6 @@ def packed_files(folder: Path) -> list[tuple[int, Path]]:
     return sorted((shape[0], path) for shape, path in shapes if _holds(path, shape))
 
 
-def write_part(folder: Path, indices: np.ndarray, images: np.ndarray, labels: np.ndarray | None) -> Path:
-    """One batch as a part file, whole or absent."""
-    target = folder / f"part-{int(indices.min()):09d}-{secrets.token_hex(4)}.npz"
-    with atomic_file(target) as file:
-        arrays = {"indices": indices, "images": images} | ({} if labels is None else {"labels": labels})
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    return target
-
-
-def part_indices(path: Path) -> list[int]:
-    """The indices in a part; none when the file is damaged, so that its images are made again."""
-    try:
-        with np.load(path, allow_pickle=False) as part:
-            return [int(i) for i in part["indices"]]
-    except _BROKEN:
-        return []
-
-
-def read_part(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """(indices [B], images [B, H, W, C], labels [B] or None) of a part."""
-    try:
-        with np.load(path, allow_pickle=False) as part:
-            return part["indices"], part["images"], part["labels"] if "labels" in part.files else None
-    except _BROKEN as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and the run will make its images again.") from error
-
-
 def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """(images uint8 [N, H, W, C], labels int64 [N] or None) of a file in the original's layout.
 
@@ -77,7 +47,7 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             labels = archive["arr_1"] if "arr_1" in names else None
     except FileNotFoundError:
         raise
-    except _BROKEN as error:
+    except BROKEN_NPZ as error:
         raise ValueError(
             f"{path} is not a readable npz file ({error}): it is damaged, or holds Python objects."
         ) from error
@@ -145,7 +115,7 @@ def _holds(path: Path, shape: tuple[int, ...]) -> bool:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
             np.lib.format.read_magic(file)
             return np.lib.format.read_array_header_1_0(file) == (shape, False, np.dtype(np.uint8))
-    except _BROKEN:
+    except BROKEN_NPZ:
         return False
 
 

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from undiffuse.pictures.arrays import Images, as_picture
 from undiffuse.util.files import atomic_file
+from undiffuse.util.records import check_record, parse_json
 
-__all__ = ["RECORD_KEY", "check_record", "is_whole_png", "open_picture", "parse_json", "read_record", "save_png"]
+__all__ = ["RECORD_KEY", "is_whole_png", "open_picture", "read_record", "record_text", "save_png"]
 
 RECORD_KEY = "undiffuse"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-DEEPEST = 64
-"""How deep JSON from a file may be nested; what this library writes is three or four deep."""
 _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
@@ -91,72 +89,9 @@ def open_picture(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         raise OSError(f"{path} cannot be read as a picture ({type(error).__name__}: {error})") from error
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
-    """JSON that came from a file. ValueError that begins with ``where`` if it is none, or not such as we write.
-
-    Not written by this library: NaN, numbers of thousands of digits, and nesting that would exhaust the stack.
-    """
-
-    def constant(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no JSON number")
-
-    try:
-        value = json.loads(text, parse_constant=constant)
-    except RecursionError:
-        raise ValueError(f"{where} is nested too deeply to be read") from None
-    except ValueError as error:
-        raise ValueError(f"{where} is not readable JSON ({error})") from error
-    level = [value]
-    for _ in range(DEEPEST):
-        level = [inner for item in level for inner in _inside(item)]
-        if not level:
-            return value
-    raise ValueError(f"{where} is nested too deeply to be read")
-
-
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
-
-
 def record_text(record: Mapping[str, Any]) -> str:
     """The record as one line of ASCII JSON, after ``check_record``."""
     return json.dumps(check_record(record), ensure_ascii=True, allow_nan=False, separators=(", ", ": "))
-
-
-def check_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A plain copy of ``record`` that JSON gives back unchanged (tuples become lists).
-
-    Raises ValueError naming the entry that is not text, a finite number, true, false, null, or a list or dict of these.
-    """
-    if not isinstance(record, Mapping):
-        raise ValueError(f"a record is a dict of settings, not {type(record).__name__}.")
-    return _plain(record, "")
-
-
-def _plain(value: Any, where: str) -> Any:
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, str):
-        if value.isascii() or value.encode("utf-8", "ignore").decode("utf-8") == value:
-            return str(value)
-        raise ValueError(f"record entry {where!r} is text with half a character (an unpaired surrogate): {value!r}.")
-    if isinstance(value, float) and math.isfinite(value):
-        return float(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}[{k}]") for k, item in enumerate(value)]
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise ValueError(
-                    f"record keys are text, but {key!r} in {where or 'the record'} is {type(key).__name__}: use str()."
-                )
-        return {key: _plain(item, f"{where}.{key}" if where else key) for key, item in value.items()}
-    raise ValueError(
-        f"record entry {where!r} is {type(value).__name__} {value!r}, which JSON cannot hold: use text, numbers, "
-        "True, False, None, or lists and dicts of these (int(...), float(...), str(...) and .tolist() convert)."
-    )
 
 
 def is_whole_png(path: str | os.PathLike[str]) -> bool:

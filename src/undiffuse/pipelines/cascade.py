@@ -8,6 +8,7 @@ base's noise is that of a run of the base alone, the upsampler's is a stream of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,12 +54,12 @@ class Cascade:
     @classmethod
     def load(cls, base: SamplerConfig, upsampler: SamplerConfig, device: str = "auto", low_size: Any = None) -> Cascade:
         """Loads both stages; the upsampler is unguided, and takes clipping and precision from the base."""
-        first = Pipeline.load(base, device)
+        first = Pipeline.load(base, device, keep_weights=False)
         reference = upsampler.model
         if reference in (None, AUTO):
             reference = upsampler_of(str(base.model))
         second = replace(upsampler, model=reference, clip=base.clip, precision=base.precision)
-        return cls(first, Pipeline.load(second, device), low_size)
+        return cls(first, Pipeline.load(second, device, keep_weights=False), low_size)
 
     def small_source(self, seed: int, classes: list[int] | None) -> SampleSource:
         """Returns the source of the small images, cut to 8 bits as in the original's files."""
@@ -204,17 +205,17 @@ def upsampler_of(reference: str) -> str:
     entry = published.ENTRIES.get(like or file) or published.of_file(file)
     found = published.upsamplers_of(entry.name) if entry is not None else []
     if len(found) != 1:
-        raise ConfigError("upsampler", f"= auto: none is published for {reference}; give the name or file of one")
+        raise ConfigError("upsampler", f"none is published for {reference}; give the name or file of one")
     beside = Path(file).parent / found[0].file
-    return str(beside) if Path(file).is_file() and beside.is_file() else found[0].name
+    return str(beside) if os.path.isfile(file) and beside.is_file() else found[0].name
 
 
 def _check_stages(base: Pipeline, upsampler: Pipeline, given: Any = None) -> tuple[int, int]:
     """(height, width) of the small images; ValueError unless the one model enlarges the images of the other."""
     up, below = upsampler.config.model, base.config.model
-    if base.model.net.config.super_resolution:
+    if base.model.spec.super_resolution:
         raise ValueError(f"{below} enlarges images; the model before an upsampler must make them from noise")
-    if not upsampler.model.net.config.super_resolution:
+    if not upsampler.model.spec.super_resolution:
         raise ValueError(f"{up} does not enlarge images: an upsampler must be a super-resolution model")
     size = low_size(upsampler.model, given)
     wanted, made = (upsampler.shape[0], *size), base.shape

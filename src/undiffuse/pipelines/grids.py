@@ -1,4 +1,4 @@
-"""What the commands write beside single images: grids with class headings, and clearing up for --overwrite."""
+"""What is written beside single images: grids with class headings; opening and clearing a folder of samples."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from undiffuse.pictures import SampleWriter, draw_grid, sample_files
+from undiffuse.pictures import SampleWriter, claim_output, draw_grid
 from undiffuse.pictures.arrays import from_picture
 from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import open_rows, packed_files
 from undiffuse.pictures.png import open_picture
+from undiffuse.pictures.stored import RUN, keeps_names, sample_files
 
 MOST_COLUMNS = 12
 MOST_IN_GRID = 100
@@ -41,57 +42,68 @@ def class_grid(
 
 
 def first_images(folder: Path, seed: int, count: int) -> np.ndarray:
-    """The first images of a run on disk, uint8 [count, H, W, C], without reading the others."""
-    packed = packed_files(folder)
-    wanted = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = parse_name(entry.name)
-            if name is not None and name.seed == seed and name.index < count:
-                wanted[name.index] = entry.path
-    if len(wanted) == count:
+    """Reads the first images of a run, without reading the others.
+
+    Args:
+        folder: A folder of `SampleWriter`.
+        seed: The seed of the run.
+        count: Number of images.
+
+    Returns:
+        uint8 [count, H, W, C].
+    """
+    wanted = sample_files(folder, seed) if keeps_names(folder) else {}
+    if not wanted:
+        with os.scandir(folder) as entries:  # names are enough, and a run may have very many images
+            for entry in entries:
+                name = parse_name(entry.name)
+                if name is not None and name.seed == seed and name.index < count:
+                    wanted[name.index] = Path(entry.path)
+    if all(index in wanted for index in range(count)):
         pictures = []
         for index in range(count):
             with open_picture(wanted[index]) as picture:
                 pictures.append(from_picture(picture))
         return np.stack(pictures)
+    packed = packed_files(folder)
     if not packed:
         raise ValueError(f"{folder} does not hold the first {count} images of the run any more")
     return np.stack(list(open_rows(packed[-1][1], count)))
 
 
-def open_writer(folder: Path, format: Any, overwrite: bool, extra: Sequence[str], **settings: Any) -> SampleWriter:
-    """A `SampleWriter`; `overwrite` first removes an earlier run's samples and the files called `extra`.
+def open_writer(folder: Path, format: Any, overwrite: bool, extra: Sequence[str] = (), **settings: Any) -> SampleWriter:
+    """Opens a `SampleWriter` in a folder that holds nothing but the results of one run.
 
-    FileExistsError if files called `extra` are there that no run of ours wrote: they would be replaced in the end.
+    Args:
+        folder: Where the images go.
+        format: See `SampleWriter`.
+        overwrite: Whether to remove the samples of an earlier run first, with the files called `extra`.
+        extra: Names of the files that are written beside the samples.
+        **settings: The other arguments of `SampleWriter`.
+
+    Raises:
+        FileExistsError: The folder holds files of which no run.json says that a run wrote them: samples would be mixed
+            with them.
+        ValueError: The folder belongs to a run with other settings.
     """
-    claimed = overwrite and (folder / "run.json").exists()
+    claimed = (folder / RUN).exists()
+    if not claimed:
+        claim_output(folder)
     if overwrite:
         clear_samples(folder, extra)
-    elif not (folder / "run.json").exists():
-        theirs = [name for name in extra if (folder / name).exists()]
-        if theirs:
-            raise FileExistsError(
-                f"{folder} holds {', '.join(theirs)} but no run.json of an earlier run: name another --out, or replace "
-                "what is there with --overwrite"
-            )
-    try:
-        return SampleWriter(folder, format, claimed=claimed, **settings)
-    except ValueError as error:
-        raise ValueError(f"{error} (--overwrite deletes the samples in it and begins anew.)") from error
+    return SampleWriter(folder, format, claimed=claimed, **settings)
 
 
 def clear_samples(folder: Path, also: Sequence[str] = ()) -> None:
-    """Remove the samples of an earlier run, and nothing else, from a folder."""
-    if not folder.is_dir():
+    """Removes the samples of an earlier run, and nothing else, from a folder."""
+    if not (folder / RUN).is_file():
         return
-    for file in sample_files(folder).values() if (folder / "names.json").is_file() else ():
-        file.unlink()
-    for file in list(folder.iterdir()):
-        if parse_name(file.name) is not None or file.name in ("run.json", "names.json", *also):
-            file.unlink()
-    for _, file in packed_files(folder):
-        file.unlink()
+    named = [file for file in folder.iterdir() if parse_name(file.name) is not None]
+    samples = list(sample_files(folder).values()) if keeps_names(folder) else named
+    for file in [*samples, *(file for _, file in packed_files(folder)), *(folder / name for name in (RUN, *also))]:
+        file.unlink(missing_ok=True)
+        if file.parent != folder and not any(file.parent.iterdir()):
+            file.parent.rmdir()
     parts = folder / "parts"
     if parts.is_dir() and all(part.name.startswith(("part-", ".undiffuse-")) for part in parts.iterdir()):
         shutil.rmtree(parts)

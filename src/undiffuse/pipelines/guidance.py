@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,9 @@ from undiffuse import checkpoints
 from undiffuse.config import GuidanceConfig
 from undiffuse.config.kinds import interval
 from undiffuse.denoiser import Denoiser
-from undiffuse.grids import Path as Levels
+from undiffuse.grids import NoisePath as Levels
 from undiffuse.guidance import (
-    SCHEDULES,
+    GUIDANCE_SCHEDULES,
     Autoguidance,
     ClassifierFree,
     ClassifierGuidance,
@@ -25,8 +26,8 @@ from undiffuse.guidance import (
     product,
 )
 from undiffuse.models import ClassifierModel, DiffusionModel, check_pair, load_classifier, load_diffusion
-from undiffuse.nets.footprint import Footprint
-from undiffuse.nets.forward import inference_forward
+from undiffuse.nets.memory import Footprint
+from undiffuse.nets.runner import prepare_for_inference
 from undiffuse.util.errors import ConfigError
 
 __all__ = ["Guides", "check_identity", "guide", "guidance_schedule", "reference"]
@@ -113,7 +114,7 @@ def _autoguide(
     assert config.autoguide is not None
     weak = load_diffusion(config.autoguide, weights=config.autoguide_weights)
     _check_weak(model, weak)
-    guiding = weak.denoiser(clip, precision=precision, device=device, gradient=gradient)
+    guiding = weak.denoiser(clip, precision=precision, device=device, gradient=gradient, consume=True)
     out.footprints.append(guiding.network.footprint)
     out.denoiser = Autoguidance(out.denoiser, guiding, config.autoguide_scale, rescale=config.cfg_rescale, **shared)
     out.others.append(weak)
@@ -132,7 +133,7 @@ def _classifiers(
     loaded: list[ClassifierModel] = []
     for file, scale in config.judges:
         classifier = load_classifier(file)
-        check_pair(model, classifier)
+        check_pair(model, classifier, config.at)
         _check_noise(model, classifier)
         if loaded and classifier.num_classes != loaded[0].num_classes:
             raise ValueError(
@@ -140,7 +141,7 @@ def _classifiers(
                 f"{classifier.num_classes}"
             )
         _ = classifier.digest  # of the weights as they are in the file, before they are made ready
-        network = inference_forward(classifier.net, precision, device, gradient=True)
+        network = prepare_for_inference(classifier.net, precision, device, gradient=True, consume=True)
         out.footprints.append(network.footprint)
         judge = LevelClassifier(network, classifier.process, config.temperature)
         out.denoiser = ClassifierGuidance(out.denoiser, judge, scale, config.at, normalize=config.normalize, **shared)
@@ -163,7 +164,7 @@ def guidance_schedule(config: GuidanceConfig, path: Levels) -> Schedule | None:
     """
     parts: list[Schedule] = []
     if config.schedule != "constant":
-        parts.append(SCHEDULES[config.schedule])
+        parts.append(GUIDANCE_SCHEDULES[config.schedule])
     if config.interval is not None:
         unit, low, high = interval(config.interval)
         levels = [path.level(k) for k in reversed(range(path.steps))]
@@ -202,7 +203,7 @@ def check_identity(ours: Mapping[str, Any], record: Mapping[str, Any], where: st
 def reference(given: str) -> str:
     """Returns the path or name by which a record knows a model; for a run folder its newest checkpoint."""
     path = Path(given)
-    return ((checkpoints.latest(path) if path.is_dir() else None) or path).as_posix()
+    return ((checkpoints.latest(path) if os.path.isdir(path) else None) or path).as_posix()
 
 
 def _check_noise(model: DiffusionModel, classifier: ClassifierModel) -> None:
@@ -225,7 +226,7 @@ def _check_weak(model: DiffusionModel, weak: DiffusionModel) -> None:
         problem = f"it has {weak.num_classes} classes, the model {model.num_classes or 'none'}"
     elif weak.num_classes is not None and None not in (weak.labels, model.labels) and weak.labels != model.labels:
         problem = "its classes have other names than the model's"
-    elif weak.net.config.super_resolution != model.net.config.super_resolution:
+    elif weak.spec.super_resolution != model.spec.super_resolution:
         problem = "one of the two enlarges images, the other does not"
     if problem:
         raise ConfigError("autoguide", f"needs a weaker version of the model: {problem}")

@@ -1,69 +1,109 @@
-"""Images as commands read them: data or single files, prepared as the model was trained."""
+"""Images that a model takes: a data set, image files or arrays, prepared as the model's training images were."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.data import IMAGE_SUFFIXES, DataConfig, FolderSource, ImageDataset, Source, screen
+from undiffuse.data import (
+    IMAGE_SUFFIXES,
+    ArraySource,
+    DataConfig,
+    FolderSource,
+    ImageDataset,
+    Source,
+    SubsetSource,
+    screen,
+)
 from undiffuse.models import DiffusionModel
 from undiffuse.pictures import read_record
-from undiffuse.pixels import from_uint8
+from undiffuse.pixels import from_uint8, to_uint8
+from undiffuse.util.errors import ConfigError
+from undiffuse.util.text import count_of, join_names
+
+__all__ = ["Images", "file_of", "labels_of", "model_images", "open_images", "subsample"]
+
+Images = str | Path | Sequence[str | Path] | np.ndarray | Tensor | Source | ImageDataset
+"""A folder, .zip, .npz or name of a data set; one or several image files; uint8 [N, H, W, C]; float [N, C, H, W] in
+[-1, 1]; or a source."""
 
 
 def open_images(
-    args: argparse.Namespace,
-    paths: Sequence[str],
+    images: Images,
     model: DiffusionModel,
-    labelled: bool,
+    *,
+    labels: str = "auto",
     size: tuple[int, int] | None = None,
+    fit: Any = None,
+    on_broken: Any = "refuse",
+    count: int | None = None,
 ) -> ImageDataset:
-    """The images of `paths`: one data set, or image files.
+    """Opens images and prepares them as the model's training images were.
 
-    labelled: whether the labels are wanted, numbered as the model's classes; size: (height, width) they are brought to,
-    if not the model's. ValueError for what is neither, for
-    several data sets, and for images of a model that enlarges others.
+    Args:
+        images: A folder, .zip, .npz or name of a data set; one image file or several; an array uint8 [N, H, W, C]; a
+            tensor [N, C, H, W] in [-1, 1]; a `Source`; or an `ImageDataset`, which is taken as it is.
+        model: The model that takes the images.
+        labels: Where labels come from, see `undiffuse.data.open_data`; "none" leaves them out.
+        size: (height, width) of the prepared images; by default the model's.
+        fit: "crop" or "pad"; by default as in training.
+        on_broken: What to do with unreadable images, "refuse" or "skip".
+        count: Take at most this many, evenly spaced over the data.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: The model enlarges images, or the images cannot be read.
+        ConfigError: The labels are not the model's classes ("classes").
     """
-    if model.net.config.super_resolution:
-        raise ValueError("a super-resolution model enlarges images; this command needs one that makes them from noise")
+    if model.spec.super_resolution:
+        raise ValueError("a super-resolution model enlarges images; expected a model that makes images from noise")
+    if isinstance(images, ImageDataset):
+        return subsample(images, count)
+    if isinstance(images, Tensor):
+        images = to_uint8(images.float()).cpu().numpy()
     channels, height, width = model.image_shape
-    trained = (model.manifest.get("data") or {}).get("config") or {}
-    files = all(Path(path).suffix.lower() in IMAGE_SUFFIXES for path in paths)
+    trained: Any = model.preparation
+    paths = [images] if isinstance(images, (str, Path)) else images
+    files = isinstance(paths, Sequence) and all(Path(path).suffix.lower() in IMAGE_SUFFIXES for path in paths)
+    stored = isinstance(paths, (np.ndarray, Source))
     config = DataConfig(
-        path=str(paths[0]),
-        labels=getattr(args, "labels", "auto") if labelled and not files else "none",
+        path="memory" if isinstance(paths, (np.ndarray, Source)) else str(paths[0]),
+        labels="none" if files or stored else labels,
         size=size or (height, width),
         channels=channels,
-        fit=args.fit or trained.get("fit", "crop"),
+        fit=fit or trained.get("fit", "crop"),
         background=_background(trained.get("background", 255)),
         pad_value=trained.get("pad_value", 0),
-        on_broken=args.on_broken,
+        on_broken=on_broken,
     )
-    if not files:
-        if len(paths) > 1:
-            raise ValueError(f"give one folder, .zip, .npz or name, or image files; got {', '.join(map(str, paths))}")
+    if isinstance(paths, np.ndarray):
+        source: Source = ArraySource(paths)
+    elif isinstance(paths, Source):
+        source = paths
+    elif files:
+        source = screen(_single_files(paths), check="full", on_broken=on_broken)
+    elif len(paths) > 1:
+        raise ValueError(
+            f"expected one folder, .zip, .npz or name of a data set, or image files; got {join_names(paths)}"
+        )
+    else:
         names = list(model.labels) if model.labels is not None and config.labels != "none" else None
         try:
-            return ImageDataset(config.open(names), config)
+            source = config.open(names)
         except ValueError as error:
             if "class table" not in str(error):
                 raise
-            raise ValueError(f"{error}. Give --class to tell the model the class of all images") from error
-    for path in paths:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no file {path}")
-    source = FolderSource(".", [str(path) for path in paths], [Path(path).stat().st_size for path in paths])
-    source.where = f"{len(paths)} file{'s' if len(paths) != 1 else ''}"
-    return ImageDataset(screen(source, check="full", on_broken=args.on_broken), config)
+            raise ConfigError("classes", f"{error}. Name the class of all images instead") from error
+    return subsample(ImageDataset(source, config), count)
 
 
-def thinned(dataset: ImageDataset, count: int | None) -> ImageDataset:
-    """At most `count` images, evenly spaced over the data; the data itself where it has no more."""
+def subsample(dataset: ImageDataset, count: int | None) -> ImageDataset:
+    """Takes at most `count` images, evenly spaced over the data; all of them if it has no more."""
     if count is None or count >= len(dataset):
         return dataset
     chosen = np.arange(count) * len(dataset) // count
@@ -71,52 +111,86 @@ def thinned(dataset: ImageDataset, count: int | None) -> ImageDataset:
 
 
 def model_images(dataset: ImageDataset, indices: Sequence[int], device: torch.device | str) -> Tensor:
-    """Some images of the data, without augmentation, [B, C, H, W] in [-1, 1] on the device."""
+    """Reads some images without augmentation, [B, C, H, W] in [-1, 1] on the device."""
     return from_uint8(np.stack([dataset.plain(i).image for i in indices]), device)
 
 
-def labels_of(
-    dataset: ImageDataset, model: DiffusionModel, classes: Sequence[int] | None, what: str = "--class"
-) -> list[int] | None:
-    """The class of every image [N]: the one that was given, the data's labels, or what the records of PNG files say.
+def labels_of(dataset: ImageDataset, model: DiffusionModel, classes: Sequence[int] | None = None) -> list[int] | None:
+    """Finds the class of every image.
 
-    None for an unconditional model. ValueError if nothing tells the classes.
+    Args:
+        dataset: The images.
+        model: The model, whose numbers of classes are returned.
+        classes: One class for all images, or a class for each; it takes precedence over everything else.
+
+    Returns:
+        The classes [N]: those given, or the data's labels, or else for each picture the class in its record (of
+        pictures that undiffuse made), or the class that its folder is named after. None for an unconditional model.
+
+    Raises:
+        ConfigError: There are as many `classes` as fit nothing, or no class is known ("classes").
     """
     if model.num_classes is None:
         return None
     if classes is not None:
-        if len(classes) != 1:
-            raise ValueError(f"{what} takes one class for all images here; got {len(classes)}")
-        return [classes[0]] * len(dataset)
+        if len(classes) not in (1, len(dataset)):
+            expected = f"expected one class, or {len(dataset):,}, one for each image"
+            raise ConfigError("classes", f"{expected}; got {len(classes)}")
+        return list(classes) * len(dataset) if len(classes) == 1 else list(classes)
     source: Source = dataset.source
-    if source.labels is None:
-        recorded = recorded_classes([source.name(i) for i in range(len(source))], model)
-        if recorded is not None:
-            return recorded
-        raise ValueError(f"the model is told a class, but there are no labels in {source.where}: give {what}")
-    return [int(k) for k in source.labels]
+    if source.labels is not None:
+        return [int(k) for k in source.labels]
+    found = [_class_of_file(file_of(source, i), model) for i in range(len(source))]
+    unknown = [source.name(i) for i, label in enumerate(found) if label is None]
+    if unknown:
+        raise ConfigError(
+            "classes",
+            f"missing; the model is class-conditional, but there are no labels in {source.where}, and neither "
+            f"record nor folder names the class of {join_names(unknown, 3)}",
+        )
+    return [label for label in found if label is not None]
 
 
-def recorded_classes(paths: Sequence[str], model: DiffusionModel) -> list[int] | None:
-    """The classes [N] that pictures of undiffuse carry in their records, as the model numbers them; None without.
+def file_of(source: Source, i: int) -> Path | None:
+    """The file of picture i of a source; None if it is not a file of its own."""
+    if isinstance(source, SubsetSource):
+        return file_of(source.parent, int(source.indices[i]))
+    return source.root / source.names[i] if isinstance(source, FolderSource) else None
 
-    Names count where there are any; a bare number means something only to the model that the picture was made by.
-    """
-    found = []
+
+def _single_files(paths: Sequence[str | Path]) -> FolderSource:
     for path in paths:
-        try:
-            record = read_record(path)
-        except (OSError, SyntaxError, ValueError):
-            return None
-        name, number = record.get("class_name"), record.get("class")
-        if model.labels is not None and name is not None:
-            number = model.labels.index(name) if name in model.labels else None
-        elif record.get("model") != model.digest:
-            number = None
-        if not isinstance(number, int) or not 0 <= number < (model.num_classes or 0):
-            return None
-        found.append(number)
-    return found
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+    source = FolderSource(".", [str(path) for path in paths], [Path(path).stat().st_size for path in paths])
+    source.where = count_of(len(paths), "file")
+    return source
+
+
+def _class_of_file(path: Path | None, model: DiffusionModel) -> int | None:
+    """The class that a picture's record names, or else the folder it is in, as the model numbers it."""
+    if path is None:
+        return None
+    recorded = _recorded_class(path, model)
+    if recorded is not None:
+        return recorded
+    folder = path.absolute().parent.name.casefold()
+    named = [k for k, label in enumerate(model.labels or ()) if label.casefold() == folder]
+    return named[0] if len(named) == 1 else None
+
+
+def _recorded_class(path: Path, model: DiffusionModel) -> int | None:
+    """A name counts where there is one; a bare number means something only to the model that made the picture."""
+    try:
+        record = read_record(path)
+    except (OSError, SyntaxError, ValueError):
+        return None
+    name, number = record.get("class_name"), record.get("class")
+    if model.labels is not None and name is not None:
+        number = model.labels.index(name) if name in model.labels else None
+    elif record.get("model") != model.digest:
+        number = None
+    return number if isinstance(number, int) and 0 <= number < (model.num_classes or 0) else None
 
 
 def _background(value: object) -> int | tuple[int, int, int]:

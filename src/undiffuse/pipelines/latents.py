@@ -1,16 +1,15 @@
-"""Latents as files: what `undiffuse encode` writes and `undiffuse decode` reads.
+"""Latents: images encoded by DDIM inversion, their file, and the ways back to images.
 
-One safetensors file: "latents" float32 [N, C, H, W], "labels" int64 [N] where the model is told classes; the key
-"undiffuse.latents" of its header holds a JSON object with the sampler's record and notes and the images' names.
-While a job runs, finished batches lie in PATH.parts/, so that the same command goes on where it was stopped.
+The file is safetensors: "latents" float32 [N, C, H, W], "labels" int64 [N] of a class-conditional model; the key
+"undiffuse.latents" of its header holds a JSON object with the pipeline's record and notes and the images' names. While
+a job runs, finished batches lie in PATH.parts/, so that the same job resumes.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,49 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from undiffuse import sampling
 from undiffuse.checkpoints import weights_hash
-from undiffuse.pictures.png import parse_json
+from undiffuse.data import ImageDataset
+from undiffuse.noise import NoiseSource
+from undiffuse.pictures import save_png
+from undiffuse.pipelines import grids
+from undiffuse.pipelines.classes import class_names, class_numbers
+from undiffuse.pipelines.inputs import Images, labels_of, model_images, open_images
+from undiffuse.pipelines.pipeline import Pipeline
+from undiffuse.pipelines.samples import Samples
+from undiffuse.pixels import to_uint8
+from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
+from undiffuse.util.progress import NoProgress, Progress
+from undiffuse.util.records import check_record, read_json
+from undiffuse.util.store import Parts, Store
+from undiffuse.util.text import count_of
+
+__all__ = [
+    "Latents", "LatentsWriter", "decode", "decode_into", "encode", "latents_path", "pipeline_of", "read",
+    "read_about", "reconstruction_errors",
+]  # fmt: skip
 
 KEY = "undiffuse.latents"
-_PART = re.compile(r"(\d{9})-(\d{9})\.safetensors")
+SUFFIX = ".safetensors"
+GRID = "grid.png"
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Encoded images: `about` holds "record", "notes" (see `sampler`), "names" [N], and "label_names"."""
+    """Encoded images.
+
+    Attributes:
+        latents: float32 [N, C, H, W].
+        labels: The classes under which they were encoded, int64 [N]; None without classes.
+        about: How they were made: "record" and "notes" of the pipeline, the images' "names", and "label_names".
+        where: What messages call them, their file.
+    """
 
     latents: Tensor
     labels: Tensor | None
     about: dict[str, Any]
+    where: str = "the latents"
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -45,9 +72,217 @@ class Latents:
         tensors = {"latents": self.latents} | ({} if self.labels is None else {"labels": self.labels})
         return weights_hash(tensors)
 
+    def save(self, path: str | Path) -> None:
+        """Writes the file; it appears whole or not at all."""
+        tensors = {"latents": self.latents} | ({} if self.labels is None else {"labels": self.labels})
+        with atomic_file(path, overwrite=True) as out:
+            out.write(save(tensors, metadata={KEY: json.dumps(self.about)}))
+
+
+def encode(
+    pipeline: Pipeline,
+    images: Images,
+    *,
+    classes: Any = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    batch: int | None = None,
+    progress: bool = True,
+    report: Callable[[str], None] | None = None,
+    **inputs: Any,
+) -> Latents:
+    """Encodes images into latents by DDIM inversion; the same job with the same `out` resumes.
+
+    Args:
+        pipeline: A pipeline with the solver "ddim" and eta 0.
+        images: What `open_images` takes.
+        classes: The class of all images, or one for each; by default what `labels_of` finds.
+        out: A file for the latents; a name without a suffix gets .safetensors. None keeps them in memory.
+        overwrite: Whether to replace latents of another job.
+        batch: Images at once; by default what fits into memory.
+        progress: Whether to show a progress bar.
+        report: Receives a line on how many images were encoded now.
+        **inputs: Other arguments of `open_images`.
+
+    Raises:
+        ConfigError: The classes are unknown ("classes"), or `out` has another suffix ("out").
+        ValueError: `out` holds latents of another job, or the pipeline is not deterministic DDIM.
+    """
+    check_deterministic(pipeline)
+    chosen = class_numbers(pipeline.model, classes, default=None)
+    dataset = open_images(images, pipeline.model, **{"labels": "auto" if chosen is None else "none", **inputs})
+    labels = labels_of(dataset, pipeline.model, chosen)
+    about = {
+        "record": {"command": "encode", **pipeline.record},
+        "notes": {name: value for name, value in pipeline.notes.items() if name != "device"},
+        "data": dataset.source.fingerprint,
+        "prepared": {"fit": dataset.config.fit, "size": list(dataset.shape)},
+        "names": [dataset.source.name(i) for i in range(len(dataset))],
+        "labels": labels,
+        "label_names": class_names(pipeline),
+    }
+    writer = None if out is None else LatentsWriter(out, about, overwrite)
+    todo = list(range(len(dataset))) if writer is None else writer.missing(len(dataset))
+    size, made = pipeline.batch_size(batch), []
+    with Progress("encoding", len(todo), "images") if progress else NoProgress() as bar:
+        for start in range(0, len(todo), size):
+            indices = todo[start : start + size]
+            x0 = model_images(dataset, indices, pipeline.device)
+            cond = pipeline.condition(None if labels is None else [labels[i] for i in indices])
+            latents = sampling.encode(pipeline.denoiser, pipeline.path, x0, cond=cond).float().cpu()
+            if writer is None:
+                made.append(latents)
+            else:
+                writer.write(indices, latents)
+            bar.advance(len(indices))
+    if report is not None:
+        kept = f" ({len(dataset) - len(todo):,} were there already)" if len(todo) < len(dataset) else ""
+        report(f"{count_of(len(todo), 'image')} encoded{kept}")
+    if writer is not None:
+        return writer.finish(len(dataset), labels)
+    return Latents(torch.cat(made), None if labels is None else torch.tensor(labels), check_record(about))
+
+
+def decode(
+    pipeline: Pipeline,
+    encoded: Latents | str | Path,
+    *,
+    classes: Any = None,
+    batch: int | None = None,
+    indices: Sequence[int] | None = None,
+    progress: bool | NoProgress = True,
+) -> Samples:
+    """Decodes latents into images, under their own classes or others.
+
+    Args:
+        pipeline: The pipeline that encoded them, see `pipeline_of`.
+        encoded: Latents, or their file.
+        classes: One class for all images, or one for each; by default their own.
+        batch: Images at once; by default what fits into memory.
+        indices: The latents to decode; by default all.
+        progress: Whether to show a progress bar, or a bar that is there already.
+
+    Raises:
+        ConfigError: The classes do not fit the latents or the model ("classes").
+        ValueError: The latents are those of images of another shape, or their labels are not the model's classes.
+    """
+    stored = encoded if isinstance(encoded, Latents) else read(encoded)
+    labels = _decoding_labels(stored, pipeline, classes)
+    todo = list(range(len(stored))) if indices is None else list(indices)
+    size, made = pipeline.batch_size(batch), []
+    own = progress if isinstance(progress, NoProgress) else None
+    with own or (Progress("decoding", len(todo), "images") if progress else NoProgress()) as bar:
+        for start in range(0, len(todo), size):
+            part = todo[start : start + size]
+            chosen = None if labels is None else [labels[i] for i in part]
+            x_T = stored.latents[part].to(pipeline.device)
+            x = pipeline.from_noise(NoiseSource(0, part), chosen, x_T=x_T, progress=bar)
+            made.append(to_uint8(x.float()).cpu())
+    # No noise is drawn on the way; the seed is part of file names only.
+    run = {**pipeline.record, "command": "decode", "seed": 0, "latents": stored.digest}
+    chosen = None if labels is None else [labels[i] for i in todo]
+    return Samples(torch.cat(made).numpy(), chosen, class_names(pipeline), todo, run, pipeline.notes, pipeline.text())
+
+
+def decode_into(
+    folder: str | Path,
+    pipeline: Pipeline,
+    encoded: Latents | str | Path,
+    *,
+    classes: Any = None,
+    format: Any = "png",
+    overwrite: bool = False,
+    batch: int | None = None,
+    notes: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> tuple[Path, int]:
+    """Decodes latents into a folder of images with a grid; the same job again makes only what is missing.
+
+    Args:
+        folder: Where the images go.
+        pipeline, encoded, classes, batch, progress: See `decode`.
+        format: "png", "npz" or "both", see `pictures.SampleWriter`.
+        overwrite: Whether to remove images of another job.
+        notes: What records of the images also say.
+
+    Returns:
+        The folder or npz file, and the number of images that were missing.
+    """
+    stored = encoded if isinstance(encoded, Latents) else read(encoded)
+    labels = _decoding_labels(stored, pipeline, classes)
+    run = _decoding_run(pipeline, stored, classes)
+    about, place = {**pipeline.notes, **(notes or {})}, Path(folder)
+    names = class_names(pipeline)
+    writer = grids.open_writer(place, format, overwrite, (GRID,), run=run, notes=about, label_names=names)
+    todo, size = writer.missing(len(stored)), pipeline.batch_size(batch)
+    with Progress("decoding", len(todo), "images") if progress else NoProgress() as bar:
+        for start in range(0, len(todo), size):
+            made = decode(
+                pipeline, stored, classes=labels, indices=todo[start : start + size], batch=size, progress=bar
+            )
+            writer.write(made.indices, made.images, made.labels)
+    result, shown = writer.finish(len(stored)), grids.grid_count(len(stored), None)
+    title = count_of(len(stored), "decoded image") + (f", the first {shown}" if shown < len(stored) else "")
+    grid = grids.class_grid(grids.first_images(place, 0, shown), None, names, title, pipeline.text())
+    save_png(place / GRID, grid, {**run, **about}, overwrite=True)
+    return result, len(todo)
+
+
+def reconstruction_errors(
+    pipeline: Pipeline, stored: Latents, images: ImageDataset, *, batch: int | None = None, progress: bool = True
+) -> Tensor:
+    """Decodes latents under their own classes and compares with the images that were encoded.
+
+    Returns:
+        The root mean square error of each image in 8-bit levels, float64 [N].
+    """
+    decoded = decode(pipeline, stored, batch=batch, progress=progress)
+    errors = []
+    for i, image in enumerate(decoded.images):
+        difference = torch.from_numpy(image.astype(float) - images.plain(i).image.astype(float))
+        errors.append(difference.square().mean().sqrt())
+    return torch.stack(errors)
+
+
+def pipeline_of(stored: Latents, *, model: str | None = None, device: str = "auto") -> Pipeline:
+    """Loads the pipeline that encoded latents.
+
+    Args:
+        stored: The latents.
+        model: Where the model is now, if not where the record says.
+        device: See `Pipeline.load`.
+    """
+    if model is not None and not model.strip():
+        raise ConfigError("model", "empty; give a model file, a run folder or a name, or leave it out")
+    record = {**stored.about["record"], **stored.about["notes"]}
+    return Pipeline.from_record(record, device=device, where=f"the record in {stored.where}", model=model)
+
+
+def check_deterministic(pipeline: Pipeline) -> None:
+    """Raises ConfigError ("solver") unless a pipeline samples by DDIM without noise, which alone can be inverted."""
+    if pipeline.config.solver != "ddim" or pipeline.config.eta:
+        raise ConfigError("solver", f"latents need ddim with eta 0; got {pipeline.text()}")
+
+
+def latents_path(path: str | Path) -> Path:
+    """Completes the name of a file of latents: without a suffix it gets .safetensors.
+
+    Raises:
+        ConfigError: It has another suffix ("out").
+    """
+    file = Path(path)
+    if file.suffix not in ("", SUFFIX):
+        raise ConfigError("out", f"latents are kept in a {SUFFIX} file; got {file.name}")
+    return file if file.suffix else file.with_name(file.name + SUFFIX)
+
 
 def read_about(path: str | Path) -> dict[str, Any]:
-    """The header of a latents' file. ValueError if it is something else."""
+    """Reads how the latents in a file were made.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is something else.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
@@ -56,15 +291,35 @@ def read_about(path: str | Path) -> dict[str, Any]:
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
     if text is None:
-        raise ValueError(f"{path} holds no latents of `undiffuse encode`; `undiffuse inspect {path}` tells what it is")
-    return _checked_about(parse_json(text, f"the header of {path}"), f"the header of {path}")
+        raise ValueError(f"{path} holds no latents of `undiffuse encode`; `undiffuse inspect {path}` says what it is")
+    where = f"the header of {path}"
+    about = read_json(text, where)
+    for name in ("record", "notes"):
+        if not isinstance(about.get(name), dict):
+            raise ValueError(f"{where} does not say how the latents were made: {name!r} is missing or no JSON object")
+    return about
 
 
 def read(path: str | Path) -> Latents:
-    """A whole file. ValueError, which names it, if it is something else or damaged."""
+    """Reads a file of latents.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is something else or damaged; the message names it.
+    """
     about = read_about(path)
-    tensors = _tensors(path)
-    latents, labels = tensors["latents"], tensors.get("labels")
+    try:
+        tensors = load_file(str(path))
+    except Exception as error:  # SafetensorError, OSError; for types that this torch lacks also others
+        raise ValueError(f"{path} is damaged ({error})") from error
+    latents, labels = tensors.get("latents"), tensors.get("labels")
+    if latents is None:
+        raise ValueError(f"{path} lacks the tensor latents; it has {', '.join(sorted(tensors)) or 'none'}")
+    if not latents.is_floating_point() or latents.ndim != 4 or 0 in latents.shape:
+        raise ValueError(
+            f"{path}: latents must be floating-point numbers [N, C, H, W] of at least one image, got {latents.dtype} "
+            f"{list(latents.shape)}"
+        )
     if labels is not None:
         whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
         if not whole or labels.shape != latents.shape[:1]:
@@ -73,124 +328,91 @@ def read(path: str | Path) -> Latents:
                 f"{list(labels.shape)}"
             )
         labels = labels.long()
-    return Latents(latents, labels, about)
+    return Latents(latents.float(), labels, about, str(path))
 
 
-def _tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file; "latents" is float32 [N, C, H, W], N >= 1. ValueError otherwise."""
-    try:
-        tensors = load_file(str(path))
-    except Exception as error:  # SafetensorError, OSError; for types that this torch lacks also others
-        raise ValueError(f"{path} is damaged ({error})") from error
-    latents = tensors.get("latents")
-    if latents is None:
-        raise ValueError(f"{path} lacks the tensor latents; it has {', '.join(sorted(tensors)) or 'none'}")
-    if not latents.is_floating_point() or latents.ndim != 4 or 0 in latents.shape:
-        raise ValueError(
-            f"{path}: latents must be floating-point numbers [N, C, H, W] of at least one image, got {latents.dtype} "
-            f"{list(latents.shape)}"
-        )
-    return {**tensors, "latents": latents.float()}
-
-
-def _checked_about(about: Any, where: str) -> dict[str, Any]:
-    """`about`, if it is a dictionary with the dictionaries "record" and "notes"."""
-    if not isinstance(about, dict):
-        raise ValueError(f"{where} should hold a JSON object, and is a {type(about).__name__}")
-    for name in ("record", "notes"):
-        if not isinstance(about.get(name), dict):
-            raise ValueError(f"{where} does not say how the latents were made: {name!r} is missing or no JSON object")
-    return about
-
-
-class LatentsWriter:
+class LatentsWriter(Store):
     """Collects batches of one job and packs them into one file.
 
-    `about` must be the same when a job is continued; ValueError tells what differs.
+    Args:
+        path: The file, see `latents_path`.
+        about: How the latents are made, see `Latents`; a job resumes only with the same.
+        overwrite: Whether to remove latents of another job.
+
+    Raises:
+        ConfigError: `path` has another suffix ("out").
+        ValueError: `path` or its parts belong to another job.
     """
 
     def __init__(self, path: str | Path, about: Mapping[str, Any], overwrite: bool = False) -> None:
-        self.path = Path(path)
-        self.parts = self.path.with_name(self.path.name + ".parts")
-        self.about = dict(about)
-        if self.path.suffix != ".safetensors":
-            raise ValueError(f"latents are kept as safetensors: name a file that ends so, not {self.path.name}")
+        super().__init__(latents_path(path), about, "latents")
+        self.parts = Parts(self.place.with_name(self.place.name + ".parts"))
         if overwrite:
-            self.path.unlink(missing_ok=True)
-            if self.parts.is_dir():
-                shutil.rmtree(self.parts)
-        self.done = self.path.exists()
-        theirs = read_about(self.path) if self.done else self._begun()
-        ours = json.loads(json.dumps(self.about))
-        if theirs is not None and theirs != ours:
-            differing = _differences(theirs, ours)
+            self.place.unlink(missing_ok=True)
+            shutil.rmtree(self.parts.folder, ignore_errors=True)
+        self.finished = self.place.exists()
+        if self.finished:
+            self.check(read_about(self.place))
+        elif any(self.parts.folder.glob("*" + SUFFIX)):
             raise ValueError(
-                f"{self.path if self.done else self.parts} holds latents of another job ({differing}): name another "
-                "--out, or replace them with --overwrite"
+                f"{self.parts.folder} holds parts of an earlier version, which cannot be resumed: delete that folder"
             )
+        elif (self.parts.folder / "about.json").exists():
+            self.claim(self.parts.folder / "about.json")
 
-    def missing(self, count: int) -> list[int]:
-        """The images of 0..count-1 that are not encoded yet."""
-        if self.done:
-            return []
-        there = {i for start, end, _ in self._found() for i in range(start, min(end, count))}
-        return [i for i in range(count) if i not in there]
+    def done(self) -> Any:
+        """See `Store.done`."""
+        return range(len(self.settings["names"])) if self.finished else self.parts.found()
 
-    def write(self, start: int, latents: Tensor) -> None:
-        """Put one batch [B, C, H, W], the images start..start+B-1, on disk."""
-        self.parts.mkdir(parents=True, exist_ok=True)
-        about = self.parts / "about.json"
-        if not about.exists():
-            with atomic_file(about) as file:
-                file.write(json.dumps(self.about).encode())
-        name = f"{start:09d}-{start + len(latents):09d}.safetensors"
-        with atomic_file(self.parts / name, overwrite=True) as file:
-            file.write(save({"latents": latents.detach().float().cpu().contiguous()}))
+    def write(self, indices: Sequence[int], latents: Tensor) -> None:
+        """Puts one batch [B, C, H, W], the images of the given numbers, on disk."""
+        self.claim(self.parts.folder / "about.json")
+        self.parts.write(torch.tensor(indices).numpy(), latents=latents.detach().float().cpu().numpy())
 
     def finish(self, count: int, labels: Sequence[int] | None) -> Latents:
-        """Pack all batches; the parts are removed once the file is whole."""
-        if self.done:
-            return read(self.path)
-        rows: list[Tensor | None] = [None] * count
-        shapes = set()
-        for start, end, file in self._found():
-            part = _tensors(file)["latents"]
-            shapes.add(part.shape[1:])
-            if end > count or len(part) != end - start or len(shapes) > 1:
-                raise ValueError(f"{file} does not fit the job: delete it, and its images will be encoded again")
-            rows[start:end] = part.unbind()
-        there = [row for row in rows if row is not None]
-        if len(there) != count or not there:
-            raise ValueError(f"{count - len(there)} of {count} images are not encoded yet")
-        latents = torch.stack(there)
-        tensors = {"latents": latents}
+        """Packs all batches into the file and removes them.
+
+        Raises:
+            ValueError: Some are missing, or they differ in shape.
+        """
+        if self.finished:
+            return read(self.place)
+        self.require(count)
+        rows = [torch.from_numpy(row["latents"]) for row in self.parts.rows(range(count))]
+        if len({row.shape for row in rows}) > 1:
+            raise ValueError(f"{self.parts.folder} holds latents of several shapes: delete it, and begin anew")
+        made = Latents(torch.stack(rows), None if labels is None else torch.tensor(labels), self.settings)
+        made.save(self.place)
+        shutil.rmtree(self.parts.folder, ignore_errors=True)
+        return made
+
+
+def _decoding_run(pipeline: Pipeline, stored: Latents, classes: Any) -> dict[str, Any]:
+    """Everything that decides decoded images. No noise is drawn; the seed is part of file names only."""
+    given = class_numbers(pipeline.model, classes, default=None)
+    return {**pipeline.record, "command": "decode", "seed": 0, "latents": stored.digest, "classes": given}
+
+
+def _decoding_labels(stored: Latents, pipeline: Pipeline, classes: Any) -> list[int] | None:
+    """The class under which each image is decoded; checks that the latents are those of such a model."""
+    if stored.latents.shape[1:] != pipeline.shape:
+        sizes = ["x".join(map(str, shape)) for shape in (stored.latents.shape[1:], pipeline.shape)]
+        raise ValueError(f"{stored.where} holds latents of {sizes[0]}, but the model makes images of {sizes[1]}")
+    given = class_numbers(pipeline.model, classes, default=None)
+    if given is not None:
+        if len(given) not in (1, len(stored)):
+            expected = f"expected one class, or one for each of the {len(stored)} images"
+            raise ConfigError("classes", f"{expected}; got {len(given)}")
+        return given * len(stored) if len(given) == 1 else given
+    labels = None if stored.labels is None else [int(k) for k in stored.labels]
+    number = pipeline.model.num_classes
+    if number is None:
         if labels is not None:
-            tensors["labels"] = torch.tensor(labels, dtype=torch.int64)
-        with atomic_file(self.path, overwrite=True) as out:
-            out.write(save(tensors, metadata={KEY: json.dumps(self.about)}))
-        shutil.rmtree(self.parts, ignore_errors=True)
-        return Latents(latents, tensors.get("labels"), self.about)
-
-    def _found(self) -> list[tuple[int, int, Path]]:
-        if not self.parts.is_dir():
-            return []
-        named = [(m, p) for p in self.parts.iterdir() if (m := _PART.fullmatch(p.name))]
-        return sorted((int(m.group(1)), int(m.group(2)), p) for m, p in named)
-
-    def _begun(self) -> dict[str, Any] | None:
-        about = self.parts / "about.json"
-        return _checked_about(parse_json(about.read_bytes(), str(about)), str(about)) if about.is_file() else None
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Which entries differ, one level deep."""
-    out = []
-    for key in sorted({*there, *here}):
-        a, b = there.get(key), here.get(key)
-        if a == b:
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            out += [f"{k}: {a.get(k)} there, {b.get(k)} now" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
-        else:
-            out.append(key if isinstance(a, (list, dict)) else f"{key}: {a} there, {b} now")
-    return "; ".join(out)
+            raise ValueError(f"{stored.where} has labels, but the model has no classes")
+    elif labels is None:
+        raise ConfigError("classes", f"missing; the model is class-conditional, but {stored.where} has no labels")
+    elif min(labels) < 0 or max(labels) >= number:
+        raise ValueError(
+            f"{stored.where} has labels {min(labels)} to {max(labels)}, but the model has classes 0 to {number - 1}"
+        )
+    return labels

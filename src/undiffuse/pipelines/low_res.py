@@ -41,7 +41,7 @@ class LowRes:
             ConfigError: If the model needs them and they are missing, or the reverse.
             ValueError: If they cannot be read, or lack labels.
         """
-        if not model.net.config.super_resolution:
+        if not model.spec.super_resolution:
             if path is not None:
                 raise ConfigError("low_res", "was given, but this model does not enlarge images: leave it out")
             return None

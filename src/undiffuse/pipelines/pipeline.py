@@ -16,18 +16,19 @@ import undiffuse
 from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, Denoiser
 from undiffuse.distributed import resolve_device
-from undiffuse.grids import Path, grid
+from undiffuse.grid_specs import brief
+from undiffuse.grids import NoisePath, grid
 from undiffuse.kernels import keep_memory
-from undiffuse.methods import brief, read_options
 from undiffuse.models import ClassifierModel, DiffusionModel, load_diffusion, paired_classifier
-from undiffuse.nets.footprint import Footprint, activation_bytes
-from undiffuse.nets.forward import inference_forward
+from undiffuse.nets.memory import Footprint, bytes_per_image
+from undiffuse.nets.runner import is_consumed, prepare_for_inference
 from undiffuse.noise import NoiseSource
 from undiffuse.pipelines import budget, memory
 from undiffuse.pipelines.classes import choose_classes, class_names
 from undiffuse.pipelines.guidance import check_identity, guide, reference
 from undiffuse.sampling import Step, sample
-from undiffuse.solvers import Solver, build
+from undiffuse.solvers import Solver, build_solver
+from undiffuse.solvers.registry import read_options
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.progress import NoProgress, Progress
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipeline"]
 
+_UNKNOWN = 2**26  # bytes an image, assumed for a network that cannot be estimated; what does not fit is halved
 _TENSORS = 12  # tensors of an image's size that a step of a sampler holds at once: x, the prediction's parts, noise
 
 
@@ -66,7 +68,7 @@ class Pipeline:
     model: DiffusionModel
     classifier: ClassifierModel | None
     device: torch.device
-    path: Path
+    path: NoisePath
     solver: Solver
     denoiser: Denoiser
     record: dict[str, Any] = field(default_factory=dict)
@@ -107,6 +109,7 @@ class Pipeline:
         device: str = "auto",
         gradient: bool = False,
         model: DiffusionModel | None = None,
+        keep_weights: bool = True,
     ) -> Pipeline:
         """Loads what a config names and checks that it belongs together.
 
@@ -115,6 +118,8 @@ class Pipeline:
             device: As in `from_pretrained`.
             gradient: Whether the caller differentiates the denoised image.
             model: The model itself, if it is loaded already.
+            keep_weights: Whether the model stays whole, so that it can be saved, trained and prepared again. Without,
+                the memory of a second copy of the weights is saved.
 
         Raises:
             ConfigError: For settings that are not possible together.
@@ -122,7 +127,7 @@ class Pipeline:
         """
         where = resolve_device(device)
         if config.precision == "fp16" and where.type == "cpu":
-            raise ConfigError("precision", "= fp16 is for GPUs; on a CPU use bf16, which is as small, or fp32")
+            raise ConfigError("precision", "fp16 is for GPUs; on a CPU use bf16, which is as small, or fp32")
         if model is None:
             if config.model is None:
                 raise ConfigError("model", "is missing: give a model file, a run folder, or a name")
@@ -132,11 +137,13 @@ class Pipeline:
         measured = ""
         if config.budget is not None:
             config, measured = budget.within_budget(config, digest)
-        config = config.resolved(model.process, model.published.sampling if model.published else None)
-        assert config.solver and config.steps and config.grid  # `resolved` names them
+        config = config.resolved(model.process, model.advice)
+        assert config.solver and config.steps and config.grid and config.clip  # `resolved` names them
         keep_memory()
         gradient = gradient or bool(config.guidance.judges) and config.guidance.at == "x0"  # through the network too
-        forward = inference_forward(model.net, config.precision, where, gradient=gradient, compiled=config.compile)
+        forward = prepare_for_inference(
+            model.net, config.precision, where, gradient=gradient, compiled=config.compile, consume=not keep_weights
+        )
         denoiser: Denoiser = ChainDenoiser(forward, model.process, config.clip)
         path = grid(denoiser.chain, config.steps, config.grid)
         guides = guide(
@@ -156,7 +163,7 @@ class Pipeline:
             notes["measured"] = measured
         eta = {"eta": config.eta} if config.solver == "ddim" else {}
         options = read_options(config.solver, config.solver_options)
-        solver = build(config.solver, config.clip_after_guidance, **eta, **options)
+        solver = build_solver(config.solver, config.clip_after_guidance, **eta, **options)
         return cls(
             config, model, guides.classifier, where, path, solver, guides.denoiser, record, notes,
             tuple(guides.others), (forward.footprint, *guides.footprints), gradient,
@@ -183,7 +190,8 @@ class Pipeline:
 
     def replace(self, **settings: Any) -> Pipeline:
         """Returns a pipeline of the same model with other settings, by name as in `from_pretrained`."""
-        return Pipeline.load(self.config.replace(**settings), str(self.device), self.gradient, self.model)
+        model = None if is_consumed(self.model.net) else self.model
+        return Pipeline.load(self.config.replace(**settings), str(self.device), self.gradient, model, model is not None)
 
     def sample(
         self,
@@ -232,7 +240,7 @@ class Pipeline:
         if count is None:
             count = len(low) if low is not None else len(chosen) if chosen else 16
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ConfigError("count", f"= {count!r} is not possible; expected a whole number of at least 1")
+            raise ConfigError("count", f"{count!r} is not possible; expected a whole number of at least 1")
         source = SampleSource(self, seed, chosen, low)
         indices = list(range(first, first + count))
         size = min(count, self.batch_size(batch))
@@ -294,13 +302,13 @@ class Pipeline:
         size, guidance = self.shape[1:], self.config.guidance
         through = guidance.at == "x0" and self.classifier is not None
         gradient = through or self.gradient
-        needed = activation_bytes(self.model.net.config, size, element=element, gradient=gradient)
+        needed = _image_bytes(self.model, size, element, gradient)
         if guidance.cfg not in (None, 1) and not guidance.cfg_two_passes:
             needed *= 2  # with and without class in one batch
         for other in (self.classifier, *self.others):  # after the model has answered, or while its graph is kept
             if other is not None:
                 judges = isinstance(other, ClassifierModel)
-                one = activation_bytes(other.net.config, size, element=element, gradient=judges or gradient)
+                one = _image_bytes(other, size, element, judges or gradient)
                 needed = needed + one if through or gradient and not judges else max(needed, one)
         return needed + 4 * _TENSORS * math.prod(self.shape)
 
@@ -328,9 +336,7 @@ class Pipeline:
             Images [B, C, H, W], about in [-1, 1], on the pipeline's device.
         """
         cond, last = self.condition(labels, low_res), None
-        steps = sample(
-            self.denoiser, self.path, self.solver, noise, self.shape, cond=cond, x_T=x_T, device=self.device
-        )
+        steps = sample(self.denoiser, self.path, self.solver, noise, self.shape, cond=cond, x_T=x_T, device=self.device)
         for last in steps:
             if on_step is not None:
                 on_step(last)
@@ -351,12 +357,13 @@ class Pipeline:
     def text(self) -> str:
         """Returns the settings in a few words, for captions: "ddim, 50 of 1000 steps, guidance 2"."""
         c = self.config
-        way = f"of {self.path.parent_steps} steps" if c.grid in (None, "chain") else f"steps ({brief(str(c.grid))})"
+        on_chain = str(c.grid).partition(":")[0] == "chain"
+        way = f"of {self.path.parent_steps} steps" if on_chain else f"steps ({brief(str(c.grid))})"
         parts = [f"{c.solver}, {self.path.steps} {way}"]
         parts += [c.solver_options] if c.solver_options else []
         parts += [f"eta {c.eta:g}"] if c.eta else []
         parts += c.guidance.text()
-        parts += [f"clip {c.clip}"] if c.clip != "static" else []
+        parts += [f"clip {c.clip}"] if c.clip not in (None, "static") else []
         parts += [c.precision] if c.precision != "fp32" else []
         return ", ".join(parts)
 
@@ -371,7 +378,10 @@ def recorded_classes(classes: list[int] | None, names: Sequence[str] | None) -> 
     return "all" if names is not None and classes == list(range(len(names))) else classes
 
 
+def _image_bytes(model: DiffusionModel | ClassifierModel, size: tuple[int, int], element: int, gradient: bool) -> int:
+    found = bytes_per_image(model.net, size, element=element, gradient=gradient, spec=model.spec)
+    return _UNKNOWN if found is None else found
+
+
 def _short(digest: object) -> str:
     return f"{str(digest)[:12]}..." if digest else "none"
-
-

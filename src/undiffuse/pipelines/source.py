@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undiffuse.nets.footprint import is_out_of_memory
+from undiffuse.nets.memory import is_out_of_memory
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import spaced
 from undiffuse.pixels import Rounding, from_uint8, to_uint8
@@ -75,7 +75,7 @@ class FixedLowRes:
         Raises:
             ValueError: If the model needs them and they are missing, or the reverse, or they have other channels.
         """
-        needed = pipeline.model.net.config.super_resolution
+        needed = pipeline.model.spec.super_resolution
         if images is None:
             if needed:
                 raise ValueError("this is a super-resolution model: give the images to enlarge as low_res")

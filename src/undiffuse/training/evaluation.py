@@ -18,21 +18,20 @@ import numpy as np
 import torch
 
 from undiffuse import checkpoints
-from undiffuse.distributed import Ranks
+from undiffuse.distributed import DistContext
 from undiffuse.ema import EMA
-from undiffuse.evaluation import MadeImages, Summary, evaluate, extract
+from undiffuse.evaluation import MadeImages, Summary, compute_metrics, extract, higher_is_better
 from undiffuse.metrics import Estimate, MetricError
 from undiffuse.metrics.extractors import Extractor
-from undiffuse.nets.forward import Forward
+from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pixels import to_uint8
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.outputs import evaluating
 from undiffuse.training.tasks import DiffusionTask
 
 __all__ = ["BEST", "Evaluator"]
 
 BEST = "best.safetensors"
-RISING = ("precision", "recall", "density", "coverage", "IS", "accuracy", "Vendi", "authentic")
 AT_ONCE = 64
 
 
@@ -59,7 +58,7 @@ class Evaluator:
                 self.best = None
 
     def measure(
-        self, task: DiffusionTask, ema: EMA, forward: Forward, config: TrainConfig, ranks: Ranks
+        self, task: DiffusionTask, ema: EMA, forward: NetworkRunner, config: TrainConfig, ranks: DistContext
     ) -> dict[str, Any]:
         """The values, by name, with "<name> error"; the processes share the sampling and all get the values."""
         which = max(ema.names, key=float) if ema.names else "net"
@@ -72,7 +71,7 @@ class Evaluator:
             pictures = task.make(forward, config.seed, numbers, config.evaluate_steps, device)
             return to_uint8(pictures.float()).cpu()
 
-        shape = (*task.net.config.size, task.net.config.in_channels)
+        shape = (*task.spec.size, task.spec.in_channels)
         images = MadeImages(
             make, count, shape, where="samples", identity={}, batch=AT_ONCE, labels=labels, label_names=table
         )
@@ -80,7 +79,7 @@ class Evaluator:
             found = extract(images, self.extractors, ranks=ranks)
         estimates: list[Estimate] = []
         for features, reference in zip(found, self.references, strict=True):
-            estimates += evaluate(Summary.of(features), reference, None).estimates
+            estimates += compute_metrics(Summary.of(features), reference).estimates
         wanted = [e for e in estimates if not e.name.startswith(("density", "coverage"))]
         out: dict[str, Any] = {}
         for estimate in wanted:
@@ -92,13 +91,13 @@ class Evaluator:
     def is_best(self, values: dict[str, Any]) -> dict[str, Any] | None:
         """What to write beside the weights if these values are the best so far, else None.
 
-        MetricError if the metric that was asked for is not among them.
+        Raises MetricError if `best_by` is not among them.
         """
         name = self._metric(values)
         value = float(values[name])
         if not math.isfinite(value):
             return None
-        sign = 1 if name.startswith(RISING) else -1
+        sign = 1 if higher_is_better(name) else -1
         before = self.best["value"] if self.best is not None and self.best.get("metric") == name else None
         if before is not None and sign * value <= sign * before:
             return None

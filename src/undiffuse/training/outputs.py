@@ -13,12 +13,12 @@ from PIL import Image
 from torch import nn
 
 from undiffuse.ema import EMA
-from undiffuse.nets.forward import Forward
-from undiffuse.pictures.curve import draw_curve
+from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pictures.grid import draw_grid
+from undiffuse.pictures.plots import Panel, PlottingUnavailable, draw_plot
 from undiffuse.pixels import to_uint8
-from undiffuse.training.config import TrainConfig
-from undiffuse.training.records import read_records
+from undiffuse.train_config import TrainConfig
+from undiffuse.training.events import read_events
 from undiffuse.training.tasks import Task
 from undiffuse.util.files import atomic_file
 
@@ -33,7 +33,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def save_previews(
-    task: Task, ema: EMA, forward: Forward, config: TrainConfig, images: int, folder: Path, device: torch.device
+    task: Task, ema: EMA, forward: NetworkRunner, config: TrainConfig, images: int, folder: Path, device: torch.device
 ) -> list[Path]:
     """Grids from the trained weights and every average, always of the same noise, so that moments can be compared.
 
@@ -66,7 +66,7 @@ def save_loss_curve(metrics: Path, path: Path) -> bool:
     they were. That would look like a divergence while the error falls smoothly. So the error is drawn where there is
     one, and bits only where they stay within a factor of 100; metrics.jsonl keeps them all.
     """
-    records = list(read_records(metrics))
+    records = list(read_events(metrics))
     error = _points(records, "train", "mse")
     key, name = ("mse", "mean squared error") if error else ("loss", "loss")
     series = {
@@ -79,9 +79,10 @@ def save_loss_curve(metrics: Path, path: Path) -> bool:
     series = {name: points for name, points in series.items() if any(y > 0 for _, y in points)}
     if not series:
         return False
-    picture = draw_curve(series, title="Training", x_label="images seen", log_y=True, smooth=0.9)
-    save_picture(picture, path)
-    return True
+    title = f"Training: {path.resolve().parent.name}"
+    y_label = f"{name}; bits per dimension" if "bits per dimension" in series else name
+    panel = Panel(lines=series, title=title, x_label="images seen", y_label=y_label, log_y=True, smooth=0.9)
+    return _save_plot(panel, path)
 
 
 def save_accuracy_curve(by_tenth: dict[str, Sequence[float | None]], steps: int, classes: int, path: Path) -> bool:
@@ -95,9 +96,18 @@ def save_accuracy_curve(by_tenth: dict[str, Sequence[float | None]], steps: int,
     if not any(series.values()):
         return False
     series["guessing"] = [(0.0, 100 / classes), (float(steps), 100 / classes)]
-    picture = draw_curve(
-        series, title="Accuracy by noise level", x_label="timestep", y_label="per cent of validation images"
+    title = f"Accuracy by noise level: {path.resolve().parent.name}"
+    return _save_plot(
+        Panel(lines=series, title=title, x_label="timestep", y_label="per cent of validation images"), path
     )
+
+
+def _save_plot(panel: Panel, path: Path) -> bool:
+    """Draws and writes a plot; writes nothing and returns False without matplotlib, of which the run has a note."""
+    try:
+        picture = draw_plot(panel)
+    except PlottingUnavailable:
+        return False
     save_picture(picture, path)
     return True
 

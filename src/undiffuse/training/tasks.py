@@ -12,13 +12,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from undiffuse.denoiser import ChainDenoiser, ProcessConfig, TimeAdapter
-from undiffuse.levels import Level, ddim_spec, diffuse
-from undiffuse.nets import DDPMUNet, NoisyClassifier, UNet
+from undiffuse.denoiser import ChainDenoiser, Condition, ProcessConfig, TimeAdapter
+from undiffuse.nets import NetworkSpec, conditions_of, config_to_dict, describe
+from undiffuse.nets.registry import check_rebuilds
 from undiffuse.noise import NoiseSource
+from undiffuse.noise_levels import Level, diffuse
 from undiffuse.objectives import Objective, ObjectiveConfig
+from undiffuse.sampling_defaults import default_sampling
+from undiffuse.training.custom import qualified_name
+from undiffuse.util.errors import ConfigError
 
-Forward = Callable[..., Tensor]
+ForwardFn = Callable[..., Tensor]
+LossFn = Callable[[ChainDenoiser, Tensor, Tensor, Tensor, Condition], "Tensor | dict[str, Tensor]"]
+"""A loss of one's own: loss(denoiser, x0, noise, t, cond) -> loss of each image [B], or {"loss": [B], other terms}.
+
+    denoiser  predicts from a noisy image and its level, unclipped; `denoiser.levels.level(t)` gives the levels
+    x0        clean images [B, C, H, W] in [-1, 1]
+    noise     standard normal noise of the same shape
+    t         positions [B] among the levels of the process: step numbers, or float64 numbers between them
+    cond      conditions by name: "y" [B] class indices, "low_res" small images
+
+For example the Huber loss of the denoised image:
+
+    def huber(denoiser, x0, noise, t, cond):
+        level = denoiser.levels.level(t)
+        prediction = denoiser(diffuse(x0, level, noise), level, cond)
+        return F.huber_loss(prediction.x0, x0, reduction="none").flatten(1).mean(1)
+"""
 MAX_POSITION = 2**32  # image numbers a noise source tells apart
 
 
@@ -76,17 +96,18 @@ class Task(Protocol):
     continuous: bool
     labels: tuple[str, ...] | None
     labels_count: int | None
+    spec: NetworkSpec
 
     @property
     def net(self) -> nn.Module:
         """What is trained."""
         ...
 
-    def arrange(self, inputs: Inputs) -> Inputs:
+    def prepare_batch(self, inputs: Inputs) -> Inputs:
         """The task's last word on a training batch (dropped labels, clean images); validation data is not arranged."""
         ...
 
-    def terms(self, forward: Forward, inputs: Inputs) -> dict[str, Tensor]:
+    def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
         """Per-image terms [b] at the given timesteps, computed through `forward` (the network in the run's precision).
         "loss" is minimised, the others are reported."""
         ...
@@ -95,7 +116,7 @@ class Task(Protocol):
         """What a checkpoint must say for this thing to be built again: kind, net, process, ..."""
         ...
 
-    def preview(self, forward: Forward, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
+    def preview(self, forward: ForwardFn, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
         """Pictures to look at, [n, C, H, W] in [-1, 1], always of the same noise; None if there is nothing to see."""
         ...
 
@@ -105,152 +126,225 @@ class Task(Protocol):
 
 
 class DiffusionTask:
-    """Trains a U-Net by a diffusion objective.
+    """Trains a network by a diffusion objective.
 
-    net             the U-Net; conditional if its config has classes
-    process         chain and parametrisation; objective: which loss
-    labels          names of the classes, in the order of their indices
-    label_dropout   share of the images trained without their label (needs null_class), for classifier-free guidance
-    low_size        for a super-resolution net: (height, width) of the small image, made by area averaging
+    Args:
+        net: Any network as `undiffuse.nets.protocol.Network` describes it. If its architecture is registered
+            (`undiffuse.nets.register_network`), the checkpoints can be loaded by `load_model`.
+        process: The diffusion process and what the network predicts.
+        objective: The loss.
+        labels: Names of the classes, in the order of their indices.
+        label_dropout: Share of the images, 0 to 1, trained without their label, for classifier-free guidance. Needs a
+            network with a null class.
+        low_size: For a super-resolution network: (height, width) of the small image, made by area averaging.
+        loss: Replaces the loss of the objective, see `LossFn`.
+        image_shape: (channels, height, width) of the images, for a network that does not say it.
+        num_classes: Number of classes of a conditional network, likewise.
+        null_class: Whether the class index `num_classes` means "no class", likewise.
+
+    Raises:
+        ValueError: The network, the process and the arguments do not fit together.
     """
 
     kind = "diffusion"
 
     def __init__(
         self,
-        net: UNet | DDPMUNet,
+        net: nn.Module,
         process: ProcessConfig,
         objective: ObjectiveConfig,
         *,
         labels: Sequence[str] | None = None,
         label_dropout: float = 0.0,
         low_size: tuple[int, int] | None = None,
+        loss: LossFn | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        num_classes: int | None = None,
+        null_class: bool | None = None,
     ) -> None:
-        config = net.config
-        if config.out_channels != process.out_channels(config.in_channels):
+        spec = describe(net, image_shape=image_shape, num_classes=num_classes, null_class=null_class)
+        needed = process.out_channels(spec.in_channels)
+        if spec.out_channels not in (None, needed):
             raise ValueError(
-                f"the network has {config.out_channels} output channels; variance={process.variance!r} on "
-                f"{config.in_channels}-channel images needs {process.out_channels(config.in_channels)}"
+                f"the network has {spec.out_channels} output channels; variance={process.variance!r} on "
+                f"{spec.in_channels}-channel images needs {needed}"
             )
-        if labels is not None and config.num_classes is not None and len(labels) != config.num_classes:
-            raise ValueError(f"the network has {config.num_classes} classes, but {len(labels)} names were given")
-        if label_dropout and not config.null_class:
+        if labels is not None and spec.num_classes is not None and len(labels) != spec.num_classes:
+            raise ValueError(f"the network has {spec.num_classes} classes, but {len(labels)} names were given")
+        if spec.num_classes is not None and "y" not in conditions_of(net):
             raise ValueError(
-                "label_dropout needs a network with null_class=True, which is told when the label is missing"
+                f"the network has {spec.num_classes} classes, but does not accept the condition 'y': name a parameter "
+                "of its forward y, or give it the attribute conditions = {'y'}"
             )
-        if config.super_resolution != (low_size is not None):
+        if label_dropout and not spec.null_class:
+            raise ValueError("label_dropout needs a network with null_class=True, an index that means 'no class'")
+        if spec.super_resolution != (low_size is not None):
             raise ValueError("give low_size for a super-resolution network, and only for one")
-        self.net, self.process, self.objective = net, process, objective
+        check_rebuilds(net)
+        self.net, self.process, self.objective, self.spec = net, process, objective, spec
         self.continuous = process.continuous
         self.labels = tuple(labels) if labels is not None else None
-        self.labels_count = config.num_classes
+        self.labels_count = spec.num_classes
         self.label_dropout, self.low_size = label_dropout, low_size
-        self._objective = Objective(ChainDenoiser(net, process), objective)
+        self.loss = loss
+        self._objective = self._make_objective(net)
 
-    def arrange(self, inputs: Inputs) -> Inputs:
+    def _make_objective(self, network: Any) -> Objective | _OwnLoss:
+        denoiser = ChainDenoiser(network, self.process)
+        return Objective(denoiser, self.objective) if self.loss is None else _OwnLoss(denoiser, self.loss)
+
+    def prepare_batch(self, inputs: Inputs) -> Inputs:
         if not self.label_dropout or inputs.labels is None:
             return inputs
         dropped = inputs.chosen(self.label_dropout, "label").to(inputs.labels.device)
-        return replace(inputs, labels=torch.where(dropped, self.net.config.num_classes or 0, inputs.labels))
+        return replace(inputs, labels=torch.where(dropped, self.spec.num_classes or 0, inputs.labels))
 
-    def terms(self, forward: Forward, inputs: Inputs) -> dict[str, Tensor]:
+    def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
         cond = {}
-        if "y" in self.net.conditions:
+        if self.spec.num_classes is not None:
             if inputs.labels is None:
                 raise ValueError("the network is conditional on classes, but the data has no labels")
             cond["y"] = inputs.labels
         if self.low_size is not None:
             cond["low_res"] = F.interpolate(inputs.x0, size=self.low_size, mode="area")
         if self._objective.denoiser.network is not forward:  # the chain's tables are made once, not at every step
-            self._objective = Objective(ChainDenoiser(forward, self.process), self.objective)
+            self._objective = self._make_objective(forward)
         return self._objective(inputs.x0, inputs.t, inputs.normal(), cond)
 
     def manifest(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
-            "net": asdict(self.net.config),
+            "net": config_to_dict(self.net, self.spec),
             "process": asdict(self.process),
             "objective": {
-                **asdict(self.objective),
+                **(asdict(self.objective) if self.loss is None else {"loss": qualified_name(self.loss)}),
                 "label_dropout": self.label_dropout,
                 "low_size": list(self.low_size) if self.low_size else None,
             },
             "labels": list(self.labels) if self.labels is not None else None,
         }
 
-    def preview(self, forward: Forward, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
+    def preview(self, forward: ForwardFn, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
         if self.low_size is not None:
             return None  # an upsampler needs images to enlarge; its validation loss is reported instead
         return self.make(forward, seed, range(count), steps, device)
 
-    def make(self, forward: Forward, seed: int, numbers: Sequence[int], steps: int, device: torch.device) -> Tensor:
-        """Samples by number, [n, C, H, W] in [-1, 1]: number i is of class i mod classes and has noise of its own."""
-        from undiffuse.sampling import generate
-        from undiffuse.solvers import DDIM, Ancestral
+    def make(self, forward: ForwardFn, seed: int, numbers: Sequence[int], steps: int, device: torch.device) -> Tensor:
+        """Samples images by number, with the solver that suits few steps (`default_sampling`).
 
-        config = self.net.config
-        shape = (config.in_channels, *config.size)
-        chain = self.process.chain()
-        # Fresh noise washes out the errors of a young network, if it has learned how much of it to add.
-        ancestral = self.process.learns_variance
-        whole = ancestral or self.process.needs_last_level
-        chain = chain.respaced(str(min(steps, chain.steps)) if whole else ddim_spec(chain.steps, steps))
-        solver = Ancestral() if ancestral else DDIM()
-        cond = None
-        if config.num_classes is not None:
-            cond = {"y": torch.as_tensor(list(numbers), device=device) % config.num_classes}
+        Args:
+            forward: The network in the precision of the run.
+            seed: Seed of the noise.
+            numbers: Numbers of the images. Number i has noise of its own and is of class i mod classes.
+            steps: Steps of the solver.
+            device: Where to sample.
+
+        Returns:
+            Images [n, C, H, W] in [-1, 1].
+        """
+        from undiffuse import solvers
+        from undiffuse.grids import grid
+        from undiffuse.sampling import generate
+
+        spec = self.spec
+        how = default_sampling(self.process, steps)
         denoiser = ChainDenoiser(forward, self.process)
-        return generate(denoiser, chain, solver, NoiseSource(seed, list(numbers)), shape, cond=cond, device=device)
+        path = grid(denoiser.chain, how.steps, how.grid)
+        cond = None
+        if spec.num_classes is not None:
+            cond = {"y": torch.as_tensor(list(numbers), device=device) % spec.num_classes}
+        noise = NoiseSource(seed, list(numbers))
+        solver = solvers.build(how.solver)
+        return generate(denoiser, path, solver, noise, spec.image_shape, cond=cond, device=device)
 
     def preview_labels(self, count: int) -> list[str] | None:
-        classes = self.net.config.num_classes
+        classes = self.spec.num_classes
         if classes is None:
             return None
         names = self.labels or [str(i) for i in range(classes)]
         return [names[i % classes] for i in range(count)]
 
 
+class _OwnLoss:
+    """A user's own loss in the place of an `Objective`."""
+
+    def __init__(self, denoiser: ChainDenoiser, loss: LossFn) -> None:
+        self.denoiser, self.loss = denoiser, loss
+        self._unclipped = denoiser.clipping("none")
+
+    def __call__(self, x0: Tensor, t: Tensor, noise: Tensor, cond: Condition | None = None) -> dict[str, Tensor]:
+        found = self.loss(self._unclipped, x0, noise, t, cond or {})
+        terms = found if isinstance(found, dict) else {"loss": found}
+        for name, value in terms.items():
+            if not isinstance(value, Tensor) or value.shape != (len(x0),):
+                got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ConfigError(
+                    "loss",
+                    f"{qualified_name(self.loss)} returned {got} as {name!r}; expected one number per image, [B] = "
+                    f"[{len(x0)}]: average over channels and pixels, for example by .flatten(1).mean(1)",
+                )
+        if "loss" not in terms:
+            raise ConfigError("loss", f"{qualified_name(self.loss)} returned {', '.join(terms)}; expected a 'loss'")
+        return terms
+
+
 class ClassifierTask:
     """Trains a classifier of noisy images by cross-entropy (ADM section 4; Appendix H).
 
-    noise            False trains on clean images only (t = 0)
-    clean_fraction   share of the images that stay clean, t = 0, when noise is True
-    Reported: "loss", "top1", and "top5" if there are more than five classes.
+    It reports "loss", "top1", and "top5" if there are more than five classes.
+
+    Args:
+        net: A network that returns class scores [B, K].
+        process: The diffusion process that makes the noisy images.
+        labels: Names of the classes, in the order of their indices.
+        noise: False trains on clean images only (t = 0).
+        clean_fraction: Share of the images, 0 to 1, that stay clean (t = 0) if `noise` is True.
+        image_shape: (channels, height, width) of the images, for a network that does not say it.
+        num_classes: Number of classes, likewise.
+
+    Raises:
+        ValueError: The network and the arguments do not fit together.
     """
 
     kind = "classifier"
-    continuous = False  # it is told the steps of the process's chain, whatever lies between them
+    continuous = False  # its time input is a step of the process's chain, never a position between two
 
     def __init__(
         self,
-        net: NoisyClassifier,
+        net: nn.Module,
         process: ProcessConfig,
         *,
         labels: Sequence[str] | None = None,
         noise: bool = True,
         clean_fraction: float = 0.0,
+        image_shape: tuple[int, int, int] | None = None,
+        num_classes: int | None = None,
     ) -> None:
-        if labels is not None and len(labels) != net.config.num_classes:
+        spec = describe(net, image_shape=image_shape, num_classes=num_classes)
+        if spec.num_classes is None:
+            raise ValueError("a classifier needs num_classes, in its config or as an argument")
+        if labels is not None and len(labels) != spec.num_classes:
             raise ValueError(
-                f"the classifier has {net.config.num_classes} outputs, but {len(labels)} names of classes were given"
+                f"the classifier has {spec.num_classes} outputs, but {len(labels)} names of classes were given"
             )
         if not 0.0 <= clean_fraction <= 1.0:
             raise ValueError(f"clean_fraction must be from 0 to 1, got {clean_fraction}")
-        self.net, self.process = net, process
+        check_rebuilds(net)
+        self.net, self.process, self.spec = net, process, spec
         self.labels = tuple(labels) if labels is not None else None
-        self.labels_count: int | None = net.config.num_classes
+        self.labels_count: int | None = spec.num_classes
         self.noise, self.clean_fraction = noise, clean_fraction
         self.chain = process.chain()
         self._time = TimeAdapter(self.chain, process.rescale_timesteps)
 
-    def arrange(self, inputs: Inputs) -> Inputs:
+    def prepare_batch(self, inputs: Inputs) -> Inputs:
         if self.noise and not self.clean_fraction:
             return inputs
         clean = inputs.chosen(self.clean_fraction, "clean") if self.noise else torch.ones(len(inputs), dtype=torch.bool)
-        # A clean image is told the least noisy step, as the original's noised=False does.
+        # A clean image gets the time of the least noisy step, as with the original's noised=False.
         return replace(inputs, t=torch.where(clean, 0, inputs.t), clean=clean)
 
-    def terms(self, forward: Forward, inputs: Inputs) -> dict[str, Tensor]:
+    def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
         if inputs.labels is None:
             raise ValueError("a classifier needs labels, and the data has none")
         x0, level = inputs.x0, self.chain.level(inputs.t)
@@ -269,13 +363,13 @@ class ClassifierTask:
     def manifest(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
-            "net": asdict(self.net.config),
+            "net": config_to_dict(self.net, self.spec),
             "process": asdict(self.process),
             "objective": {"loss": "cross-entropy", "noise": self.noise, "clean_fraction": self.clean_fraction},
             "labels": list(self.labels) if self.labels is not None else None,
         }
 
-    def preview(self, forward: Forward, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
+    def preview(self, forward: ForwardFn, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
         return None
 
     def preview_labels(self, count: int) -> list[str] | None:

@@ -55,6 +55,7 @@ class Progress(NoProgress):
 
     def __init__(self, what: str, total: float, unit: str, stream: TextIO | None = None) -> None:
         super().__init__(total)
+        self.what = what
         from tqdm import tqdm
 
         self._stream = stream or sys.stderr

@@ -38,8 +38,8 @@ def open(path: Path, reading: Reading) -> NoReturn:  # noqa: A001
     cifar = path.is_dir() or name.startswith(("data_batch", "test_batch")) or name in ("train", "test")
     if name.startswith("train_data") or (path.is_dir() and any(n.startswith("train_data") for n in peek(path).files)):
         raise ValueError(
-            f"{path} holds batches of downsampled ImageNet for Python, which are pickles: reading one executes what is in "
-            "it, so they are refused. Take the npz version of the data set (Imagenet32_train_npz.zip and the like)"
+            f"{path} holds batches of downsampled ImageNet for Python, which are pickles: reading one executes what is "
+            "in it, so they are refused. Take the npz version of the data set (Imagenet32_train_npz.zip and the like)"
         )
     if cifar:
         raise ValueError(

@@ -24,7 +24,7 @@ from undiffuse.data.formats.base import Reading, choose_part, part_of, peek, wit
 from undiffuse.data.formats.files import is_image
 from undiffuse.data.formats.imagefolder import LABELS
 from undiffuse.data.formats.spans import SpanSource, expand_braces, identity_of, is_url, open_shard, unpacked
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
 
 __all__ = ["Sample", "open", "open_shards", "recognise"]
@@ -124,7 +124,7 @@ def open_shards(shards: Sequence[str], where: str, reading: Reading, base: Path 
     samples = list(_samples(local, left_out))
     with_picture = [sample for sample in samples if any(_is_picture(e) for e in sample.members)]
     if not with_picture:
-        held = listed((f"{name} ({count:,})" for name, count in _extensions(samples).most_common()), 8)
+        held = join_names((f"{name} ({count:,})" for name, count in _extensions(samples).most_common()), 8)
         kinds = [e for e in _extensions(samples) if e.endswith(_INNER)]
         hint = f". Unpack it first (tar -xf {where}) and give the folder" if kinds or not samples else ""
         raise ValueError(f"{where} holds no images: {len(samples):,} samples of {held or 'nothing'}{hint}")
@@ -213,8 +213,8 @@ def _picture_of(samples: Sequence[Sample], where: str) -> str | None:
     if len(names) == 1:
         return names[0]
     raise ValueError(
-        f"{where}: a sample has several pictures ({several.key}: {listed('.' + e for e in several.members)}), and none "
-        "of them is the plain one; write the ones to train on into shards of their own"
+        f"{where}: a sample has several pictures ({several.key}: {join_names('.' + e for e in several.members)}), and "
+        "none of them is the plain one; write the ones to train on into shards of their own"
     )
 
 
@@ -263,7 +263,7 @@ def _labelled(
         if used is None or extension != used.partition(":")[0]:
             source.left_out[f"members .{extension} of the samples"] = count
     if used is not None and used.startswith("json: ") and len(keys) > 1:
-        source.notes.append(f"fields of .json that are not used: {listed(k for k in keys if f'json: {k}' != used)}")
+        source.notes.append(f"fields of .json that are not used: {join_names(k for k in keys if f'json: {k}' != used)}")
     names = _classes_beside(shards) if used == "cls" and all(isinstance(v, int) for v in values or ()) else None
     if values is None or used is None:
         source.labels_settled = reading.labels == "none"

@@ -1,8 +1,7 @@
-"""What an extractor is: uint8 images in, features out, with a card that says how they were made."""
+"""Defines extractors: uint8 images in, features out, with a card that says how they were made."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from undiffuse.metrics.checks import as_features, as_images
 from undiffuse.metrics.estimate import Card, MetricError
+from undiffuse.util.hashing import tensors_hash
 
 __all__ = ["Extracted", "Extractor", "FunctionExtractor", "exact_arithmetic", "in_batches", "tensors_hash"]
 
@@ -22,8 +22,13 @@ Images = Tensor | np.ndarray
 
 @dataclass(frozen=True)
 class Extracted:
-    """What one pass over images yields: `features` [B, D], and where the extractor has them `spatial` [B, S] (for
-    sFID) and class scores `logits` [B, K] (for the Inception Score and the accuracy)."""
+    """Holds what one pass over images yields.
+
+    Args:
+        features: [B, D].
+        spatial: Spatial features [B, S], for sFID; None if the extractor has none.
+        logits: Class scores [B, K], for the Inception Score and the accuracy; None without classes.
+    """
 
     features: Tensor
     spatial: Tensor | None = None
@@ -31,8 +36,12 @@ class Extracted:
 
 
 class Extractor(Protocol):
-    """Images uint8 [B, H, W, C] -> `Extracted`. `spatial_card` is None where there are no spatial features; `scores`
-    turns kept features [B, D] into the same class scores [B, K] again, None where there are no classes."""
+    """Turns images into features.
+
+    Called with uint8 images [B, H, W, C] it returns `Extracted`. `card` describes the features, `spatial_card` the
+    spatial ones (None if there are none). `scores` turns kept features [B, D] into class scores [B, K] again, or
+    returns None if there are no classes.
+    """
 
     @property
     def card(self) -> Card: ...
@@ -46,12 +55,16 @@ class Extractor(Protocol):
 
 
 class FunctionExtractor:
-    """Any function as an extractor.
+    """Makes an extractor of any function.
 
-    `function`   uint8 images [B, H, W, C] (a tensor) -> features [B, D]; it resizes and normalises as it likes
-    `card`       what it does, in words: the distances will carry it, and only equal cards can be compared
-    `channels`   C it needs
-    `grey`       "repeat" to show it one-channel images as RGB
+    Args:
+        function: Takes uint8 images [B, H, W, C] and returns features [B, D]. It resizes and normalises as it likes.
+        card: Describes what the function does. Distances carry it, and only features with equal cards can be compared.
+        channels: C that the function needs.
+        grey: "repeat" shows it one-channel images as RGB; "refuse" is an error.
+
+    Raises:
+        MetricError: The card's distance has the name of the 2015 Inception's.
     """
 
     def __init__(
@@ -77,12 +90,12 @@ class FunctionExtractor:
         return Extracted(features)
 
     def scores(self, features: Tensor) -> Tensor | None:
-        """None: a function has no classes."""
+        """Returns None: a function has no classes."""
         return None
 
 
 def in_batches(extractor: Extractor, images: Images, batch: int = 64) -> Iterator[Extracted]:
-    """`extractor` over images [N, H, W, C], `batch` at a time, in order."""
+    """Yields what an extractor makes of images [N, H, W, C], `batch` at a time, in order."""
     if batch < 1:
         raise MetricError(f"the batch must be at least 1, got {batch}")
     for start in range(0, len(images), batch):
@@ -91,7 +104,7 @@ def in_batches(extractor: Extractor, images: Images, batch: int = 64) -> Iterato
 
 @contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Plain float32 inside: no autocast, no TF32 (which GPUs use for convolutions unless told otherwise)."""
+    """Gives a context with plain float32: no autocast, and no TF32, which GPUs use for convolutions by default."""
     with torch.autocast(device.type, enabled=False):
         if device.type != "cuda":
             yield
@@ -105,18 +118,8 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
             torch.set_float32_matmul_precision(precision)
 
 
-def tensors_hash(state: Mapping[str, Any]) -> str:
-    """sha256 of tensors with their names, types and shapes, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def load_exactly(net: torch.nn.Module, state: Mapping[str, Any], what: str) -> None:
-    """Load weights whose names and shapes must be those of `net`; counters of batch norms may be there or not."""
+    """Loads weights whose names and shapes must be those of `net`; counters of batch norms may be there or not."""
     counter = "num_batches_tracked"
     given = {name: tensor for name, tensor in state.items() if not name.endswith(counter)}
     own = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith(counter)}
@@ -136,7 +139,7 @@ def load_exactly(net: torch.nn.Module, state: Mapping[str, Any], what: str) -> N
 
 
 def read_weights(path: Any, what: str) -> Mapping[str, Any]:
-    """The flat state dict of a PyTorch file. Nothing in the file is executed; MetricError if it is anything else."""
+    """Reads the flat state dict of a PyTorch file without executing anything; MetricError for any other content."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Features of a classifier of this library, asked about clean images: a distance for one's own domain."""
+"""Extracts features by a classifier of this library on clean images: a distance for a domain of its own."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ FASHION_CLASSIFIER = "fashion-mnist-32-judge"  # trained on clean images, and no
 
 
 class ClassifierExtractor:
-    """Penultimate features [B, D] and class scores [B, K] of a `NoisyClassifier` at its least noisy level.
+    """Extracts penultimate features [B, D] and class scores [B, K] of a `NoisyClassifier` at its least noisy level.
 
-    The features are what the classifier's last linear layer sees. `name` goes into the distance's: FD-fashion for the
-    shipped Fashion-MNIST classifier. Images are uint8 [B, H, W, C] of the classifier's size and channels: nothing is
-    resized.
+    The features are what the classifier's last linear layer sees. Images are uint8 [B, H, W, C] of the classifier's
+    size and channels: nothing is resized.
+
+    Args:
+        model: The classifier.
+        name: Part of the distance's name: FD-fashion for the shipped Fashion-MNIST classifier.
+        device: Where it runs.
     """
 
     def __init__(self, model: ClassifierModel, name: str, *, device: torch.device | str = "cpu") -> None:
@@ -55,7 +59,7 @@ class ClassifierExtractor:
     def load(
         cls, reference: str = FASHION_CLASSIFIER, name: str | None = None, *, device: torch.device | str = "cpu"
     ) -> ClassifierExtractor:
-        """From a file, a run folder or a shipped model's name; the shipped Fashion-MNIST classifier is "fashion"."""
+        """Loads a file, run folder or shipped model; the name of the shipped Fashion-MNIST classifier is "fashion"."""
         from undiffuse.models import load_classifier
 
         if name is None:
@@ -64,7 +68,7 @@ class ClassifierExtractor:
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> Extracted:
-        """Images uint8 [B, H, W, C] -> features [B, D], logits [B, K]."""
+        """Turns images uint8 [B, H, W, C] into features [B, D] and logits [B, K]."""
         channels, height, width = self.shape
         ready = as_images(images, channels)
         if tuple(ready.shape[1:3]) != (height, width):
@@ -78,12 +82,12 @@ class ClassifierExtractor:
 
     @torch.inference_mode()
     def scores(self, features: Tensor) -> Tensor:
-        """Features [B, D] -> class scores [B, K]."""
+        """Turns features [B, D] into class scores [B, K]."""
         return nn.functional.linear(features.to(self.device), self.last.weight.flatten(1), self.last.bias)
 
 
 def _cut_last_layer(net: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.Linear:
-    """Replace the linear layer that gives the class scores by the identity, and return it."""
+    """Replaces the linear layer that gives the class scores by the identity, and returns it."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
     name, last = [(name, m) for name, m in net.named_modules() if isinstance(m, kinds) and name.startswith("out.")][-1]
     width = last.weight.shape[1]

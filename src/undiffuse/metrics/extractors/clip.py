@@ -1,6 +1,9 @@
-"""CLIP image embeddings (Radford et al. 2021): features that learnt from captions, for CMMD and Frechet distances.
+"""Extracts CLIP image embeddings, which learned from captions, for CMMD and Frechet distances.
 
 OpenAI's published files are TorchScript archives; their tensors are read without running them (`torchscript`).
+
+References:
+    Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
 """
 
 from __future__ import annotations
@@ -37,8 +40,11 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, kw_only=True)
 class ClipModel:
-    """A published tower: images of `size` squared in patches, `depth` blocks of `width` numbers in heads of 64,
-    `dimension` numbers in the end; its file by URL, sha256 and bytes."""
+    """Describes a published tower.
+
+    Images of `size` squared are cut into patches; `depth` blocks of `width` numbers in heads of 64 end in `dimension`
+    numbers. The file is known by URL, sha256 and bytes.
+    """
 
     name: str
     size: int
@@ -55,7 +61,7 @@ class ClipModel:
         return f"https://openaipublic.azureedge.net/clip/models/{self.sha256}/{self.file}"
 
     def build(self) -> ImageTower:
-        """The network, with meaningless weights."""
+        """Returns the network with untrained weights."""
         return ImageTower(self.size, self.patch, self.width, self.depth, self.width // 64, self.dimension)
 
 
@@ -101,7 +107,7 @@ CLIP_MODELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClipProtocol:
-    """How uint8 images come to a tower's size, and the `model` it is meant for."""
+    """Describes how uint8 images are brought to the size of a tower, and the `model` that this is meant for."""
 
     name: str
     resize: Callable[[Tensor, int], Tensor]
@@ -120,8 +126,10 @@ Of square images they are the same."""
 
 
 def clip_card(model: ClipModel, protocol: ClipProtocol, weights_sha256: str) -> Card:
-    """The card of a tower's features. Only the published file gives them their plain names: of others the extractor and
-    the distance say "other weights"."""
+    """Returns the card of a tower's features.
+
+    Only the published file gives them their plain names. With other weights the extractor and the distance say so.
+    """
     other = "" if weights_sha256 == model.sha256 else "-other-weights"
     extractor = f"clip-{model.name.lower().replace('/', '-').replace('@', '-')}{other}"
     plain = not other and (model.name, protocol.name) == ("ViT-B/32", "clip")
@@ -138,15 +146,16 @@ def clip_card(model: ClipModel, protocol: ClipProtocol, weights_sha256: str) -> 
 
 
 class ClipExtractor:
-    """Image embeddings of uint8 images [B, H, W, 3] of any size by a CLIP tower.
-
-    `state`     weights in OpenAI's naming ("visual.proj") or Hugging Face's ("visual_projection.weight"); of a whole
-                CLIP only those of the tower are taken
-    `protocol`  a name of `CLIP_PROTOCOLS`
-    `model`     a name of `CLIP_MODELS`, by default the one the protocol is meant for
-    `weights_sha256` of the file the weights came from
+    """Extracts image embeddings of uint8 images [B, H, W, 3] of any size by a CLIP tower.
 
     `ClipExtractor.load` reads or downloads the published files. The network runs in float32, never in TF32 or half.
+
+    Args:
+        state: Weights with OpenAI's names ("visual.proj") or Hugging Face's ("visual_projection.weight"). Of a whole
+            CLIP only those of the tower are taken.
+        protocol: A name of `CLIP_PROTOCOLS`.
+        model: A name of `CLIP_MODELS`; by default the one that the protocol is meant for.
+        weights_sha256: Hash of the file that the weights came from.
     """
 
     def __init__(
@@ -182,11 +191,21 @@ class ClipExtractor:
         progress: Callable[[int, int | None], None] | None = None,
         **options: Any,
     ) -> ClipExtractor:
-        """From OpenAI's file: `path`, or the file in the cache, downloaded (354 or 934 MB) if it is not there.
+        """Loads OpenAI's file, or downloads it (354 or 934 MB) into the cache.
 
-        Another file is refused by size and checksum before it is opened, unless `verify` is False: then a state dict
-        (.pt, .safetensors) or a TorchScript archive will do, and its distances are called by other names. Nothing in a
-        file is ever run. DownloadError (an OSError) says what to do without a network.
+        Nothing in a file is executed.
+
+        Args:
+            path: The file; by default that in the cache.
+            protocol: A name of `CLIP_PROTOCOLS`.
+            model: A name of `CLIP_MODELS`; by default the one that the protocol is meant for.
+            verify: Refuses another file by size and checksum before it is opened. Without it a state dict (.pt,
+                .safetensors) or a TorchScript archive is accepted, and its distances have other names.
+            progress: Called with the bytes done and in all.
+
+        Raises:
+            DownloadError: The file cannot be downloaded (an OSError); the text says what to do.
+            MetricError: Another file.
         """
         about = _chosen(protocol, model)[1]
         if path is None:
@@ -206,13 +225,13 @@ class ClipExtractor:
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> Extracted:
-        """Images uint8 [B, H, W, 3] -> features [B, dimension]."""
+        """Turns images uint8 [B, H, W, 3] into features [B, dimension]."""
         pixels = as_images(images, 3, self.grey).to(self.device).permute(0, 3, 1, 2).float()
         with exact_arithmetic(self.device):
             return Extracted(self.net((self.protocol.resize(pixels, self.model.size) - self.mean) / self.std))
 
     def scores(self, features: Tensor) -> Tensor | None:
-        """None: the network has no classes."""
+        """Returns None: the network has no classes."""
         return None
 
 
@@ -226,7 +245,7 @@ def _chosen(protocol: str, model: str | None) -> tuple[ClipProtocol, ClipModel]:
 
 
 def _read(path: Path, what: str) -> Mapping[str, Any]:
-    """Whatever kind of file of tensors it is."""
+    """Reads a file of tensors of any kind."""
     if path.suffix == ".safetensors":
         try:
             with safetensors.safe_open(str(path), framework="pt") as file:

@@ -1,6 +1,9 @@
-"""CLIP's image towers (Radford et al. 2021): vision transformers whose class token is projected to where captions are.
+"""Defines CLIP's image towers: vision transformers whose class token is projected into the space of captions.
 
 The network's names are those of OpenAI's published files below "visual.".
+
+References:
+    Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section 2.4.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ __all__ = ["ImageTower", "tower_weights"]
 
 
 class Attention(nn.Module):
-    """Softmax attention of all tokens [B, L, D]; the rows of the projection are q, k, v, each by heads."""
+    """Computes softmax attention of all tokens [B, L, D]; the rows of the projection are q, k, v, each by heads."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -33,7 +36,7 @@ class Attention(nn.Module):
 
 
 class Perceptron(nn.Module):
-    """Two layers around x sigmoid(1.702 x), the approximation of GELU that the published weights were trained with."""
+    """Applies two layers around x sigmoid(1.702 x), the approximation of GELU used with the published weights."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -46,7 +49,7 @@ class Perceptron(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block."""
+    """Applies a pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -70,9 +73,9 @@ class Transformer(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """x [B, 3, size, size], normalised -> image embeddings [B, dimension], not of length 1.
+    """Turns x [B, 3, size, size], normalised, into image embeddings [B, dimension], which are not of length 1.
 
-    The class token after the last norm, projected; there is a norm before the first block too.
+    They are the projected class token after the last norm. There is a norm before the first block too.
     """
 
     def __init__(self, size: int, patch: int, width: int, depth: int, heads: int, dimension: int) -> None:
@@ -107,7 +110,7 @@ RENAMED = (
 
 
 def tower_weights(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights of the image tower by the names of `ImageTower`, from either naming of a CLIP."""
+    """Returns the weights of the image tower by the names of `ImageTower`, from either naming of a CLIP."""
     if not any(name.startswith("vision_model.") for name in state):
         return {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
     tower: dict[str, Any] = {}

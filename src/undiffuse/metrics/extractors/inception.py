@@ -1,4 +1,4 @@
-"""The Inception network of December 2015, whose features define the Inception Score and the FID.
+"""Defines the Inception network of December 2015, whose features define the Inception Score and the FID.
 
 The module's names are those of the PyTorch ports, so that their weights file loads as it is. The network differs from
 the Inception v3 of today's model zoos, and every difference is part of the metric:
@@ -35,7 +35,7 @@ Branch = Sequence[str | Layer | tuple[Layer, Layer]]
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm, ReLU."""
+    """Applies a convolution without bias, batch norm, and ReLU."""
 
     def __init__(self, channels: int, out: int, kernel: Kernel, stride: int = 1, pad: bool = True) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class ConvNorm(nn.Module):
         self.register_buffer("folded_bias", None, persistent=False)
 
     def fold(self) -> None:
-        """Take the batch norm's fixed scale and shift into the convolution: a fifth less time, the same function."""
+        """Merges the batch norm's fixed scale and shift into the convolution: a fifth less time, the same function."""
         mean, variance = self.bn.running_mean, self.bn.running_var
         assert mean is not None and variance is not None
         scale = self.bn.weight.double() / (variance.double() + self.bn.eps).sqrt()
@@ -66,17 +66,17 @@ class ConvNorm(nn.Module):
 
 
 def average(x: Tensor) -> Tensor:
-    """3x3 mean of the pixels that exist: the padding does not count."""
+    """Returns the 3x3 mean of the pixels that exist: the padding does not count."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def maximum(x: Tensor) -> Tensor:
-    """3x3 maximum at every pixel."""
+    """Returns the 3x3 maximum at every pixel."""
     return F.max_pool2d(x, 3, stride=1, padding=1)
 
 
 def shrink(x: Tensor) -> Tensor:
-    """3x3 maximum at every second pixel, without padding."""
+    """Returns the 3x3 maximum at every second pixel, without padding."""
     return F.max_pool2d(x, 3, stride=2)
 
 
@@ -84,7 +84,7 @@ POOLS = {"average": average, "maximum": maximum, "shrink": shrink}
 
 
 class Mixed(nn.Module):
-    """Branches side by side, their outputs concatenated in order."""
+    """Applies branches side by side and concatenates their outputs in order."""
 
     def __init__(self, channels: int, *branches: Branch) -> None:
         super().__init__()
@@ -191,14 +191,14 @@ def _mixed_8(channels: int, pool: str) -> Mixed:
 
 
 class InceptionOutput(NamedTuple):
-    """What one pass of the network yields, see `InceptionV3`."""
+    """Holds what one pass of the network yields, see `InceptionV3`."""
 
     pool: Tensor
     spatial: Tensor
 
 
 class InceptionV3(nn.Module):
-    """x [B, 3, 299, 299], about [-1, 1] -> pool_3 [B, 2048] and the spatial features of sFID [B, 2023].
+    """Turns x [B, 3, 299, 299], about [-1, 1], into pool_3 [B, 2048] and the spatial features of sFID [B, 2023].
 
     The spatial features are the first seven channels of the 17x17 map that the 1x1 branch of Mixed_6d gives after its
     ReLU, flattened with the channels last, as OpenAI's evaluator takes them.
@@ -235,12 +235,12 @@ class InceptionV3(nn.Module):
         return InceptionOutput(x.mean(dim=(2, 3)), spatial)
 
     def fold(self) -> InceptionV3:
-        """`ConvNorm.fold` everywhere. Only in evaluation mode, and only once the weights are there to stay."""
+        """Calls `ConvNorm.fold` everywhere; only in evaluation mode, after the weights were loaded."""
         for module in self.modules():
             if isinstance(module, ConvNorm):
                 module.fold()
         return self
 
     def logits(self, pool: Tensor) -> Tensor:
-        """Class scores [B, 1008] of pool_3 features, without the bias, as the Inception Score uses them."""
+        """Returns class scores [B, 1008] of pool_3 features, without the bias, as the Inception Score uses them."""
         return F.linear(pool, self.fc.weight)

@@ -1,4 +1,4 @@
-"""Inception features by named protocols, from the weights file of the PyTorch ports."""
+"""Extracts Inception features by named protocols, with the weights file of the PyTorch ports."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WHAT = "the 2015 Inception"
 
 @dataclass(frozen=True, kw_only=True)
 class InceptionProtocol:
-    """How images become the network's input: `resize` to 299 in 0..255, then (x - centre) / scale."""
+    """Describes how images become the input of the network: `resize` to 299 in 0..255, then (x - centre) / scale."""
 
     name: str
     resize: Callable[[Tensor, int], Tensor]
@@ -47,7 +47,7 @@ class InceptionProtocol:
     distance: str = "FID"
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Float images [B, 3, H, W] in 0..255 -> [B, 3, 299, 299], about [-1, 1]."""
+        """Turns float images [B, 3, H, W] in 0..255 into [B, 3, 299, 299], about [-1, 1]."""
         return (self.resize(images, SIZE) - self.centre) / self.scale
 
 
@@ -65,15 +65,17 @@ INCEPTION_PROTOCOLS = {
 
 
 class InceptionExtractor:
-    """The 2015 Inception: pool_3 features (FID, precision, recall), spatial features (sFID), class scores (IS).
-
-    `state`     weights by the names of the PyTorch ports, with or without `num_batches_tracked`
-    `protocol`  a name of `INCEPTION_PROTOCOLS`, or a protocol of one's own
-    `weights_sha256` of the file the weights came from. Only distances by the published file are called FID.
-    `grey`      "repeat" to accept one-channel images
-    `fold`      fold the batch norms into the convolutions: faster, the same function up to rounding
+    """Extracts features of the 2015 Inception: pool_3 (FID, precision, recall), spatial (sFID), class scores (IS).
 
     `InceptionExtractor.load` reads or downloads the published file. The network runs in float32, never in TF32.
+
+    Args:
+        state: Weights by the names of the PyTorch ports, with or without `num_batches_tracked`.
+        protocol: A name of `INCEPTION_PROTOCOLS`, or an `InceptionProtocol`.
+        weights_sha256: Hash of the file that the weights came from. Only distances by the published file are called
+            FID.
+        grey: "repeat" accepts one-channel images.
+        fold: Merges the batch norms into the convolutions: faster, the same function up to rounding.
     """
 
     def __init__(
@@ -123,10 +125,17 @@ class InceptionExtractor:
         progress: Callable[[int, int | None], None] | None = None,
         **options: Any,
     ) -> InceptionExtractor:
-        """From the published weights: `path`, or the file in the cache, downloaded (96 MB) if it is not there.
+        """Loads the published weights, or downloads them (96 MB) into the cache.
 
-        A file with another checksum is refused, unless `verify` is False: then its distances are not called FID.
-        Further options are those of the class. DownloadError (an OSError) says what to do without a network.
+        Args:
+            path: The file; by default that in the cache.
+            protocol: A name of `INCEPTION_PROTOCOLS`.
+            verify: Refuses a file with another checksum. Without it its distances are not called FID.
+            progress: Called with the bytes done and in all.
+
+        Raises:
+            DownloadError: The file cannot be downloaded (an OSError); the text says what to do.
+            MetricError: Another file.
         """
         if path is None:
             path = downloads.fetch(
@@ -148,7 +157,7 @@ class InceptionExtractor:
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> Extracted:
-        """Images uint8 [B, H, W, 3] of any size -> features [B, 2048], spatial [B, 2023], logits [B, 1008]."""
+        """Turns images uint8 [B, H, W, 3] of any size into features [B, 2048], spatial [B, 2023], logits [B, 1008]."""
         ready = as_images(images, 3, self.grey)
         at_once = CPU_BATCH if self.device.type == "cpu" else max(1, len(ready))
         with exact_arithmetic(self.device):
@@ -162,6 +171,6 @@ class InceptionExtractor:
 
     @torch.inference_mode()
     def scores(self, features: Tensor) -> Tensor:
-        """pool_3 [B, 2048] -> class scores [B, 1008], without bias as the original takes them."""
+        """Turns pool_3 [B, 2048] into class scores [B, 1008], without bias as the original does."""
         with exact_arithmetic(self.device):
             return self.net.logits(features.to(self.device))

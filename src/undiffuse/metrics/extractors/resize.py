@@ -1,4 +1,4 @@
-"""Bringing images to an extractor's size. Every rule here is part of somebody's metric: none is replaceable.
+"""Resizes images to the size of an extractor. Every rule here is part of a published metric.
 
 All functions take float images [B, C, H, W] in 0..255 and return float images [B, C, size, size] in 0..255.
 """
@@ -24,9 +24,9 @@ PILLOW_BITS = 22  # of the fraction of Pillow's weights
 
 
 def tf1_bilinear(images: Tensor, size: int) -> Tensor:
-    """The legacy bilinear rule of TensorFlow 1: output pixel j looks at j * in / out, without half-pixel centres.
+    """Resizes by the legacy bilinear rule of TensorFlow 1: output pixel j reads j * in / out, without half pixels.
 
-    No antialiasing; beyond the last row or column its value continues. The identity where H = W = size.
+    There is no antialiasing. Beyond the last row or column its value continues. It is the identity where H = W = size.
     """
     return _lerp(_lerp(images, 3, size), 2, size)
 
@@ -47,24 +47,24 @@ def _lerp(images: Tensor, axis: int, size: int) -> Tensor:
 
 
 def half_pixel_bilinear(images: Tensor, size: int) -> Tensor:
-    """Bilinear with half-pixel centres and without antialiasing, PyTorch's default."""
+    """Resizes bilinearly with half-pixel centres and without antialiasing, PyTorch's default."""
     return interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def antialiased_bilinear(images: Tensor, size: int) -> Tensor:
-    """Bilinear with half-pixel centres, the filter widened when shrinking."""
+    """Resizes bilinearly with half-pixel centres; the filter is widened when shrinking."""
     return interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def antialiased_bicubic(images: Tensor, size: int) -> Tensor:
-    """Pillow's bicubic filter (a = -1/2, widened when shrinking) on unrounded numbers, clipped to 0..255."""
+    """Resizes by Pillow's bicubic filter (a = -1/2, widened when shrinking) on unrounded numbers, clipped to 0..255."""
     # With weights in float32 it would be off by up to 0.004 grey levels.
     out = interpolate(_double(images), size=(size, size), mode="bicubic", align_corners=False, antialias=True)
     return out.clamp(0, 255).to(images)
 
 
 def pillow_bicubic(images: Tensor, size: int) -> Tensor:
-    """What Pillow makes of uint8 images by its bicubic filter, bit for bit; `images` must be whole numbers 0..255.
+    """Resizes uint8 images as Pillow's bicubic filter does, bit for bit; `images` must be whole numbers 0..255.
 
     Weights are whole numbers of 2^-22; the width comes before the height, and both results are rounded and clipped.
     That is Pillow up to version 12. From 13 on it takes the height first where that shrinks more (never from square to
@@ -74,7 +74,7 @@ def pillow_bicubic(images: Tensor, size: int) -> Tensor:
 
 
 def crop_pillow_bicubic(images: Tensor, size: int) -> Tensor:
-    """The largest square in the middle (the odd pixel more at the right or bottom), then `pillow_bicubic`."""
+    """Cuts the largest middle square (the odd pixel more at the right or bottom), then calls `pillow_bicubic`."""
     height, width = images.shape[2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -82,7 +82,7 @@ def crop_pillow_bicubic(images: Tensor, size: int) -> Tensor:
 
 
 def pillow_bicubic_crop(images: Tensor, size: int) -> Tensor:
-    """`pillow_bicubic` of the shorter side to `size`, the longer in proportion (cut), then the square in the middle.
+    """Resizes the shorter side to `size` by `pillow_bicubic`, the longer in proportion, then cuts the middle square.
 
     Of a middle between two pixels the even one is the first, as Python's round() has it.
     """
@@ -94,7 +94,7 @@ def pillow_bicubic_crop(images: Tensor, size: int) -> Tensor:
 
 
 def _double(images: Tensor) -> Tensor:
-    """In float64, on the CPU if the device has none."""
+    """Converts to float64, on the CPU if the device has none."""
     return (images.cpu() if images.device.type == "mps" else images).double()
 
 
@@ -111,7 +111,7 @@ def _pillow(images: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def _pillow_weights(length: int, size: int) -> Tensor:
-    """Weights [size, length] in units of 2^-22: Keys' cubic (1981) with a = -1/2, widened when shrinking."""
+    """Returns weights [size, length] in units of 2^-22: Keys' cubic (1981) with a = -1/2, widened when shrinking."""
     scale = length / size
     centres = (np.arange(size) + 0.5) * scale
     x = np.abs(np.arange(length) + 0.5 - centres[:, None]) / max(scale, 1.0)

@@ -1,10 +1,10 @@
-"""Tensors of a TorchScript archive, read as data: nothing that is in the file is run.
+"""Reads the tensors of a TorchScript archive as data: nothing in the file is executed.
 
-Such an archive is a zip of three things: code (never opened here), one record of raw numbers a storage, and `data.pkl`,
-which says how they are put together. A pickle is a program for a machine that calls whatever it is told to import.
+Such an archive is a zip of three things: code (never opened here), one record of raw numbers for each storage, and
+`data.pkl`, which says how they are put together. A pickle is a program for a machine that calls whatever it imports.
 The machine below has no import and no call: a name in the file stays the text it is, and the few names that torch
 itself writes are compared with that text and stand for containers and descriptions of tensors. Any other name, and any
-instruction that torch's writer does not use, ends the reading with an error. The instructions are taken apart by
+instruction that torch's writer does not use, ends the reading with an error. The instructions are decoded by
 `pickletools.genops`, which decodes numbers and texts and does nothing else.
 """
 
@@ -55,13 +55,13 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()
 
 @dataclass(frozen=True)
 class _Name:
-    """Something the file would like to import. It is never looked up."""
+    """Stands for something that the file would import. It is never looked up."""
 
     text: str
 
 
 class _Module:
-    """An object of the file's own classes: only its attributes are kept."""
+    """Stands for an object of the file's own classes, of which only the attributes are kept."""
 
     def __init__(self) -> None:
         self.state: dict[Any, Any] | None = None
@@ -69,7 +69,7 @@ class _Module:
 
 @dataclass(frozen=True)
 class _Storage:
-    """A record of `count` numbers."""
+    """Describes a record of `count` numbers."""
 
     dtype: str
     key: str
@@ -78,7 +78,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A view of a record."""
+    """Describes a view of a record."""
 
     storage: _Storage
     offset: int
@@ -87,7 +87,7 @@ class _Tensor:
 
 
 class _Refused(Exception):
-    """The file asks for something that no file of tensors needs, or is not what it should be."""
+    """The file needs more than a file of tensors may, or is damaged."""
 
 
 def is_torchscript(path: str | Path) -> bool:
@@ -102,10 +102,17 @@ def is_torchscript(path: str | Path) -> bool:
 
 
 def read_torchscript(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of an archive's modules by their dotted names, those that begin with `prefix`, on the CPU.
+    """Reads the tensors of an archive's modules by their dotted names, on the CPU.
 
-    MetricError for a file that is damaged, that asks for anything but tensors and containers, or whose tensors reach
-    outside their records. Memory: the tensors, which may not be more bytes than the file.
+    The memory is that of the tensors, which may not have more bytes than the file.
+
+    Args:
+        path: The archive.
+        prefix: Only names that begin with it are read.
+
+    Raises:
+        MetricError: A file that is damaged, that needs more than tensors and containers, or whose tensors reach outside
+            their records.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -126,7 +133,7 @@ def read_torchscript(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
 
 
 def _root(archive: zipfile.ZipFile) -> str:
-    """The folder in the archive, which torch names after the file it was first saved as."""
+    """Returns the folder in the archive, which torch names after the file it was first saved as."""
     roots = [name.removesuffix("/data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise _Refused(f"it has {len(roots)} records data.pkl instead of one")
@@ -137,7 +144,7 @@ def _root(archive: zipfile.ZipFile) -> str:
 
 
 def _stored(archive: zipfile.ZipFile, name: str, most: int) -> zipfile.ZipInfo:
-    """The entry of a record that is stored as it is: torch never compresses, and nothing unpacks to more than it is."""
+    """Returns the entry of an uncompressed record: torch never compresses, and nothing may unpack to more."""
     entry = archive.getinfo(name)
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise _Refused(f"the record {name} is compressed")
@@ -151,7 +158,7 @@ def _program(archive: zipfile.ZipFile, root: str) -> bytes:
 
 
 def _interpret(program: bytes) -> Any:
-    """What the instructions of `data.pkl` build."""
+    """Returns what the instructions of `data.pkl` build."""
     stack: list[Any] = []
     marks: list[int] = []
     memory: dict[int, Any] = {}
@@ -223,7 +230,7 @@ def _new(kind: _Name, arguments: Any) -> _Module:
 
 
 def _stand_in(function: _Name, arguments: tuple[Any, ...]) -> Any:
-    """What a call in the file stands for; nothing is called."""
+    """Returns what a call in the file stands for; nothing is called."""
     if function.text == TENSOR and len(arguments) in (6, 7):
         return _view(*arguments[:4])
     if function.text == ORDERED and arguments == ():
@@ -260,7 +267,7 @@ def _view(storage: Any, offset: Any, size: Any, stride: Any) -> _Tensor:
 
 
 def _named(tree: Any) -> list[tuple[str, _Tensor]]:
-    """(dotted name, tensor) of a module's tensors and of those of the modules in it; each module once."""
+    """Yields (dotted name, tensor) of a module and of the modules in it; each module once."""
     found: list[tuple[str, _Tensor]] = []
     waiting = [("", _expect(tree, _Module))]
     seen = {id(tree)}
@@ -276,7 +283,7 @@ def _named(tree: Any) -> list[tuple[str, _Tensor]]:
 
 
 def _numbers(archive: zipfile.ZipFile, root: str, view: _Tensor) -> Tensor:
-    """A tensor with memory of its own. The checksum of the zip is compared on the way."""
+    """Returns a tensor with memory of its own. The checksum of the zip is compared on the way."""
     dtype = np.dtype(view.storage.dtype)
     size = view.storage.count * dtype.itemsize
     raw = archive.read(_stored(archive, f"{root}/data/{view.storage.key}", size))

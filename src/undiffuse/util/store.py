@@ -1,0 +1,243 @@
+"""Resumable stores: the results of one job, numbered from 0 and written piece by piece.
+
+Every store follows the same four steps. It *claims* a place for the settings of a job and refuses a place that belongs
+to a job with other settings (it says which differ). It lists what is *missing*. It *writes* pieces, each of them whole
+or absent, so that a killed job loses at most the piece it was writing. It *finishes*: the pieces become the final form.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tokenize
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from undiffuse.util.files import atomic_file, remove_leftovers
+from undiffuse.util.records import check_record, difference_text, differences, read_json
+from undiffuse.util.text import join_names
+
+__all__ = ["BROKEN_NPZ", "Parts", "RowStore", "Store", "whole_numbers"]
+
+BROKEN_NPZ = (OSError, EOFError, KeyError, ValueError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
+"""What NumPy raises for an npz file that is damaged, cut off or something else."""
+
+
+class Store(ABC):
+    """The results 0, 1, 2, ... of one job in a place of their own.
+
+    Args:
+        place: The file or folder that the results go to.
+        settings: Everything that decides the results, as a JSON-ready record. Only a job with equal settings resumes.
+        what: What messages call the results, for example "samples".
+    """
+
+    def __init__(self, place: str | os.PathLike[str], settings: Mapping[str, Any], what: str) -> None:
+        self.place, self.settings, self.what = Path(place), check_record(settings), what
+
+    @abstractmethod
+    def done(self) -> Collection[int]:
+        """The numbers of the results that are whole on disk."""
+
+    def missing(self, total: int) -> list[int]:
+        """Lists the results that are still to be made.
+
+        Args:
+            total: Number of results of the whole job.
+
+        Returns:
+            The numbers in 0..total-1 that are not on disk, ascending.
+        """
+        if total < 0:
+            raise ValueError(f"total={total}: expected the number of {self.what} of the whole job, 0 or more.")
+        done = self.done()
+        return [number for number in range(total) if number not in done]
+
+    def require(self, total: int) -> None:
+        """Raises ValueError unless all of the `total` >= 1 results are on disk."""
+        absent = self.missing(total)
+        if absent or total < 1:
+            some = ", ".join(str(number) for number in absent[:5]) + (", ..." if len(absent) > 5 else "")
+            raise ValueError(
+                f"{len(absent)} of {total} {self.what} are missing ({some or 'nothing was written'}): "
+                f"make those of missing({total}) first."
+            )
+
+    def check(self, theirs: Mapping[str, Any], place: Path | None = None) -> None:
+        """Raises ValueError, which lists the differences, unless `theirs` are the settings of this job."""
+        found = differences(theirs, self.settings)
+        if found:
+            raise ValueError(
+                f"{place or self.place} holds {self.what} made with other settings:\n{difference_text(found)}\n"
+                "Choose another place, repeat the first settings to resume that job, or overwrite it."
+            )
+
+    def claim(self, file: Path, unclaimed: bool = False) -> None:
+        """Marks the place as this job's by a JSON file, or checks that the file there says the same.
+
+        Args:
+            file: The file with the settings.
+            unclaimed: Whether results are there already although the file may not be; they belong to nobody.
+        """
+        if file.exists():
+            try:
+                theirs = read_json(file.read_bytes(), str(file))
+            except ValueError as error:
+                raise ValueError(f"{error}: restore it, or choose another place.") from error
+            self.check(theirs)
+            return
+        if unclaimed:
+            raise ValueError(
+                f"{self.place} holds {self.what} but no {file.name} that says how they were made: choose another place."
+            )
+        with atomic_file(file, overwrite=True) as out:
+            out.write((json.dumps(self.settings, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+class Parts:
+    """Batches of numbered rows as small npz files in a folder.
+
+    A part holds "indices" int64 [B] and arrays with one row for each of them. Rows of a damaged part do not count.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, indices: np.ndarray, **arrays: np.ndarray | None) -> None:
+        """Writes one batch; arrays that are None are left out."""
+        target = self.folder / f"part-{int(indices.min()):09d}-{secrets.token_hex(4)}.npz"
+        with atomic_file(target) as file:
+            kept = {name: array for name, array in arrays.items() if array is not None}
+            np.savez(file, indices=indices, **kept)  # type: ignore[arg-type]
+
+    def found(self) -> dict[int, Path]:
+        """The part that holds each row, by the row's number."""
+        return {number: part for part in self._files() for number in self._indices(part)}
+
+    def rows(self, order: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the arrays of each row of `order`, with few files open and few batches in memory."""
+
+        @lru_cache(maxsize=16)  # processes that share a job interleave their numbers
+        def load(path: Path) -> tuple[dict[int, int], dict[str, np.ndarray]]:
+            try:
+                with np.load(path, allow_pickle=False) as part:
+                    arrays = {name: part[name] for name in part.files}
+            except BROKEN_NPZ as error:
+                raise ValueError(f"{path} is damaged ({error}): delete it, and its rows are made again.") from error
+            return {int(number): k for k, number in enumerate(arrays.pop("indices"))}, arrays
+
+        found = self.found()
+        for number in order:
+            where, arrays = load(found[number])
+            yield {name: array[where[number]] for name, array in arrays.items()}
+
+    def remove(self, below: int) -> None:
+        """Removes the parts whose rows are all below a number, and what is left of killed writes."""
+        for part in self._files():
+            if all(number < below for number in self._indices(part)):
+                part.unlink()
+        remove_leftovers(self.folder)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.npz"))
+
+    def _indices(self, part: Path) -> list[int]:
+        try:
+            with np.load(part, allow_pickle=False) as arrays:
+                return [int(number) for number in arrays["indices"]]
+        except BROKEN_NPZ:
+            return []
+
+
+class RowStore(Store):
+    """Rows of numbers as lines of JSON: the settings first, then one line for each finished batch.
+
+    A row is a JSON object whose entry "images" lists the numbers it covers.
+
+    Args:
+        file: The file of JSON lines.
+        settings: See `Store`.
+        what: See `Store`.
+        results: Files that are made of the rows. If they exist without rows, the place is refused.
+        overwrite: Whether to begin anew; the rows and the files in `results` of an earlier job are removed.
+
+    Raises:
+        ValueError: The place belongs to another job, or nothing says to which.
+    """
+
+    def __init__(
+        self, file: Path, settings: Mapping[str, Any], what: str, results: Sequence[Path] = (), overwrite: bool = False
+    ) -> None:
+        super().__init__(file.parent, settings, what)
+        self.file = file
+        lines = [] if overwrite else _json_lines(file)
+        strangers = [path.name for path in (*results, file) if path.exists()]
+        if strangers and not (lines or overwrite):
+            raise ValueError(
+                f"{self.place} holds {join_names(strangers)} without a record of how it was made, so it cannot be "
+                "resumed: choose another place, or overwrite it."
+            )
+        if lines:
+            self.check(lines[0])
+        self.rows: list[dict[str, Any]] = lines[1:]
+        text = "".join(json.dumps(line) + "\n" for line in [self.settings, *self.rows])
+        with atomic_file(file, overwrite=True) as out:  # without a last line that a kill cut short
+            out.write(text.encode())
+        for path in results if overwrite else ():
+            path.unlink(missing_ok=True)
+
+    def done(self) -> set[int]:
+        """See `Store.done`."""
+        return {number for row in self.rows for number in row["images"]}
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Appends one row and waits until it is on disk."""
+        self.rows.append(row)
+        with open(self.file, "a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+
+
+def whole_numbers(values: Any, name: str, count: int) -> np.ndarray:
+    """Checks numbers that go with the rows of a batch.
+
+    Args:
+        values: A sequence, array or tensor of whole numbers.
+        name: Name of the argument, for messages.
+        count: Number of rows.
+
+    Returns:
+        The numbers as int64 [count].
+
+    Raises:
+        ValueError: They are not `count` whole numbers of 0 or more.
+    """
+    array = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+    if array.shape != (count,) or array.dtype.kind not in "iu" or (array < 0).any():
+        raise ValueError(
+            f"{name} must be {count} whole numbers of 0 or more, one for each image, "
+            f"got {array.dtype} of shape {list(array.shape)}."
+        )
+    return array.astype(np.int64)
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines, up to the first that is no object; none without a file."""
+    out: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            out.append(read_json(line, str(path)))
+        except ValueError:
+            break
+    return out
