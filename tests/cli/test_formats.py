@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from undiffuse.cli.train import request_of
 
 from support.cli_runs import call
 from support.formats_made import COUNT, GREY, X, Y, write_pngs
 from undiffuse.cli.parser import build_parser
+from undiffuse.cli.train import request_of
 from undiffuse.cli.words import in_options
 from undiffuse.data import ImageDataset
 from undiffuse.training.plan import TrainPlan, plan
