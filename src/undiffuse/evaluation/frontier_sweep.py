@@ -112,7 +112,7 @@ class FrontierSweep:
             title=f"{Path(str(self.settings['model'])).name}: {self.settings['count']:,} samples each",
             x_label="network calls an image", y_label=self.frontier.metric, log_x=True, log_y=wide,
             errors={name: [p.stderr or 0.0 for p in points] for name, points in series.items()},
-            notes={"frontier": [f"{p.solver} {p.steps}" for p in best]}, density=levels,
+            notes={"frontier": [f"{p.solver} {p.steps}" for p in best]}, hlines=levels,
         )  # fmt: skip
 
     def save(self, folder: str | Path) -> list[str]:

@@ -117,7 +117,7 @@ class GuidanceSweep:
         return Panel(
             lines={name: [(scale, e.value) for scale, e in points] for name, points in found.items() if points},
             errors={name: [e.stderr or 0.0 for _, e in points] for name, points in found.items() if points},
-            density={real[name]: floor.value for name, floor in floors.items() if floor is not None},
+            hlines={real[name]: floor.value for name, floor in floors.items() if floor is not None},
             title=" and ".join(names), x_label=label, y_label=", ".join(names),
         )  # fmt: skip
 
