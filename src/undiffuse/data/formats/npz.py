@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from undiffuse.data.array_source import ArraySource
 from undiffuse.data.formats import imagenet
 from undiffuse.data.formats.base import Reading, choose_part, part_of, peek, with_labels
 from undiffuse.data.formats.layout import arrange
@@ -26,7 +27,7 @@ from undiffuse.data.formats.named import build, labels_from
 from undiffuse.data.formats.npy import labels_beside
 from undiffuse.data.formats.stored import concatenated
 from undiffuse.data.labels import join_names
-from undiffuse.data.sources import ArraySource, Source
+from undiffuse.data.sources import Source
 
 __all__ = ["open", "open_npz", "recognise"]
 
