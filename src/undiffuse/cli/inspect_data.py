@@ -25,8 +25,8 @@ def describe_data(args: argparse.Namespace) -> str:
     """Sizes, formats, classes, broken and tiny files, and the command to train on them."""
     opening = containers.opening(args, args.what)
     found: Any = {**opening, "value_range": opening["value_range"] or "found"}
-    look = DataProbe(open_data(args.what, labels=args.labels, on_broken="skip", check="none", **found))
-    source = look.source
+    source = open_data(args.what, labels=args.labels, on_broken="skip", check="none", **found)
+    look = DataProbe(source, opening["value_range"])
     limit = None if args.count is None else min(args.count, len(source))
     # Prepared as a training would, to tell which images are smaller than that.
     size = look.whole_size or look.size
