@@ -61,8 +61,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"config", "sampling", "adapters", "data", "kernels", "models", "nets", "pictures", "frontiers"},
     "editing": MATHEMATICS | {"config", "solvers", "guidance", "sampling", "data", "pictures", "pixels", "pipelines"},
     "distillation": MATHEMATICS,
-    "adapters": MATHEMATICS | {"nets", "checkpoints", "downloads"},
-    "models": CORE | {"adapters", "checkpoints", "nets"},
+    "adapters": MATHEMATICS | {"config", "nets", "checkpoints", "downloads"},
+    "models": CORE | {"adapters", "checkpoints", "config", "nets"},
     "metrics": {"pixels", "downloads", "models"},
     "evaluation": MATHEMATICS
     | {"data", "distributed", "downloads", "metrics", "models", "pictures"}

@@ -80,10 +80,10 @@ def test_previews_of_many_channels() -> None:
 
 def test_a_writer_keeps_names_in_units(tmp_path: Path) -> None:
     images = (RNG.random((2, 4, 4, 3)) * 4095).astype(np.float32)
-    writer = SampleWriter(tmp_path, "tiff", run=RUN, names=["cat/1.png", "2.png"], value_range=(0, 4095))
+    writer = SampleWriter(tmp_path, "tiff", run=RUN, names=["cat/1.tiff", "2.tiff"], value_range=(0, 4095))
     writer.write([0, 1], images, [0, 1])
     assert sorted(f.relative_to(tmp_path).as_posix() for f in tmp_path.rglob("*.tiff")) == ["2.tiff", "cat/1.tiff"]
-    again = SampleWriter(tmp_path, "tiff", run=RUN, names=["cat/1.png", "2.png"], value_range=(0, 4095))
+    again = SampleWriter(tmp_path, "tiff", run=RUN, names=["cat/1.tiff", "2.tiff"], value_range=(0, 4095))
     assert not again.missing(2) and read_samples(tmp_path).labels is not None
     assert np.array_equal(read_samples(tmp_path).images, preview(images, (0, 4095)))
 

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
+from undiffuse.data.array_hash import hash_images
 from undiffuse.data.decoding import MAX_PIXELS, Picture, PictureInfo, decode, describe, read_header
 
 __all__ = [
@@ -35,12 +36,7 @@ __all__ = [
     "Source",
     "SubsetSource",
     "ZipSource",
-    "hash_images",
 ]
-
-_HASH_WHOLE = 1 << 30
-"""Arrays up to this many bytes enter a fingerprint whole; of larger ones, evenly spaced images do."""
-
 
 class BrokenImageError(ValueError):
     """A stored picture that cannot be read; `name` says which, `reason` why."""
@@ -410,19 +406,6 @@ class ArraySource(Source):
 
     def _content_hash(self) -> bytes:
         return hash_images(self.images)
-
-
-def hash_images(images: Any) -> bytes:
-    """SHA-256 of an array of images [N, ...]: of all pixels up to 1 GiB, else of evenly spaced images."""
-    dtype = np.dtype(images.dtype)
-    sha = hashlib.sha256(f"{dtype.newbyteorder('=').name} {list(images.shape)}".encode())
-    count, each = int(images.shape[0]), max(1, int(np.prod(images.shape[1:])) * dtype.itemsize)
-    step = max(1, -(-count * each // _HASH_WHOLE))
-    block = max(1, (1 << 24) // each) * step
-    for start in range(0, count, block):
-        chosen = np.asarray(images[start : start + block : step])
-        sha.update(np.ascontiguousarray(chosen, dtype=dtype.newbyteorder("=")).data)
-    return sha.digest()
 
 
 class SubsetSource(Source):
