@@ -39,7 +39,7 @@ def test_remarks_name_what_is_left_out_and_what_is_enlarged(photos: Path) -> Non
     left, enlarged, cropped = plan(photos, size=32, on_broken="skip").remarks
     assert left.startswith("left out 1 image: bad.png (")
     assert enlarged.startswith("1 image is smaller than 32x32 (height x width) and enlarged: small.png (20x40).")
-    assert cropped.startswith("1 image is cropped by more than 10 % to the shape 32x32: of 20x40 (height x width), 50 %")
+    assert cropped.startswith("1 image is cropped by more than 10 % to the shape 32x32: of 20x40 (height x width), 50")
     (photos / "bad.png").unlink()
     (photos / "small.png").unlink()
     assert plan(photos, size=16).remarks == []

@@ -64,6 +64,7 @@ class SampleWriter(Store):
         value_range: (low, high) of the units in which "png16", "tiff" and "npy" are written.
         names: A file name for each image, relative to `folder` and with the format's ending, in place of names
             made of class, seed and index. `run.json` then says so under "names".
+        claimed: The folder is known to be of a run of ours, whatever else it holds.
 
     Raises:
         ValueError: `run` is not JSON or has no seed, the folder belongs to a run with other settings (they are
@@ -81,6 +82,7 @@ class SampleWriter(Store):
         label_names: Sequence[str] | None = None,
         names: Sequence[str] | None = None,
         value_range: tuple[float, float] | None = None,
+        claimed: bool = False,
     ) -> None:
         if format not in FORMATS:
             raise ValueError(f"format={format!r} is unknown: use {', '.join(map(repr, FORMATS))}.")
@@ -100,7 +102,7 @@ class SampleWriter(Store):
         self.folder.mkdir(parents=True, exist_ok=True)
         run_file = self.folder / RUN
         ours = bool(sample_files(self.folder) or packable(self.folder))
-        if not ours:
+        if not (ours or claimed):
             claim_output(self.folder)
         self.claim(run_file, not run_file.exists() and ours)
         # Old enough that no other process of this run is still writing them.

@@ -90,7 +90,7 @@ def open_writer(folder: Path, format: Any, overwrite: bool, extra: Sequence[str]
         claim_output(folder)
     if overwrite:
         clear_samples(folder, extra)
-    return SampleWriter(folder, format, **settings)
+    return SampleWriter(folder, format, claimed=True, **settings)
 
 
 def clear_samples(folder: Path, also: Sequence[str] = ()) -> None:
