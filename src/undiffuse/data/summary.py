@@ -108,7 +108,7 @@ class DataSummary:
             beyond = low < min(declared) or high > max(declared)
             told = "; values beyond are clipped" if beyond else ""
             return f"{name}, {low:g}..{high:g}: value_range=({declared[0]:g}, {declared[1]:g}) is black and white{told}"
-        if ";16" not in mode:
+        if ";16" not in mode and not mode.endswith("uint16"):
             return f"{name}, {low:g}..{high:g}"
         text = f"{name}, {low:g}..{high:g}: the brightest becomes {round(high / 257)} of 255"
         if high >= _DARK:
