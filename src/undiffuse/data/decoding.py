@@ -227,8 +227,8 @@ def _rawmode(image: Image.Image) -> str:
     return arguments if isinstance(arguments, str) else ""
 
 
-def _sixteen_bits(file: IO[bytes], image: Image.Image, rawmode: str, max_pixels: int) -> NDArray[np.uint16]:
-    """All 16 bits [H, W, C] of a picture that Pillow reads with 8, by decoding the high and the low bytes in turn."""
+def _sixteen_bits(file: IO[bytes], image: Image.Image, rawmode: str, max_pixels: int) -> NDArray[Any]:
+    """uint16 [H, W, C] with all 16 bits of a picture that Pillow reads with 8, by decoding the high and the low bytes in turn."""
     if rawmode == "LA;16B":  # two channels of two bytes have the layout of four channels of one byte
         bytes_ = _decoded(image, "RGBA").astype(np.uint16)
         return (bytes_[..., 0::2] << 8) | bytes_[..., 1::2]
