@@ -24,11 +24,11 @@ TIMEOUT = timedelta(hours=2)  # rank 0 draws previews and writes checkpoints whi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranks:
-    """This process's place among `world` processes, and what they can do together (nothing at all when alone)."""
+class DistContext:
+    """This process's place among `world_size` processes, and what they can do together (nothing at all when alone)."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -39,19 +39,19 @@ class Ranks:
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sums `tensor` over all ranks, in place; every rank gets the same bits."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
         """True on every rank if it is true on one."""
-        if self.world == 1:
+        if self.world_size == 1:
             return flag
         return bool(self.sum_(torch.tensor(float(flag), device=self.device)).item() > 0)
 
     def sum_bucketed_(self, tensors: Sequence[Tensor]) -> None:
         """Sums many tensors (gradients) over all ranks, in place, as few large messages."""
-        if self.world == 1:
+        if self.world_size == 1:
             return
         bucket: list[Tensor] = []
         size = 0
@@ -67,21 +67,21 @@ class Ranks:
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Concatenates tensors [n_r, ...] of all ranks along the first axis, in order of rank; n_r may differ."""
-        if self.world == 1:
+        if self.world_size == 1:
             return tensor
-        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world_size)]
         dist.all_gather(lengths, torch.tensor([tensor.shape[0]], dtype=torch.int64, device=self.device))
         counts = [int(n.item()) for n in lengths]
         # all_gather wants equal shapes: pad to the longest, cut afterwards
         padded = torch.zeros((max(counts), *tensor.shape[1:]), dtype=tensor.dtype, device=self.device)
         padded[: tensor.shape[0]] = tensor
-        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(parts, padded)
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).to(tensor.device)
 
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Gives every rank the tensors of rank 0, in place."""
-        if self.world == 1:
+        if self.world_size == 1:
             return
         for tensor in tensors:
             sent = tensor.detach().to(self.device).contiguous()
@@ -91,7 +91,7 @@ class Ranks:
 
     def broadcast_json(self, value: Any) -> Any:
         """Gives every rank the JSON value of rank 0 (what the other ranks pass is ignored)."""
-        if self.world == 1:
+        if self.world_size == 1:
             return value
         data = json.dumps(value).encode() if self.is_main else b""
         length = torch.tensor([len(data)], dtype=torch.int64, device=self.device)
@@ -104,7 +104,7 @@ class Ranks:
 
     def barrier(self) -> None:
         """Returns when every rank has arrived."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(torch.zeros(1, device=self.device))
 
 
@@ -139,26 +139,26 @@ def resolve_device(name: str | None, local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def session(device: str | None = None) -> Iterator[Ranks]:
+def session(device: str | None = None) -> Iterator[DistContext]:
     """Joins the other processes that `torchrun` started (if any) and leaves them at the end.
 
     gloo on the CPU, NCCL on CUDA. A process group that exists already is used and left alone.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", str(rank)))
     if dist.is_available() and dist.is_initialized():
-        world, rank = dist.get_world_size(), dist.get_rank()
+        world_size, rank = dist.get_world_size(), dist.get_rank()
         where = resolve_device(device, local_rank)
-        yield Ranks(rank=rank, world=world, local_rank=local_rank, device=where)
+        yield DistContext(rank=rank, world_size=world_size, local_rank=local_rank, device=where)
         return
-    if world == 1:
-        yield Ranks(device=resolve_device(device))
+    if world_size == 1:
+        yield DistContext(device=resolve_device(device))
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ValueError(
-            f"WORLD_SIZE={world} says there are several processes, but {', '.join(missing)} is not set; "
+            f"WORLD_SIZE={world_size} says there are several processes, but {', '.join(missing)} is not set; "
             "start them with torchrun"
         )
     where = resolve_device(device, local_rank)
@@ -167,7 +167,7 @@ def session(device: str | None = None) -> Iterator[Ranks]:
     elif where.type == "mps":
         raise ValueError("several processes can train on CPU or CUDA, not on MPS; use --device cpu or one process")
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=TIMEOUT)
-    ranks = Ranks(rank=rank, world=world, local_rank=local_rank, device=where)
+    ranks = DistContext(rank=rank, world_size=world_size, local_rank=local_rank, device=where)
     try:
         ranks.barrier()  # a process that ends with an error at once would break the connecting of the others
         yield ranks

@@ -1,8 +1,8 @@
 """Ways from noise to image at any noise levels, also between the trained steps.
 
-A `Grid` is to a sampler what a `Chain` is: levels, and the transitions between them. Its levels come from a chain by a
-rule (`grid`): even in log-SNR, in EDM's root of sigma / alpha, in t or its root, or given one by one. A network hears
-of a level between its steps as a fraction of t (`denoiser.TimeAdapter`).
+A `Grid` is to a sampler what a `DiscreteSchedule` is: levels, and the transitions between them. Its levels come from a
+chain by a rule (`grid`): even in log-SNR, in EDM's root of sigma / alpha, in t or its root, or given one by one. A
+network hears of a level between its steps as a fraction of t (`denoiser.TimeAdapter`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from undiffuse.levels import Array, Chain, Index, Level, Transition
-from undiffuse.methods import GRIDS
+from undiffuse.grid_specs import GRIDS
+from undiffuse.noise_levels import Array, DiscreteSchedule, Index, Level, Transition
 
 FARTHEST = 80.0
 """sigma / alpha where grids by log-SNR or by EDM's rule begin at most (EDM's sigma_max): a cosine chain goes on to
@@ -31,7 +31,11 @@ class Grid:
     """
 
     def __init__(
-        self, alpha: Sequence[float] | Array, sigma: Sequence[float] | Array, chain: Chain | None = None, spec: str = ""
+        self,
+        alpha: Sequence[float] | Array,
+        sigma: Sequence[float] | Array,
+        chain: DiscreteSchedule | None = None,
+        spec: str = "",
     ) -> None:
         """`alpha`, `sigma` of the levels, noisiest first; the last one is where the grid ends, mostly (1, 0).
 
@@ -114,11 +118,11 @@ class Grid:
         return at
 
 
-Path = Chain | Grid
+NoisePath = DiscreteSchedule | Grid
 """What a sampler goes down."""
 
 
-def grid(chain: Chain, steps: str | int | Sequence[int], spec: str = "chain") -> Path:
+def grid(chain: DiscreteSchedule, steps: str | int | Sequence[int], spec: str = "chain") -> NoisePath:
     """The path of `steps` steps through the levels of a trained chain by the rule `spec`, ending on the clean image.
 
     "chain"                `chain.respaced(steps)`: the original's spacings; `steps` may be any of its specifications
@@ -187,7 +191,7 @@ def _times(name: str, total: int, count: int) -> Array:
     return (total - 1) * (fractions**2 if name == "quadratic" else fractions)
 
 
-def _at_times(chain: Chain, times: Array, spec: str) -> Grid:
+def _at_times(chain: DiscreteSchedule, times: Array, spec: str) -> Grid:
     """Levels at step numbers: exactly the chain's at whole ones, between them even in log-SNR."""
     logsnr = chain.level(torch.arange(chain.steps)).logsnr.numpy()
     whole = np.abs(times - np.round(times)) < 1e-9
@@ -206,7 +210,7 @@ def _at_times(chain: Chain, times: Array, spec: str) -> Grid:
     return Grid(np.append(alpha, 1.0), np.append(sigma, 0.0), chain, spec)
 
 
-def _levels(chain: Chain, logsnr: Array, spec: str) -> Grid:
+def _levels(chain: DiscreteSchedule, logsnr: Array, spec: str) -> Grid:
     level = Level.from_logsnr(logsnr)
     return Grid(np.append(level.alpha.numpy(), 1.0), np.append(level.sigma.numpy(), 0.0), chain, spec)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoiser import ChainDenoiser, Condition
-from undiffuse.levels import Level, Transition, diffuse, expand
+from undiffuse.noise_levels import Level, Transition, diffuse, expand
 from undiffuse.prediction import Prediction
 from undiffuse.weightings import NATIVE, loss_factor, parse_weighting
 
@@ -65,33 +65,33 @@ class Objective:
         if denoiser.process.target == "consistency":
             raise ValueError(
                 "a consistency model is trained by a consistency loss (undiffuse.distillation), not by regression: "
-                "choose target='F' for its teacher"
+                "choose target='edm' for its teacher"
             )
         if config.loss == "hybrid" and not denoiser.process.learns_variance:
             raise ValueError(
                 f"the hybrid loss trains a learned variance, but the process has variance="
-                f"{denoiser.process.variance!r}; use variance='range', or loss='simple'"
+                f"{denoiser.process.variance!r}; use variance='learned_range', or loss='simple'"
             )
         if config.loss == "simple" and denoiser.process.learns_variance:
             raise ValueError(
                 f"the simple loss gives a learned variance ({denoiser.process.variance!r}) no gradient; use "
-                "loss='hybrid', or variance='posterior' or 'beta'"
+                "loss='hybrid', or variance='fixed_small' or 'fixed_large'"
             )
         if config.loss == "vlb" and denoiser.process.continuous:
             raise ValueError(
-                f"the bound is a sum over the steps of a chain, and the family {denoiser.process.family!r} has "
-                "continuous levels; use loss='simple'"
+                "the bound is a sum over the steps of a chain, and the preconditioning "
+                f"{denoiser.process.preconditioning!r} has continuous levels; use loss='simple'"
             )
         self.denoiser = denoiser.clipping("none")
         self.config = config
 
     def __call__(self, x0: Tensor, t: Tensor, noise: Tensor, cond: Condition | None = None) -> dict[str, Tensor]:
         """x0, noise [B, C, H, W] (x0 in [-1, 1]); t [B] positions among the process's levels: step numbers (int64) of a
-        chain, any numbers (float64) of a continuous family.
+        chain, any numbers (float64) of a continuous preconditioning.
         """
         process, config, chain = self.denoiser.process, self.config, self.denoiser.chain
         transition = None if process.continuous else chain.transition(t)
-        level = self.denoiser.levels.level(t) if transition is None else transition.source
+        level = self.denoiser.preconditioning.level(t) if transition is None else transition.source
         x_t = diffuse(x0, level, noise)
         prediction = self.denoiser(x_t, level, cond)
         if config.loss == "vlb":
@@ -123,12 +123,12 @@ def regression_target(
         return noise
     if kind == "x0":
         return x0
-    if kind == "u":
+    if kind == "velocity":
         return noise - x0
     level = at.source if isinstance(at, Transition) else at
     if kind == "v":
         return expand(level.alpha, x0) * noise - expand(level.sigma, x0) * x0
-    if kind == "F":
+    if kind == "edm":
         # (x0 - c_skip x) / c_out with x = alpha x0 + sigma eps put in, which cancels nothing where sigma is small
         q = (level.sigma**2 + sigma_data**2 * level.alpha**2).sqrt()
         of_x0, of_noise = level.sigma / (sigma_data * q), sigma_data * level.alpha / q

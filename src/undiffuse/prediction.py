@@ -28,9 +28,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from undiffuse.levels import Level, Transition, expand
+from undiffuse.noise_levels import Level, Transition, expand
 
-KINDS = ("x0", "eps", "v", "mean", "u", "F", "consistency")
+KINDS = ("x0", "eps", "v", "previous_mean", "velocity", "edm", "consistency")
 
 
 class ReverseVariance(Protocol):
@@ -45,7 +45,8 @@ class ReverseVariance(Protocol):
 
 @dataclass(frozen=True)
 class FixedVariance:
-    """beta ("beta", FIXED_LARGE) or the posterior variance ("posterior", FIXED_SMALL) of the step (DDPM section 3.2).
+    """beta ("fixed_large", FIXED_LARGE) or the posterior variance ("fixed_small", FIXED_SMALL) of the step (DDPM
+    section 3.2).
 
     The step onto the clean image uses the clipped posterior variance in both cases, for a better decoder.
     """
@@ -54,12 +55,12 @@ class FixedVariance:
 
     def log_variance(self, transition: Transition, like: Tensor) -> Tensor:
         table = transition.log_posterior_variance
-        if self.kind == "beta":
+        if self.kind == "fixed_large":
             table = torch.where(transition.last, table, transition.log_beta)
         return _tensor(table, like)
 
     def variance(self, transition: Transition, like: Tensor) -> Tensor:
-        if self.kind == "beta":
+        if self.kind == "fixed_large":
             return self.log_variance(transition, like).exp()
         return _tensor(transition.posterior_variance, like)  # 0 in the step onto the clean image
 
@@ -128,15 +129,15 @@ class Guide:
 class Prediction:
     """A denoiser's answer at noisy image `x` [B, C, H, W] of noise level `level`.
 
-    `kind`, `value`  what was predicted ("x0", "eps", "v", "u", "F", "consistency", or "mean": the mean of the
-                     trained reverse step) [B, C, H, W]
+    `kind`, `value`  what was predicted ("x0", "eps", "v", "velocity", "edm", "consistency", or "previous_mean": the
+                     mean of the trained reverse step) [B, C, H, W]
     `variance`       of the reverse step, None if the model has no say
     `guides`         gradients that steer sampling, kept apart so that each sampler applies them in its exact form
-    `trained`        the trained chain's own reverse step from this level (needed by "mean")
+    `trained`        the trained chain's own reverse step from this level (needed by "previous_mean")
     `direct_mean`    the mean as predicted, which clipping of x0 leaves alone (as in the original)
     `noise`          the noise [B, C, H, W] where it is known beside `value` (guidance moves both)
     `clip`           how the denoiser clips x0, None if it does not
-    `sigma_data`     the standard deviation of the data that "F" and "consistency" refer to
+    `sigma_data`     the standard deviation of the data that "edm" and "consistency" refer to
     `sigma_min`      sigma / alpha at which "consistency" returns its input
     `raw`            the same prediction before x0 was clipped, None where it was not: what guidance compares
     """
@@ -158,7 +159,7 @@ class Prediction:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown prediction {self.kind!r}; choose one of {', '.join(KINDS)}")
-        if self.kind == "mean" and self.trained is None:
+        if self.kind == "previous_mean" and self.trained is None:
             raise ValueError("a prediction of the previous mean is defined at the steps of its chain only")
 
     @property
@@ -179,9 +180,9 @@ class Prediction:
             return expand(1 / level.alpha, self.x) * self.x - expand(level.sigma / level.alpha, self.x) * self.value
         if self.kind == "v":
             return self._alpha * self.x - self._sigma * self.value
-        if self.kind == "u":
+        if self.kind == "velocity":
             return self._combined(1.0, -self.level.sigma, self.level.alpha + self.level.sigma)
-        if self.kind == "F":
+        if self.kind == "edm":
             d, q = self.sigma_data, self._q
             return self._combined(d**2 * self.level.alpha, d * self.level.sigma * q, q**2)
         if self.kind == "consistency":
@@ -201,9 +202,9 @@ class Prediction:
             return self.value
         if self.kind == "v":
             return self._sigma * self.x + self._alpha * self.value
-        if self.kind == "u":
+        if self.kind == "velocity":
             return self._combined(1.0, self.level.alpha, self.level.alpha + self.level.sigma)
-        if self.kind == "F":
+        if self.kind == "edm":
             d, q = self.sigma_data, self._q
             return self._combined(self.level.sigma, -d * self.level.alpha * q, q**2)
         return (self.x - self._alpha * self.x0) / self._sigma
@@ -223,7 +224,7 @@ class Prediction:
             return self.value
         if self.kind == "eps":
             return (self.value - self._sigma * self.x) / self._alpha
-        if self.kind in ("u", "F"):  # whose eps and x0 are both good at either end
+        if self.kind in ("velocity", "edm"):  # whose eps and x0 are both good at either end
             return self._alpha * self.eps - self._sigma * self.x0
         return (self._alpha * self.x - self.x0) / self._sigma
 
@@ -258,15 +259,16 @@ class Prediction:
 
     @property
     def _variance(self) -> ReverseVariance:
-        return self.variance or FixedVariance("posterior")
+        return self.variance or FixedVariance("fixed_small")
 
-    def guided_score(self, reclip: bool = False) -> Prediction:
+    def guided_score(self, clip_after_guidance: bool = False) -> Prediction:
         """The prediction whose score is moved by the guides' gradients g (ADM, Algorithm 2).
 
             eps <- eps - sigma g,    x0 <- x0 + (sigma^2 / alpha) g
 
         The moved x0 is not clipped again, as in the original; near pure noise, where the factor of g grows without
-        bound, that can throw the image far off. `reclip` clips it as the denoiser does and lets the noise follow.
+        bound, that can throw the image far off. `clip_after_guidance` clips it as the denoiser does and lets the noise
+        follow.
         """
         if not self.guides:
             return self
@@ -278,7 +280,7 @@ class Prediction:
         factor = torch.where(alpha > 0, sigma**2 / alpha.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
         x0 = self.x0 + expand(factor, self.x) * gradient
         unguided = replace(self, guides=(), direct_mean=None, raw=None)
-        if reclip and self.clip is not None:
+        if clip_after_guidance and self.clip is not None:
             return unguided.with_x0(self.clip(x0))
         return replace(unguided, kind="x0", value=x0, noise=self.eps - self._sigma * gradient)
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
-from undiffuse.grids import Path
-from undiffuse.levels import Level
+from undiffuse.grids import NoisePath
 from undiffuse.noise import Noise
+from undiffuse.noise_levels import Level
 from undiffuse.prediction import Prediction
 from undiffuse.solvers import Solver, ddim_move
 
@@ -20,19 +20,19 @@ from undiffuse.solvers import Solver, ddim_move
 class Step:
     """A finished step: `index` of `total` (0 is the noisiest), the image x [B, C, H, W] after it, its prediction.
 
-    `calls`  of the denoiser since the start, this step's included
+    `nfe`  of the denoiser since the start, this step's included
     """
 
     index: int
     total: int
     x: Tensor
     prediction: Prediction
-    calls: int = 0
+    nfe: int = 0
 
 
 def sample(
     denoiser: Denoiser,
-    path: Path,
+    path: NoisePath,
     solver: Solver,
     noise: Noise,
     shape: Sequence[int],
@@ -55,11 +55,11 @@ def sample(
     if len(noise) != len(x) or tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(f"x_T is {list(x.shape)}, but {len(noise)} images of {list(shape)} are to be sampled")
     state = solver.init(x, path)
-    calls = 0
+    nfe = 0
 
     def denoise(x: Tensor, level: Level) -> Prediction:
-        nonlocal calls
-        calls += 1
+        nonlocal nfe
+        nfe += 1
         return denoiser(x, level, cond)
 
     for index in range(path.steps):
@@ -71,12 +71,12 @@ def sample(
         with torch.no_grad():
             transition = path.transition(path.steps - 1 - index)
             x, state, prediction = solver.step(denoise, x, transition, state, draw)
-        yield Step(index, path.steps, x, prediction, calls)
+        yield Step(index, path.steps, x, prediction, nfe)
 
 
 def generate(
     denoiser: Denoiser,
-    path: Path,
+    path: NoisePath,
     solver: Solver,
     noise: Noise,
     shape: Sequence[int],
@@ -92,7 +92,7 @@ def generate(
 
 
 def encode(
-    denoiser: Denoiser, path: Path, x0: Tensor, *, cond: Condition | None = None, to_noise: bool = False
+    denoiser: Denoiser, path: NoisePath, x0: Tensor, *, cond: Condition | None = None, to_noise: bool = False
 ) -> Tensor:
     """Deterministic DDIM encoding of images x0 [B, C, H, W] into latents x_T that DDIM (eta = 0) decodes again.
 
@@ -131,7 +131,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     return left * a + right * b
 
 
-def check_path(denoiser: Denoiser, path: Path, cond: Condition | None) -> None:
+def check_path(denoiser: Denoiser, path: NoisePath, cond: Condition | None) -> None:
     """ValueError unless the path is one of the denoiser's own and it can use the conditions."""
     if path.parent_steps not in (None, denoiser.chain.steps):
         raise ValueError(

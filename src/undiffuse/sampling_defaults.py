@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.levels import ddim_spec
-from undiffuse.methods import method
+from undiffuse.noise_levels import ddim_spec
+from undiffuse.solvers.registry import solver_info
 
 __all__ = ["DefaultSampling", "default_sampling", "default_steps"]
 
 
 class DefaultSampling(NamedTuple):
-    """A solver, its steps and its grid, as `solvers.build` and `grids.grid` take them."""
+    """A solver, its steps and its grid, as `solvers.build_solver` and `grids.grid` take them."""
 
     solver: str
     steps: str
@@ -32,10 +32,10 @@ def default_sampling(process: ProcessConfig, count: int | None = None, eta: floa
         eta: Noise of DDIM; a positive value chooses DDIM.
     """
     if count is None or eta > 0:
-        solver = "ancestral" if process.learns_variance and not eta else "ddim"
+        solver = "ddpm" if process.learns_variance and not eta else "ddim"
         return DefaultSampling(solver, default_steps(solver, process, count=count), "chain")
     solver = "dpmpp-2m-sde" if process.learns_variance else "dpmpp-2m"
-    return DefaultSampling(solver, str(min(count, process.steps)), method(solver).grid)
+    return DefaultSampling(solver, str(min(count, process.steps)), solver_info(solver).grid)
 
 
 def default_steps(solver: str, process: ProcessConfig, grid: str | None = None, count: int | None = None) -> str:
@@ -51,6 +51,6 @@ def default_steps(solver: str, process: ProcessConfig, grid: str | None = None, 
     """
     if grid and grid.replace(" ", "").startswith("at:"):
         return str(grid.count(",") + 1)
-    count = min(count or method(solver).steps, process.steps)
+    count = min(count or solver_info(solver).steps, process.steps)
     early = solver == "ddim" and grid in (None, "chain") and not process.needs_last_level
     return (ddim_spec(process.steps, count) if early else "") or str(count)

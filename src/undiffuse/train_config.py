@@ -46,7 +46,7 @@ class TrainConfig:
         compile: Whether to use `torch.compile`.
         seed: Seed of the noise, the time steps and dropout.
         timesteps: How time steps are drawn: "uniform", "antithetic", "stratified" or "loss-second-moment".
-        levels: Density of the noise levels: "uniform", "lognormal:-1.2,1.2", "logitnormal:0,1" or "uniform-logsnr",
+        density: Density of the noise levels: "uniform", "lognormal:-1.2,1.2", "logitnormal:0,1" or "uniform-logsnr",
             see `undiffuse.timesteps`.
         log_every: Images between two records; None never.
         preview_every: Images between two previews; None only at the end.
@@ -86,7 +86,7 @@ class TrainConfig:
     compile: bool = False
     seed: int = 0
     timesteps: str = "uniform"
-    levels: str = "uniform"
+    density: str = "uniform"
     log_every: int | None = 10_000
     preview_every: int | None = 200_000
     preview_count: int = 20
@@ -135,7 +135,7 @@ class TrainConfig:
             raise ValueError(f"lr_decay is one of {', '.join(LR_DECAYS)}; got {self.lr_decay!r}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}")
-        parse_density(self.levels)
+        parse_density(self.density)
         for width in self.posthoc_widths:
             exponent_of(width)  # ValueError for one that no power function has
         if bool(self.posthoc_widths) != (self.posthoc_every is not None):

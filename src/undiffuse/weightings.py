@@ -31,7 +31,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from undiffuse.levels import Level
+from undiffuse.noise_levels import Level
 
 NATIVE = "native"
 _Squares = tuple[Tensor, Tensor]
@@ -46,7 +46,7 @@ _FACTORS: dict[str, tuple[float | None, Callable[[_Squares, float, float], Tenso
     "eps": (None, lambda s, c, d: s[0]),
     "x0": (None, lambda s, c, d: s[1]),
     "v": (None, lambda s, c, d: torch.ones_like(s[0])),
-    "u": (None, lambda s, c, d: (s[0].sqrt() + s[1].sqrt()) ** 2),
+    "velocity": (None, lambda s, c, d: (s[0].sqrt() + s[1].sqrt()) ** 2),
     "edm": (None, lambda s, c, d: (s[1] + d**2 * s[0]) / d**2),
     "truncated-snr": (None, lambda s, c, d: torch.maximum(s[0], s[1])),
     "min-snr": (5.0, lambda s, c, d: torch.minimum(s[0], c * s[1])),
@@ -82,7 +82,7 @@ def loss_factor(
 ) -> Tensor:
     """Factor [B] (float64) on the squared error of a network that predicts `target` at variance-preserving levels.
 
-    `coef_x0` [B] is the chain's posterior weight of x0, needed for target "mean".
+    `coef_x0` [B] is the chain's posterior weight of x0, needed for target "previous_mean".
     """
     name, number = parse_weighting(spec)
     a2, b2 = level.alpha**2, level.sigma**2
@@ -93,9 +93,15 @@ def loss_factor(
 
 def _error_ratio(target: str, a2: Tensor, b2: Tensor, d: float, coef_x0: Tensor | None) -> Tensor:
     """Squared error of `target` over that of v, [B]."""
-    if target == "mean":
+    if target == "previous_mean":
         if coef_x0 is None:
             raise ValueError("the error of a previous mean is known at the steps of a chain only: give coef_x0")
         return coef_x0**2 * b2
-    ratios = {"eps": a2, "x0": b2, "v": torch.ones_like(a2), "u": (a2.sqrt() + b2.sqrt()) ** 2, "F": b2 / d**2 + a2}
+    ratios = {
+        "eps": a2,
+        "x0": b2,
+        "v": torch.ones_like(a2),
+        "velocity": (a2.sqrt() + b2.sqrt()) ** 2,
+        "edm": b2 / d**2 + a2,
+    }
     return ratios[target]

@@ -12,7 +12,7 @@ from undiffuse.cli.words import in_options
 from undiffuse.data import DataConfig, DataSummary, Source, open_data, scan
 from undiffuse.data.formats.base import part_of
 from undiffuse.data.images import size_pair
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.probe import DataProbe
 from undiffuse.data.ranges import find_value_range
 from undiffuse.data.screening import grouped
@@ -39,14 +39,15 @@ def describe_data(args: argparse.Namespace) -> str:
         ("images", f"{summary.count:,}" + (
             f" (looked at {summary.scanned:,}, evenly spaced; --count all for every one)"
             if summary.scanned < summary.count else "")),
-        ("sizes", "height x width: " + listed((f"{h}x{w} ({n:,})" for (w, h), n in summary.sizes.items()), 6)
+        ("sizes", "height x width: " + join_names((f"{h}x{w} ({n:,})" for (w, h), n in summary.sizes.items()), 6)
                   if summary.sizes else "none can be read"),
-        ("pixels", listed((f"{_mode(mode)} ({n:,})" for mode, n in summary.modes.items()), 6) or None),
+        ("pixels", join_names((f"{_mode(mode)} ({n:,})" for mode, n in summary.modes.items()), 6) or None),
         ("classes", _classes(source, summary)),
         ("broken", in_options(f"{len(summary.broken):,}: {grouped(summary.broken, 5)}") if summary.broken else "none"),
         ("tiny", f"{len(summary.tiny):,} smaller than {height}x{width}, which they would be trained at: "
-                 + listed(summary.tiny, 5) if summary.tiny else "none"),
-        ("left out", f"{len(summary.excluded):,}: " + listed((f"{e.name} ({e.reason})" for e in summary.excluded), 5)
+                 + join_names(summary.tiny, 5) if summary.tiny else "none"),
+        ("left out",
+            f"{len(summary.excluded):,}: " + join_names((f"{e.name} ({e.reason})" for e in summary.excluded), 5)
                      if summary.excluded else None),
         ("taken", "\n".join(in_options(text) for text in summary.remarks()) or None),
         ("fingerprint", summary.fingerprint),
@@ -59,12 +60,12 @@ def _classes(source: Source, summary: DataSummary) -> str:
     if not counts and source.vectors is not None:
         count = source.vectors.shape[1]
         if source.multi_hot:
-            return f"several labels for each image, of {count}: {listed(source.vector_names or (), 12)}"
-        named = f": {listed(source.vector_names, 12)}" if source.vector_names else ""
+            return f"several labels for each image, of {count}: {join_names(source.vector_names or (), 12)}"
+        named = f": {join_names(source.vector_names, 12)}" if source.vector_names else ""
         return f"none; a vector of {count} number{'s' if count != 1 else ''} for each image{named}"
     if not counts:
         return "no labels (sub-folders, --labels prefix, or a table give them)"
-    named = listed((f"{name} ({n:,})" for name, n in counts.items()), 12)
+    named = join_names((f"{name} ({n:,})" for name, n in counts.items()), 12)
     return f"{len(counts)}: {named}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import undiffuse
 from undiffuse.cli import editing_options, evaluation_options, options, training_options, values
 from undiffuse.config.sampler import STEPS
-from undiffuse.methods import METHODS
+from undiffuse.solvers.registry import SOLVERS
 
 COMMANDS = {
     "quickstart": "sample the shipped model, guided and not: a minute, offline, on a CPU",
@@ -35,6 +35,7 @@ COMMANDS = {
     "models": "the published models and ImageNet's classes, to find and to look up",
     "export": "a model for other programs: guided-diffusion, diffusers, ONNX, torch.export",
 }
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser; `args.module` is the module whose `run(args)` does the work."""
@@ -88,9 +89,9 @@ unless another --device is named.""",
     parser.add_argument("--out", default="quickstart", metavar="DIR", help="folder (default quickstart)")
     parser.add_argument("--guidance", type=values.scale, default=2.0, metavar="SCALE", help="its strength (default 2)")
     parser.add_argument("--per-class", type=values.positive, default=4, metavar="N", help="images a class (default 4)")
-    methods = ("dpmpp-2m-sde", "ancestral", "ddim")
+    methods = ("dpmpp-2m-sde", "ddpm", "ddim")
     options.pick(parser, "--solver", methods, "the method (default dpmpp-2m-sde)", methods[0])
-    steps = "default 20; for ancestral take 100, with ddim a grid that begins later, such as ddim50"
+    steps = "default 20; for ddpm take 100, with ddim a grid that begins later, such as ddim50"
     parser.add_argument("--steps", default="20", metavar="SPEC", help=f"{STEPS} ({steps})")
     options.seed_option(parser)
     options.device_option(parser, "cpu", "cpu (default), cuda, mps or auto")
@@ -240,14 +241,19 @@ on fresh noise. Prints and writes the best one, for --grid.""",
     options.model_options(parser, positional=True)
     options.guidance_options(parser)
     group = parser.add_argument_group("what is tuned")
-    flow = tuple(name for name, method in METHODS.items() if method.kind == "ode" and name != "adaptive")
+    flow = tuple(name for name, method in SOLVERS.items() if method.kind == "ode" and name != "bosh3")
     group.add_argument("--steps", type=values.positive, required=True, metavar="N", help="steps, such as 10")
     group.add_argument(
         "--solver", type=values.choice(*flow), default="dpmpp-2m", metavar="NAME",
         help=f"one of {', '.join(flow)} (default dpmpp-2m)",
     )  # fmt: skip
     group.add_argument("--solver-options", default="", metavar="KEY=VALUE,...", help="settings of the method")
-    group.add_argument("--no-reclip", dest="reclip", action="store_false", help="with guidance: as for `sample`")
+    group.add_argument(
+        "--no-clip-after-guidance",
+        dest="clip_after_guidance",
+        action="store_false",
+        help="with guidance: as for `sample`",
+    )
     options.clip_option(group)
     run = parser.add_argument_group("run and output")
     options.seed_option(run)

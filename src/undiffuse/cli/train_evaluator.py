@@ -7,7 +7,7 @@ import torch
 
 from undiffuse.cli.console import say
 from undiffuse.data import ImageDataset
-from undiffuse.distributed import Ranks, resolve_device
+from undiffuse.distributed import DistContext, resolve_device
 from undiffuse.evaluation import FeatureCache, StoredImages, Summary, extract, open_images, read_reference
 from undiffuse.evaluation.inputs import matching
 from undiffuse.evaluation.summary import is_reference
@@ -67,5 +67,5 @@ def _images(plan: TrainPlan) -> StoredImages:
 def _of_images(images: StoredImages, extractors: list[Extractor]) -> list[Summary]:
     with Progress("reference:", len(images), "images") as progress:
         # Every process computes it: with a cache the others find what the first has computed.
-        found = extract(images, extractors, ranks=Ranks(), cache=FeatureCache(), progress=progress.advance)
+        found = extract(images, extractors, ranks=DistContext(), cache=FeatureCache(), progress=progress.advance)
     return [Summary.of(features) for features in found]

@@ -22,7 +22,7 @@ HINTS = {
     "schedule-sampler": ("timesteps", ""),
     "noise-schedule": ("set", "--set process.schedule=cosine"),
     "diffusion-steps": ("set", "--set process.steps=N"),
-    "learn-sigma": ("set", "--set process.variance=range"),
+    "learn-sigma": ("set", "--set process.variance=learned_range"),
     "dropout": ("set", "--set net.dropout=0.1"),
     "class-cond": ("unconditional", "with labels a model is class-conditional; --unconditional leaves them out"),
     "resume-from-checkpoint": ("resume", "--resume RUN, or the same command again"),

@@ -13,7 +13,7 @@ from undiffuse.cli.console import fields, table
 from undiffuse.cli.words import in_options
 from undiffuse.distributed import resolve_device
 from undiffuse.pipelines.grids import quoted
-from undiffuse.training import Outcome, Task, read_records
+from undiffuse.training import Outcome, Task, read_events
 from undiffuse.training.face import MODEL
 from undiffuse.training.plan import TrainPlan, disk_bytes
 from undiffuse.util.text import join_names, size_text
@@ -26,7 +26,7 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
     """Returns what will happen, in a few lines."""
     recipe, config, dataset = plan.recipe, plan.recipe.train, plan.dataset
     device = resolve_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     net: Any = task.net
     parameters = sum(p.numel() for p in net.parameters())
     height, width, channels = dataset.shape
@@ -54,7 +54,7 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
     if recipe.objective is not None:
         weighting = recipe.objective.weighting
         loss = f", {recipe.objective.loss} loss" + ("" if weighting == "native" else f" weighted by {weighting}")
-        loss += "" if config.levels == "uniform" else f", levels {config.levels}"
+        loss += "" if config.density == "uniform" else f", levels {config.density}"
     newest = checkpoints.latest(plan.out)
     state = f"resumes after {checkpoints.images_of(newest):,} images" if newest else "new"
     total = config.total_images
@@ -71,7 +71,7 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
         ("training", f"{total:,} images in batches of {config.batch}{_reduced(plan)} "
                      f"({total // config.batch:,} updates, {_epochs(total / len(dataset))} epochs)\n"
                      f"learning rate {config.lr:g}, {config.precision}, "
-                     f"{f'{world} x ' if world > 1 else ''}{device.type}, seed {config.seed}"),
+                     f"{f'{world_size} x ' if world_size > 1 else ''}{device.type}, seed {config.seed}"),
         ("disk", _disk(plan, parameters)),
         ("run", f"{plan.out} ({state})"),
     ]  # fmt: skip
@@ -114,7 +114,7 @@ def finish(plan: TrainPlan, outcome: Outcome) -> str:
 def accuracy_table(run_dir: Path, steps: int) -> str | None:
     """Returns the accuracy on validation images by noise level at the last validation; None if there was none."""
     last = None
-    for record in read_records(run_dir / "metrics.jsonl"):
+    for record in read_events(run_dir / "metrics.jsonl"):
         if record.get("kind") == "validation":
             last = record
     if last is None or "by_tenth" not in last:

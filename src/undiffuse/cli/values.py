@@ -202,6 +202,19 @@ def choice(*options: str) -> Callable[[str], str]:
     return parse
 
 
+def solver(text: str) -> str:
+    """The name of a solver, whatever the case."""
+    from undiffuse.solvers.registry import FORMER_NAMES, SOLVERS, solver_info
+
+    try:
+        solver_info(text.lower())
+    except ValueError as error:
+        now = FORMER_NAMES.get(text.lower())
+        known = str(error) if now else f"{text!r} is none of {', '.join(SOLVERS)}"
+        raise argparse.ArgumentTypeError(known) from None
+    return text.lower()
+
+
 def _whole(text: str, least: int, expected: str, most: int = MOST, limit: str = "at most 2^32 is possible") -> int:
     plain = text.strip().replace("_", "")
     factor = {"k": 1_000, "m": 1_000_000}.get(plain[-1:].lower(), 1)

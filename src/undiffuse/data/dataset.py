@@ -15,7 +15,7 @@ from undiffuse.data.channels import ValueRange, check_value_range
 from undiffuse.data.decoding import MAX_PIXELS, describe
 from undiffuse.data.formats.base import Frames, Layout
 from undiffuse.data.images import Picture, prepare, size_pair
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.opening import open_data
 from undiffuse.data.patches import TiledSource
 from undiffuse.data.screening import Check, OnBroken, OnTiny, screen
@@ -314,7 +314,7 @@ def check_trainable(dataset: ImageDataset, batch: int, conditional: bool) -> Non
     if not conditional:
         return
     if source.labels is None and source.vectors is not None:
-        names = listed(source.vector_names or [], 6)
+        names = join_names(source.vector_names or [], 6)
         what = "several labels for each image" if source.multi_hot else "numbers, not classes,"
         raise ValueError(
             f"{source.where} has {what} ({names}), and a class-conditional model or a classifier needs one class for "

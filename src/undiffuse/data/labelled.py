@@ -12,7 +12,7 @@ import numpy as np
 
 from undiffuse.data.formats.imagenet import translated
 from undiffuse.data.labelling import Labelling, interpret
-from undiffuse.data.labels import apply_table, class_table, folder_labels, listed, prefix_labels
+from undiffuse.data.labels import apply_table, class_table, folder_labels, join_names, prefix_labels
 from undiffuse.data.screening import OnBroken
 from undiffuse.data.sources import Excluded, FileSource, FolderSource, Source, ZipSource
 from undiffuse.data.tables import TABLE_SUFFIXES, TableSpec, parse_spec, read_table
@@ -159,7 +159,7 @@ def _by_table(source: FileSource, found: Labelling, table: str, label_names: Seq
         number = {tag: k for k, tag in enumerate(tags)}
         unknown = sorted({tag for value in values for tag in value if tag not in number})
         if unknown:
-            raise ValueError(f"{table} has labels that are not in the class table: {listed(unknown)}")
+            raise ValueError(f"{table} has labels that are not in the class table: {join_names(unknown)}")
         hot = np.zeros((len(keep), len(tags)), dtype=np.float32)
         for row, value in enumerate(values):
             hot[row, [number[tag] for tag in value]] = 1
@@ -199,6 +199,6 @@ def _require(values: Sequence[str | None], names: Sequence[str], what: str, wher
     """Every image must have a label: none at all is always an error, a few missing are reported to `complain`."""
     missing = [name for name, value in zip(names, values, strict=True) if value is None]
     if len(missing) == len(names):
-        raise ValueError(f"{where}: no image has {what}. The names are {listed(names, 3)}")
+        raise ValueError(f"{where}: no image has {what}. The names are {join_names(names, 3)}")
     if missing:
-        complain(f"{where}: {len(missing):,} of {len(names):,} images lack {what}: {listed(missing)}")
+        complain(f"{where}: {len(missing):,} of {len(names):,} images lack {what}: {join_names(missing)}")

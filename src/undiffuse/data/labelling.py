@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from undiffuse.data.file_index import FileIndex
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.tables import Table, TableSpec
 
 __all__ = ["Labelling", "interpret"]
@@ -99,7 +99,7 @@ def interpret(
         result.absent = [file for file in result.absent if elsewhere.find(file) is None]
     matched = sum(value is not None for value in result.values)
     shown = [f"column {columns[k]!r}" if header is not None else columns[k] for k in (file_column, *chosen[:1])]
-    labels = shown[1] if len(chosen) == 1 else f"columns {listed((columns[k] for k in chosen), 6)}"
+    labels = shown[1] if len(chosen) == 1 else f"columns {join_names((columns[k] for k in chosen), 6)}"
     kind = {"class": "class", "multi": "several labels", "numbers": "numbers"}[result.kind]
     form = f" ({result.said})" if result.said else ""
     result.said = (
@@ -141,7 +141,7 @@ def _named(table: Table, columns: Sequence[str], name: str) -> int:
                 return k
     if name.isdecimal() and 1 <= int(name) <= len(columns):
         return int(name) - 1
-    raise ValueError(f"{table.name} has no column {name!r}; its columns are {listed(columns, 20)}")
+    raise ValueError(f"{table.name} has no column {name!r}; its columns are {join_names(columns, 20)}")
 
 
 def _file_column(
@@ -183,11 +183,11 @@ def _label_columns(
         return others
     names = [columns[k] for k in others]
     raise ValueError(
-        f"{table.name} has the columns {listed(columns, 20)}, and none is known to hold the labels: name one with "
+        f"{table.name} has the columns {join_names(columns, 20)}, and none is known to hold the labels: name one with "
         f'labels="{table.name}:{names[0]}"'
         + (f', or several with labels="{table.name}:{names[0]},{names[1]}"' if len(names) > 1 else "")  # fmt: skip
         if names
-        else f"{table.name} has no column of labels, only {listed(columns)}"
+        else f"{table.name} has no column of labels, only {join_names(columns)}"
     )
 
 
@@ -263,8 +263,8 @@ def _read(
             result.values[i] = value
     if len(result.absent) == len(files):
         raise ValueError(
-            f"the label table {table.name} matches none of the {len(names):,} images: it lists {listed(files, 2)}; "
-            f"the images are {listed(names, 2)}. Its column of files is taken to be {columns[file_column]!r}, and "
+            f"the label table {table.name} matches none of the {len(names):,} images: it lists {join_names(files, 2)}; "
+            f"the images are {join_names(names, 2)}. Its column of files is taken to be {columns[file_column]!r}, and "
             "paths are relative to the data folder"
         )
     return result
@@ -279,8 +279,8 @@ def _of_columns(
         for value, cell in zip(row, raw, strict=True):
             if value is None and not _is_nothing(cell):
                 raise ValueError(
-                    f"{table.name}: several columns ({listed(heads, 6)}) must hold numbers, or 0 and 1, and {file} has "
-                    f"{cell!r}: name one column of classes"
+                    f"{table.name}: several columns ({join_names(heads, 6)}) must hold numbers, or 0 and 1, and "
+                    f"{file} has {cell!r}: name one column of classes"
                 )
     seen = {value for row in numbers for value in row if value is not None}
     blank = any(value is None for row in numbers for value in row)
@@ -291,8 +291,8 @@ def _of_columns(
         ]
     if -1.0 in seen and (0.0 in seen or blank):
         raise ValueError(
-            f"{table.name}: the columns {listed(heads, 6)} hold -1 beside 1 and {'0' if 0.0 in seen else 'gaps'}, so "
-            "that it is unknown what -1 means (uncertain, as in CheXpert, or no): replace -1 by 0, 1 or nothing"
+            f"{table.name}: the columns {join_names(heads, 6)} hold -1 beside 1 and {'0' if 0.0 in seen else 'gaps'}, "
+            "so that it is unknown what -1 means (uncertain, as in CheXpert, or no): replace -1 by 0, 1 or nothing"
         )
     sums = [sum(value == 1 for value in row) for row in numbers]
     gaps = [all(value is None for value in row) for row in numbers]
@@ -388,11 +388,11 @@ def _shown(value: Any) -> str:
 def _complain(table: Table, names: Sequence[str], result: Labelling, complain: Callable[[str], None]) -> None:
     what = f"the label table {table.name}"
     if result.unlabelled:
-        named = listed(f"{file} ({why})" for file, why in result.unlabelled)
+        named = join_names(f"{file} ({why})" for file, why in result.unlabelled)
         complain(f"{what} says NaN or nothing for {len(result.unlabelled):,} images: {named}")
     known = {file for file, _ in result.unlabelled}
     missing = [n for n, value in zip(names, result.values, strict=True) if value is None and n not in known]
     if missing:
-        complain(f"{what} has no label for {len(missing):,} of {len(names):,} images: {listed(missing)}")
+        complain(f"{what} has no label for {len(missing):,} of {len(names):,} images: {join_names(missing)}")
     if result.absent:
-        complain(f"{what} lists {len(result.absent):,} files that are not there: {listed(result.absent)}")
+        complain(f"{what} lists {len(result.absent):,} files that are not there: {join_names(result.absent)}")

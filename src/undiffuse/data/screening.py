@@ -10,10 +10,11 @@ from typing import Literal
 
 import numpy as np
 
+from undiffuse.data import index
 from undiffuse.data.channels import ValueRange, objection, values_of
 from undiffuse.data.decoding import Picture, describe
 from undiffuse.data.images import size_pair
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.sources import BrokenImageError, Excluded, FileSource, Source
 
 __all__ = ["Check", "OnBroken", "OnTiny", "default_workers", "find_flaws", "grouped", "screen"]
@@ -105,6 +106,38 @@ def find_flaws(
     return flaws
 
 
+def find_flaws_once(
+    source: Source,
+    *,
+    check: Check = "full",
+    min_size: int | tuple[int, int] | None = None,
+    value_range: ValueRange | None = None,
+    channels: int = 0,
+) -> Flaws:
+    """What `find_flaws` finds; of a large source it is kept in the cache folder, by the source's fingerprint."""
+
+    def find() -> Flaws:
+        return find_flaws(source, check=check, min_size=min_size, value_range=value_range, channels=channels)
+
+    if len(source) < index.FROM or source.in_memory or check == "none":
+        return find()
+
+    def build() -> index.Arrays:
+        flaws = find()
+        return {
+            "broken": np.array(list(flaws.broken), dtype=np.int64),
+            "reasons": index.joined(list(flaws.broken.values())),
+            "tiny": np.array([(i, *size) for i, size in flaws.tiny.items()], dtype=np.int64).reshape(-1, 3),
+        }
+
+    identity = f"{source.fingerprint}\0{check}\0{min_size}\0{value_range}\0{source.value_range}\0{channels}"
+    found = index.cached("flaws", identity, build)
+    return Flaws(
+        broken=dict(zip(found["broken"].tolist(), index.split(found["reasons"]), strict=True)),
+        tiny={int(i): (int(width), int(height)) for i, width, height in found["tiny"]},
+    )
+
+
 def _not_finite(picture: Picture) -> str | None:
     if describe(picture).depth != "float":
         return None
@@ -117,8 +150,8 @@ def grouped(items: Sequence[Excluded], limit: int = 10) -> str:
     """At most `limit` names with their reasons; a reason that all share is given once."""
     reasons = {item.reason for item in items}
     if len(items) > 1 and len(reasons) == 1:
-        return f"{listed((item.name for item in items), limit)}: {reasons.pop()}"
-    return listed((f"{item.name} ({item.reason})" for item in items), limit)
+        return f"{join_names((item.name for item in items), limit)}: {reasons.pop()}"
+    return join_names((f"{item.name} ({item.reason})" for item in items), limit)
 
 
 def screen(
@@ -141,7 +174,7 @@ def screen(
         raise ValueError(f'on_broken={on_broken!r}: expected "refuse" or "skip"')
     if on_tiny not in ("upscale", "refuse", "skip"):
         raise ValueError(f'on_tiny={on_tiny!r}: expected "upscale", "refuse" or "skip"')
-    flaws = find_flaws(
+    flaws = find_flaws_once(
         source, check=check, min_size=min_size if on_tiny != "upscale" else None, value_range=value_range,
         channels=channels,
     )  # fmt: skip
@@ -158,7 +191,8 @@ def screen(
         height, width = size_pair(min_size or 1)
         raise ValueError(
             f"{source.where}: {len(tiny):,} of {len(source):,} images are smaller than {height}x{width} pixels "
-            f"(height x width): {listed(f'{source.name(i)} ({h}x{w})' for i, (w, h) in flaws.tiny.items())}. Choose a "
+            f"(height x width): {join_names(f'{source.name(i)} ({h}x{w})' for i, (w, h) in flaws.tiny.items())}. "
+            "Choose a "
             'smaller size, enlarge them with on_tiny="upscale", or leave them out with on_tiny="skip"'
         )
     out = {*flaws.broken, *flaws.tiny}

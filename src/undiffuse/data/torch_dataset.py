@@ -284,7 +284,7 @@ class StreamDataset:
         self.config = config
         return self
 
-    def stream(self, start: int, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    def stream(self, start: int, batch: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """Yields endless batches; image n of the run is at position `start` + n of the new pass that begins here.
 
         Args:
@@ -293,7 +293,7 @@ class StreamDataset:
             rank: This process.
             world: The number of processes.
         """
-        each = batch // world
+        each = batch // world_size
         first, items = start, self._endless()
         while True:
             taken = list(islice(items, batch))

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
 from undiffuse.guidance.base import Guided
-from undiffuse.guidance.contrast import extrapolated, noise_shift, shifted_back
+from undiffuse.guidance.combine import extrapolate, noise_shift, shifted_back
 from undiffuse.guidance.schedules import Schedule
-from undiffuse.levels import Level
+from undiffuse.noise_levels import Level
 from undiffuse.prediction import Prediction
 
 
@@ -19,7 +19,7 @@ class Autoguidance(Guided):
                  on another chain, for it is asked at noise levels. An unconditional model as reference of a conditional
                  one makes this classifier-free guidance with two networks
     `scale`      S: 1 is no guidance, 0 the reference alone
-    `rescale`    phi from 0 to 1, see `contrast.extrapolated`
+    `rescale`    phi from 0 to 1, see `combine.extrapolate`
 
     A call costs one of each network; where the scale is 1 the reference is not asked. `schedule` and `every` as in
     `Guided`; the learned variance is the main model's.
@@ -48,14 +48,14 @@ class Autoguidance(Guided):
     def __call__(self, x: Tensor, level: Level, cond: Condition | None = None) -> Prediction:
         weight = self.weight(level)
         main = self.denoiser(x, level, cond)
-        if self.idle(weight):
+        if self.is_noop(weight):
             return main
-        if self.reuse.due(x, level, cond) or self.reuse.kept is None:
+        if self.cache.should_compute(x, level, cond) or self.cache.kept is None:
             reference = self.reference(x, level, cond)
-            self.reuse.kept = noise_shift(main, reference) if self.reuse.every > 1 else None
+            self.cache.kept = noise_shift(main, reference) if self.cache.every > 1 else None
         else:
-            reference = shifted_back(main, self.reuse.kept)
-        return extrapolated(main, reference, weight, self.rescale)
+            reference = shifted_back(main, self.cache.kept)
+        return extrapolate(main, reference, weight, self.rescale)
 
 
 def checked_rescale(rescale: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,9 @@ from undiffuse import checkpoints
 from undiffuse.config import GuidanceConfig
 from undiffuse.config.kinds import interval
 from undiffuse.denoiser import Denoiser
-from undiffuse.grids import Path as Levels
+from undiffuse.grids import NoisePath as Levels
 from undiffuse.guidance import (
-    SCHEDULES,
+    GUIDANCE_SCHEDULES,
     Autoguidance,
     ClassifierFree,
     ClassifierGuidance,
@@ -132,7 +133,7 @@ def _classifiers(
     loaded: list[ClassifierModel] = []
     for file, scale in config.judges:
         classifier = load_classifier(file)
-        check_pair(model, classifier)
+        check_pair(model, classifier, config.at)
         _check_noise(model, classifier)
         if loaded and classifier.num_classes != loaded[0].num_classes:
             raise ValueError(
@@ -163,7 +164,7 @@ def guidance_schedule(config: GuidanceConfig, path: Levels) -> Schedule | None:
     """
     parts: list[Schedule] = []
     if config.schedule != "constant":
-        parts.append(SCHEDULES[config.schedule])
+        parts.append(GUIDANCE_SCHEDULES[config.schedule])
     if config.interval is not None:
         unit, low, high = interval(config.interval)
         levels = [path.level(k) for k in reversed(range(path.steps))]
@@ -202,7 +203,7 @@ def check_identity(ours: Mapping[str, Any], record: Mapping[str, Any], where: st
 def reference(given: str) -> str:
     """Returns the path or name by which a record knows a model; for a run folder its newest checkpoint."""
     path = Path(given)
-    return ((checkpoints.latest(path) if path.is_dir() else None) or path).as_posix()
+    return ((checkpoints.latest(path) if os.path.isdir(path) else None) or path).as_posix()
 
 
 def _check_noise(model: DiffusionModel, classifier: ClassifierModel) -> None:

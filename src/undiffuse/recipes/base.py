@@ -31,7 +31,7 @@ class Preparation:
 class Advice:
     """How its authors sample the model: solver, respacing, guidance scale, and the recipe of the paired classifier."""
 
-    solver: str = "ancestral"
+    solver: str = "ddpm"
     steps: str = "250"
     guidance: float = 0.0
     classifier: str | None = None

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from undiffuse.grids import Path
-from undiffuse.levels import Transition
+from undiffuse.grids import NoisePath
+from undiffuse.noise_levels import Transition
 from undiffuse.prediction import Prediction
-from undiffuse.solvers.base import Denoise, Draw, ddim_move, half_logsnr, moved, ratio
-from undiffuse.solvers.multistep import Past, combined, inner, lagrange_integrals, midpoint_step
+from undiffuse.solvers.base import Denoise, Draw, ddim_move, half_logsnr, ratio, shift
+from undiffuse.solvers.multistep import Past, combined, is_finite_step, lagrange_integrals, midpoint_step
 
 VARIABLES = ("ratio", "logsnr")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adams:
+class AdamsBashforth:
     """x' / alpha' = x / alpha + integral from s to s' of a polynomial, s = sigma / alpha.
 
     It is the polynomial through the noises of the last `order` levels.
@@ -31,7 +31,7 @@ class Adams:
 
     order: int = 3
     variable: str = "ratio"
-    reclip: bool = False
+    clip_after_guidance: bool = False
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3) or self.variable not in VARIABLES:
@@ -41,23 +41,23 @@ class Adams:
 
     @property
     def name(self) -> str:
-        return "deis" if self.variable == "ratio" else "adams"
+        return "deis" if self.variable == "ratio" else "ab3"
 
-    def init(self, x: Tensor, path: Path) -> Past:
+    def init(self, x: Tensor, path: NoisePath) -> Past:
         return Past()
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: Past, draw: Draw
     ) -> tuple[Tensor, Past, Prediction]:
         source, target = transition.source, transition.target
-        prediction = denoise(x, source).guided_score(self.reclip)
+        prediction = denoise(x, source).guided_score(self.clip_after_guidance)
         where = ratio if self.variable == "ratio" else half_logsnr
-        past = state.then(where(source), prediction.eps, keep=self.order)
-        if not inner(source, target):
+        past = state.append(where(source), prediction.eps, keep=self.order)
+        if not is_finite_step(source, target):
             return ddim_move(prediction, target), past, prediction
         if self.order == 3 and len(past.where) == 1:
-            return midpoint_step(denoise, prediction, source, target, self.reclip)[0], past, prediction
+            return midpoint_step(denoise, prediction, source, target, self.clip_after_guidance)[0], past, prediction
         # ds is -e^-lambda d lambda
         density = np.ones_like if self.variable == "ratio" else lambda at: -np.exp(-at)
         weights = lagrange_integrals(past.where, where(source), where(target), density)
-        return moved(ddim_move(prediction, target), target, 1.0, combined(past, weights)), past, prediction
+        return shift(ddim_move(prediction, target), target, 1.0, combined(past, weights)), past, prediction

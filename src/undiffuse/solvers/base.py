@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from undiffuse.grids import Path
-from undiffuse.levels import Level, Transition, expand
+from undiffuse.grids import NoisePath
+from undiffuse.noise_levels import Level, Transition, expand
 from undiffuse.prediction import Prediction
 
 Denoise = Callable[[Tensor, Level], Prediction]
@@ -28,14 +28,14 @@ class Solver(Protocol):
     x [B, C, H, W] at `transition.source`, a denoiser bound to its conditions, the state, and `draw`; it returns the
     image at `transition.target`, the new state, and the prediction it used.
 
-    All ask for `denoise(...).guided_score(reclip)`, so that every guide works with every method; the ancestral step
-    alone, which has a mean and a variance, moves the mean. In the step onto the clean image all return the denoised
-    image of their last call.
+    All ask for `denoise(...).guided_score(clip_after_guidance)`, so that every guide works with every method; the
+    ancestral step alone, which has a mean and a variance, moves the mean. In the step onto the clean image all return
+    the denoised image of their last call.
     """
 
     name: str
 
-    def init(self, x: Tensor, path: Path) -> Any: ...
+    def init(self, x: Tensor, path: NoisePath) -> Any: ...
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: Any, draw: Draw
@@ -59,7 +59,7 @@ def half_logsnr(level: Level) -> float:
     return -math.log(s) if (s := ratio(level)) > 0 else math.inf
 
 
-def moved(x: Tensor, target: Level, weight: float, direction: Tensor) -> Tensor:
+def shift(x: Tensor, target: Level, weight: float, direction: Tensor) -> Tensor:
     """x [B, C, H, W] at `target` plus `weight` of a direction measured in x / alpha."""
     return x + float(weight * _shared(target)[0]) * direction
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from undiffuse.grids import Path
-from undiffuse.levels import Transition, expand
+from undiffuse.grids import NoisePath
+from undiffuse.noise_levels import Transition, expand
 from undiffuse.prediction import Prediction
 from undiffuse.solvers.base import Denoise, Draw, ddim_move
 
@@ -15,25 +15,25 @@ class DDIM:
 
     Equation 12 and 16 of the paper. eta = 0 is deterministic: the Euler method in sigma / alpha. eta = 1 is ancestral
     sampling with the posterior variance; beyond that n is at most sigma_s. Guides move the score (ADM, Algorithm 2);
-    the original does not clip x0 again after that, `reclip` does. Use it on grids that visit the last step of a cosine
-    chain, where guidance without it can throw the image far off.
+    the original does not clip x0 again after that, `clip_after_guidance` does. Use it on grids that visit the last step
+    of a cosine chain, where guidance without it can throw the image far off.
     """
 
     name = "ddim"
 
-    def __init__(self, eta: float = 0.0, reclip: bool = False) -> None:
+    def __init__(self, eta: float = 0.0, clip_after_guidance: bool = False) -> None:
         if not eta >= 0:
             raise ValueError(f"eta must be 0 (deterministic) or more, 1 being ancestral; got {eta}")
         self.eta = eta
-        self.reclip = reclip
+        self.clip_after_guidance = clip_after_guidance
 
-    def init(self, x: Tensor, path: Path) -> None:
+    def init(self, x: Tensor, path: NoisePath) -> None:
         return None
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: None, draw: Draw
     ) -> tuple[Tensor, None, Prediction]:
-        prediction = denoise(x, transition.source).guided_score(self.reclip)
+        prediction = denoise(x, transition.source).guided_score(self.clip_after_guidance)
         source, target = transition.source, transition.target
         if self.eta == 0:
             return ddim_move(prediction, target), None, prediction

@@ -10,9 +10,9 @@ from functools import cache
 import numpy as np
 from torch import Tensor
 
-from undiffuse.levels import Array, Level
+from undiffuse.noise_levels import Array, Level
 from undiffuse.prediction import Prediction
-from undiffuse.solvers.base import Denoise, ddim_move, half_logsnr, moved
+from undiffuse.solvers.base import Denoise, ddim_move, half_logsnr, shift
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Past:
     where: tuple[float, ...] = ()
     values: tuple[Tensor, ...] = ()
 
-    def then(self, where: float, value: Tensor, keep: int) -> Past:
+    def append(self, where: float, value: Tensor, keep: int) -> Past:
         """With a newer entry, of which `keep` are remembered. Pure noise, infinitely far, is not."""
         if math.isinf(where):
             return Past()
@@ -62,7 +62,7 @@ def combined(past: Past, weights: Sequence[float]) -> Tensor:
 
 
 def midpoint_step(
-    denoise: Denoise, first: Prediction, source: Level, target: Level, reclip: bool
+    denoise: Denoise, first: Prediction, source: Level, target: Level, clip_after_guidance: bool
 ) -> tuple[Tensor, Prediction]:
     """DPM-Solver++(2S) from `first`, the prediction at `source`: (x at `target`, the prediction half way in log-SNR).
 
@@ -72,10 +72,10 @@ def midpoint_step(
     """
     a, b = half_logsnr(source), half_logsnr(target)
     middle = Level.from_logsnr(a + b)  # twice the half of each, halved
-    second = denoise(ddim_move(first, middle), middle).guided_score(reclip)
-    return moved(ddim_move(first, target), target, -math.expm1(a - b), second.x0 - first.x0), second
+    second = denoise(ddim_move(first, middle), middle).guided_score(clip_after_guidance)
+    return shift(ddim_move(first, target), target, -math.expm1(a - b), second.x0 - first.x0), second
 
 
-def inner(source: Level, target: Level) -> bool:
+def is_finite_step(source: Level, target: Level) -> bool:
     """Whether neither end is infinitely far in log-SNR: else a step can be of first order only."""
     return math.isfinite(half_logsnr(source)) and math.isfinite(half_logsnr(target))

@@ -8,9 +8,9 @@ from __future__ import annotations
 from undiffuse.train_config import TrainConfig, learning_rate
 from undiffuse.training.custom import Custom
 from undiffuse.training.engine import NonFiniteError, Outcome, train
+from undiffuse.training.events import Event, Listener, format_progress, read_events
 from undiffuse.training.plan import TrainPlan, plan
 from undiffuse.training.randomness import seeded
-from undiffuse.training.records import Listener, Record, format_progress, read_records
 from undiffuse.training.request import TrainRequest
 from undiffuse.training.tasks import ClassifierTask, DiffusionTask, Inputs, LossFn, Task
 
@@ -23,7 +23,7 @@ __all__ = [
     "LossFn",
     "NonFiniteError",
     "Outcome",
-    "Record",
+    "Event",
     "Task",
     "TrainConfig",
     "TrainPlan",
@@ -31,7 +31,7 @@ __all__ = [
     "format_progress",
     "learning_rate",
     "plan",
-    "read_records",
+    "read_events",
     "seeded",
     "train",
 ]

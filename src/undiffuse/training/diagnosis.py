@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undiffuse.distributed import Ranks
+from undiffuse.distributed import DistContext
 from undiffuse.train_config import TrainConfig
 from undiffuse.training.tasks import Inputs
 
@@ -22,7 +22,7 @@ def find_broken_parts(
     inputs: Inputs,
     indices: Tensor,
     source: Any,
-    ranks: Ranks,
+    ranks: DistContext,
     bad_in_a_row: int,
 ) -> dict[str, Any]:
     """The diagnosis of one update, the same in every process (collective), JSON-ready:

@@ -20,15 +20,15 @@ from undiffuse import distributed
 from undiffuse.data import ImageDataset
 from undiffuse.data.torch_dataset import StreamDataset
 from undiffuse.train_config import TrainConfig, due
+from undiffuse.training.accumulator import QUARTILES, binned_sums
 from undiffuse.training.custom import Custom
 from undiffuse.training.diagnosis import brief
 from undiffuse.training.evaluation import Evaluator
+from undiffuse.training.events import Listener
 from undiffuse.training.optim import gradient_norm
-from undiffuse.training.records import Listener
 from undiffuse.training.run import Run
 from undiffuse.training.signals import StopSignals
 from undiffuse.training.step import accumulate_within_memory
-from undiffuse.training.tally import QUARTILES, binned_sums
 from undiffuse.training.tasks import Task
 
 
@@ -86,7 +86,7 @@ def train(
         dataset: The images to train on.
         config: Length, batch, learning rate and all other settings.
         run_dir: Gets config.json, metrics.jsonl, loss_curve.png, previews/ and checkpoints/.
-        listeners: Called with every `Record` in the main process. A listener may also have `update` (called after
+        listeners: Called with every `Event` in the main process. A listener may also have `update` (called after
             every update with the images seen, the images of the whole run, and a function that makes a record of the
             moment) and `close` (called at the end).
         validation: Held-out images; their terms are reported by noise level.
@@ -149,7 +149,7 @@ def _loop(run: Run, signals: StopSignals) -> str:
                 torch._foreach_mul_(gradients, config.grad_clip / norm)
             state.apply_update()
             run.inform_sampler(inputs, terms["loss"])
-            state.tally.add(sorted(terms), sums, norm)
+            state.accumulator.add(sorted(terms), sums, norm)
             state.updates += 1
             state.bad_in_a_row = 0
             problem = None
@@ -164,13 +164,13 @@ def _loop(run: Run, signals: StopSignals) -> str:
         now = time.monotonic()
         state.seconds, clock = state.seconds + now - clock, now
         if problem is not None:
-            run.tell("skipped", **brief(problem))
+            run.log("skipped", **brief(problem))
             if state.bad_in_a_row > config.max_bad_updates:
                 raise NonFiniteError(run.diagnosis_text(problem), problem)
         done = state.images >= config.total_images
         run.show(lr)
         if due(config.log_every, before, state.images) or done:
-            run.tell_progress(lr)
+            run.log_progress(lr)
         # Pictures and validation before the checkpoint: what a kill interrupts is done again from the one before.
         if due(config.preview_every, before, state.images) or done:
             run.preview()
@@ -189,16 +189,16 @@ def _loop(run: Run, signals: StopSignals) -> str:
         clock = time.monotonic()  # looking at the run is not training: speed and time left are those of the steps
 
     if state.images >= config.total_images:
-        run.tell("end", text=f"complete after {state.images:,} images")
+        run.log("end", text=f"complete after {state.images:,} images")
         return "complete"
     stopped_by = ranks.broadcast_json(signals.received) or "SIGTERM"  # the signal may have reached another process only
-    run.tell("end", text=f"stopped by {stopped_by} after {state.images:,} images")
+    run.log("end", text=f"stopped by {stopped_by} after {state.images:,} images")
     return str(stopped_by)
 
 
-def _agree(ranks: distributed.Ranks, bad: float, stop: bool, sums: Tensor) -> tuple[float, bool, Tensor]:
+def _agree(ranks: distributed.DistContext, bad: float, stop: bool, sums: Tensor) -> tuple[float, bool, Tensor]:
     """One small message a step: the number of bad losses, whether anyone was asked to stop, the sums of the terms."""
-    if ranks.world == 1:
+    if ranks.world_size == 1:
         return bad, stop, sums
     message = torch.cat([torch.tensor([bad, float(stop)], dtype=torch.float64), sums.reshape(-1)]).to(ranks.device)
     message = ranks.sum_(message).cpu()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from undiffuse import checkpoints
-from undiffuse.distributed import Ranks
+from undiffuse.distributed import DistContext
 from undiffuse.ema import EMA
 from undiffuse.evaluation import MadeImages, Summary, compute_metrics, extract, higher_is_better
 from undiffuse.metrics import Estimate, MetricError
@@ -58,7 +58,7 @@ class Evaluator:
                 self.best = None
 
     def measure(
-        self, task: DiffusionTask, ema: EMA, forward: NetworkRunner, config: TrainConfig, ranks: Ranks
+        self, task: DiffusionTask, ema: EMA, forward: NetworkRunner, config: TrainConfig, ranks: DistContext
     ) -> dict[str, Any]:
         """The values, by name, with "<name> error"; the processes share the sampling and all get the values."""
         which = max(ema.names, key=float) if ema.names else "net"

@@ -17,10 +17,10 @@ from undiffuse.train_config import TrainConfig
 from undiffuse.training import engine
 from undiffuse.training.custom import Custom, OptimizerFactory, ScheduleFactory
 from undiffuse.training.evaluation import Evaluator
+from undiffuse.training.events import Listener, read_events
 from undiffuse.training.loggers import make_loggers
 from undiffuse.training.plan import TrainPlan, plan
 from undiffuse.training.progress import TrainingProgress
-from undiffuse.training.records import Listener, read_records
 from undiffuse.training.request import TrainRequest, read_request, write_request
 from undiffuse.training.tasks import LossFn, Task
 from undiffuse.util.errors import ConfigError
@@ -55,7 +55,7 @@ class TrainResult:
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """All records of the run, in order (those of metrics.jsonl)."""
-        return list(read_records(self.folder / "metrics.jsonl"))
+        return list(read_events(self.folder / "metrics.jsonl"))
 
     def __repr__(self) -> str:
         trained = [record for record in self.records if record["kind"] == "train"]
@@ -152,7 +152,7 @@ def train(
     if model is not None and net is None:
         given["init_from"] = str(model)
     if isinstance(density, str):
-        overrides["train.levels"] = density
+        overrides["train.density"] = density
     _sort(overrides, given)
     if data is None and resume is None:
         raise ConfigError("data", "give images to train on, or resume=RUN")

@@ -58,7 +58,7 @@ class PretrainedInit:
             size: (height, width) of the images. An upsampler enlarges to it by the factor it was trained for.
         """
         objective = None if recipe.objective is None else self._loss()
-        train = replace(recipe.train, levels=self.levels)
+        train = replace(recipe.train, density=self.levels)
         low_size = self._low_size(size)
         return replace(recipe, net=self.net, process=self.process, objective=objective, train=train, low_size=low_size)
 
@@ -156,7 +156,7 @@ def find_init(reference: str, kind: str, run_dir: Path) -> PretrainedInit:
 
 def _levels(manifest: Mapping[str, Any]) -> str:
     """The density that a model was trained with; "uniform" where its manifest has none."""
-    return str((manifest.get("train") or {}).get("levels", "uniform"))
+    return str((manifest.get("train") or {}).get("density", "uniform"))
 
 
 def default_folder(data: str, reference: str) -> Path:

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from undiffuse.adapters import imagenet_classes
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import ClassifierModel, DiffusionModel
 from undiffuse.nets.runner import is_own
@@ -214,7 +214,7 @@ class _Fitting:
             how = _how(old, new, "the mean over the colours", "a copy for each colour", "zeros for alpha")
             self.adapted.append(f"output layer: {how}")
         if not keeps_variance and is_now.learns_variance:
-            where = ", the middle of its range" if is_now.variance == "range" else ""
+            where = ", the middle of its range" if is_now.variance == "learned_range" else ""
             self.fresh.append(f"output layer: the variance begins at zero{where}")
         elif not keeps_variance:
             self.dropped.append("output layer: the variance, which is no longer learned")
@@ -290,10 +290,10 @@ class _Fitting:
         known = [name for name, index in zip(labels, found, strict=True) if index is not None]
         unknown = [name for name, index in zip(labels, found, strict=True) if index is None]
         if known and found != list(range(self.theirs.num_classes)):
-            self.adapted.append(f"{what}: {len(known):,} of {len(found):,} classes by name ({listed(known, 6)})")
+            self.adapted.append(f"{what}: {len(known):,} of {len(found):,} classes by name ({join_names(known, 6)})")
         if unknown:
             begin = "begins" if len(unknown) == 1 else "begin"
-            self.fresh.append(f"{what}: {listed(unknown, 6)} {begin} as the average class")
+            self.fresh.append(f"{what}: {join_names(unknown, 6)} {begin} as the average class")
         if self.model.labels is None and known:
             self.notes.append("its classes have no names: it was taken for granted that they are yours, in your order")
 

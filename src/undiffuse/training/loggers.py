@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from undiffuse.training.records import Record, format_progress
+from undiffuse.training.events import Event, format_progress
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import join_names
 
@@ -26,7 +26,7 @@ _TEXTS = ("note", "skipped", "best")
 _BOOKKEEPING = ("total_images", "seconds_left", "microbatch")
 
 
-def scalars(record: Record) -> Iterator[tuple[str, float]]:
+def scalars(record: Event) -> Iterator[tuple[str, float]]:
     """Yields (name, value) for every finite number in a record, for example ("train/mse", 0.02).
 
     Means by quartile or tenth of the noise levels become "train/by_quartile/mse/0" to ".../3".
@@ -48,7 +48,7 @@ def scalars(record: Record) -> Iterator[tuple[str, float]]:
                 yield from walk(f"{record.kind}/{key}", value)
 
 
-def pictures(record: Record, run_dir: Path) -> Iterator[tuple[str, Image.Image]]:
+def pictures(record: Event, run_dir: Path) -> Iterator[tuple[str, Image.Image]]:
     """Yields (name, image) for the preview grids that a record announces."""
     for file in record.values.get("files", ()) if record.kind == "preview" else ():
         path = run_dir / "previews" / str(file)
@@ -74,7 +74,7 @@ class TensorBoardLogger:
         self._purge = resumed_at + 1 if resumed_at else None
         self._writer: Any = None  # opened by the first record, once the run owns its folder
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: Event) -> None:
         """Writes a record."""
         if self._writer is None:
             self._writer = self._open(str(self._run_dir / "tensorboard"), purge_step=self._purge)
@@ -122,7 +122,7 @@ class WandbLogger:
         run.define_metric("*", step_metric="images")
         return run
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: Event) -> None:
         """Sends a record."""
         if self._run is None:
             self._run = self._begin()

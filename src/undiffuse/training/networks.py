@@ -78,6 +78,6 @@ def for_network(recipe: Recipe, spec: NetworkSpec) -> Recipe:
     assert objective is not None
     if process.out_channels(spec.in_channels) != spec.out_channels:
         learned = spec.out_channels == 2 * spec.in_channels
-        process = replace(process, variance="range" if learned else "posterior")
+        process = replace(process, variance="learned_range" if learned else "fixed_small")
         objective = replace(objective, loss="hybrid" if learned else "simple")
     return replace(recipe, process=process, objective=objective)

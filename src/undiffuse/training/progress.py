@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from undiffuse.training.records import Record, format_progress, progress_parts
+from undiffuse.training.events import Event, format_progress, progress_parts
 from undiffuse.util.progress import is_main_process
 
 __all__ = ["TrainingProgress"]
@@ -35,7 +35,7 @@ class TrainingProgress:
         self._shown_at = -math.inf
         self._first = True
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: Event) -> None:
         """Shows a record that is no progress; the last of all progress is shown in full."""
         if record.kind == "train":
             if record.images >= record.values["total_images"] and not self.terminal:
@@ -43,7 +43,7 @@ class TrainingProgress:
         elif record.kind not in ("start", "end", "save"):
             self._line(format_progress(record))
 
-    def update(self, images: int, total: int, record: Callable[[], Record]) -> None:
+    def update(self, images: int, total: int, record: Callable[[], Event]) -> None:
         """Shows how far the run is; `record` makes a "train" record of the moment."""
         self.trained = True
         if not is_main_process():
@@ -68,7 +68,7 @@ class TrainingProgress:
             self._bar.close()
             self._bar = None
 
-    def _bar_of(self, total: int, images: int, record: Callable[[], Record]) -> None:
+    def _bar_of(self, total: int, images: int, record: Callable[[], Event]) -> None:
         if self._bar is None:
             from tqdm import tqdm
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undiffuse.distributed import Ranks
+from undiffuse.distributed import DistContext
 from undiffuse.ema import EMA, PowerEMA
 from undiffuse.timesteps import Place, TimestepSampler, make_timestep_sampler
 from undiffuse.train_config import TrainConfig, learning_rate
+from undiffuse.training.accumulator import MetricAccumulator
 from undiffuse.training.custom import Custom, plain_state, restored
 from undiffuse.training.optim import (
     LossScale,
@@ -25,7 +26,6 @@ from undiffuse.training.optim import (
     optimizer_state,
     optimizer_tensors,
 )
-from undiffuse.training.tally import Tally
 
 
 class TrainState:
@@ -69,7 +69,7 @@ class TrainState:
         self.powers = PowerEMA(net, config.posthoc_widths)
         self.sampler: TimestepSampler = make_timestep_sampler(config.timesteps, steps_of_chain, placement)
         self.scale = LossScale(enabled=config.precision == "fp16")
-        self.tally = Tally()
+        self.accumulator = MetricAccumulator()
         self.images = self.steps = self.updates = self.skipped = self.bad_in_a_row = self.overflows = 0
         self.microbatch = config.microbatch or config.batch
         self.seconds = 0.0
@@ -120,7 +120,7 @@ class TrainState:
             "microbatch": self.microbatch,
             "seconds": self.seconds,
             "loss_scale": self.scale.state(),
-            "tally": self.tally.state(),
+            "tally": self.accumulator.state(),
             **own,
         }
 
@@ -166,11 +166,11 @@ class TrainState:
         self.microbatch = config.microbatch or int(progress["microbatch"])
         self.seconds = float(progress["seconds"])
         self.scale.load(progress["loss_scale"])
-        self.tally = Tally.from_state(progress["tally"])
+        self.accumulator = MetricAccumulator.from_state(progress["tally"])
 
-    def share(self, ranks: Ranks) -> None:
+    def share(self, ranks: DistContext) -> None:
         """Gives every process the state of rank 0, the only one that reads files."""
-        if ranks.world == 1:
+        if ranks.world_size == 1:
             return
         progress = ranks.broadcast_json(self.counters())
         if self._own_optimizer:  # whose tensors appear with its first update
@@ -187,9 +187,9 @@ class TrainState:
             setattr(self, key, progress[key])
         self.seconds = progress["seconds"]
         self.scale.load(progress["loss_scale"])
-        self.tally = Tally.from_state(progress["tally"])
+        self.accumulator = MetricAccumulator.from_state(progress["tally"])
 
-    def _share_optimizer(self, ranks: Ranks, progress: Mapping[str, Any]) -> None:
+    def _share_optimizer(self, ranks: DistContext, progress: Mapping[str, Any]) -> None:
         """Gives the optimizers of the other processes tensors to receive those of rank 0."""
         mine = optimizer_tensors(self.net, self.optimizer)
         shapes = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in mine.items()}
@@ -198,9 +198,9 @@ class TrainState:
             empty = {name: torch.zeros(shape, dtype=getattr(torch, kind)) for name, (kind, shape) in shapes.items()}
             self._load_own(empty, progress)
 
-    def check_agreement(self, ranks: Ranks) -> None:
+    def check_agreement(self, ranks: DistContext) -> None:
         """RuntimeError if the processes' weights differ: they apply the same updates, so this means a fault."""
-        if ranks.world == 1:
+        if ranks.world_size == 1:
             return
         total = torch.stack([p.detach().double().sum().cpu() for p in self.net.parameters()]).sum()
         sums = ranks.gather(total.reshape(1).to(ranks.device)).tolist()

@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from undiffuse.denoiser import ChainDenoiser, Condition, ProcessConfig, TimeAdapter
-from undiffuse.levels import Level, diffuse
 from undiffuse.nets import NetworkSpec, conditions_of, config_to_dict, describe
 from undiffuse.nets.registry import check_rebuilds
 from undiffuse.noise import NoiseSource
+from undiffuse.noise_levels import Level, diffuse
 from undiffuse.objectives import Objective, ObjectiveConfig
 from undiffuse.sampling_defaults import default_sampling
 from undiffuse.training.custom import qualified_name
 from undiffuse.util.errors import ConfigError
 
-Forward = Callable[..., Tensor]
+ForwardFn = Callable[..., Tensor]
 LossFn = Callable[[ChainDenoiser, Tensor, Tensor, Tensor, Condition], "Tensor | dict[str, Tensor]"]
 """A loss of one's own: loss(denoiser, x0, noise, t, cond) -> loss of each image [B], or {"loss": [B], other terms}.
 
@@ -103,11 +103,11 @@ class Task(Protocol):
         """What is trained."""
         ...
 
-    def arrange(self, inputs: Inputs) -> Inputs:
+    def prepare_batch(self, inputs: Inputs) -> Inputs:
         """The task's last word on a training batch (dropped labels, clean images); validation data is not arranged."""
         ...
 
-    def terms(self, forward: Forward, inputs: Inputs) -> dict[str, Tensor]:
+    def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
         """Per-image terms [b] at the given timesteps, computed through `forward` (the network in the run's precision).
         "loss" is minimised, the others are reported."""
         ...
@@ -116,7 +116,7 @@ class Task(Protocol):
         """What a checkpoint must say for this thing to be built again: kind, net, process, ..."""
         ...
 
-    def preview(self, forward: Forward, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
+    def preview(self, forward: ForwardFn, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
         """Pictures to look at, [n, C, H, W] in [-1, 1], always of the same noise; None if there is nothing to see."""
         ...
 
@@ -193,13 +193,13 @@ class DiffusionTask:
         denoiser = ChainDenoiser(network, self.process)
         return Objective(denoiser, self.objective) if self.loss is None else _OwnLoss(denoiser, self.loss)
 
-    def arrange(self, inputs: Inputs) -> Inputs:
+    def prepare_batch(self, inputs: Inputs) -> Inputs:
         if not self.label_dropout or inputs.labels is None:
             return inputs
         dropped = inputs.chosen(self.label_dropout, "label").to(inputs.labels.device)
         return replace(inputs, labels=torch.where(dropped, self.spec.num_classes or 0, inputs.labels))
 
-    def terms(self, forward: Forward, inputs: Inputs) -> dict[str, Tensor]:
+    def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
         cond = {}
         if self.spec.num_classes is not None:
             if inputs.labels is None:
@@ -224,12 +224,12 @@ class DiffusionTask:
             "labels": list(self.labels) if self.labels is not None else None,
         }
 
-    def preview(self, forward: Forward, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
+    def preview(self, forward: ForwardFn, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
         if self.low_size is not None:
             return None  # an upsampler needs images to enlarge; its validation loss is reported instead
         return self.make(forward, seed, range(count), steps, device)
 
-    def make(self, forward: Forward, seed: int, numbers: Sequence[int], steps: int, device: torch.device) -> Tensor:
+    def make(self, forward: ForwardFn, seed: int, numbers: Sequence[int], steps: int, device: torch.device) -> Tensor:
         """Samples images by number, with the solver that suits few steps (`default_sampling`).
 
         Args:
@@ -337,14 +337,14 @@ class ClassifierTask:
         self.chain = process.chain()
         self._time = TimeAdapter(self.chain, process.rescale_timesteps)
 
-    def arrange(self, inputs: Inputs) -> Inputs:
+    def prepare_batch(self, inputs: Inputs) -> Inputs:
         if self.noise and not self.clean_fraction:
             return inputs
         clean = inputs.chosen(self.clean_fraction, "clean") if self.noise else torch.ones(len(inputs), dtype=torch.bool)
         # A clean image gets the time of the least noisy step, as with the original's noised=False.
         return replace(inputs, t=torch.where(clean, 0, inputs.t), clean=clean)
 
-    def terms(self, forward: Forward, inputs: Inputs) -> dict[str, Tensor]:
+    def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
         if inputs.labels is None:
             raise ValueError("a classifier needs labels, and the data has none")
         x0, level = inputs.x0, self.chain.level(inputs.t)
@@ -369,7 +369,7 @@ class ClassifierTask:
             "labels": list(self.labels) if self.labels is not None else None,
         }
 
-    def preview(self, forward: Forward, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
+    def preview(self, forward: ForwardFn, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
         return None
 
     def preview_labels(self, count: int) -> list[str] | None:
