@@ -66,6 +66,13 @@ class _Model:
         return self.published.sampling if self.published is not None else None
 
     @property
+    def differences(self) -> tuple[str, ...]:
+        """What is done otherwise than by the scheduler that the model came with, a sentence each."""
+        facts = (self.manifest.get("source") or {}).get("facts")
+        named = facts.items() if isinstance(facts, Mapping) else ()
+        return tuple(str(what) for who, what in named if str(who).startswith("otherwise than"))
+
+    @property
     def null_class(self) -> int | None:
         """The class that means "no class", of a model for classifier-free guidance; None for any other."""
         return self.net.config.num_classes if getattr(self.net.config, "null_class", False) else None

@@ -30,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
     sampler = Sampler.load(Settings.of_args(args), args.device)
     if "measured" in sampler.notes:
         say(fields([("budget", sampler.notes["measured"])]))
+    for difference in sampler.model.differences:
+        say(f"note: otherwise than in diffusers: {difference}")
     low = LowRes.of_args(args, sampler.model)
     classes = classes_to_guide(sampler, args.classes) if args.classes or low is None or low.labels is None else None
     record = {"command": "sample", "seed": args.seed, **sampler.record, "classes": listed(classes, sampler)}
