@@ -110,6 +110,13 @@ class _Model:
         return None if sampling is None else sampling.config
 
     @property
+    def differences(self) -> tuple[str, ...]:
+        """What is done otherwise than by the scheduler that the model came with, a sentence each."""
+        facts = (self.manifest.get("source") or {}).get("facts")
+        named = facts.items() if isinstance(facts, Mapping) else ()
+        return tuple(str(what) for who, what in named if str(who).startswith("otherwise than"))
+
+    @property
     def null_class(self) -> int | None:
         """The class index that means "no class", for classifier-free guidance; None if there is none."""
         return self.spec.null_index

@@ -166,7 +166,7 @@ def test_the_command_line_samples_and_tells(tmp_path: Path, capsys: pytest.Captu
     folder = pipeline(tmp_path / "p", ddim)
     words = ("--count", 1, "--steps", 3, "--device", "cpu", "--out", tmp_path / "o")
     assert call("sample", "--model", folder, *words) == 0
-    capsys.readouterr()
+    assert "note: otherwise than in diffusers: the last step goes to the clean image" in capsys.readouterr().out
     assert call("inspect", folder) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "as with set_alpha_to_one = true" in told

@@ -198,6 +198,14 @@ def test_notes_and_usage_fit_the_model(tmp_path: Path) -> None:
     assert any("every 4th step, 1000 in all" in note for note in rescaled.notes)
 
 
+def test_an_upsampler_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without a pipeline's index."""
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
+    given = write("upsampler", tmp_path / "m")[0]
+    again = load_model(tmp_path / "m")
+    assert (again.net.config, again.process, again.digest) == (given.net.config, given.process, given.digest)
+
+
 @pytest.mark.parametrize("case", [*(name for name in CASES if name != "upsampler"), *RETURNING])
 def test_what_went_out_comes_back(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out to diffusers and in again: the same network, process, classes and weights."""

@@ -333,7 +333,7 @@ def _view(storage: Any, offset: Any, shape: Any, stride: Any) -> Tensor:
 
 
 def _legacy_storage(content: Any) -> Tensor:
-    """The numbers of a tensor that was pickled by itself, whose storage is a small file of its own."""
+    """The numbers of a tensor that was pickled alone, whose storage is a small file of its own."""
     if not isinstance(content, (bytes, bytearray)):
         raise Refused("it is damaged: a tensor without numbers")
     with warnings.catch_warnings():  # that storages of a type go out of use

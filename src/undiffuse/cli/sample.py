@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     pipeline = Pipeline.load(config, args.device, keep_weights=False)
     if "measured" in pipeline.notes:
         say(fields([("budget", pipeline.notes["measured"])]))
+    for difference in pipeline.model.differences:
+        say(f"note: this differs from diffusers: {difference}")
     low = LowRes.open(pipeline.model, args.low_res, args.low_size, labelled=not args.classes)
     notes = {"low_res_data": args.low_res} if low else {}
     SamplingRun.of(pipeline, folder, low=low, notes=notes, **out).run(report=say)

@@ -53,7 +53,8 @@ class UNet2DConfig(NetworkConfig):
         mid_scale: What its residual sums are divided by.
         centre: Whether the input is mapped from [0, 1] to [-1, 1] first.
         class_embedding: How classes are given: a "table" of `num_classes` rows (and one for `null_class`), a "number"
-            that is embedded like the time, or a "vector" as wide as the embedding; None without classes.
+            that is embedded like the time, or a "vector" as wide as the embedding; None without classes. A number of
+            classes means a table if nothing else is said, and a table without classes is none.
         num_classes: Number of classes where it is known.
         null_class: Whether the table has one more row, meaning "no class".
     """
@@ -90,6 +91,10 @@ class UNet2DConfig(NetworkConfig):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         attends = (2**level for level, kind in enumerate(self.down_types) if kind.startswith("Attn"))
         object.__setattr__(self, "attention_resolutions", tuple(attends))
+        if self.class_embedding is None and self.num_classes is not None:
+            object.__setattr__(self, "class_embedding", "table")
+        elif self.class_embedding == "table" and self.num_classes is None:
+            object.__setattr__(self, "class_embedding", None)
         super().__post_init__()
         if self.architecture != "unet2d":
             raise ValueError(f"this is the configuration of the architecture 'unet2d', not of {self.architecture!r}")
@@ -115,8 +120,6 @@ class UNet2DConfig(NetworkConfig):
             raise ValueError("a skip level below a plain one gets no image: skip levels must come first in down_types")
         if self.time_type == "learned" and self.time_steps < 1:
             raise ValueError("a learned time embedding needs time_steps, its number of rows")
-        if (self.class_embedding == "table") and self.num_classes is None:
-            raise ValueError("class_embedding 'table' needs num_classes")
 
     @property
     def time_width(self) -> int:

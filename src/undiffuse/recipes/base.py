@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from undiffuse.adapters import published
@@ -81,12 +81,14 @@ class Recipe:
             if classes is None:
                 raise ValueError("a classifier needs labelled pictures")
             return replace(self, net=replace(self.net, out_channels=classes))
-        if isinstance(self.net, DDPMConfig):
+        if "num_classes" not in {field.name for field in fields(self.net)}:
             if classes is not None:
-                raise ConfigError("labels", "DDPM's network is unconditional: leave the labels out (`unconditional`)")
+                which = "DDPM's network" if isinstance(self.net, DDPMConfig) else "this network"
+                raise ConfigError("labels", f"{which} is unconditional: leave the labels out (`unconditional`)")
             return self
-        null = self.net.null_class and classes is not None
-        return replace(self, net=replace(self.net, num_classes=classes, null_class=null))
+        net: Any = self.net
+        null = net.null_class and classes is not None
+        return replace(self, net=replace(net, num_classes=classes, null_class=null))
 
     def with_label_dropout(self, share: float) -> Recipe:
         """Returns the recipe with a share of the images trained without their label, as the network's null class."""

@@ -34,6 +34,7 @@ from undiffuse.adapters import imagenet_classes
 from undiffuse.data.labels import join_names
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import ClassifierModel, DiffusionModel
+from undiffuse.nets import EDMUNetConfig
 from undiffuse.nets.runner import is_own
 
 Model = DiffusionModel | ClassifierModel
@@ -41,9 +42,11 @@ Model = DiffusionModel | ClassifierModel
 FREE = ("dropout", "use_checkpoint", "null_class")
 """Fields of a network that may differ from its model's besides those that follow from data and process."""
 
-_BY_DATA = ("image_size", "in_channels", "out_channels", "num_classes")
-_INPUTS = ("input_blocks.0.0.weight", "conv_in.weight")
-_TABLE, _TIME, _POSITIONS = "label_emb.weight", "time_embed.2.bias", "out.2.positional_embedding"
+_BY_DATA = ("image_size", "in_channels", "out_channels", "num_classes", "class_embedding")
+_INPUTS = ("input_blocks.0.0.weight", "conv_in.weight", "init_conv.weight")
+_TABLES = {"label_emb.weight": "time_embed.2.bias", "class_embedding.weight": "time_embedding.linear_2.bias"}
+"""Tables of the classes' embeddings, each with the bias of the time embedding that they are added to."""
+_POSITIONS = "out.2.positional_embedding"
 _COLOURS: dict[tuple[int, int], list[list[float]]] = {
     (3, 1): [[1, 1, 1]],
     (4, 1): [[1, 1, 1, 0]],
@@ -151,6 +154,11 @@ def check_architecture(ours: Any, theirs: Any) -> None:
             f"these weights are for another network ({', '.join(different)}); of a network that begins with a model's "
             f"weights only {', '.join(FREE)} may differ, beside what follows from the data"
         )
+    if isinstance(ours, EDMUNetConfig) and ours.num_classes != theirs.num_classes:
+        raise ValueError(
+            f"a network of EDM keeps its classes, {theirs.num_classes or 'none'}, and the data have "
+            f"{ours.num_classes or 'none'}"
+        )
     channels = (theirs.in_channels, ours.in_channels)
     if channels[0] != channels[1] and channels not in _COLOURS:
         raise ValueError(
@@ -221,21 +229,24 @@ class _Fitting:
 
     def class_table(self) -> None:
         """The table of the classes' embeddings, there or not in either network."""
-        table = self.old.get(_TABLE)
-        if _TABLE in self.new:
+        name, bias = next(
+            ((table, time) for table, time in _TABLES.items() if table in self.old or table in self.new), ("", "")
+        )
+        table = self.old.get(name)
+        if name in self.new:
             if table is None:
-                self.state[_TABLE] = torch.zeros_like(self.new[_TABLE])
+                self.state[name] = torch.zeros_like(self.new[name])
                 self.fresh.append("class table: zeros, so that the network begins as the unconditional one it was")
                 return
             classes = self.theirs.num_classes
             average = table[classes] if self.theirs.null_class else table[:classes].mean(dim=0)
             rows = self._by_class(table[:classes], average, "class table")
             null = [average[None]] if self.ours.null_class else []
-            self.state[_TABLE] = torch.cat([rows, *null])
+            self.state[name] = torch.cat([rows, *null])
         elif table is not None:
             classes = self.theirs.num_classes
             average = table[classes] if self.theirs.null_class else table.mean(dim=0)
-            self.state[_TIME] = self.old[_TIME] + average
+            self.state[bias] = self.old[bias] + average
             self.adapted.append("time embedding: the average class was added to it")
             self.dropped.append(f"class table: {classes} classes")
 
