@@ -1,7 +1,7 @@
 """Models: a network with its process, class names and provenance, loaded from files and by name.
 
-`load_diffusion`, `load_classifier` and `load_model` load one from a file, a run folder or by its name; `save_model` writes
-one. A file says all that is needed to use it.
+`load_diffusion`, `load_classifier` and `load_model` load one from a file, a run folder or by name.
+`save_model` writes one. A file says all that is needed to use it.
 """
 
 from undiffuse.models.files import (
