@@ -65,7 +65,7 @@ class Averages:
             torch._foreach_lerp_(averages, weights, 1.0 - self.decay_at(name, n))
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """Returns an average by parameter name; the tensors are live, not copies. Raises ValueError for unknown names."""
+        """Returns an average by parameter name; the tensors are live, not copies. Raises ValueError for other names."""
         if name not in self._averages:
             raise ValueError(f"there is no average {name!r}; there are: {', '.join(self.names) or 'none'}")
         return dict(zip(self._parameters, self._averages[name], strict=True))

@@ -205,7 +205,7 @@ DENSITIES: dict[str, tuple[float, ...]] = {
 
 
 def parse_density(spec: str) -> tuple[str, tuple[float, ...]]:
-    """Parses "lognormal" or "lognormal:-1.2,1.2" into ("lognormal", (-1.2, 1.2)); raises ValueError for invalid text."""
+    """Parses "lognormal" or "lognormal:-1.2,1.2" into ("lognormal", (-1.2, 1.2)); raises ValueError for other text."""
     name, colon, text = str(spec).partition(":")
     if name not in DENSITIES:
         raise ValueError(f"unknown density of noise levels {spec!r}; choose one of {', '.join(DENSITIES)}")
