@@ -148,7 +148,7 @@ def test_offline_names_the_place_for_a_file_brought_by_hand(server: Server, monk
     assert str(place()) in str(caught.value)
     place().parent.mkdir(parents=True, exist_ok=True)
     place().write_bytes(server.content[:-300])
-    with pytest.raises(DownloadError, match="offline.*the file that is there is not the right one"):
+    with pytest.raises(DownloadError, match="OFFLINE.*the existing file is wrong"):
         load_model("tiny_diffusion")
     place().write_bytes(server.content)
     assert load_model("tiny_diffusion").digest == DIGEST

@@ -111,7 +111,7 @@ def test_the_own_error_is_the_papers_weighting() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [("min", "unknown weighting"), ("eps:1", "has no number"), ("p2:x", "must be positive"), ("p2:0", "positive")],
+    [("min", "unknown weighting"), ("eps:1", "takes no number"), ("p2:x", "must be positive"), ("p2:0", "positive")],
 )
 def test_weightings_that_do_not_exist(spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -43,7 +43,7 @@ _REPORT: ContextVar[Report | None] = ContextVar("report", default=None)
 
 
 class DownloadError(OSError):
-    """A file could not be downloaded. The message names the file and the reason, and explains how to place it manually."""
+    """A file could not be downloaded. The message names the file and the reason, and says how to place it by hand."""
 
 
 class _Fatal(Exception):

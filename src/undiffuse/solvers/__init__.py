@@ -1,8 +1,9 @@
-"""Sampling methods, one a file: how to go from a level of a path to the next cleaner one.
+"""Sampling methods, one per file. Each moves images from one noise level of a path to the next cleaner one.
 
-A solver holds no loop, prints nothing and knows no network: it asks `denoise(x, level) -> Prediction`, and draws
-noise by calling `draw()`. To add one: write a file here with a class that follows `Solver`, describe it in
-`undiffuse.methods.METHODS`, and say here how it is built; tests then ask for its order, and the command line offers it.
+A solver contains no loop, prints nothing and knows no network: it calls `denoise(x, level) -> Prediction`, and draws
+noise with `draw()`. To add one, write a file here with a class that follows `Solver`, describe it in
+`undiffuse.methods.METHODS`, and add its constructor to `_CLASSES` below. The tests of convergence then cover it, and
+the command line offers it.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ __all__ = [
 ]  # fmt: skip
 
 SOLVERS = METHODS
-"""Name -> what the method is, its options, default steps and grid, and network calls."""
+"""Methods by name: description, options, default steps and grid, and network calls."""
 
 _CLASSES: dict[str, Callable[..., Any]] = {
-    "ancestral": lambda reclip: Ancestral(),  # the learned step clips x0 before the guides, not after
+    "ancestral": lambda reclip: Ancestral(),  # clips x0 before the guides, not after
     "ddim": DDIM,
     "euler": lambda **options: EDM(order=1, **options),
     "heun": lambda **options: EDM(order=2, **options),
@@ -56,9 +57,15 @@ _CLASSES: dict[str, Callable[..., Any]] = {
 
 
 def build(name: str, reclip: bool = False, **options: Value) -> Solver:
-    """The solver of that name with its options (`SOLVERS[name].options`); ddim also takes `eta`.
+    """Builds a solver.
 
-    `reclip` clips the denoised image again after guides have moved it. ValueError for unknown names and options.
+    Args:
+        name: One of `SOLVERS`.
+        reclip: Clip the denoised image again after guidance has moved it.
+        options: Options of the solver (`SOLVERS[name].options`); ddim also accepts `eta`.
+
+    Raises:
+        ValueError: The name or an option is unknown, or a value is out of range.
     """
     eta = {"eta": options.pop("eta", 0.0)} if name == "ddim" else {}
     settings = method(name).settings(options)
