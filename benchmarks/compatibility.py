@@ -4,7 +4,7 @@
     python benchmarks/compatibility.py --write docs      # and write docs/compatibility.md
 
 From a checkout with the package importable; about a minute on one core. The cells, what they must give and the page are
-those of the tests (tests/compatibility.py, tests/test_compatibility.py).
+those of the tests (tests/support/compatibility.py, tests/solvers/test_compatibility.py).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from compatibility import page  # noqa: E402
-from test_compatibility import EVERY, check, reason  # noqa: E402
+from tests.solvers.test_compatibility import EVERY, check, reason  # noqa: E402
+
+from support.compatibility import page  # noqa: E402
 
 
 def main() -> None:

@@ -110,9 +110,9 @@ def together(precision: str, count: int, args: argparse.Namespace) -> dict[str, 
     threads = max(1, args.threads // count)
     task = {"action": "exchange", "axis": "processes", "precision": precision, "points": [], "batch": BATCH}
     task["steps"] = 1 if args.quick else 9
-    world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    world_size = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     before, began = others(), time.perf_counter()
-    ranks = [worker(task, threads, {**world, "RANK": str(n), "LOCAL_RANK": str(n)}) for n in range(count)]
+    ranks = [worker(task, threads, {**world_size, "RANK": str(n), "LOCAL_RANK": str(n)}) for n in range(count)]
     steps = results(ranks)
     foreign = (others() - before) / (time.perf_counter() - began)
     print(f"{count} processes, {precision}: {steps[0]['seconds']:.2f} s", flush=True)

@@ -20,7 +20,7 @@ from undiffuse.nets import NetworkSpec, register_network
 from undiffuse.noise import NoiseSource
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.sampling import generate
-from undiffuse.solvers import build
+from undiffuse.solvers import build_solver
 from undiffuse.training import DiffusionTask, TrainConfig, train
 
 SMALL: dict[str, Any] = {
@@ -67,7 +67,7 @@ class WrappedUNet(nn.Module):
 def main(folder: Path) -> None:
     task = DiffusionTask(
         WrappedUNet(**SMALL),
-        ProcessConfig(steps=1000, schedule="linear", target="eps", variance="posterior"),
+        ProcessConfig(steps=1000, schedule="linear", target="eps", variance="fixed_small"),
         ObjectiveConfig(loss="simple"),
         labels=NAMES,
     )
@@ -80,7 +80,7 @@ def main(folder: Path) -> None:
     for solver, steps in (("ddim", "10"), ("dpmpp-2m", "10")):
         path = denoiser.chain.respaced(steps)
         noise = NoiseSource(0, range(4))
-        images = generate(denoiser, path, build(solver), noise, model.image_shape, cond={"y": classes})
+        images = generate(denoiser, path, build_solver(solver), noise, model.image_shape, cond={"y": classes})
         print(f"{solver}: {list(images.shape)}, mean {images.mean():.2f}, brightest {images.max():.2f}")
 
 

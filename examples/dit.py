@@ -25,7 +25,7 @@ from undiffuse.nets import register_network
 from undiffuse.noise import NoiseSource
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.sampling import generate
-from undiffuse.solvers import build
+from undiffuse.solvers import build_solver
 from undiffuse.training import DiffusionTask, TrainConfig, train
 
 
@@ -56,7 +56,7 @@ class DiTConfig:
     depth: int = 3
     heads: int = 4
 
-    def build(self) -> DiT:
+    def build_solver(self) -> DiT:
         return DiT(self)
 
 
@@ -143,7 +143,7 @@ class DiT(nn.Module):
 def main(folder: Path) -> None:
     task = DiffusionTask(
         DiTConfig(num_classes=2, null_class=True).build(),
-        ProcessConfig(family="flow", target="u", variance="posterior"),
+        ProcessConfig(preconditioning="flow", target="velocity", variance="fixed_small"),
         ObjectiveConfig(loss="simple"),
         labels=NAMES,
         label_dropout=0.1,
@@ -158,7 +158,7 @@ def main(folder: Path) -> None:
     for solver, steps in (("euler", "20"), ("heun", "10")):
         path = denoiser.chain.respaced(steps)
         noise = NoiseSource(0, range(4))
-        images = generate(guided, path, build(solver), noise, model.image_shape, cond={"y": classes})
+        images = generate(guided, path, build_solver(solver), noise, model.image_shape, cond={"y": classes})
         print(f"{solver}: {list(images.shape)}, mean {images.mean():.2f}, brightest {images.max():.2f}")
 
 

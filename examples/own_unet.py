@@ -26,7 +26,7 @@ from undiffuse.nets import register_network
 from undiffuse.noise import NoiseSource
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.sampling import generate
-from undiffuse.solvers import build
+from undiffuse.solvers import build_solver
 from undiffuse.training import DiffusionTask, TrainConfig, train
 
 
@@ -39,7 +39,7 @@ class OwnUNetConfig:
     num_classes: int | None = 2
     width: int = 32
 
-    def build(self) -> OwnUNet:
+    def build_solver(self) -> OwnUNet:
         return OwnUNet(self)
 
 
@@ -88,7 +88,7 @@ def main(folder: Path) -> None:
     dataset = squares_and_stripes(256)
     task = DiffusionTask(
         OwnUNetConfig().build(),
-        ProcessConfig(steps=200, schedule="cosine", target="v", variance="posterior"),
+        ProcessConfig(steps=200, schedule="cosine", target="v", variance="fixed_small"),
         ObjectiveConfig(loss="simple"),
         labels=NAMES,
     )
@@ -101,7 +101,7 @@ def main(folder: Path) -> None:
     for solver, steps in (("ddim", "20"), ("dpmpp-2m", "10")):
         path = denoiser.chain.respaced(steps)
         noise = NoiseSource(0, range(4))
-        images = generate(denoiser, path, build(solver), noise, model.image_shape, cond={"y": classes})
+        images = generate(denoiser, path, build_solver(solver), noise, model.image_shape, cond={"y": classes})
         print(f"{solver}: {list(images.shape)}, mean {images.mean():.2f}, brightest {images.max():.2f}")
 
 

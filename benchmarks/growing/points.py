@@ -31,12 +31,12 @@ from undiffuse.noise import NoiseSource
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.sampling import generate
 from undiffuse.solvers import DDIM
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.optim import gradient_norm, make_optimizer
 from undiffuse.training.tasks import DiffusionTask, Inputs
 
 CPU = torch.device("cpu")
-PROCESS = ProcessConfig(schedule="linear", steps=STEPS, target="eps", variance="range")
+PROCESS = ProcessConfig(schedule="linear", steps=STEPS, target="eps", variance="learned_range")
 Call = Callable[[], Any]
 
 
@@ -62,8 +62,8 @@ def sampling_call(forward: NetworkRunner, made: Batch, steps: int) -> Call:
     return lambda: generate(denoiser, chain, DDIM(), noise, made.x.shape[1:], cond={"y": made.y}, x_T=made.x)
 
 
-def training_call(net: nn.Module, precision: str, model: Model, size: int, world: int = 1) -> Callable[..., None]:
-    """One step on `size` images of this process, one of `world`, as the engine takes it."""
+def training_call(net: nn.Module, precision: str, model: Model, size: int, world_size: int = 1) -> Callable[..., None]:
+    """One step on `size` images of this process, one of `world_size`, as the engine takes it."""
     made = batch(model, size)
     task = DiffusionTask(net.train(), PROCESS, ObjectiveConfig(loss="hybrid"))  # type: ignore[arg-type]
     config = TrainConfig(images=1, precision=precision)
@@ -79,7 +79,7 @@ def training_call(net: nn.Module, precision: str, model: Model, size: int, world
 
     def run(exchange: Callable[[list[Tensor]], None] = lambda gradients: None) -> None:
         optimizer.zero_grad(set_to_none=True)
-        (task.terms(forward, inputs)["loss"].sum() / (size * world)).backward()
+        (task.losses(forward, inputs)["loss"].sum() / (size * world_size)).backward()
         gradients = [p.grad for p in net.parameters() if p.grad is not None]
         exchange(gradients)
         if gradient_norm(gradients) < float("inf"):
@@ -126,7 +126,7 @@ def exchange(precision: str, size: int, steps: int) -> dict[str, float]:
     """
     with session("cpu") as ranks:
         model, seconds, exchanged = MODELS["S"], [], []
-        run = training_call(network(model), precision, model, size // ranks.world, ranks.world)
+        run = training_call(network(model), precision, model, size // ranks.world_size, ranks.world_size)
 
         def sum_(gradients: list[Tensor]) -> None:
             began = time.perf_counter()

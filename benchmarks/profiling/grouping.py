@@ -89,7 +89,7 @@ _NODE = "autograd::engine::evaluate_function: "
 
 @dataclass(frozen=True)
 class Part:
-    """`seconds` a step, `share` of it, the reason; `calls` a step, the operations that cost the most with ms."""
+    """`seconds` a step, `share` of it, the reason; `nfe` a step, the operations that cost the most with ms."""
 
     name: str
     seconds: float

@@ -28,7 +28,7 @@ _FUNCTIONS: tuple[tuple[Any, str, str], ...] = (
     (NoiseSource, "normal", "noise"),
     (NoiseSource, "uniform", "noise"),
     (torch.Tensor, "backward", "backward"),
-    (DiffusionTask, "terms", "objective"),
+    (DiffusionTask, "losses", "objective"),
     (engine, "gradient_norm", "gradient norm"),
     (engine, "binned_sums", "statistics"),
     (Run, "inputs", "inputs"),

@@ -20,12 +20,12 @@ from undiffuse.noise import NoiseSource
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.sampling import generate
 from undiffuse.solvers import DDIM
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.optim import LossScale, gradient_norm, make_optimizer
 from undiffuse.training.tasks import DiffusionTask, Inputs
 
 GUIDANCE = 1.0
-PROCESS = ProcessConfig(schedule="linear", steps=STEPS, target="eps", variance="range")
+PROCESS = ProcessConfig(schedule="linear", steps=STEPS, target="eps", variance="learned_range")
 
 
 class Undiffuse:
@@ -99,7 +99,7 @@ class Undiffuse:
         """(the loss, the noise that it was taken with)."""
         task, forward, inputs = self.task(batch)
         with kernels.using(self.setting.kernels):
-            return task.terms(forward, inputs)["loss"].mean(), inputs.normal()
+            return task.losses(forward, inputs)["loss"].mean(), inputs.normal()
 
     def training(self, batch: Batch) -> Training:
         task, forward, inputs = self.task(batch)
@@ -112,7 +112,7 @@ class Undiffuse:
         def run() -> Tensor:
             nonlocal updates
             with kernels.using(self.setting.kernels):
-                loss = (task.terms(forward, inputs)["loss"] * inputs.weights).sum() / len(batch)
+                loss = (task.losses(forward, inputs)["loss"] * inputs.weights).sum() / len(batch)
                 (loss * scale.value).backward()  # type: ignore[no-untyped-call]
                 gradients = [p.grad for p in parameters if p.grad is not None]
                 scale.unscale_(gradients)

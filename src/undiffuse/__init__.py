@@ -30,7 +30,7 @@ _NAMES = {
     "register_network": "undiffuse.nets",
     "register_solver": "undiffuse.solvers",
     "save_model": "undiffuse.models",
-    "train": "undiffuse.training",
+    "train": "undiffuse.training.face",
 }
 """Public names, each with the module that defines it."""
 

@@ -49,6 +49,29 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "weights": (str, "the name of the weights"),
 }
 
+# Former names in stored settings. Fields by section, and values by section and field.
+_FORMER_FIELDS = {"process": {"family": "preconditioning"}, "train": {"levels": "density"}}
+_FORMER_VALUES: dict[tuple[str, str], dict[str, str]] = {
+    ("process", "target"): {"u": "velocity", "F": "edm", "mean": "previous_mean"},
+    ("process", "variance"): {
+        "range": "learned_range", "direct": "learned", "beta": "fixed_large", "posterior": "fixed_small",
+    },
+    ("objective", "weighting"): {"u": "velocity"},
+}  # fmt: skip
+
+
+def with_current_names(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a manifest with former names of fields and values, as in older files, replaced by the current ones."""
+    current = dict(manifest)
+    for section, former in _FORMER_FIELDS.items():
+        if isinstance(current.get(section), dict):
+            current[section] = {former.get(key, key): value for key, value in current[section].items()}
+    for (section, key), former in _FORMER_VALUES.items():
+        settings = current.get(section)
+        if isinstance(settings, dict) and isinstance(settings.get(key), str):
+            current[section] = {**settings, key: former.get(settings[key], settings[key])}
+    return current
+
 
 class CheckpointError(ValueError):
     """The file is not a checkpoint, is damaged, or lacks the requested content."""
@@ -302,7 +325,7 @@ def _manifest(path: Path | str, file: Any) -> dict[str, Any]:
         raise CheckpointError(f"{path}: ema in the manifest is {_short(manifest['ema'])}; expected decays like '0.999'")
     if not all(isinstance(name, str) for name in manifest.get("labels") or []):
         raise CheckpointError(f"{path}: labels in the manifest are {_short(manifest['labels'])}; expected names")
-    return manifest
+    return with_current_names(manifest)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,15 +11,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from undiffuse.families import FAMILIES, ChainFamily, EDMFamily, Family, FlowFamily, TimeAdapter
-from undiffuse.levels import Chain, Level, expand, named_chain
 from undiffuse.nets.protocol import conditions_of
+from undiffuse.noise_levels import DiscreteSchedule, Level, expand, named_schedule
+from undiffuse.preconditioning import (
+    PRECONDITIONINGS,
+    ChainPreconditioning,
+    EDMPreconditioning,
+    FlowPreconditioning,
+    Preconditioning,
+    TimeAdapter,
+)
 from undiffuse.prediction import KINDS, FixedVariance, LearnedLogVariance, Prediction, ReverseVariance, VarianceFraction
 
 __all__ = ["CLIPS", "VARIANCES", "ChainDenoiser", "Condition", "Denoiser", "ProcessConfig", "TimeAdapter"]
 
 MOST_STEPS = 1_000_000
-VARIANCES = ("range", "direct", "beta", "posterior")
+VARIANCES = ("learned_range", "learned", "fixed_large", "fixed_small")
 Condition = Mapping[str, Tensor]
 
 
@@ -31,7 +38,7 @@ class Denoiser(Protocol):
         conditions: Names of the conditions it accepts.
     """
 
-    chain: Chain
+    chain: DiscreteSchedule
 
     @property
     def conditions(self) -> frozenset[str]: ...
@@ -44,32 +51,32 @@ class ProcessConfig:
     """The diffusion process a network was trained on.
 
     Attributes:
-        family: The noise levels and how the network is shown one: "chain" (discrete steps), "edm" or "flow"
-            (continuous), see `families`.
+        preconditioning: The noise levels and how the network is shown one: "chain" (discrete steps), "edm" or "flow"
+            (continuous), see `preconditioning`.
         schedule: Noise schedule of a chain: "linear", "cosine+zero-terminal", ..., see `schedules`.
-        steps: Number of steps of a chain, 1 to 1,000,000; of a continuous family, of its discrete view.
+        steps: Number of steps of a chain, 1 to 1,000,000; of a continuous preconditioning, of its discrete view.
         betas: The betas of a chain; they replace `schedule` and `steps`.
-        target: What the network predicts: "eps", "x0", "v", "u" (eps - x0, the velocity of flow matching), "F"
+        target: What the network predicts: "eps", "x0", "v", "velocity" (eps - x0, the velocity of flow matching), "edm"
             (preconditioned as in EDM), "consistency" (the same with the boundary condition of consistency models at
-            `sigma_min`), or "mean" (of the previous step).
-        variance: Variance of the reverse step: "range" (learned by interpolation, Improved DDPM eq. 15), "direct"
-            (learned log variance), "beta" or "posterior" (fixed; DDPM section 3.2).
+            `sigma_min`), or "previous_mean" (of the previous step).
+        variance: Variance of the reverse step: "learned_range" (learned by interpolation, Improved DDPM eq. 15),
+            "learned" (learned log variance), "fixed_large" or "fixed_small" (fixed; DDPM section 3.2).
         rescale_timesteps: Whether the network's time input is k * 1000 / steps instead of the step number k.
         sigma_min: Lowest sigma / alpha of "edm".
         sigma_max: Highest sigma / alpha of "edm".
-        sigma_data: Standard deviation of the data that "edm", "F" and "consistency" scale by.
+        sigma_data: Standard deviation of the data that "edm", "edm" and "consistency" scale by.
         time_factor: Factor of ln(sigma / alpha) in the time input of "edm".
 
     Raises:
         ValueError: A field is out of its range, or the fields contradict each other.
     """
 
-    family: str = "chain"
+    preconditioning: str = "chain"
     schedule: str = "linear"
     steps: int = 1000
     betas: tuple[float, ...] | None = None
     target: str = "eps"
-    variance: str = "range"
+    variance: str = "learned_range"
     rescale_timesteps: bool = False
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -86,8 +93,11 @@ class ProcessConfig:
             raise ValueError(f"unknown prediction target {self.target!r}; choose one of {', '.join(KINDS)}")
         if self.variance not in VARIANCES:
             raise ValueError(f"unknown variance {self.variance!r}; choose one of {', '.join(VARIANCES)}")
-        if self.family not in FAMILIES:
-            raise ValueError(f"unknown family {self.family!r} of processes; choose one of {', '.join(FAMILIES)}")
+        if self.preconditioning not in PRECONDITIONINGS:
+            raise ValueError(
+                f"unknown preconditioning {self.preconditioning!r} of processes; choose one of "
+                f"{', '.join(PRECONDITIONINGS)}"
+            )
         if not 0 < self.sigma_min < self.sigma_max < math.inf or not 0 < self.sigma_data < math.inf:
             raise ValueError(
                 f"sigma_min, sigma_max and sigma_data must be positive, the first below the second; got "
@@ -95,39 +105,44 @@ class ProcessConfig:
             )
         if not 0 < self.time_factor < math.inf:
             raise ValueError(f"time_factor must be positive, got {self.time_factor}")
-        if self.target == "consistency" and self.family != "edm":
-            raise ValueError("target='consistency' has its boundary at sigma_min of family='edm': choose that family")
+        if self.target == "consistency" and self.preconditioning != "edm":
+            raise ValueError(
+                "target='consistency' has its boundary at sigma_min of preconditioning='edm': choose that "
+                "preconditioning"
+            )
         if self.continuous:
             self._check_continuous()
 
     def _check_continuous(self) -> None:
-        usual = {"edm": "F", "flow": "u"}[self.family]
+        usual = {"edm": "edm", "flow": "velocity"}[self.preconditioning]
         problems = []
         if self.learns_variance:
             problems.append(
                 f"variance={self.variance!r} is learned from the bound, a sum over the steps of a chain: choose "
-                "variance='posterior' or 'beta' (and the simple loss)"
+                "variance='fixed_small' or 'fixed_large' (and the simple loss)"
             )
-        if self.target == "mean":
-            problems.append(f"target='mean' is the mean of a chain's step: choose target={usual!r}")
-        if self.target == "eps" and self.family == "flow":
+        if self.target == "previous_mean":
+            problems.append(f"target='previous_mean' is the mean of a chain's step: choose target={usual!r}")
+        if self.target == "eps" and self.preconditioning == "flow":
             problems.append(f"target='eps' says nothing at t = 1, which is pure noise: choose target={usual!r}")
         if self.betas is not None or self.rescale_timesteps:
             problems.append("betas and rescale_timesteps belong to chains")
         if self.steps < 2:
             problems.append("steps must be at least 2")
         if problems:
-            raise ValueError(f"the family {self.family!r} has continuous levels: {'; '.join(problems)}")
+            raise ValueError(
+                f"the preconditioning {self.preconditioning!r} has continuous levels: {'; '.join(problems)}"
+            )
 
     @property
     def continuous(self) -> bool:
         """Whether noise levels exist between the steps of `chain`."""
-        return self.family != "chain"
+        return self.preconditioning != "chain"
 
     @property
     def learns_variance(self) -> bool:
         """Whether the network predicts the variance as well."""
-        return self.variance in ("range", "direct")
+        return self.variance in ("learned_range", "learned")
 
     @property
     def needs_last_level(self) -> bool:
@@ -140,24 +155,24 @@ class ProcessConfig:
     @property
     def levels_text(self) -> str:
         """Describe the noise levels in a few words."""
-        if self.family == "edm":
+        if self.preconditioning == "edm":
             return f"EDM, noise {self.sigma_min:g} to {self.sigma_max:g}"
-        if self.family == "flow":
+        if self.preconditioning == "flow":
             return "flow matching"
         return f"{self.steps} {self.schedule if self.betas is None else 'given'} steps"
 
-    def chain(self) -> Chain:
-        """Return the full chain of levels; of a continuous family its discrete view."""
-        return self.levels().chain
+    def chain(self) -> DiscreteSchedule:
+        """Return the full chain of levels; of a continuous preconditioning its discrete view."""
+        return self.build_preconditioning().chain
 
-    def levels(self) -> Family:
+    def build_preconditioning(self) -> Preconditioning:
         """Return the levels and how the network is shown them."""
-        if self.family == "edm":
-            return EDMFamily(self.steps, self.sigma_min, self.sigma_max, self.sigma_data, self.time_factor)
-        if self.family == "flow":
-            return FlowFamily(self.steps)
-        chain = Chain(self.betas) if self.betas is not None else named_chain(self.schedule, self.steps)
-        return ChainFamily(chain, self.rescale_timesteps)
+        if self.preconditioning == "edm":
+            return EDMPreconditioning(self.steps, self.sigma_min, self.sigma_max, self.sigma_data, self.time_factor)
+        if self.preconditioning == "flow":
+            return FlowPreconditioning(self.steps)
+        chain = DiscreteSchedule(self.betas) if self.betas is not None else named_schedule(self.schedule, self.steps)
+        return ChainPreconditioning(chain, self.rescale_timesteps)
 
     def out_channels(self, image_channels: int) -> int:
         """Return the output channels a network needs: twice the image's if it also predicts the variance."""
@@ -223,7 +238,7 @@ class ChainDenoiser:
             function.
 
     Attributes:
-        levels: The process's family of noise levels.
+        levels: The process's preconditioning of noise levels.
         chain: Its discrete view.
 
     Raises:
@@ -233,12 +248,12 @@ class ChainDenoiser:
     def __init__(self, network: Any, process: ProcessConfig, clip: str | Callable[[Tensor], Tensor] = "static") -> None:
         self.network = network
         self.process = process
-        self.levels = process.levels()
-        self.chain = self.levels.chain
+        self.preconditioning = process.build_preconditioning()
+        self.chain = self.preconditioning.chain
         if process.target == "eps" and self.chain.ends_in_noise:
             raise ValueError(
                 "this chain ends in pure noise (its last beta is 1), where predicted noise says nothing about the "
-                "image; predict 'v', 'x0', 'u', 'F' or 'mean', or use a chain with more steps"
+                "image; predict 'v', 'x0', 'velocity', 'edm' or 'previous_mean', or use a chain with more steps"
             )
         self.clip = clip_function(clip) if isinstance(clip, str) else clip
 
@@ -273,17 +288,24 @@ class ChainDenoiser:
 
     def _predict(self, x: Tensor, level: Level, cond: Condition | None) -> Prediction:
         given = {name: value for name, value in (cond or {}).items() if name in self.conditions}
-        scale = self.levels.scale(level)
+        scale = self.preconditioning.scale(level)
         seen = x if scale is None else expand(scale, x) * x
-        output = self.network(seen, self.levels.time(level, x), **given)
+        output = self.network(seen, self.preconditioning.time(level, x), **given)
         value, variance = self._split(output, x, level)
         target = self.process.target
-        trained = self._trained_step(level) if target == "mean" else None
+        trained = self._trained_step(level) if target == "previous_mean" else None
         prediction = Prediction(
-            x, level, target, value, variance, trained=trained, clip=self.clip, sigma_data=self.process.sigma_data,
+            x,
+            level,
+            target,
+            value,
+            variance,
+            trained=trained,
+            clip=self.clip,
+            sigma_data=self.process.sigma_data,
             sigma_min=self.process.sigma_min,
         )
-        if target == "mean":
+        if target == "previous_mean":
             prediction = replace(prediction, direct_mean=value)
         return (
             prediction if self.clip is None else replace(prediction.with_x0(self.clip(prediction.x0)), raw=prediction)
@@ -300,7 +322,7 @@ class ChainDenoiser:
         if not self.process.learns_variance:
             return output, FixedVariance(self.process.variance)
         value, raw = output.split(channels, dim=1)
-        if self.process.variance == "range":
+        if self.process.variance == "learned_range":
             return value, VarianceFraction((raw + 1) / 2)
         return value, LearnedLogVariance(raw, self._trained_step(level))
 

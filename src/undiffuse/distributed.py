@@ -24,18 +24,18 @@ TIMEOUT = timedelta(hours=2)  # rank 0 draws previews and writes checkpoints whi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranks:
-    """Identifies this process among `world` processes and provides their collective operations.
+class DistContext:
+    """Identifies this process among `world_size` processes and provides their collective operations.
 
     Attributes:
         rank: Number of this process.
-        world: Number of processes.
+        world_size: Number of processes.
         local_rank: Number of this process on its machine.
         device: Device of this process.
     """
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -46,19 +46,19 @@ class Ranks:
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sums `tensor` over all ranks in place; every rank gets the same bits."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
         """Returns True on every rank if `flag` is true on at least one."""
-        if self.world == 1:
+        if self.world_size == 1:
             return flag
         return bool(self.sum_(torch.tensor(float(flag), device=self.device)).item() > 0)
 
     def sum_bucketed_(self, tensors: Sequence[Tensor]) -> None:
         """Sums many tensors (gradients) over all ranks in place, in a few large messages."""
-        if self.world == 1:
+        if self.world_size == 1:
             return
         bucket: list[Tensor] = []
         size = 0
@@ -74,21 +74,21 @@ class Ranks:
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Concatenates tensors [n_r, ...] of all ranks along the first axis, in order of rank; n_r may differ."""
-        if self.world == 1:
+        if self.world_size == 1:
             return tensor
-        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world_size)]
         dist.all_gather(lengths, torch.tensor([tensor.shape[0]], dtype=torch.int64, device=self.device))
         counts = [int(n.item()) for n in lengths]
         # all_gather requires equal shapes: pad to the longest, then cut
         padded = torch.zeros((max(counts), *tensor.shape[1:]), dtype=tensor.dtype, device=self.device)
         padded[: tensor.shape[0]] = tensor
-        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(parts, padded)
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).to(tensor.device)
 
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Copies the tensors of rank 0 to every rank, in place."""
-        if self.world == 1:
+        if self.world_size == 1:
             return
         for tensor in tensors:
             sent = tensor.detach().to(self.device).contiguous()
@@ -98,7 +98,7 @@ class Ranks:
 
     def broadcast_json(self, value: Any) -> Any:
         """Returns the JSON value of rank 0 on every rank; the argument of the other ranks is ignored."""
-        if self.world == 1:
+        if self.world_size == 1:
             return value
         data = json.dumps(value).encode() if self.is_main else b""
         length = torch.tensor([len(data)], dtype=torch.int64, device=self.device)
@@ -111,7 +111,7 @@ class Ranks:
 
     def barrier(self) -> None:
         """Waits until every rank has arrived."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(torch.zeros(1, device=self.device))
 
 
@@ -149,7 +149,7 @@ def resolve_device(name: str | None, local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def session(device: str | None = None) -> Iterator[Ranks]:
+def session(device: str | None = None) -> Iterator[DistContext]:
     """Joins the processes that `torchrun` started, if any, and leaves them at the end of the block.
 
     The backend is gloo on CPU and NCCL on CUDA. An existing process group is used and not destroyed.
@@ -160,21 +160,21 @@ def session(device: str | None = None) -> Iterator[Ranks]:
     Raises:
         ValueError: The environment is incomplete, or the device does not support several processes.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", str(rank)))
     if dist.is_available() and dist.is_initialized():
-        world, rank = dist.get_world_size(), dist.get_rank()
+        world_size, rank = dist.get_world_size(), dist.get_rank()
         where = resolve_device(device, local_rank)
-        yield Ranks(rank=rank, world=world, local_rank=local_rank, device=where)
+        yield DistContext(rank=rank, world_size=world_size, local_rank=local_rank, device=where)
         return
-    if world == 1:
-        yield Ranks(device=resolve_device(device))
+    if world_size == 1:
+        yield DistContext(device=resolve_device(device))
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ValueError(
-            f"WORLD_SIZE is {world}, but {', '.join(missing)} is not set; start the processes with torchrun"
+            f"WORLD_SIZE is {world_size}, but {', '.join(missing)} is not set; start the processes with torchrun"
         )
     where = resolve_device(device, local_rank)
     if where.type == "cuda":
@@ -182,7 +182,7 @@ def session(device: str | None = None) -> Iterator[Ranks]:
     elif where.type == "mps":
         raise ValueError("several processes can train on cpu or cuda, not on mps; use one process or the device cpu")
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=TIMEOUT)
-    ranks = Ranks(rank=rank, world=world, local_rank=local_rank, device=where)
+    ranks = DistContext(rank=rank, world_size=world_size, local_rank=local_rank, device=where)
     try:
         ranks.barrier()  # if a process failed before the others have connected, they would fail too
         yield ranks

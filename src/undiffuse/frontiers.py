@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from undiffuse.downloads import cache_dir
-from undiffuse.methods import brief
+from undiffuse.grid_specs import brief
+from undiffuse.solvers.registry import FORMER_NAMES
 from undiffuse.util.files import atomic_file
 
 __all__ = ["Frontier", "Point", "keep", "known", "pareto"]
@@ -41,7 +42,7 @@ class Point:
         solver: Name of the solver.
         steps: Number of steps.
         grid: Spacing of the steps.
-        calls: Calls of the model's network per image, excluding those of a classifier.
+        nfe: Calls of the model's network per image, excluding those of a classifier.
         value: Value of the frontier's metric.
         stderr: Its standard error; None if unknown.
         difference_stderr: Standard error of the difference from the reference over the same images; None if unknown.
@@ -55,7 +56,7 @@ class Point:
     solver: str
     steps: str
     grid: str
-    calls: int
+    nfe: int
     value: float
     stderr: float | None = None
     difference_stderr: float | None = None
@@ -91,7 +92,7 @@ class Frontier:
     Attributes:
         model: Digest of the weights.
         metric: Name of the metric.
-        rising: Whether larger values are better.
+        higher_is_better: Whether larger values are better.
         points: Points of the sweep.
         references: Reference settings that points are compared with, at most one per guidance scale.
         about: How it was measured: samples, reference images, seed, extractor.
@@ -99,16 +100,16 @@ class Frontier:
 
     model: str
     metric: str
-    rising: bool
+    higher_is_better: bool
     points: tuple[Point, ...]
     references: tuple[Point, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def best(self, calls: int, guidance: float = 0.0, guidance_at: str = "x_t") -> Point:
+    def best(self, nfe: int, guidance: float = 0.0, guidance_at: str = "x_t") -> Point:
         """Returns the best point within a number of network calls.
 
         Args:
-            calls: Maximum number of calls per image.
+            nfe: Maximum number of calls per image.
             guidance: Required guidance scale.
             guidance_at: Where the gradient is taken.
 
@@ -120,16 +121,14 @@ class Frontier:
         if not alike:
             known = ", ".join(f"{g:g}" for g in sorted({p.guidance for p in self.points}))
             raise ValueError(f"this frontier has no points at guidance={guidance:g} ({guidance_at}); it has: {known}")
-        within = [p for p in alike if p.calls <= calls]
+        within = [p for p in alike if p.nfe <= nfe]
         if not within:
-            raise ValueError(
-                f"no point has {calls} or fewer calls; the smallest number is {min(p.calls for p in alike)}"
-            )
-        return min(within, key=lambda p: (self._cost(p), p.calls))
+            raise ValueError(f"no point has {nfe} or fewer calls; the smallest number is {min(p.nfe for p in alike)}")
+        return min(within, key=lambda p: (self._cost(p), p.nfe))
 
     def pareto(self) -> list[Point]:
         """Returns the points that no other point beats, by increasing calls, see `pareto`."""
-        return pareto((*self.points, *self.references), self.rising)
+        return pareto((*self.points, *self.references), self.higher_is_better)
 
     def reference_of(self, point: Point) -> Point | None:
         """Returns the reference with the same guidance; None if there is none."""
@@ -157,7 +156,7 @@ class Frontier:
         return Z * math.hypot(point.stderr or 0.0, reference.stderr or 0.0)
 
     def _cost(self, point: Point) -> float:
-        return -point.value if self.rising else point.value
+        return -point.value if self.higher_is_better else point.value
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Writes the JSON file atomically; raises FileExistsError if it exists and `overwrite` is False."""
@@ -177,6 +176,7 @@ class Frontier:
             content = json.loads(data)
             if content.pop("kind") != "frontier" or content.pop("format") != FORMAT:
                 raise ValueError("it is not a frontier of this version")
+            content = {"higher_is_better" if key == "rising" else key: value for key, value in content.items()}
             for name in ("points", "references"):
                 content[name] = tuple(_point(entry) for entry in content[name])
             if not content["points"] or not isinstance(content["model"], str):
@@ -188,18 +188,18 @@ class Frontier:
             ) from None
 
 
-def pareto(points: Sequence[Point], rising: bool) -> list[Point]:
+def pareto(points: Sequence[Point], higher_is_better: bool) -> list[Point]:
     """Returns the points that are better than every point with as few or fewer calls, by increasing calls.
 
     Standard errors are ignored.
 
     Args:
         points: The points.
-        rising: Whether larger values are better.
+        higher_is_better: Whether larger values are better.
     """
     found: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.calls, -p.value if rising else p.value)):
-        if not found or (point.value > found[-1].value if rising else point.value < found[-1].value):
+    for point in sorted(points, key=lambda p: (p.nfe, -p.value if higher_is_better else p.value)):
+        if not found or (point.value > found[-1].value if higher_is_better else point.value < found[-1].value):
             found.append(point)
     return found
 
@@ -240,10 +240,13 @@ def _place(model: str) -> Path:
 
 
 def _point(entry: Mapping[str, Any]) -> Point:
-    point = Point(**entry)
+    current = {"nfe" if key == "calls" else key: value for key, value in entry.items()}
+    if isinstance(current.get("solver"), str):
+        current["solver"] = FORMER_NAMES.get(current["solver"], current["solver"])
+    point = Point(**current)
     errors = [value for value in (point.value, point.stderr, point.difference_stderr) if value is not None]
     texts = (point.solver, point.steps, point.grid, point.solver_options, point.guidance_at, point.label)
-    numbers = [*errors, point.eta, point.guidance, point.calls]
-    if not all(isinstance(t, str) for t in texts) or not all(math.isfinite(n) for n in numbers) or point.calls < 1:
+    numbers = [*errors, point.eta, point.guidance, point.nfe]
+    if not all(isinstance(t, str) for t in texts) or not all(math.isfinite(n) for n in numbers) or point.nfe < 1:
         raise ValueError(f"invalid point {entry!r}"[:120])
     return point

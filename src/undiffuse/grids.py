@@ -1,8 +1,8 @@
 """Sampling paths through arbitrary noise levels, also between the trained steps.
 
-A `Grid` offers a sampler the same as a `Chain`: levels, and the transitions between them. `grid` spaces its levels
-evenly in log-SNR, in EDM's root of sigma / alpha, in t or in the root of t, or takes explicit levels. For a level
-between two trained steps, the network receives a fractional step number (`families.TimeAdapter`).
+A `Grid` offers a sampler the same as a `DiscreteSchedule`: levels, and the transitions between them. `grid` spaces its
+levels evenly in log-SNR, in EDM's root of sigma / alpha, in t or in the root of t, or takes explicit levels. For a
+level between two trained steps, the network receives a fractional step number (`preconditioning.TimeAdapter`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from undiffuse.levels import Array, Chain, Index, Level, Transition
-from undiffuse.methods import GRIDS
+from undiffuse.grid_specs import GRIDS
+from undiffuse.noise_levels import Array, DiscreteSchedule, Index, Level, Transition
 
 FARTHEST = 80.0
 """Largest sigma / alpha at which "logsnr" and "karras" grids start by default (EDM's sigma_max). A cosine chain reaches
@@ -33,7 +33,11 @@ class Grid:
     """
 
     def __init__(
-        self, alpha: Sequence[float] | Array, sigma: Sequence[float] | Array, chain: Chain | None = None, spec: str = ""
+        self,
+        alpha: Sequence[float] | Array,
+        sigma: Sequence[float] | Array,
+        chain: DiscreteSchedule | None = None,
+        spec: str = "",
     ) -> None:
         """Checks and stores the levels.
 
@@ -133,11 +137,11 @@ class Grid:
         return at
 
 
-Path = Chain | Grid
+NoisePath = DiscreteSchedule | Grid
 """A sequence of noise levels that a sampler follows from noise to image."""
 
 
-def grid(chain: Chain, steps: str | int | Sequence[int], spec: str = "chain") -> Path:
+def grid(chain: DiscreteSchedule, steps: str | int | Sequence[int], spec: str = "chain") -> NoisePath:
     """Builds the sampling path through the levels of a trained chain, ending on the clean image.
 
     Spacings:
@@ -159,7 +163,7 @@ def grid(chain: Chain, steps: str | int | Sequence[int], spec: str = "chain") ->
 
     Args:
         chain: The trained chain.
-        steps: Number of steps; for "chain" any respacing (see `levels.respacing_indices`).
+        steps: Number of steps; for "chain" any respacing (see `noise_levels.respacing_indices`).
         spec: One of the spacings above.
 
     Raises:
@@ -220,7 +224,7 @@ def _times(name: str, total: int, count: int) -> Array:
     return (total - 1) * (fractions**2 if name == "quadratic" else fractions)
 
 
-def _at_times(chain: Chain, times: Array, spec: str) -> Grid:
+def _at_times(chain: DiscreteSchedule, times: Array, spec: str) -> Grid:
     """Builds the grid at step numbers: whole ones are exactly the chain's levels, others interpolate in log-SNR."""
     logsnr = chain.level(torch.arange(chain.steps)).logsnr.numpy()
     whole = np.abs(times - np.round(times)) < 1e-9
@@ -239,7 +243,7 @@ def _at_times(chain: Chain, times: Array, spec: str) -> Grid:
     return Grid(np.append(alpha, 1.0), np.append(sigma, 0.0), chain, spec)
 
 
-def _levels(chain: Chain, logsnr: Array, spec: str) -> Grid:
+def _levels(chain: DiscreteSchedule, logsnr: Array, spec: str) -> Grid:
     level = Level.from_logsnr(logsnr)
     return Grid(np.append(level.alpha.numpy(), 1.0), np.append(level.sigma.numpy(), 0.0), chain, spec)
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from undiffuse import checkpoints
 from undiffuse.adapters import foreign, hub, imagenet_classes, importing, published
+from undiffuse.adapters.published_entry import Sampling
 from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier
@@ -103,8 +104,8 @@ class _Model:
         """How the model's authors sample it: of a published model, or of one that came with its scheduler."""
         saved = self.manifest.get("sampling")
         if isinstance(saved, Mapping):
-            known = {item.name for item in fields(published.Sampling)}
-            return published.Sampling(**{name: value for name, value in saved.items() if name in known}).config
+            known = {item.name for item in fields(Sampling)}
+            return Sampling(**{name: value for name, value in saved.items() if name in known}).config
         sampling = self.published.sampling if self.published is not None else None
         return None if sampling is None else sampling.config
 

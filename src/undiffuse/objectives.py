@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoiser import ChainDenoiser, Condition
-from undiffuse.levels import Level, Transition, diffuse, expand
+from undiffuse.noise_levels import Level, Transition, diffuse, expand
 from undiffuse.prediction import Prediction
 from undiffuse.weightings import NATIVE, loss_factor, parse_weighting
 
@@ -71,22 +71,22 @@ class Objective:
         if denoiser.process.target == "consistency":
             raise ValueError(
                 "regression cannot train target='consistency': use the consistency loss (undiffuse.distillation), or "
-                "target='F' to train its teacher"
+                "target='edm' to train its teacher"
             )
         if config.loss == "hybrid" and not denoiser.process.learns_variance:
             raise ValueError(
                 f"loss='hybrid' requires a learned variance, but the process has variance="
-                f"{denoiser.process.variance!r}; use variance='range', or loss='simple'"
+                f"{denoiser.process.variance!r}; use variance='learned_range', or loss='simple'"
             )
         if config.loss == "simple" and denoiser.process.learns_variance:
             raise ValueError(
                 f"loss='simple' does not train the learned variance {denoiser.process.variance!r}; use "
-                "loss='hybrid', or variance='posterior' or 'beta'"
+                "loss='hybrid', or variance='fixed_small' or 'fixed_large'"
             )
         if config.loss == "vlb" and denoiser.process.continuous:
             raise ValueError(
-                f"loss='vlb' is a sum over the steps of a chain, but the family {denoiser.process.family!r} has "
-                "continuous levels; use loss='simple'"
+                "loss='vlb' is a sum over the steps of a chain, but the preconditioning "
+                f"{denoiser.process.preconditioning!r} has continuous levels; use loss='simple'"
             )
         self.denoiser = denoiser.clipping("none")
         self.config = config
@@ -97,7 +97,7 @@ class Objective:
         Args:
             x0: Images [B, C, H, W] in [-1, 1].
             t: Positions [B] of the noise levels: step numbers (int64) of a chain, or any numbers (float64) of a
-                continuous family.
+                continuous preconditioning.
             noise: Standard normal noise [B, C, H, W].
             cond: Conditions by name.
 
@@ -108,7 +108,7 @@ class Objective:
         """
         process, config, chain = self.denoiser.process, self.config, self.denoiser.chain
         transition = None if process.continuous else chain.transition(t)
-        level = self.denoiser.levels.level(t) if transition is None else transition.source
+        level = self.denoiser.preconditioning.level(t) if transition is None else transition.source
         x_t = diffuse(x0, level, noise)
         prediction = self.denoiser(x_t, level, cond)
         if config.loss == "vlb":
@@ -142,19 +142,19 @@ def regression_target(
         x0: Clean images [B, C, H, W].
         x_t: Noisy images.
         noise: Their noise.
-        at: The noise level; for "mean", the reverse step.
-        sigma_data: Standard deviation of the data, for "F".
+        at: The noise level; for "previous_mean", the reverse step.
+        sigma_data: Standard deviation of the data, for "edm".
     """
     if kind == "eps":
         return noise
     if kind == "x0":
         return x0
-    if kind == "u":
+    if kind == "velocity":
         return noise - x0
     level = at.source if isinstance(at, Transition) else at
     if kind == "v":
         return expand(level.alpha, x0) * noise - expand(level.sigma, x0) * x0
-    if kind == "F":
+    if kind == "edm":
         # (x0 - c_skip x) / c_out with x = alpha x0 + sigma eps substituted: no cancellation where sigma is small
         q = (level.sigma**2 + sigma_data**2 * level.alpha**2).sqrt()
         of_x0, of_noise = level.sigma / (sigma_data * q), sigma_data * level.alpha / q

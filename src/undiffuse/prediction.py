@@ -28,9 +28,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from undiffuse.levels import Level, Transition, expand
+from undiffuse.noise_levels import Level, Transition, expand
 
-KINDS = ("x0", "eps", "v", "mean", "u", "F", "consistency")
+KINDS = ("x0", "eps", "v", "previous_mean", "velocity", "edm", "consistency")
 
 
 class ReverseVariance(Protocol):
@@ -45,25 +45,25 @@ class ReverseVariance(Protocol):
 
 @dataclass(frozen=True)
 class FixedVariance:
-    """Uses beta ("beta", FIXED_LARGE) or the posterior variance ("posterior", FIXED_SMALL) of the step (DDPM section
-    3.2).
+    """Uses beta ("fixed_large", FIXED_LARGE) or the posterior variance ("fixed_small", FIXED_SMALL) of the step (DDPM
+    section 3.2).
 
     The step onto the clean image uses the clipped posterior variance in both cases, for a better decoder.
 
     Attributes:
-        kind: "beta" or "posterior".
+        kind: "fixed_large" or "fixed_small".
     """
 
     kind: str
 
     def log_variance(self, transition: Transition, like: Tensor) -> Tensor:
         table = transition.log_posterior_variance
-        if self.kind == "beta":
+        if self.kind == "fixed_large":
             table = torch.where(transition.last, table, transition.log_beta)
         return _tensor(table, like)
 
     def variance(self, transition: Transition, like: Tensor) -> Tensor:
-        if self.kind == "beta":
+        if self.kind == "fixed_large":
             return self.log_variance(transition, like).exp()
         return _tensor(transition.posterior_variance, like)  # 0 in the step onto the clean image
 
@@ -127,10 +127,12 @@ class LearnedLogVariance:
 
 @dataclass(frozen=True)
 class Guide:
-    """A gradient of some log-probability with respect to the noisy image: `gradient(x, level)` -> [B, C, H, W].
+    """Holds a gradient of a log-probability with respect to the noisy image.
 
-    `at` says where the ancestral step takes it: "x_t" (as released by ADM's authors) or "mean" (their paper's
-    Algorithm 1: at the mean of the reverse step).
+    Attributes:
+        gradient: (x, level) -> gradient [B, C, H, W].
+        at: Where the ancestral step takes it: "x_t" (as in the code released with ADM) or "mean" (Algorithm 1 of the
+            paper: at the mean of the reverse step).
     """
 
     gradient: Callable[[Tensor, Level], Tensor]
@@ -144,16 +146,16 @@ class Prediction:
     Attributes:
         x: Noisy images [B, C, H, W].
         level: Their noise levels.
-        kind: What was predicted: "x0", "eps", "v", "u", "F", "consistency", or "mean" (the mean of the trained reverse
-            step).
+        kind: What was predicted: "x0", "eps", "v", "velocity", "edm", "consistency", or "previous_mean" (the mean of
+            the trained reverse step).
         value: The prediction [B, C, H, W].
         variance: Variance of the reverse step; None if the model does not predict it.
         guides: Gradients that steer sampling. They are separate so that each sampler applies them in its exact form.
-        trained: Reverse step of the trained chain from this level, needed by "mean".
+        trained: Reverse step of the trained chain from this level, needed by "previous_mean".
         direct_mean: The predicted mean. Clipping x0 does not change it (as in the original).
         noise: The noise [B, C, H, W] if it is known independently of `value` (guidance moves both).
         clip: How the denoiser clips x0; None if it does not.
-        sigma_data: Standard deviation of the data, for "F" and "consistency".
+        sigma_data: Standard deviation of the data, for "edm" and "consistency".
         sigma_min: sigma / alpha at which "consistency" returns its input.
         raw: The prediction before x0 was clipped, which guidance compares; None if it was not clipped.
     """
@@ -175,7 +177,7 @@ class Prediction:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown prediction kind {self.kind!r}; choose one of {', '.join(KINDS)}")
-        if self.kind == "mean" and self.trained is None:
+        if self.kind == "previous_mean" and self.trained is None:
             raise ValueError("a predicted mean is defined only at the trained steps; use a strided chain")
 
     @property
@@ -196,9 +198,9 @@ class Prediction:
             return expand(1 / level.alpha, self.x) * self.x - expand(level.sigma / level.alpha, self.x) * self.value
         if self.kind == "v":
             return self._alpha * self.x - self._sigma * self.value
-        if self.kind == "u":
+        if self.kind == "velocity":
             return self._combined(1.0, -self.level.sigma, self.level.alpha + self.level.sigma)
-        if self.kind == "F":
+        if self.kind == "edm":
             d, q = self.sigma_data, self._q
             return self._combined(d**2 * self.level.alpha, d * self.level.sigma * q, q**2)
         if self.kind == "consistency":
@@ -218,9 +220,9 @@ class Prediction:
             return self.value
         if self.kind == "v":
             return self._sigma * self.x + self._alpha * self.value
-        if self.kind == "u":
+        if self.kind == "velocity":
             return self._combined(1.0, self.level.alpha, self.level.alpha + self.level.sigma)
-        if self.kind == "F":
+        if self.kind == "edm":
             d, q = self.sigma_data, self._q
             return self._combined(self.level.sigma, -d * self.level.alpha * q, q**2)
         return (self.x - self._alpha * self.x0) / self._sigma
@@ -240,7 +242,7 @@ class Prediction:
             return self.value
         if self.kind == "eps":
             return (self.value - self._sigma * self.x) / self._alpha
-        if self.kind in ("u", "F"):  # their eps and x0 are accurate at both ends
+        if self.kind in ("velocity", "edm"):  # their eps and x0 are accurate at both ends
             return self._alpha * self.eps - self._sigma * self.x0
         return (self._alpha * self.x - self.x0) / self._sigma
 
@@ -275,9 +277,9 @@ class Prediction:
 
     @property
     def _variance(self) -> ReverseVariance:
-        return self.variance or FixedVariance("posterior")
+        return self.variance or FixedVariance("fixed_small")
 
-    def guided_score(self, reclip: bool = False) -> Prediction:
+    def guided_score(self, clip_after_guidance: bool = False) -> Prediction:
         """Applies the guides: their gradients g move the score (ADM, Algorithm 2).
 
             eps <- eps - sigma g,    x0 <- x0 + (sigma^2 / alpha) g
@@ -286,7 +288,7 @@ class Prediction:
         can throw the image far off.
 
         Args:
-            reclip: Clip the new x0 as the denoiser does, and let the noise follow from it.
+            clip_after_guidance: Clip the new x0 as the denoiser does, and let the noise follow from it.
 
         Raises:
             ValueError: A guide takes its gradient at the mean of the reverse step.
@@ -301,7 +303,7 @@ class Prediction:
         factor = torch.where(alpha > 0, sigma**2 / alpha.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
         x0 = self.x0 + expand(factor, self.x) * gradient
         unguided = replace(self, guides=(), direct_mean=None, raw=None)
-        if reclip and self.clip is not None:
+        if clip_after_guidance and self.clip is not None:
             return unguided.with_x0(self.clip(x0))
         return replace(unguided, kind="x0", value=x0, noise=self.eps - self._sigma * gradient)
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
-from undiffuse.grids import Path
-from undiffuse.levels import Level
+from undiffuse.grids import NoisePath
 from undiffuse.noise import Noise
+from undiffuse.noise_levels import Level
 from undiffuse.prediction import Prediction
 from undiffuse.solvers import Solver, ddim_move
 
@@ -25,19 +25,19 @@ class Step:
         total: Number of steps.
         x: Images [B, C, H, W] after the step.
         prediction: The prediction that the step used.
-        calls: Calls of the denoiser since the start, including this step's.
+        nfe: Calls of the denoiser since the start, including this step's.
     """
 
     index: int
     total: int
     x: Tensor
     prediction: Prediction
-    calls: int = 0
+    nfe: int = 0
 
 
 def sample(
     denoiser: Denoiser,
-    path: Path,
+    path: NoisePath,
     solver: Solver,
     noise: Noise,
     shape: Sequence[int],
@@ -68,11 +68,11 @@ def sample(
     if len(noise) != len(x) or tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(f"x_T has shape {list(x.shape)}; expected {[len(noise), *shape]}, as `noise` and `shape` say")
     state = solver.init(x, path)
-    calls = 0
+    nfe = 0
 
     def denoise(x: Tensor, level: Level) -> Prediction:
-        nonlocal calls
-        calls += 1
+        nonlocal nfe
+        nfe += 1
         return denoiser(x, level, cond)
 
     for index in range(path.steps):
@@ -84,12 +84,12 @@ def sample(
         with torch.no_grad():
             transition = path.transition(path.steps - 1 - index)
             x, state, prediction = solver.step(denoise, x, transition, state, draw)
-        yield Step(index, path.steps, x, prediction, calls)
+        yield Step(index, path.steps, x, prediction, nfe)
 
 
 def generate(
     denoiser: Denoiser,
-    path: Path,
+    path: NoisePath,
     solver: Solver,
     noise: Noise,
     shape: Sequence[int],
@@ -105,7 +105,7 @@ def generate(
 
 
 def encode(
-    denoiser: Denoiser, path: Path, x0: Tensor, *, cond: Condition | None = None, to_noise: bool = False
+    denoiser: Denoiser, path: NoisePath, x0: Tensor, *, cond: Condition | None = None, to_noise: bool = False
 ) -> Tensor:
     """Encodes images into latents that deterministic DDIM (eta = 0) decodes.
 
@@ -162,7 +162,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     return left * a + right * b
 
 
-def check_path(denoiser: Denoiser, path: Path, cond: Condition | None) -> None:
+def check_path(denoiser: Denoiser, path: NoisePath, cond: Condition | None) -> None:
     """Raises ValueError unless the path belongs to the denoiser's chain and the denoiser accepts the conditions."""
     if path.parent_steps not in (None, denoiser.chain.steps):
         raise ValueError(

@@ -61,7 +61,7 @@ def sigmoid_betas(steps: int, start: float = -3.0, end: float = 3.0, largest: fl
     return np.array([min(1 - f((i + 1) / steps) / f(i / steps), largest) for i in range(steps)], dtype=np.float64)
 
 
-SCHEDULES: dict[str, Callable[[int], Array]] = {
+NOISE_SCHEDULES: dict[str, Callable[[int], Array]] = {
     "linear": linear_betas,
     "cosine": cosine_betas,
     "sigmoid": sigmoid_betas,
@@ -108,12 +108,12 @@ def schedule_levels(spec: str, steps: int) -> tuple[Array, Array | None]:
         ValueError: The schedule does not exist; the message lists the existing ones.
     """
     base, *modifiers = (part.strip() for part in str(spec).split("+"))
-    if base not in SCHEDULES:
+    if base not in NOISE_SCHEDULES:
         raise ValueError(
-            f"unknown schedule {spec!r}; choose one of {', '.join(SCHEDULES)}, optionally followed by +zero-terminal "
-            "or +shift:64/256, or give betas"
+            f"unknown schedule {spec!r}; choose one of {', '.join(NOISE_SCHEDULES)}, optionally with "
+            "+zero-terminal or +shift:64/256, or give betas"
         )
-    betas = SCHEDULES[base](steps)
+    betas = NOISE_SCHEDULES[base](steps)
     if not modifiers:
         return betas, None
     abar: Array = np.asarray(np.cumprod(1 - betas), dtype=np.float64)

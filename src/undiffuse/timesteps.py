@@ -6,7 +6,7 @@ and all ranks agree without communication.
 
 A density says how often each noise level is drawn, as the quantiles of ln(sigma / alpha):
 
-    uniform                  even over the steps of a chain, or over the positions of a continuous family
+    uniform                  even over the steps of a chain, or over the positions of a continuous preconditioning
     lognormal:m,s            ln(sigma / alpha) ~ N(m, s^2); default -1.2,1.2 (Karras et al. 2022)
     logitnormal:m,s          t = sigma / (alpha + sigma), logit(t) ~ N(m, s^2); default 0,1 (Esser et al. 2024). Since
                              logit(t) = ln(sigma / alpha), this is lognormal with other defaults

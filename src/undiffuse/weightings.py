@@ -12,7 +12,7 @@ A weighting is therefore stored as its factor on the error of v, which is finite
     eps               1                         a^2                           DDPM's simple loss (eq. 14)
     x0                1 / SNR                   b^2
     v                 1 + 1 / SNR               1                             also called SNR + 1
-    u                 (1 + b / a)^2             (a + b)^2                     flow matching
+    velocity          (1 + b / a)^2             (a + b)^2                     flow matching
     edm               (b^2 / a^2 + d^2) / d^2   q^2 / d^2                     Karras et al. 2022
     truncated-snr     max(SNR, 1) / SNR         max(a^2, b^2)                 Salimans & Ho 2022
     min-snr:g         min(SNR, g) / SNR         min(a^2, g b^2)               Hang et al. 2023, g = 5
@@ -31,7 +31,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from undiffuse.levels import Level
+from undiffuse.noise_levels import Level
 
 NATIVE = "native"
 _Squares = tuple[Tensor, Tensor]
@@ -46,7 +46,7 @@ _FACTORS: dict[str, tuple[float | None, Callable[[_Squares, float, float], Tenso
     "eps": (None, lambda s, c, d: s[0]),
     "x0": (None, lambda s, c, d: s[1]),
     "v": (None, lambda s, c, d: torch.ones_like(s[0])),
-    "u": (None, lambda s, c, d: (s[0].sqrt() + s[1].sqrt()) ** 2),
+    "velocity": (None, lambda s, c, d: (s[0].sqrt() + s[1].sqrt()) ** 2),
     "edm": (None, lambda s, c, d: (s[1] + d**2 * s[0]) / d**2),
     "truncated-snr": (None, lambda s, c, d: torch.maximum(s[0], s[1])),
     "min-snr": (5.0, lambda s, c, d: torch.minimum(s[0], c * s[1])),
@@ -88,7 +88,7 @@ def loss_factor(
         target: What the network predicts.
         level: Variance-preserving levels [B].
         sigma_data: Standard deviation d of the data.
-        coef_x0: The chain's posterior weights of x0 [B], required for target "mean".
+        coef_x0: The chain's posterior weights of x0 [B], required for target "previous_mean".
     """
     name, number = parse_weighting(spec)
     a2, b2 = level.alpha**2, level.sigma**2
@@ -99,9 +99,15 @@ def loss_factor(
 
 def _error_ratio(target: str, a2: Tensor, b2: Tensor, d: float, coef_x0: Tensor | None) -> Tensor:
     """Returns the squared error of `target` relative to that of v, [B]."""
-    if target == "mean":
+    if target == "previous_mean":
         if coef_x0 is None:
-            raise ValueError("target 'mean' requires coef_x0, which exists only at the steps of a chain")
+            raise ValueError("target 'previous_mean' requires coef_x0, which exists only at the steps of a chain")
         return coef_x0**2 * b2
-    ratios = {"eps": a2, "x0": b2, "v": torch.ones_like(a2), "u": (a2.sqrt() + b2.sqrt()) ** 2, "F": b2 / d**2 + a2}
+    ratios = {
+        "eps": a2,
+        "x0": b2,
+        "v": torch.ones_like(a2),
+        "velocity": (a2.sqrt() + b2.sqrt()) ** 2,
+        "edm": b2 / d**2 + a2,
+    }
     return ratios[target]

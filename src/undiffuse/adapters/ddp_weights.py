@@ -63,9 +63,7 @@ def _config(weights: Mapping[str, Tensor], flags: Mapping[str, str], version: st
         width = shapes["time_mlp.3.weight"][0] // 4
         first, given = shapes["init_conv.weight"][:2]
         out = shapes["final_conv.weight"][0]
-        ends = [
-            (shapes.get(f"downs.{i}.3.1.weight") or shapes[f"downs.{i}.3.weight"])[0] for i in range(levels)
-        ]
+        ends = [(shapes.get(f"downs.{i}.3.1.weight") or shapes[f"downs.{i}.3.weight"])[0] for i in range(levels)]
         full = tuple(f"downs.{i}.2.to_out.weight" in shapes for i in range(levels))
         memories = [shapes[f"downs.{i}.2.mem_kv"] for i in range(levels)]
     except (KeyError, IndexError):
@@ -106,7 +104,7 @@ def _config(weights: Mapping[str, Tensor], flags: Mapping[str, str], version: st
 
 def _process(tables: Mapping[str, Tensor], flags: Mapping[str, str], doubled: bool) -> ProcessConfig:
     """The process by its tables, and without them as a user says."""
-    variance = "range" if doubled else "posterior"
+    variance = "learned_range" if doubled else "fixed_small"
     if "betas" not in tables:
         missing = [name for name in ("objective", "beta_schedule", "timesteps") if name not in flags]
         if missing:

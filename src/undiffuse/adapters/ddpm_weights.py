@@ -100,14 +100,15 @@ def convert(
                   embedding, another padding or number of heads has the same shapes.
     `scheduler`   what scheduler_config.json says; without it DDPM's process, 1000 linear steps, predicting the noise
     `image_size`  otherwise unet's "sample_size", otherwise as in all of the authors' networks: attention is at 16x16
-    `variance`    "beta" or "posterior"; otherwise the scheduler's, otherwise what the authors (and DDIM's settings)
+    `variance`    "fixed_large" or "fixed_small"; otherwise the scheduler's, otherwise what the authors (and DDIM's
+                  settings)
                   used: beta below 256 pixels (CIFAR-10, CelebA), the posterior's at 256 (LSUN, CelebA-HQ)
     `dropout`     only matters where training goes on; otherwise unet's "dropout", otherwise 0
 
     ValueError, which says why, if this is not DDPM's U-Net or something cannot be told.
     """
-    if variance not in (None, "beta", "posterior"):
-        raise ValueError(f"DDPM's U-Net predicts no variance: it is 'beta' or 'posterior', not {variance!r}")
+    if variance not in (None, "fixed_large", "fixed_small"):
+        raise ValueError(f"DDPM's U-Net predicts no variance: it is 'fixed_large' or 'fixed_small', not {variance!r}")
     layout = recognise(state)
     if layout is None:
         raise ValueError("these are no weights of a DDPM-style U-Net, neither by its original names nor by diffusers'")
@@ -132,7 +133,7 @@ def convert(
         names = {**{own: diffusers_name(own, len(config.widths)) for own in config_names(config)}, **names}
     _check_shapes(config, ours, names)
     if scheduler is None:
-        process = ProcessConfig(variance=variance or ("beta" if min(config.size) < 256 else "posterior"))
+        process = ProcessConfig(variance=variance or ("fixed_large" if min(config.size) < 256 else "fixed_small"))
     else:
         process = diffusers_scheduler.process_config(scheduler, variance)
     return config, process, {own: ours[own].detach().float().contiguous() for own in config_names(config)}

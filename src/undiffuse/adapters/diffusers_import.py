@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -56,17 +56,17 @@ def read(folder: Folder, state: Mapping[str, Tensor], flags: Mapping[str, str]) 
     returned = returning.of_diffusers(folder.about, state) if not flags else None
     if returned is not None:
         facts = {"undiffuse.json": "a model that undiffuse exported, its weights unchanged"}
-        return Imported(
-            returned.config, returned.process, returned.state, facts, returned.manifest, returned.weights
-        )
+        return Imported(returned.config, returned.process, returned.state, facts, returned.manifest, returned.weights)
     ddpm = _as_ddpm(folder, state, flags)
+    config: DDPMConfig | UNet2DConfig
+    ours: Mapping[str, Tensor]
     if ddpm is not None:
         config, ours = ddpm
         schedule = _schedule(folder, flags, doubled=False, usual=True)
         what = "DDPM's U-Net"
     else:
-        config = diffusers_unet.network_config(folder.unet, flags)
-        ours = diffusers_unet.weights(config, state)
+        config = network = diffusers_unet.network_config(folder.unet, flags)
+        ours = diffusers_unet.weights(network, state)
         if config.out_channels not in (config.in_channels, 2 * config.in_channels):
             raise ValueError(
                 f"a network with {config.in_channels} channels in and {config.out_channels} out gives no image beside "
@@ -74,8 +74,8 @@ def read(folder: Folder, state: Mapping[str, Tensor], flags: Mapping[str, str]) 
             )
         schedule = _schedule(folder, flags, doubled=config.out_channels == 2 * config.in_channels, usual=False)
         what = "UNet2DModel"
-    if schedule.process.variance == "posterior" and ddpm is not None and folder.scheduler is None:
-        schedule = _ddpms_own(schedule, config)
+    if schedule.process.variance == "fixed_small" and ddpm is not None and folder.scheduler is None:
+        schedule = _ddpms_own(schedule, ddpm[0])
     facts = {
         "config.json": f"{what}, {_shape(config)}",
         "its scheduler" if folder.scheduler else "as said": f"{schedule.process.levels_text}, predicts "
@@ -108,7 +108,7 @@ def _schedule(folder: Folder, flags: Mapping[str, str], doubled: bool, usual: bo
     """The process and advice by the scheduler, else by what a user says; `usual`: else DDPM's own."""
     said = {name: _value(flags[name]) for name in _OF_SCHEDULERS if name in flags}
     variance = flags.get("variance")
-    if variance not in (None, "posterior", "beta", "range"):
+    if variance not in (None, "fixed_small", "fixed_large", "learned_range"):
         raise ValueError(f"variance {variance}: expected posterior, beta or range")
     if folder.scheduler is None and not usual:
         missing = [name for name in _NEEDED if name not in said]
@@ -129,9 +129,7 @@ _EXAMPLES = {"beta_schedule": "linear", "num_train_timesteps": "1000", "predicti
 
 def _ddpms_own(schedule: Schedule, config: DDPMConfig) -> Schedule:
     """DDPM's files without a scheduler: its authors used beta below 256 pixels."""
-    from dataclasses import replace
-
-    variance = "beta" if min(config.size) < 256 else "posterior"
+    variance = "fixed_large" if min(config.size) < 256 else "fixed_small"
     return replace(schedule, process=replace(schedule.process, variance=variance))
 
 

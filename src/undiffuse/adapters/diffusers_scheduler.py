@@ -20,10 +20,10 @@ from undiffuse.denoiser import ProcessConfig
 
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _VARIANCES = {
-    "fixed_small": "posterior",
-    "fixed_small_log": "posterior",
-    "fixed_large": "beta",
-    "learned_range": "range",
+    "fixed_small": "fixed_small",
+    "fixed_small_log": "fixed_small",
+    "fixed_large": "fixed_large",
+    "learned_range": "learned_range",
 }
 _DDPM, _DDIM = ("DDPMScheduler", "DDPMParallelScheduler"), ("DDIMScheduler", "DDIMParallelScheduler")
 _PIPELINE_STEPS = {_DDPM: 1000, _DDIM: 50}  # that diffusers' pipelines take if nothing else is said
@@ -140,7 +140,7 @@ def number(settings: Mapping[str, Any], name: str, default: float) -> float:
 def _variance(settings: Mapping[str, Any], name: str, given: str | None, doubled: bool) -> str:
     """The variance of reverse steps: as a user says, else the scheduler's, else the posterior's."""
     if given is not None:
-        if (given == "range") != doubled:
+        if (given == "learned_range") != doubled:
             channels = "has no channels for a variance" if not doubled else "gives its variance beside the image"
             raise ValueError(f"variance {given}: this network {channels}")
         return given
@@ -148,22 +148,22 @@ def _variance(settings: Mapping[str, Any], name: str, given: str | None, doubled
     if doubled and (kind is None or str(kind).startswith("fixed")):
         raise ValueError(
             f"the network has twice as many channels out as in, and the scheduler {name} does not say what the second "
-            "half is: say variance=range if it is the interpolation of Improved DDPM (learned_range)"
+            "half is: say variance=learned_range if it is the interpolation of Improved DDPM (learned_range)"
         )
     kind = str(kind or "fixed_small")
     if kind == "learned":
         raise ValueError(
             "variance_type 'learned' takes the network's output as the variance itself, which is not read here; say "
-            "variance=range if it is the interpolation of Improved DDPM (learned_range)"
+            "variance=learned_range if it is the interpolation of Improved DDPM (learned_range)"
         )
     if kind == "fixed_large_log":
-        return "beta"
+        return "fixed_large"
     if kind not in _VARIANCES:
         raise ValueError(f"the scheduler has variance_type {kind!r}; understood are {', '.join(_VARIANCES)}")
     if kind == "learned_range" and not doubled:
         if name in _DDPM:
             raise ValueError("variance_type 'learned_range' needs a network with twice as many channels out as in")
-        return "posterior"
+        return "fixed_small"
     return _VARIANCES[kind]
 
 
@@ -245,7 +245,7 @@ def _sampling(settings: Mapping[str, Any], process: ProcessConfig) -> tuple[Samp
         notes.append("the last step goes to the clean image, as with set_alpha_to_one = true")
     if solver in _OTHER_FORMS:
         notes.append(f"{solver} is the same kind of method as {name}, but not step for step the same")
-    if solver != "ancestral" and not process.continuous:
+    if solver != "ddpm" and not process.continuous:
         notes.append(f"levels between trained steps are those of the grid {grid!r}, not rounded to whole steps")
     return Sampling(solver=solver, steps=None, grid=grid, clip=clip, eta=eta, options=options), notes
 
@@ -254,7 +254,7 @@ def _solver(name: str, settings: Mapping[str, Any], notes: list[str]) -> tuple[s
     """(solver, its options, eta) nearest to a scheduler; adds to `notes` what it does otherwise."""
     order = settings.get("solver_order", 2)
     if name in _DDPM:
-        return "ancestral", "", 0.0
+        return "ddpm", "", 0.0
     if name in _DDIM:
         return "ddim", "", 0.0
     if name == "EulerDiscreteScheduler":
@@ -278,7 +278,7 @@ def _solver(name: str, settings: Mapping[str, Any], notes: list[str]) -> tuple[s
     nearest = {
         "LMSDiscreteScheduler": ("deis", ""),  # both are Adams-Bashforth in sigma / alpha
         "KDPM2DiscreteScheduler": ("dpmpp-2s", ""),
-        "KDPM2AncestralDiscreteScheduler": ("ancestral", ""),
+        "KDPM2AncestralDiscreteScheduler": ("ddpm", ""),
     }
     solver, options = nearest.get(name, ("dpmpp-2m", ""))
     notes.append(f"{name} is not built here: the nearest method, {solver}, is the default")

@@ -88,7 +88,7 @@ def read(module: Any, state: Mapping[str, Tensor]) -> tuple[EDMUNetConfig, Proce
     if wrong:
         raise ValueError(f"{len(wrong)} of its weights are not those of the {kind} that it says it is: {wrong[0]}")
     data = outer.get("sigma_data", 0.5)
-    process = ProcessConfig(family="edm", target="F", variance="posterior", sigma_data=float(data))
+    process = ProcessConfig(preconditioning="edm", target="edm", variance="fixed_small", sigma_data=float(data))
     return config, process, {key: bare[key].detach().float().contiguous() for key in expected}
 
 

@@ -27,7 +27,7 @@ WRITTEN_FOR = "0.42.1"  # the version of diffusers whose networks and schedulers
 WEIGHTS = diffusers_config.WEIGHTS[0]
 
 _TARGETS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
-_VARIANCES = {"range": "learned_range", "beta": "fixed_large", "posterior": "fixed_small"}
+_VARIANCES = {"learned_range": "learned_range", "fixed_large": "fixed_large", "fixed_small": "fixed_small"}
 _TOLD = 1000  # the numbers a network with rescaled times is told lie between 0 and this
 
 _RES = (
@@ -78,8 +78,8 @@ def obstacles(model: Model) -> list[str]:
         problems.append(f"its group norms have {counts} groups, where UNet2DModel has one number for all")
     if isinstance(net, UNet):
         problems += _network_obstacles(net)
-    if process.target not in (*_TARGETS, "F"):
-        what = "the mean of the previous step" if process.target == "mean" else process.target
+    if process.target not in (*_TARGETS, "edm"):
+        what = "the mean of the previous step" if process.target == "previous_mean" else process.target
         problems.append(f"it predicts {what}, which no scheduler takes")
     if process.variance not in _VARIANCES:
         problems.append(f"its variance is learned as a logarithm ({process.variance!r}), which no scheduler takes")

@@ -33,18 +33,18 @@ _X0 = {
     "eps": "(x - sqrt(1 - abar[k]) * out) / sqrt(abar[k])",
     "x0": "out",
     "v": "sqrt(abar[k]) * x - sqrt(1 - abar[k]) * out",
-    "u": "(x - sqrt(1 - abar[k]) * out) / (sqrt(abar[k]) + sqrt(1 - abar[k]))",
-    "mean": (
+    "velocity": "(x - sqrt(1 - abar[k]) * out) / (sqrt(abar[k]) + sqrt(1 - abar[k]))",
+    "previous_mean": (
         "((1 - abar[k]) * out - sqrt(abar[k] / abar[k - 1]) * (1 - abar[k - 1]) * x)"
         " / (sqrt(abar[k - 1]) * (1 - abar[k] / abar[k - 1]))"
     ),
 }
 _MEAN = "sqrt(abar[j]) * beta / (1 - abar[k]) * x0 + sqrt(abar[k] / abar[j]) * (1 - abar[j]) / (1 - abar[k]) * x"
 _LOG_VARIANCE = {
-    "range": "(1 + v) / 2 * log(beta) + (1 - v) / 2 * log(small)",
-    "direct": "v",
-    "beta": "log(beta)",
-    "posterior": "log(small)",
+    "learned_range": "(1 + v) / 2 * log(beta) + (1 - v) / 2 * log(small)",
+    "learned": "v",
+    "fixed_large": "log(beta)",
+    "fixed_small": "log(small)",
 }
 
 
@@ -144,9 +144,9 @@ def instructions(model: Model) -> dict[str, Any]:
 
 def _step(process: ProcessConfig) -> dict[str, str]:
     """How to go from step k to step j < k, with abar[-1] = 1 of the clean image: lines of Python, in order."""
-    mean = f"out if j == k - 1 else {_MEAN}" if process.target == "mean" else _MEAN
+    mean = f"out if j == k - 1 else {_MEAN}" if process.target == "previous_mean" else _MEAN
     split = "out, v = the first and the second half of output's channels" if process.learns_variance else "out = output"
-    adjacent = ", for j == k - 1 only" if process.variance == "direct" else ""
+    adjacent = ", for j == k - 1 only" if process.variance == "learned" else ""
     return {
         "begin": f"x = normal numbers, k = {process.steps - 1}; j = any lower step, in the end -1",
         "split": split,
@@ -167,8 +167,8 @@ def _meaning(model: Model) -> str:
         "eps": "noise",
         "x0": "denoised image",
         "v": "v",
-        "u": "u = noise - image",
-        "mean": "mean of the previous step",
+        "velocity": "u = noise - image",
+        "previous_mean": "mean of the previous step",
     }
     more = ", then the variance" if model.process.learns_variance else ""
     return f"{what[model.process.target]}{more}"

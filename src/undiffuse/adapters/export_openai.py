@@ -30,8 +30,13 @@ from undiffuse.nets.meta import build_on_meta
 
 GROUPS = 32
 _CLASSES = {"UNetModel": UNetConfig, "SuperResModel": UNetConfig, "EncoderUNetModel": ClassifierConfig}
-_MEANS = {"eps": "EPSILON", "x0": "START_X", "mean": "PREVIOUS_X"}
-_VARIANCES = {"range": "LEARNED_RANGE", "direct": "LEARNED", "beta": "FIXED_LARGE", "posterior": "FIXED_SMALL"}
+_MEANS = {"eps": "EPSILON", "x0": "START_X", "previous_mean": "PREVIOUS_X"}
+_VARIANCES = {
+    "learned_range": "LEARNED_RANGE",
+    "learned": "LEARNED",
+    "fixed_large": "FIXED_LARGE",
+    "fixed_small": "FIXED_SMALL",
+}
 # Image sizes that the original's scripts know, where they cannot be told the widths.
 _SIZES = {"SuperResModel": (64, 256, 512), "EncoderUNetModel": (64, 128, 256, 512)}
 # Fields of ours that are no arguments of the original's classes.
@@ -269,7 +274,7 @@ def _classifier_flags(config: ClassifierConfig) -> dict[str, Any]:
 
 def _process_flags(process: ProcessConfig) -> dict[str, Any]:
     return {
-        "learn_sigma": process.variance == "range",
+        "learn_sigma": process.variance == "learned_range",
         "diffusion_steps": process.steps,
         "noise_schedule": process.schedule,
         "predict_xstart": process.target == "x0",

@@ -168,7 +168,7 @@ def level_obstacles(process: ProcessConfig) -> list[str]:
     problems = []
     if process.continuous:
         problems.append(f"its noise levels are continuous ({process.levels_text}), not the steps of a chain")
-    if process.target == "F":
+    if process.target == "edm":
         problems.append("it predicts F of EDM's preconditioning, which no other program takes")
     return problems
 

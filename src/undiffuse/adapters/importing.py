@@ -176,9 +176,7 @@ def _of_folder(folder: diffusers_config.Folder, files: tuple[Path, ...], path: P
     return Interpretation(got.config, got.process, got.facts), got.state, got.weights, got.manifest
 
 
-def _of_file(
-    path: Path, digest: str, said: Like | None, which: str | None, known: Published | None
-) -> _Found:
+def _of_file(path: Path, digest: str, said: Like | None, which: str | None, known: Published | None) -> _Found:
     """What a file holds."""
     if returning.is_program(path):
         back = returning.of_program(path)
@@ -227,7 +225,7 @@ def _of_ddp(weights: foreign.Weights, said: Like | None) -> _Found:
         "shapes": f"the U-Net of denoising-diffusion-pytorch {version}".rstrip(),
         "its tables": f"{process.levels_text}, predicts {process.target}, variance {process.variance}",
     }
-    advice = {"solver": "ancestral", "steps": str(process.steps), "clip": "static"}
+    advice = {"solver": "ddpm", "steps": str(process.steps), "clip": "static"}
     return Interpretation(config, process, facts), state, weights.name, {"sampling": advice}
 
 

@@ -346,7 +346,7 @@ def _process(found: Recognised, entry: Published | None, like: Like) -> ProcessC
     if found.kind == "classifier":
         base = {"noise_schedule": entry.schedule} if entry is not None else {}
         flags = {name: value for name, value in like.flags.items() if name in _PROCESS}
-        return replace(openai_flags.process_config({**base, **flags}, GUIDED), variance="range")
+        return replace(openai_flags.process_config({**base, **flags}, GUIDED), variance="learned_range")
     known = dict(entry.flags) if entry is not None else {}
     return openai_flags.process_config(
         {**known, **like.flags, "learn_sigma": found.learns_variance}, _family(found, entry, like)

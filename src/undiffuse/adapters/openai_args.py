@@ -94,9 +94,9 @@ def of_arguments(arguments: Any) -> dict[str, str]:
     """Keep the flags among arguments that were saved as a dictionary; {} if there are none."""
     if not isinstance(arguments, Mapping):
         return {}
-    flags = {}
-    for name, value in arguments.items():
-        name, text = _SPELLINGS.get(name, name), _as_text(value)
+    flags: dict[str, str] = {}
+    for key, value in arguments.items():
+        name, text = _SPELLINGS.get(str(key), str(key)), _as_text(value)
         name, text = _MEANINGS.get((name, text), (name, text))
         if name in _KNOWN and value is not None and name not in openai_flags.OTHERS:
             flags[name] = text

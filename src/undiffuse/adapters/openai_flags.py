@@ -142,11 +142,13 @@ def classifier_config(flags: Flags, channel_mult: Sequence[float] = ()) -> Class
 def process_config(flags: Flags, family: str = GUIDED) -> ProcessConfig:
     """The trained process of a diffusion or super-resolution model.
 
-    learn_sigma gives variances by interpolation ("range"); otherwise they are fixed, to beta (the original's
+    learn_sigma gives variances by interpolation ("learned_range"); otherwise they are fixed, to beta (the original's
     "fixed large") or, with sigma_small, to the posterior variance.
     """
     f = _complete(flags, _defaults(family), family)
-    variance = "range" if _truth(f["learn_sigma"]) else "posterior" if _truth(f["sigma_small"]) else "beta"
+    variance = (
+        "learned_range" if _truth(f["learn_sigma"]) else "fixed_small" if _truth(f["sigma_small"]) else "fixed_large"
+    )
     return ProcessConfig(
         schedule=str(f["noise_schedule"]),
         steps=int(f["diffusion_steps"]),

@@ -366,7 +366,7 @@ def _dtype(about: Any) -> np.dtype[Any]:
     if len(text) != 2 or text[0] not in "fiub":
         raise Refused(f"it holds a NumPy value of type {text!r}")
     order = about.state[1] if isinstance(about.state, tuple) and len(about.state) > 1 else "="
-    return np.dtype(text).newbyteorder(order if order in ("<", ">") else "=")
+    return np.dtype(f"{order}{text}" if order in ("<", ">") else text)
 
 
 def walk(content: Any) -> Iterator[Any]:

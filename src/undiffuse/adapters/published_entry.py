@@ -27,7 +27,7 @@ class Result:
     """
 
     steps: str
-    solver: str = "ancestral"
+    solver: str = "ddpm"
     guidance: float = 0.0
     fid: float | None = None
     sfid: float | None = None
@@ -62,7 +62,7 @@ class Result:
 class Sampling:
     """How its authors sample a model.
 
-    `steps`       respacing of the trained chain, see `Chain.respaced`; None for the solver's usual number
+    `steps`       respacing of the trained chain, see `DiscreteSchedule.respaced`; None for the solver's usual number
     `spacing`     how a plain number of steps is laid out on the chain: "leading", "leading+1", "trailing", "linspace"
     `grid`        the same for a grid of `grids.grid`
     `clip`        what is done to denoised images, see `denoiser.clip_function`; None for the usual
@@ -72,7 +72,7 @@ class Sampling:
     `base`        name of the model whose samples an upsampler enlarges
     """
 
-    solver: str = "ancestral"
+    solver: str = "ddpm"
     steps: str | None = "250"
     guidance: float = 0.0
     classifier: str | None = None
@@ -99,7 +99,7 @@ class Sampling:
 
     @property
     def steps_text(self) -> str | None:
-        """`steps` as `Chain.respaced` reads them."""
+        """`steps` as `DiscreteSchedule.respaced` reads them."""
         return None if self.steps is None else self.spaced(self.steps)
 
     def spaced(self, steps: str) -> str:

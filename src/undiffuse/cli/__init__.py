@@ -94,7 +94,7 @@ def _message(error: Exception, names: Mapping[str, str]) -> str:
     if isinstance(error, ConfigError):
         names = {"classes": "class", **names}
         named = lambda name: f"--{str(names.get(name, name)).replace('_', '-')}"  # noqa: E731
-        return f"{named(error.field)}: " + re.sub(r"`([a-z_]+)`", lambda found: named(found[1]), error.text)
+        return re.sub(r"`([a-z_]+)`", lambda found: named(found[1]), error.message(named(error.field)))
     if type(error).__name__ == "OutOfMemoryError":
         return f"out of memory; give a smaller --batch, or --precision bf16 ({str(error).splitlines()[0]})"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

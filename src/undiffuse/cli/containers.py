@@ -6,7 +6,11 @@ import argparse
 from typing import Any
 
 from undiffuse.data import open_data
-from undiffuse.data.ranges import find_value_range, parse_value_range
+from undiffuse.data.decoding import MAX_PIXELS
+from undiffuse.data.ranges import find_value_range
+
+LAYOUTS = {"hwc": "HWC", "chw": "CHW", "auto": "auto"}
+"""Values of --layout, which options have in lower case, as the library calls them."""
 
 
 def opening(args: argparse.Namespace, path: str) -> dict[str, Any]:
@@ -14,14 +18,14 @@ def opening(args: argparse.Namespace, path: str) -> dict[str, Any]:
 
     A range that is to be found (--range auto) is found once and kept in `args`.
     """
-    chosen: dict[str, Any] = {"frames": getattr(args, "frames", "first"), "layout": getattr(args, "layout", "auto")}
-    chosen["layout"] = {"hwc": "HWC", "chw": "CHW"}.get(chosen["layout"], "auto")
-    text = getattr(args, "value_range", None)
-    if isinstance(text, str):
-        args.value_range = parse_value_range(text)
-        if args.value_range is None:
-            source = open_data(path, labels="none", check="none", value_range="found", **chosen)
-            args.value_range = find_value_range(source).pair
+    chosen: dict[str, Any] = {
+        "frames": getattr(args, "frames", None) or "first",
+        "layout": LAYOUTS.get(getattr(args, "layout", None) or "auto", "auto"),
+        "max_pixels": getattr(args, "max_pixels", None) or MAX_PIXELS,
+    }
+    if getattr(args, "value_range", None) == "auto":
+        source = open_data(path, labels="none", check="none", value_range="found", **chosen)
+        args.value_range = find_value_range(source).pair
     return {**chosen, "value_range": getattr(args, "value_range", None)}
 
 
@@ -29,5 +33,6 @@ def as_typed(args: argparse.Namespace) -> str:
     """The options of `opening` that were given, to be typed again after another command."""
     out = "" if getattr(args, "frames", "first") == "first" else f" --frames {args.frames}"
     out += "" if getattr(args, "layout", "auto") == "auto" else f" --layout {args.layout}"
+    out += f" --max-pixels {args.max_pixels}" if getattr(args, "max_pixels", None) else ""
     pair = getattr(args, "value_range", None)
     return out + (f" --range={pair[0]:g},{pair[1]:g}" if isinstance(pair, tuple) else "")

@@ -8,7 +8,7 @@ from undiffuse.cli import containers
 from undiffuse.cli.console import fields, say
 from undiffuse.cli.words import in_options
 from undiffuse.data import convert, open_data
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.pipelines.grids import quoted
 from undiffuse.util.progress import Progress
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         ("written", f"{done.path} ({done.to}): {done.images:,} images"),
         ("copied", f"{done.copied:,} files as they are; {done.images - done.copied:,} became PNG"),
         ("8 bits", f"{done.reduced:,} images had more than 8 bits and have 8 now" if done.reduced else None),
-        ("left out", f"{len(done.excluded):,}: " + listed((f"{e.name} ({e.reason})" for e in done.excluded), 5)
+        ("left out", f"{len(done.excluded):,}: " + join_names((f"{e.name} ({e.reason})" for e in done.excluded), 5)
                      if done.excluded else None),
     ]  # fmt: skip
     say(f"{fields(rows)}\nLook at it:\n  undiffuse inspect {quoted(str(done.path))}")

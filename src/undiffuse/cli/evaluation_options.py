@@ -73,7 +73,7 @@ def sweep(add: Any, commands: Any) -> None:
     """Adds `undiffuse sweep`."""
     parser = add(commands, "sweep", "REFERENCE ", """\
 Evaluates a model at several strengths of guidance and shows the trade-off between fidelity and diversity as a table and
-a plot (pip install "undiffuse[plot]"). With --solvers, --calls or --grids it evaluates several solvers with several
+a plot (pip install "undiffuse[plot]"). With --solvers, --nfe or --grids it evaluates several solvers with several
 budgets of network calls instead: the frontier of quality against cost. It says which settings equal a long run within
 the errors, and `undiffuse sample --budget` chooses from it. The same command resumes a stopped sweep.""")  # fmt: skip
     parser.add_argument("reference", metavar="REFERENCE", help="images, or a reference file")
@@ -82,16 +82,16 @@ the errors, and `undiffuse sample --budget` chooses from it. The same command re
     group.add_argument("--scales", type=values.scales, metavar="S,S", help=scales)
     over = "what is swept: guidance by a classifier (default), --cfg, or --autoguide; the others stay fixed"
     options.pick(group, "--over", ("guidance", "cfg", "autoguide"), over, "guidance")
-    solvers = "for a frontier: solvers (default ancestral,dpmpp-2m,dpmpp-2m-sde,unipc)"
+    solvers = "for a frontier: solvers (default ddpm,dpmpp-2m,dpmpp-2m-sde,unipc)"
     group.add_argument("--solvers", type=values.words, metavar="NAME,NAME", help=solvers)
-    calls = "for a frontier: network calls for an image; each solver takes as many steps as fit (default 5,10,20,50)"
-    group.add_argument("--calls", type=values.counts, metavar="N,N", help=calls)
+    nfe = "for a frontier: network calls for an image; each solver takes as many steps as fit (default 5,10,20,50)"
+    group.add_argument("--nfe", type=values.counts, metavar="N,N", help=nfe)
     grids = (
         "for a frontier: how the steps are spaced; tuned (or tuned:images=N) chooses levels for the model with 32 (N) "
         "images (default own: each solver's default)"
     )
     group.add_argument("--grids", nargs="+", metavar="SPEC", help=grids)
-    against = "for a frontier: a long run to compare with, SOLVER:STEPS or none (default ancestral:250)"
+    against = "for a frontier: a long run to compare with, SOLVER:STEPS or none (default ddpm:250)"
     group.add_argument("--against", metavar="S:N", help=against)
     by = "for a frontier: the metric that decides (default: the first Frechet distance)"
     group.add_argument("--by", metavar="M", help=by)
@@ -116,6 +116,7 @@ def while_training(parser: Any) -> None:
     options.pick(group, "--grey", ("refuse", "repeat"), GREY, "refuse")
     best = "metric that chooses the best weights (default: the first Frechet distance)"
     group.add_argument("--best-by", metavar="M", help=best)
+    parser.set_defaults(grey=None)  # what is not given is left to the run that is resumed
 
 
 def _measured(parser: Any, metrics: bool = True) -> Any:

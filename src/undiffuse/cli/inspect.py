@@ -21,7 +21,7 @@ from undiffuse.cli.inspect_evaluation import describe_evaluation, describe_refer
 from undiffuse.cli.inspect_model import describe_foreign, describe_model, describe_run
 from undiffuse.data import IMAGE_SUFFIXES, NAMED_SETS, open_npz
 from undiffuse.data.formats import find_format
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.opening import split_part
 from undiffuse.evaluation.summary import is_reference
 from undiffuse.models import SHIPPED, resolve, split_reference
@@ -172,9 +172,9 @@ def _folder(args: argparse.Namespace, path: Path) -> str:
     if recorded:
         if args.json:
             return json.dumps(recorded, indent=2)
-        commands = listed(sorted({str(record.get("command", "?")) for record in recorded.values()}))
+        commands = join_names(sorted({str(record.get("command", "?")) for record in recorded.values()}))
         return (
-            f"pictures written by `undiffuse {commands}`, not images to train on: {listed(recorded, 6)}\n"
+            f"pictures written by `undiffuse {commands}`, not images to train on: {join_names(recorded, 6)}\n"
             f"{_record(next(iter(recorded.values())))}"
         )
     if diffusers_config.find(path) is not None:

@@ -8,12 +8,14 @@ from typing import Any
 
 from undiffuse.cli import containers
 from undiffuse.cli.console import fields
-from undiffuse.cli.planning import Look
 from undiffuse.cli.words import in_options
-from undiffuse.data import DataConfig, DataSummary, Source, scan
+from undiffuse.data import DataConfig, DataSummary, Source, open_data, scan
 from undiffuse.data.formats.base import part_of
 from undiffuse.data.images import size_pair
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
+from undiffuse.data.probe import DataProbe
+from undiffuse.data.ranges import find_value_range
+from undiffuse.data.screening import grouped
 from undiffuse.pipelines.grids import quoted
 
 FEW = 1000  # images below which a model is likely to learn them by heart
@@ -22,7 +24,8 @@ FEW = 1000  # images below which a model is likely to learn them by heart
 def describe_data(args: argparse.Namespace) -> str:
     """Sizes, formats, classes, broken and tiny files, and the command to train on them."""
     opening = containers.opening(args, args.what)
-    look = Look(args.what, args.labels, "skip", **{**opening, "value_range": opening["value_range"] or "found"})
+    found: Any = {**opening, "value_range": opening["value_range"] or "found"}
+    look = DataProbe(open_data(args.what, labels=args.labels, on_broken="skip", check="none", **found))
     source = look.source
     limit = None if args.count is None else min(args.count, len(source))
     # Prepared as a training would, to tell which images are smaller than that.
@@ -36,15 +39,15 @@ def describe_data(args: argparse.Namespace) -> str:
         ("images", f"{summary.count:,}" + (
             f" (looked at {summary.scanned:,}, evenly spaced; --count all for every one)"
             if summary.scanned < summary.count else "")),
-        ("sizes", "height x width: " + listed((f"{h}x{w} ({n:,})" for (w, h), n in summary.sizes.items()), 6)
+        ("sizes", "height x width: " + join_names((f"{h}x{w} ({n:,})" for (w, h), n in summary.sizes.items()), 6)
                   if summary.sizes else "none can be read"),
-        ("pixels", listed((f"{_mode(mode)} ({n:,})" for mode, n in summary.modes.items()), 6)),
+        ("pixels", join_names((f"{_mode(mode)} ({n:,})" for mode, n in summary.modes.items()), 6) or None),
         ("classes", _classes(source, summary)),
-        ("broken", f"{len(summary.broken):,}: " + listed((f"{b.name} ({b.reason})" for b in summary.broken), 5)
-                   if summary.broken else "none"),
+        ("broken", in_options(f"{len(summary.broken):,}: {grouped(summary.broken, 5)}") if summary.broken else "none"),
         ("tiny", f"{len(summary.tiny):,} smaller than {height}x{width}, which they would be trained at: "
-                 + listed(summary.tiny, 5) if summary.tiny else "none"),
-        ("left out", f"{len(summary.excluded):,}: " + listed((f"{e.name} ({e.reason})" for e in summary.excluded), 5)
+                 + join_names(summary.tiny, 5) if summary.tiny else "none"),
+        ("left out",
+            f"{len(summary.excluded):,}: " + join_names((f"{e.name} ({e.reason})" for e in summary.excluded), 5)
                      if summary.excluded else None),
         ("taken", "\n".join(in_options(text) for text in summary.remarks()) or None),
         ("fingerprint", summary.fingerprint),
@@ -56,18 +59,25 @@ def _classes(source: Source, summary: DataSummary) -> str:
     counts = summary.class_counts
     if not counts and source.vectors is not None:
         count = source.vectors.shape[1]
-        named = f": {listed(source.vector_names, 12)}" if source.vector_names else ""
+        if source.multi_hot:
+            return f"several labels for each image, of {count}: {join_names(source.vector_names or (), 12)}"
+        named = f": {join_names(source.vector_names, 12)}" if source.vector_names else ""
         return f"none; a vector of {count} number{'s' if count != 1 else ''} for each image{named}"
     if not counts:
         return "no labels (sub-folders, --labels prefix, or a table give them)"
-    named = listed((f"{name} ({n:,})" for name, n in counts.items()), 12)
+    named = join_names((f"{name} ({n:,})" for name, n in counts.items()), 12)
     return f"{len(counts)}: {named}"
 
 
-def _advice(args: argparse.Namespace, look: Look, summary: DataSummary) -> str:
+def _advice(args: argparse.Namespace, look: DataProbe, summary: DataSummary) -> str:
     counts = summary.class_counts
     notes = []
-    if summary.broken:
+    window = _window(look.source, summary)
+    if window is not None:
+        notes.append(f"The values are {window[1]}: say which are black and white.")
+    elif summary.broken and not summary.sizes:
+        return "  None of the images can be read: there is nothing to train on."
+    elif summary.broken:
         notes.append("Broken images stop a training unless they are removed or left out by --on-broken skip.")
     if summary.tiny:
         notes.append("Tiny images are enlarged, and blurred so, unless --on-tiny skip or refuse is given.")
@@ -90,7 +100,8 @@ def _advice(args: argparse.Namespace, look: Look, summary: DataSummary) -> str:
     if look.source.undeclared and not isinstance(args.value_range, tuple):
         notes.append(f"Nothing says which values are black and white ({look.source.undeclared}): choose --range.")
     options = f" --labels {quoted(args.labels)}" if args.labels != "auto" else ""
-    options += " --on-broken skip" if summary.broken or summary.excluded else ""
+    options += " --on-broken skip" if (summary.broken and window is None) or summary.excluded else ""
+    options += "" if window is None else f" --range={window[0]}"
     options += containers.as_typed(args)
     if look.source.undeclared and not isinstance(args.value_range, tuple) and look.source.found_range is not None:
         options += " --range={:g},{:g}".format(*look.source.found_range)
@@ -104,6 +115,17 @@ def _advice(args: argparse.Namespace, look: Look, summary: DataSummary) -> str:
     if len(counts) > 1:
         lines.append(f"  undiffuse train-classifier {quoted(str(args.what))}{options}")
     return "\n".join(lines)
+
+
+def _window(source: Source, summary: DataSummary) -> tuple[str, str] | None:
+    """(range to declare, what the values are) where none of the images can be used for want of a range; else None."""
+    if summary.sizes or not any("value_range" in item.reason for item in summary.broken):
+        return None
+    try:
+        found = find_value_range(source)
+    except ValueError:
+        return None
+    return f"{found.low:g},{found.high:g}", f"{found.smallest:g}..{found.largest:g}"
 
 
 def _mode(mode: str) -> str:

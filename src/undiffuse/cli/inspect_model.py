@@ -12,12 +12,12 @@ import safetensors
 from undiffuse import checkpoints
 from undiffuse.adapters import importing
 from undiffuse.cli.console import duration, fields
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.nets import DDPMConfig, NetworkSpec, config_from_dict, describe
 from undiffuse.nets.config import NetworkConfig
 from undiffuse.nets.registry import UnknownArchitecture
 from undiffuse.pipelines.grids import quoted
-from undiffuse.training import read_records
+from undiffuse.training import read_events
 
 MODES = {1: "grey", 3: "RGB", 4: "RGBA"}
 
@@ -113,7 +113,7 @@ def describe_run(folder: Path, as_json: bool = False) -> str:
     if as_json:
         return text
     last: dict[str, dict[str, Any]] = {}
-    for record in read_records(folder / "metrics.jsonl"):
+    for record in read_events(folder / "metrics.jsonl"):
         last[str(record.get("kind"))] = record
     rows: list[tuple[str, object]] = []
     if "train" in last:
@@ -140,12 +140,15 @@ def count_parameters(path: Path) -> int:
 def _classes(labels: list[str] | None, count: int | None) -> str:
     if count is None:
         return "none (unconditional)"
-    return f"{count}: {listed(labels, 12)}" if labels else f"{count}, without names"
+    return f"{count}: {join_names(labels, 12)}" if labels else f"{count}, without names"
 
 
 def _process(process: dict[str, Any]) -> str:
-    if process.get("family", "chain") != "chain":
-        return f"{process['family']}, continuous levels, predicts {process['target']}, variance {process['variance']}"
+    if process.get("preconditioning", "chain") != "chain":
+        return (
+            f"{process['preconditioning']}, continuous levels, predicts {process['target']}, variance "
+            f"{process['variance']}"
+        )
     schedule = "given" if process.get("betas") else process["schedule"]
     scaled = ", times rescaled to 1000" if process.get("rescale_timesteps") else ""
     return f"{process['steps']} {schedule} steps, predicts {process['target']}, variance {process['variance']}{scaled}"

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         options = ", ".join(f"--{name}" for name in given)
         raise ValueError(f"{options} would do nothing without the flow: add --method flow or --method both")
     if args.method == "flow" and hasattr(args, "terms"):
-        raise ConfigError("terms", "is for the bound, which is not measured: leave it out, or add --method both")
+        raise ConfigError("terms", "has no effect on the flow; leave it out, or add --method both")
     terms = getattr(args, "terms", DEFAULT_TERMS)
     names = ["method", "count", "steps", "decoder", "classes", "labels", "fit", "on_broken", "seed", "batch"]
     names += ["device", "weights", "out", "overwrite"]
@@ -59,7 +59,7 @@ def _page(report: LikelihoodReport, folder: Path, terms: int | None, seconds: fl
     text = f"Bits per dimension, an upper bound on the negative log-likelihood ({duration(seconds)}):\n"
     if bound and flow is not None:
         head = ("method", "bits/dim", "network calls an image")
-        of_flow = ["flow", number_text(flow), f"{flow['calls']:.0f}"]
+        of_flow = ["flow", number_text(flow), f"{flow['nfe']:.0f}"]
         beside = [["bound", number_text(result), str(terms or steps)], of_flow]
         text += table(beside, head, right=(2,), indent=2) + "\n"
     text += fields(rows)

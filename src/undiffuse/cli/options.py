@@ -14,7 +14,8 @@ from undiffuse.config import GuidanceConfig, SamplerConfig
 from undiffuse.config.fields import settings_of
 from undiffuse.config.kinds import Flag
 from undiffuse.config.sampler import RUNTIME
-from undiffuse.methods import GRIDS, METHODS
+from undiffuse.grid_specs import GRIDS
+from undiffuse.solvers.registry import SOLVERS
 
 SHIPPED = "fashion-mnist-32"
 SHIPPED_CLASSIFIER = "fashion-mnist-32-classifier"
@@ -121,7 +122,7 @@ class Parser(argparse.ArgumentParser):
         known = [name for name in self._option_string_actions if name.startswith("--")]
         if f"--{plain}" in known:
             return f"; it is written --{plain}"
-        ours, note = HINTS.get(plain, ("", ""))
+        ours, note = {**HINTS, **getattr(self, "hints", {})}.get(plain, ("", ""))
         if ours and f"--{ours}" in known:
             return f"; did you mean --{ours}?" + (f" ({note})" if note else "")
         return f"; {note}" if note and ours == "data" else _nearest([f"--{plain}"], known)
@@ -294,7 +295,7 @@ def sampler_options(parser: argparse.ArgumentParser, solver: bool = True, budget
 def methods_text() -> str:
     """Lists the solvers and grids, a line each, for the end of a command's full help."""
     lines = ["solvers (--solver) with default steps and grid, and their --solver-options:"]
-    for name, method in METHODS.items():
+    for name, method in SOLVERS.items():
         lines.append(f"  {name:14}{method.line:56}{method.steps:>4} {method.grid}")
         lines += [f"      {key}={option.default}  {option.line}" for key, option in method.options.items()]
     lines += ["", "grids (--grid) for a plain number of --steps:"]
@@ -308,7 +309,7 @@ def upsampler_options(parser: argparse.ArgumentParser) -> None:
     what += "small images"
     advanced(group.add_argument("--upsampler", metavar="UP", help=what))
     what = "its sampling method (default: as for --solver)"
-    solver = group.add_argument("--upsampler-solver", type=values.choice(*METHODS), metavar="NAME", help=what)
+    solver = group.add_argument("--upsampler-solver", type=values.solver, metavar="NAME", help=what)
     steps = group.add_argument("--upsampler-steps", metavar="SPEC", help="its steps (default: as for --steps)")
     advanced(solver), advanced(steps)
 
@@ -331,11 +332,13 @@ def data_options(group: Any, labels: bool = True, fit: str = "as in training", t
 
 
 def container_options(group: Any) -> None:
-    """--frames, --layout, --range."""
+    """--frames, --layout, --range, --max-pixels."""
     pick(group, "--frames", ("first", "all"), "of files with several: TIFF pages, GIF, WebP (default first)", "first")
     pick(group, "--layout", ("auto", "hwc", "chw"), "axes of arrays of images (default auto)", "auto")
     what = "values of black and white in images that are not 8-bit; auto: found by percentiles"
-    group.add_argument("--range", dest="value_range", metavar="LOW,HIGH|auto", help=what)
+    group.add_argument("--range", dest="value_range", type=values.value_range, metavar="LOW,HIGH|auto", help=what)
+    limit = "pixels of the largest image that is decoded (default 268M)"
+    group.add_argument("--max-pixels", type=values.pixels, metavar="N", help=limit)
 
 
 def seed_option(group: Any, what: str = "random seed") -> None:

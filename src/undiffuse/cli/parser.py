@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 
 import undiffuse
-from undiffuse.cli import editing_options, evaluation_options, options, values
+from undiffuse.cli import editing_options, evaluation_options, options, training_options, values
 from undiffuse.config.sampler import STEPS
-from undiffuse.methods import METHODS
+from undiffuse.solvers.registry import SOLVERS
 
 COMMANDS = {
     "quickstart": "sample the shipped model, guided and not: a minute, offline, on a CPU",
@@ -36,12 +36,6 @@ COMMANDS = {
     "export": "a model for other programs: guided-diffusion, diffusers, ONNX, torch.export",
 }
 
-_DATA = """
-
-DATA is a folder of images, a .zip of one, a file or folder in another format (npz, WebDataset tars, parquet, LMDB,
-HDF5, TFRecord, CIFAR, ...: docs/formats.md), or a known name (fashion-mnist, fashion-mnist:test). DATA:test is a part
-of data that has several. Labels come from the format, sub-folders, file-name prefixes or a table."""
-
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser; `args.module` is the module whose `run(args)` does the work."""
@@ -55,14 +49,20 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", parser_class=options.Parser, prog="undiffuse", help=argparse.SUPPRESS
     )
-    for define in (_quickstart, _train, _train_classifier, _ema, _sample, _encode, _decode, _interpolate):
+    _quickstart(commands)
+    for training in (training_options.train, training_options.train_classifier, training_options.ema):
+        training(_add, commands)
+    for define in (_sample, _encode, _decode, _interpolate):
         define(commands)
     for command in ("inpaint", "restore", "vary", "translate"):
         getattr(editing_options, command)(_add, commands)
     _nll(commands)
     for command in ("evaluate", "reference", "compare", "sweep"):
         getattr(evaluation_options, command)(_add, commands)
-    for define in (_tune_steps, _inspect, _convert, _recipes, _models, _export):
+    for define in (_tune_steps, _inspect, _convert):
+        define(commands)
+    training_options.recipes(_add, commands)
+    for define in (_models, _export):
         define(commands)
     return parser
 
@@ -89,110 +89,12 @@ unless another --device is named.""",
     parser.add_argument("--out", default="quickstart", metavar="DIR", help="folder (default quickstart)")
     parser.add_argument("--guidance", type=values.scale, default=2.0, metavar="SCALE", help="its strength (default 2)")
     parser.add_argument("--per-class", type=values.positive, default=4, metavar="N", help="images a class (default 4)")
-    methods = ("dpmpp-2m-sde", "ancestral", "ddim")
+    methods = ("dpmpp-2m-sde", "ddpm", "ddim")
     options.pick(parser, "--solver", methods, "the method (default dpmpp-2m-sde)", methods[0])
-    steps = "default 20; for ancestral take 100, with ddim a grid that begins later, such as ddim50"
+    steps = "default 20; for ddpm take 100, with ddim a grid that begins later, such as ddim50"
     parser.add_argument("--steps", default="20", metavar="SPEC", help=f"{STEPS} ({steps})")
     options.seed_option(parser)
     options.device_option(parser, "cpu", "cpu (default), cuda, mps or auto")
-
-
-def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
-    """Options of both kinds of training; returns the groups "what is trained" and "data"."""
-    parser.add_argument("data", metavar="DATA", help="images to train on")
-    what = parser.add_argument_group("what is trained")
-    what.add_argument("--recipe", metavar="NAME", help="see `undiffuse recipes` (default: chosen by the data)")
-    begin = "begin with the weights of a model: a name of `undiffuse models`, a file or a run folder"
-    what.add_argument("--init-from", metavar="MODEL", help=begin)
-    size = "image size (default: the recipe's, or by the data)"
-    what.add_argument("--size", type=values.size, metavar="S|HxW", help=size)
-    channels = "1 grey, 3 RGB, 4 RGBA (default: as --size)"
-    what.add_argument("--channels", type=int, choices=(1, 3, 4), metavar="1|3|4", help=channels)
-    what.add_argument(
-        "--set", dest="sets", type=values.assignment, action="append", default=[], metavar="FIELD=VALUE",
-        help="any field of the recipe: net.dropout=0.1, process.schedule=cosine+shift:0.5, train.weight_decay=0.01",
-    )  # fmt: skip
-    data = parser.add_argument_group("data")
-    options.data_options(data, fit="the recipe's", tiny=True)
-    options.container_options(data)
-    data.add_argument(
-        "--flip", action=argparse.BooleanOptionalAction, help="mirror half of the images at random, or not"
-    )
-    data.add_argument("--workers", type=values.natural, metavar="N", help="decoding threads (default: by itself)")
-    length = parser.add_argument_group("length and optimisation (defaults: the recipe's)")
-    ends = length.add_mutually_exclusive_group()
-    ends.add_argument("--images", type=values.positive, metavar="N", help="end after N images, such as 400k")
-    ends.add_argument("--steps", type=values.positive, metavar="N", help="end after N updates")
-    length.add_argument("--batch", type=values.positive, metavar="N", help="images an update, over all processes")
-    length.add_argument("--microbatch", type=values.positive, metavar="N", help="images at once (default: what fits)")
-    length.add_argument("--lr", type=values.rate, metavar="RATE", help="learning rate")
-    length.add_argument("--ema", type=values.decays, metavar="D[,D]", help="decays of the averages, or none")
-    how = ("uniform", "antithetic", "stratified", "loss-second-moment")
-    length.add_argument(
-        "--timesteps", type=values.choice(*how), metavar="HOW", help=f"how noise levels are drawn: {', '.join(how)}"
-    )
-    run = parser.add_argument_group("run")
-    run.add_argument("--out", metavar="DIR", help="run folder (default runs/NAME)")
-    options.seed_option(run, "of weights, order and noise")
-    options.device_option(run)
-    options.offline_option(run)
-    options.pick(run, "--precision", ("fp32", "bf16", "fp16"), "of the network (default: the recipe's)")
-    run.add_argument("--compile", action="store_true", default=None, help="torch.compile the network")
-    return what, data
-
-
-def _train(commands: Any) -> None:
-    parser = _add(
-        commands,
-        "train",
-        "DATA ",
-        f"""\
-Trains a diffusion model; with labels it is class-conditional. Writes checkpoints, previews, a loss curve and at the end
-model.safetensors into the run folder. The same command again goes on where it was stopped; started by torchrun, it
-trains on several devices.{_DATA}""",
-    )
-    what, data = _training(parser)
-    labelled = what.add_mutually_exclusive_group()
-    labelled.add_argument("--unconditional", action="store_true", help="leave the labels out")
-    dropped = "leave the labels of a part P of the images out, such as 0.1: for classifier-free guidance (sample --cfg)"
-    labelled.add_argument("--label-dropout", type=values.fraction, metavar="P", help=dropped)
-    validation = "held-out images: other data, or a part of these such as 0.05"
-    data.add_argument("--validation", metavar="DATA|PART", help=validation)
-    evaluation_options.while_training(parser)
-
-
-def _train_classifier(commands: Any) -> None:
-    parser = _add(commands, "train-classifier", "DATA ", f"""\
-Trains a classifier of noisy images, which guides sampling (`undiffuse sample --classifier`), and prints its accuracy by
-noise level. The same command again goes on where it was stopped; started by torchrun, it trains on several
-devices.{_DATA}""", module="train")  # fmt: skip
-    what, data = _training(parser)
-    partner = "the diffusion model it shall guide, whose size, noise levels and classes are taken"
-    what.add_argument("--for", dest="partner", metavar="MODEL", help=partner)
-    noise = what.add_mutually_exclusive_group()
-    noise.add_argument("--clean", action="store_true", help="train on clean images only (no use for guidance)")
-    noise.add_argument("--clean-fraction", type=values.fraction, metavar="P", help="share of clean images")
-    validation = "held-out images: other data, a part of these (default 0.05), or none"
-    data.add_argument("--validation", default="0.05", metavar="DATA|PART", help=validation)
-
-
-def _ema(commands: Any) -> None:
-    parser = _add(
-        commands,
-        "ema",
-        "RUN --width W --out FILE ",
-        """\
-Makes the average of a run's weights that a power function of relative width W would have kept (Karras et al. 2024),
-from the snapshots that the run stored: train it with --set train.posthoc_widths=0.05,0.1 and --set
-train.posthoc_every=IMAGES. Writes it as a model.""",
-    )
-    parser.add_argument("run", metavar="RUN", help="run folder")
-    width = "standard deviation of the average over the run's length, such as 0.1 (at most 0.288, the mean of all)"
-    parser.add_argument("--width", required=True, type=values.rate, metavar="W", help=width)
-    at = "after that many images, where there is a snapshot (default: the last)"
-    parser.add_argument("--at", type=values.positive, metavar="IMAGES", help=at)
-    parser.add_argument("--out", required=True, metavar="FILE", help="the model's file, such as average.safetensors")
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
 
 
 def _sample(commands: Any) -> None:
@@ -289,7 +191,7 @@ def _nll(commands: Any) -> None:
         f"""\
 Measures the likelihood of images in bits per dimension: by the variational bound, term by term, by the probability
 flow, or by both beside each other. Prints the total with its standard error, writes bits.json and bits.png. The same
-command again goes on where it was stopped.{_DATA}""",
+command again goes on where it was stopped.{training_options.DATA}""",
     )
     parser.add_argument("data", metavar="DATA", help="images that the model was not trained on")
     options.model_options(parser)
@@ -339,14 +241,19 @@ on fresh noise. Prints and writes the best one, for --grid.""",
     options.model_options(parser, positional=True)
     options.guidance_options(parser)
     group = parser.add_argument_group("what is tuned")
-    flow = tuple(name for name, method in METHODS.items() if method.kind == "ode" and name != "adaptive")
+    flow = tuple(name for name, method in SOLVERS.items() if method.kind == "ode" and name != "bosh3")
     group.add_argument("--steps", type=values.positive, required=True, metavar="N", help="steps, such as 10")
     group.add_argument(
         "--solver", type=values.choice(*flow), default="dpmpp-2m", metavar="NAME",
         help=f"one of {', '.join(flow)} (default dpmpp-2m)",
     )  # fmt: skip
     group.add_argument("--solver-options", default="", metavar="KEY=VALUE,...", help="settings of the method")
-    group.add_argument("--no-reclip", dest="reclip", action="store_false", help="with guidance: as for `sample`")
+    group.add_argument(
+        "--no-clip-after-guidance",
+        dest="clip_after_guidance",
+        action="store_false",
+        help="with guidance: as for `sample`",
+    )
     options.clip_option(group)
     run = parser.add_argument_group("run and output")
     options.seed_option(run)
@@ -399,18 +306,6 @@ Reads images in any format that is known and writes them in one that other progr
     options.pick(parser, "--on-broken", ("refuse", "skip"), "unreadable images (default refuse)", "refuse")
     shard = "images of a shard (default 1000)"
     parser.add_argument("--shard-size", type=values.positive, default=1000, metavar="N", help=shard)
-
-
-def _recipes(commands: Any) -> None:
-    parser = _add(
-        commands,
-        "recipes",
-        "[NAME] ",
-        """\
-Lists the recipes, or with a NAME everything that one says. Use it by `undiffuse train DATA --recipe NAME`.""",
-    )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a recipe")
-    parser.add_argument("--json", action="store_true", help="its settings as JSON")
 
 
 def _models(commands: Any) -> None:

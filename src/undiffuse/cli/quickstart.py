@@ -20,9 +20,9 @@ from undiffuse.cli.console import duration, say, table
 from undiffuse.cli.options import SHIPPED, SHIPPED_CLASSIFIER
 from undiffuse.config import SamplerConfig
 from undiffuse.data.screening import default_workers
-from undiffuse.levels import Level
 from undiffuse.models import ClassifierModel, load_classifier, resolve
 from undiffuse.noise import NoiseSource
+from undiffuse.noise_levels import Level
 from undiffuse.pictures import draw_grid, save_animation, save_png, spaced, stack
 from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.classes import class_names

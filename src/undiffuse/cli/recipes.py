@@ -1,4 +1,4 @@
-"""`undiffuse recipes`: the list, or everything one recipe says."""
+"""`undiffuse recipes`: lists the recipes, or prints all settings of one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_FIGURES = ("source", "file", "unverified")  # what a recipe publishes beside
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """Runs the command."""
     if args.name is None:
         if args.json:
             say(json.dumps({name: recipes.get(name).to_dict() for name in recipes.names()}, indent=2))
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def overview() -> str:
-    """A line a recipe."""
+    """Returns a table with a line for each recipe."""
     rows = []
     for name in recipes.names():
         recipe = recipes.get(name)
@@ -37,13 +37,13 @@ def overview() -> str:
         rows.append([name, kind, _size(recipe), f"{parameters(recipe) / 1e6:.1f}M", _result(recipe)])
     head = ("recipe", "kind", "size", "weights", "published, or measured here")
     return (
-        f"{table(rows, head, right=(3,))}\n\n`undiffuse recipes NAME` tells all about one, "
-        "`undiffuse train DATA --recipe NAME` trains by it."
+        f"{table(rows, head, right=(3,))}\n\n`undiffuse recipes NAME` prints all settings of one, "
+        "`undiffuse train DATA --recipe NAME` trains with it."
     )
 
 
 def details(recipe: Recipe) -> str:
-    """All settings and figures of one recipe."""
+    """Returns all settings and figures of one recipe as text."""
     rows: list[tuple[str, object]] = [
         ("kind", recipe.kind),
         ("network", f"{parameters(recipe):,} parameters"),
@@ -71,7 +71,7 @@ def details(recipe: Recipe) -> str:
 
 
 def parameters(recipe: Recipe) -> int:
-    """How many parameters the network has; nothing is allocated."""
+    """Returns the number of parameters of the network, without allocating them."""
     net: Any = build_on_meta(recipe.net.build)
     return sum(p.numel() for p in net.parameters())
 
@@ -94,7 +94,7 @@ def _size(recipe: Recipe) -> str:
 
 
 def _result(recipe: Recipe) -> str:
-    """What it was measured to give here, else what was published."""
+    """The result measured here, otherwise the published one."""
     if not recipe.measured.startswith("not "):
         return f"here: {recipe.measured}"
     for key, value in recipe.published.items():

@@ -1,4 +1,4 @@
-"""`undiffuse sweep`: strengths of guidance, or with --solvers, --calls or --grids quality against network calls."""
+"""`undiffuse sweep`: strengths of guidance, or with --solvers, --nfe or --grids quality against network calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SWEPT = {"guidance": ("guidance", 0.0), "cfg": ("cfg", 1.0), "autoguide": ("auto
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     begin = time.monotonic()
-    by_calls = bool(args.solvers or args.calls or args.grids)
+    by_calls = bool(args.solvers or args.nfe or args.grids)
     # In a frontier only the strength of one classifier varies; --against and --by belong to one.
     own = ("classifier", "guidance", "guidance_at")
     names = [declared.name for _, declared in settings_of(GuidanceConfig) if declared.name not in own]
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     others += ["over"] if args.over != "guidance" else []
     for name in others if by_calls else [name for name in ("against", "by") if getattr(args, name) is not None]:
         what = "is not for" if by_calls else "is for"
-        raise ValueError(f"--{name.replace('_', '-')} {what} a frontier (--solvers, --calls, --grids): leave it out")
+        raise ValueError(f"--{name.replace('_', '-')} {what} a frontier (--solvers, --nfe, --grids): leave it out")
     option, neutral = SWEPT[args.over]
     if getattr(args, option):
         raise ValueError(f"--{option.replace('_', '-')} is what is swept: give its values by --scales")
@@ -61,6 +61,6 @@ def _guidance(args: argparse.Namespace, config: Any, scales: Any, shared: dict[s
 
 
 def _frontier(args: argparse.Namespace, config: Any, scales: Any, shared: dict[str, Any]) -> FrontierSweep:
-    given = {name: value for name in ("solvers", "calls", "grids", "against") if (value := getattr(args, name))}
+    given = {name: value for name in ("solvers", "nfe", "grids", "against") if (value := getattr(args, name))}
     given |= {"against": None} if args.against == "none" else {}
     return frontier(args.model, args.reference, scales=scales, by=args.by, config=config, **given, **shared)

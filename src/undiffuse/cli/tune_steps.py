@@ -51,4 +51,4 @@ def _table(found: Tuned) -> str:
     ordered = sorted(found.tried.items(), key=lambda item: item[1].choice)
     rows = [row(spec, measured) for spec, measured in ordered]
     heads = ("grid", "error", "on fresh noise", "")
-    return table(rows, head=heads, right=(1, 2)) + f"\n  {found.calls} network calls an image; error: root mean square"
+    return table(rows, head=heads, right=(1, 2)) + f"\n  {found.nfe} network calls an image; error: root mean square"

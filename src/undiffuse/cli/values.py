@@ -17,6 +17,34 @@ def positive(text: str) -> int:
     return _whole(text, 1, "a whole number of at least 1, such as 20 or 200k")
 
 
+def pixels(text: str) -> int:
+    """A number of pixels of at least 1, such as 500M."""
+    return _whole(text, 1, "a number of pixels of at least 1, such as 500M", 2**53, "that is more than any image has")
+
+
+def value_range(text: str) -> tuple[float, float] | str:
+    """The values of black and white, such as 0,4095 or -1000,2000; or "auto"."""
+    if text.strip().lower() == "auto":
+        return "auto"
+    parts = text.split(",")
+    try:
+        low, high = (float(part) for part in parts)
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high)) or low == high:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected two numbers such as 0,4095 or -1000,2000, or auto")
+    return low, high
+
+
+def patches(text: str) -> tuple[int | tuple[int, int], str]:
+    """The size of patches and how they are cut: 256, 128x256, or 256,tiled."""
+    first, _, how = text.partition(",")
+    how = how.strip().lower() or "random"
+    if how not in ("random", "tiled"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a size, alone or with how: 256 or 256,tiled")
+    return size(first), how
+
+
 def natural(text: str) -> int:
     """A whole number of at least 0."""
     return _whole(text, 0, "a whole number of at least 0")
@@ -172,6 +200,19 @@ def choice(*options: str) -> Callable[[str], str]:
         return text.lower()
 
     return parse
+
+
+def solver(text: str) -> str:
+    """The name of a solver, whatever the case."""
+    from undiffuse.solvers.registry import FORMER_NAMES, SOLVERS, solver_info
+
+    try:
+        solver_info(text.lower())
+    except ValueError as error:
+        now = FORMER_NAMES.get(text.lower())
+        known = str(error) if now else f"{text!r} is none of {', '.join(SOLVERS)}"
+        raise argparse.ArgumentTypeError(known) from None
+    return text.lower()
 
 
 def _whole(text: str, least: int, expected: str, most: int = MOST, limit: str = "at most 2^32 is possible") -> int:

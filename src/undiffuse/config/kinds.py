@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from undiffuse.util.text import join_names, shown
 
-__all__ = ["Choice", "Flag", "Key", "Kind", "Number", "Parsed", "Text", "clipping", "interval"]
+__all__ = ["Choice", "Flag", "Key", "Kind", "Number", "Parsed", "SolverName", "Text", "clipping", "interval"]
 
 
 class Kind(Protocol):
@@ -123,6 +123,31 @@ class Key(_Parsing):
 
     def _read(self, text: str) -> str:
         return text.lower()
+
+
+class SolverName(Key):
+    """The name of a solver: one of the table, or one that an installed package offers."""
+
+    def accepts(self, value: Any) -> bool:
+        """See `Kind.accepts`."""
+        from undiffuse.solvers.registry import solver_info
+
+        if not isinstance(value, str):
+            return False
+        try:
+            solver_info(value)
+        except ValueError:
+            return False
+        return True
+
+    def parse(self, text: str) -> Any:
+        """See `Kind.parse`; a name that solvers had before is explained."""
+        from undiffuse.solvers.registry import FORMER_NAMES
+
+        now = FORMER_NAMES.get(text.strip().lower())
+        if now is not None:
+            raise ValueError(f"{shown(text)}: it is now called {now!r}")
+        return super().parse(text)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,20 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from undiffuse.config.fields import check_values, given, setting, settings_of
-from undiffuse.config.kinds import CLIPPING, INTERVAL, Choice, Flag, Key, Number, Parsed, Text, clipping, interval
-from undiffuse.methods import GRIDS, METHODS, method, read_options, write_options
+from undiffuse.config.kinds import (
+    CLIPPING,
+    INTERVAL,
+    Choice,
+    Flag,
+    Number,
+    Parsed,
+    SolverName,
+    Text,
+    clipping,
+    interval,
+)
+from undiffuse.grid_specs import GRIDS
+from undiffuse.solvers.registry import SOLVERS, current_record, read_options, solver_info, write_options
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import join_names, shown
 
@@ -39,7 +51,7 @@ class GuidanceConfig:
         name="guidance", metavar="SCALE", group=CLASSIFIER, many=True,
     )  # fmt: skip
     at: str = setting(
-        "x_t", "where the gradient is taken: x_t (as released, default), mean (as in the paper; ancestral only), or x0 "
+        "x_t", "where the gradient is taken: x_t (as released, default), mean (as in the paper; ddpm only), or x0 "
         "(the denoised image, through the network)", Choice("x_t", "mean", "x0"),
         name="guidance_at", group=CLASSIFIER, advanced=True,
     )  # fmt: skip
@@ -208,8 +220,8 @@ class SamplerConfig:
     model: str | None = None
     weights: str | None = None
     solver: str | None = setting(
-        None, "sampling method, one of those listed below (default: as published; else ancestral for learned "
-        "variances; else ddim)", Key(METHODS), metavar="NAME", group=SAMPLER,
+        None, "sampling method, one of those listed below (default: as published; else ddpm for learned "
+        "variances; else ddim)", SolverName(SOLVERS), metavar="NAME", group=SAMPLER,
     )  # fmt: skip
     steps: str | None = setting(
         None, f"{STEPS} (default: as published, else by the method)", Text(), metavar="SPEC", group=SAMPLER
@@ -257,7 +269,7 @@ class SamplerConfig:
             elif value is not None and not str(value).strip():
                 raise ConfigError(name, "is empty: give a value, or leave it out")
         if isinstance(self.solver_options, Mapping):
-            name = self.solver or next(iter(METHODS))
+            name = self.solver or next(iter(SOLVERS))
             object.__setattr__(self, "solver_options", write_options(name, self.solver_options))
         check_values(self)
 
@@ -296,9 +308,9 @@ class SamplerConfig:
         solver, at = self.solver, self.guidance.at
         if solver is None:
             wants_ddim = self.eta > 0 or not (process.learns_variance or at == "mean")
-            solver = "ddim" if wants_ddim else "ancestral"
+            solver = "ddim" if wants_ddim else "ddpm"
             if advice is not None and advice.solver is not None and not self.eta:
-                solver = "ancestral" if at == "mean" else advice.solver
+                solver = "ddpm" if at == "mean" else advice.solver
             solver = "consistency" if process.target == "consistency" and advice is None else solver
         usual = advice if advice is not None and advice.solver == solver else SamplerConfig()
         try:
@@ -306,16 +318,16 @@ class SamplerConfig:
         except ValueError as error:
             raise ConfigError("solver_options", str(error)) from None
         if self.eta and solver != "ddim":
-            raise ConfigError("eta", f"the noise of ddim; {solver} has its own or none. Leave `eta` out")
-        if self.guidance.strength and at == "mean" and solver != "ancestral":
-            raise ConfigError("guidance_at", f'"mean" works with the solver ancestral only, not with {solver}')
+            raise ConfigError("eta", f"is the noise of ddim; {solver} has its own or none. Leave `eta` out")
+        if self.guidance.strength and at == "mean" and solver != "ddpm":
+            raise ConfigError("guidance_at", f'"mean" works with the solver ddpm only, not with {solver}')
         steps = self.steps or usual.steps
         grid = self.grid
         if steps is None or steps.strip().isdecimal():
             grid = grid or usual.grid
         steps = steps or _default_steps(solver, process, grid)
         # Steps that are more than a number ("ddim25", "at:0,10,999") name trained ones.
-        grid = grid or (method(solver).grid if steps.strip().isdecimal() else "chain")
+        grid = grid or (solver_info(solver).grid if steps.strip().isdecimal() else "chain")
         clip = self.clip or (advice.clip if advice is not None else None) or "static"
         return replace(
             self, solver=solver, steps=steps, grid=grid, solver_options=options, clip=clip, eta=self.eta or usual.eta
@@ -361,7 +373,7 @@ class SamplerConfig:
         Raises:
             ValueError: If the record says too little, or something that no setting can be.
         """
-        record = {_FORMER.get(name, name): value for name, value in record.items()}
+        record = current_record(record)
         names = {declared.name: declared for kind in (cls, GuidanceConfig) for _, declared in settings_of(kind)}
         absent = [name for name in ("model", "model_file", "weights", "classifier", *_ALWAYS) if name not in record]
         if absent:
@@ -392,8 +404,6 @@ _ALWAYS = ("solver", "steps", "eta", "clip", "clip_after_guidance", "precision",
 """Settings that every record holds; the others only where they are not at their defaults."""
 _UNSAID = {"grid": "chain"}
 """What a record means that does not say it, where that is not the default."""
-_FORMER = {"reclip": "clip_after_guidance"}
-"""Names in records of earlier versions."""
 
 
 def _recorded_classifiers(
@@ -428,9 +438,9 @@ def _default_steps(solver: str, process: Any, grid: str | None) -> str:
     """
     if grid and grid.replace(" ", "").startswith("at:"):
         return str(grid.count(",") + 1)
-    count = min(method(solver).steps, process.steps)
+    count = min(solver_info(solver).steps, process.steps)
     if solver == "ddim" and grid in (None, "chain") and not process.needs_last_level:
-        from undiffuse.levels import ddim_spec  # imports torch, which help must not
+        from undiffuse.noise_levels import ddim_spec  # imports torch, which help must not
 
         return ddim_spec(process.steps, count) or str(count)
     return str(count)

@@ -56,9 +56,9 @@ def _collate(dataset: ImageDataset, examples: Sequence[Example]) -> Batch:
     )
 
 
-def _share(rank: int, world: int) -> None:
-    if world < 1 or not 0 <= rank < world:
-        raise ValueError(f"rank {rank} of {world}: expected 0 <= rank < world")
+def _share(rank: int, world_size: int) -> None:
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size}: expected 0 <= rank < world_size")
 
 
 def _threads(dataset: ImageDataset, workers: int | None) -> int:
@@ -96,37 +96,38 @@ def batches(
     start: int,
     batch: int,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     workers: int | None = None,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
     """The endless stream of training batches, from position `start` on.
 
     Global batch k holds the positions ``start + k * batch ... start + (k + 1) * batch - 1``; each rank gets a
-    contiguous ``batch / world`` of them. Concatenating the ranks' batches gives the batch of a single process, whatever
+    contiguous ``batch / world_size`` of them. Concatenating the ranks' batches gives the batch of a single process,
+    whatever
     `workers` is.
 
     Args:
         dataset: the images.
         start: the first position, that is how many images the run has already seen.
         batch: images of a global batch.
-        rank: this process, 0..world-1.
-        world: the number of processes.
+        rank: this process, 0..world_size-1.
+        world_size: the number of processes.
         workers: decoding threads; None: as the config says (by default none for sources in memory).
         prefetch: how many batches are decoded ahead.
 
     Raises:
-        ValueError: at once, for numbers that do not fit (a batch that `world` does not divide, a negative start).
+        ValueError: at once, for numbers that do not fit (a batch that `world_size` does not divide, a negative start).
         BrokenImageError: while iterating, naming the file.
     """
-    _share(rank, world)
-    if batch < 1 or batch % world:
+    _share(rank, world_size)
+    if batch < 1 or batch % world_size:
         raise ValueError(
-            f"a batch of {batch} images cannot be split evenly over {world} processes; choose a multiple of it"
+            f"a batch of {batch} images cannot be split evenly over {world_size} processes; choose a multiple of it"
         )
     if start < 0 or prefetch < 1:
         raise ValueError(f"start={start}, prefetch={prefetch}: expected start >= 0 and prefetch >= 1")
-    each = batch // world
+    each = batch // world_size
     groups = (range(first, first + each) for first in count(start + rank * each, batch))
     examples = _run(groups, dataset.example, _threads(dataset, workers), prefetch)
     return _closing(dataset, examples)
@@ -137,7 +138,7 @@ def pass_once(
     batch: int,
     *,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     workers: int | None = None,
     prefetch: int = 2,
     limit: int | None = None,
@@ -151,8 +152,8 @@ def pass_once(
     Args:
         dataset: the images.
         batch: images of a global batch.
-        rank: this process, 0..world-1.
-        world: the number of processes.
+        rank: this process, 0..world_size-1.
+        world_size: the number of processes.
         workers: decoding threads, as in `batches`.
         prefetch: how many batches are decoded ahead.
         limit: only the first `limit` images.
@@ -161,7 +162,7 @@ def pass_once(
         ValueError: at once, for numbers that do not fit.
         BrokenImageError: while iterating, naming the file, where on_broken is "refuse".
     """
-    _share(rank, world)
+    _share(rank, world_size)
     if batch < 1 or prefetch < 1 or (limit is not None and limit < 1):
         raise ValueError(f"batch={batch}, prefetch={prefetch}, limit={limit}: expected numbers of at least 1")
     total = len(dataset) if limit is None else min(limit, len(dataset))
@@ -169,7 +170,7 @@ def pass_once(
     def shares() -> Iterator[range]:
         for first in range(0, total, batch):
             held = min(batch, total - first)
-            yield range(first + rank * held // world, first + (rank + 1) * held // world)
+            yield range(first + rank * held // world_size, first + (rank + 1) * held // world_size)
 
     def load(index: int) -> Example | None:
         try:

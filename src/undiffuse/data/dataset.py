@@ -14,11 +14,11 @@ from undiffuse.data import order
 from undiffuse.data.channels import ValueRange, check_value_range
 from undiffuse.data.decoding import MAX_PIXELS, describe
 from undiffuse.data.formats.base import Frames, Layout
-from undiffuse.data.images import prepare, size_pair
-from undiffuse.data.labels import listed
+from undiffuse.data.images import Picture, prepare, size_pair
+from undiffuse.data.labels import join_names
 from undiffuse.data.opening import open_data
 from undiffuse.data.patches import TiledSource
-from undiffuse.data.screening import Check, OnBroken, OnTiny
+from undiffuse.data.screening import Check, OnBroken, OnTiny, screen
 from undiffuse.data.sources import BrokenImageError, Source
 
 __all__ = ["DataConfig", "Example", "ImageDataset", "check_trainable"]
@@ -118,6 +118,23 @@ class DataConfig:
             max_pixels=self.max_pixels,
             frames=self.frames,
             layout=self.layout,
+        )
+        return TiledSource(source, size_pair(self.size)) if self.patches == "tiled" else source
+
+    def checked(self, source: Source) -> Source:
+        """A source that is open already, without what the config refuses or skips, and cut into tiles if it says so.
+
+        Raises:
+            ValueError: broken or tiny pictures that are refused.
+        """
+        source = screen(
+            source,
+            check=self.check,
+            on_broken=self.on_broken,
+            on_tiny=self.on_tiny,
+            min_size=self.size if self.fit == "crop" else None,
+            value_range=self.value_range,
+            channels=self.channels,
         )
         return TiledSource(source, size_pair(self.size)) if self.patches == "tiled" else source
 
@@ -224,7 +241,7 @@ class ImageDataset:
             if candidate in self.replaced and step + 1 < tries:
                 continue
             try:
-                image = self._prepared(candidate, bool(flip), draws, place)
+                image = self._prepared(candidate, self._drawn(candidate, position), bool(flip), draws, place)
             except BrokenImageError as error:
                 if step + 1 == tries:
                     raise
@@ -239,18 +256,23 @@ class ImageDataset:
         Raises:
             BrokenImageError: its file cannot be read.
         """
-        return Example(
-            image=self._prepared(index, False, None, (0.5, 0.5)),
-            label=self.source.label(index),
-            index=index,
-            position=index,
-        )
+        image = self._prepared(index, self.source.image(index), False, None, (0.5, 0.5))
+        return Example(image=image, label=self.source.label(index), index=index, position=index)
+
+    def _drawn(self, index: int, position: int) -> Picture:
+        if not self.source.augments:
+            return self.source.image(index)
+        return self.source.draw(index, order.item_seed(self.config.seed, position))
 
     def _prepared(
-        self, index: int, flip: bool, crop: tuple[float, float, float] | None, place: tuple[float, float]
+        self,
+        index: int,
+        picture: Picture,
+        flip: bool,
+        crop: tuple[float, float, float] | None,
+        place: tuple[float, float],
     ) -> NDArray[Any]:
         config = self.config
-        picture = self.source.image(index)
         wide = config.value_range is None and self.source.value_range is not None and describe(picture).depth != "8"
         try:
             image = prepare(
@@ -292,7 +314,7 @@ def check_trainable(dataset: ImageDataset, batch: int, conditional: bool) -> Non
     if not conditional:
         return
     if source.labels is None and source.vectors is not None:
-        names = listed(source.vector_names or [], 6)
+        names = join_names(source.vector_names or [], 6)
         what = "several labels for each image" if source.multi_hot else "numbers, not classes,"
         raise ValueError(
             f"{source.where} has {what} ({names}), and a class-conditional model or a classifier needs one class for "

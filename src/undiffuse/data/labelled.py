@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from undiffuse.data.formats.imagenet import translated
 from undiffuse.data.labelling import Labelling, interpret
-from undiffuse.data.labels import apply_table, class_table, folder_labels, listed, prefix_labels
+from undiffuse.data.labels import apply_table, class_table, folder_labels, join_names, prefix_labels
 from undiffuse.data.screening import OnBroken
 from undiffuse.data.sources import Excluded, FileSource, FolderSource, Source, ZipSource
 from undiffuse.data.tables import TABLE_SUFFIXES, TableSpec, parse_spec, read_table
@@ -75,13 +76,18 @@ def label_files(
             data = _inside(source, name)
             if data is None:
                 continue
+            extra: list[str] = []
+            # The folder may hold a part of the set that a known table lists.
+            heard = complain if name in _OWN_TABLES else partial(_all_but_absent, complain, extra)
             try:
-                found = interpret(read_table(data, name), names, TableSpec(name), complain, source.held_names)
+                found = interpret(read_table(data, name), names, TableSpec(name), heard, source.held_names)
             except ValueError as error:
-                if name in _OWN_TABLES or "matches none" not in str(error) and "is known to hold" not in str(error):
+                passed = ("matches none", "is known to hold", "holds no labels", "has no column of labels")
+                if name in _OWN_TABLES or not any(words in str(error) for words in passed):
                     raise
                 source.notes.append(f"{name} is not used: {error}")
                 continue
+            source.notes += extra
             labelled = _by_table(source, found, name, label_names)
             if found.kind == "class" or not isinstance(labelled, FileSource):
                 return labelled
@@ -99,17 +105,36 @@ def label_files(
                          "classes from the names of " + ("files" if how == "prefix" else "folders"))  # fmt: skip
 
 
+def _all_but_absent(complain: Complain, notes: list[str], text: str) -> None:
+    """Complains, except about rows without a file, which are noted."""
+    if "files that are not there" in text:
+        notes.append(text)
+    else:
+        complain(text)
+
+
 def _with_classes(
-    source: FileSource, values: Sequence[str | None], where: str, label_names: Sequence[str] | None, note: str
+    source: FileSource,
+    values: Sequence[str | None],
+    where: str,
+    label_names: Sequence[str] | None,
+    note: str,
+    why: Mapping[str, str] | None = None,
 ) -> FileSource:
     keep = [i for i, value in enumerate(values) if value is not None]
     texts = [value for value in values if value is not None]
     classes = list(label_names) if label_names is not None else class_table(texts)
     texts = translated(texts, label_names)
-    excluded = [Excluded(name=source.names[i], reason="no label") for i, value in enumerate(values) if value is None]
+    excluded = _unlabelled(source, values, why or {})
     labelled = source.labelled(keep, apply_table(texts, classes, where), classes, excluded)
     labelled.notes.append(note)
     return labelled
+
+
+def _unlabelled(source: FileSource, values: Sequence[object], why: Mapping[str, str]) -> list[Excluded]:
+    """The files without a label, with what the table says in its place."""
+    names = [source.names[i] for i, value in enumerate(values) if value is None]
+    return [Excluded(name=name, reason=f"no label, {why[name]}" if name in why else "no label") for name in names]
 
 
 def _by_table(source: FileSource, found: Labelling, table: str, label_names: Sequence[str] | None) -> FileSource:
@@ -118,13 +143,15 @@ def _by_table(source: FileSource, found: Labelling, table: str, label_names: Seq
     if source.left_out.get(ending) and not Path(table).is_absolute():
         left = {**source.left_out, ending: source.left_out[ending] - 1}  # a table that is used is not left out
         source.left_out = {kind: count for kind, count in left.items() if count}
+    why = dict(found.unlabelled)
     notes = [found.said, *([found.doubt] if found.doubt else [])]
     if found.kind == "class":
-        labelled = _with_classes(source, found.values, f"{source.where} (labels: {table})", label_names, notes[0])
+        where = f"{source.where} (labels: {table})"
+        labelled = _with_classes(source, found.values, where, label_names, notes[0], why)
         labelled.notes += notes[1:]
         return labelled
     keep = [i for i, value in enumerate(found.values) if value is not None]
-    excluded = [Excluded(name=source.names[i], reason="no label") for i, v in enumerate(found.values) if v is None]
+    excluded = _unlabelled(source, found.values, why)
     labelled = source.labelled(keep, None, None, excluded)
     values = [found.values[i] for i in keep]
     if found.kind == "multi":
@@ -132,7 +159,7 @@ def _by_table(source: FileSource, found: Labelling, table: str, label_names: Seq
         number = {tag: k for k, tag in enumerate(tags)}
         unknown = sorted({tag for value in values for tag in value if tag not in number})
         if unknown:
-            raise ValueError(f"{table} has labels that are not in the class table: {listed(unknown)}")
+            raise ValueError(f"{table} has labels that are not in the class table: {join_names(unknown)}")
         hot = np.zeros((len(keep), len(tags)), dtype=np.float32)
         for row, value in enumerate(values):
             hot[row, [number[tag] for tag in value]] = 1
@@ -172,6 +199,6 @@ def _require(values: Sequence[str | None], names: Sequence[str], what: str, wher
     """Every image must have a label: none at all is always an error, a few missing are reported to `complain`."""
     missing = [name for name, value in zip(names, values, strict=True) if value is None]
     if len(missing) == len(names):
-        raise ValueError(f"{where}: no image has {what}. The names are {listed(names, 3)}")
+        raise ValueError(f"{where}: no image has {what}. The names are {join_names(names, 3)}")
     if missing:
-        complain(f"{where}: {len(missing):,} of {len(names):,} images lack {what}: {listed(missing)}")
+        complain(f"{where}: {len(missing):,} of {len(names):,} images lack {what}: {join_names(missing)}")

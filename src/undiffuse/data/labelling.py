@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from undiffuse.data.decoding import IMAGE_SUFFIXES
-from undiffuse.data.labels import listed
+from undiffuse.data.file_index import FileIndex
+from undiffuse.data.labels import join_names
 from undiffuse.data.tables import Table, TableSpec
 
-__all__ = ["FileIndex", "Labelling", "interpret"]
+__all__ = ["Labelling", "interpret"]
 
 FILE_KEYS = (
     "file", "path", "filename", "filepath", "name", "image", "img", "imagename", "imagepath", "imageid", "imageindex",
@@ -26,6 +26,11 @@ LABEL_KEYS = (
     "label", "class", "classname", "category", "labels", "classes", "target", "classid", "labelid", "labelname",
     "categoryname", "y", "dx", "diagnosis", "findinglabels", "tags", "species", "breed", "identity",
 )  # fmt: skip
+NUMBER_KEYS = (
+    "age", "ageapprox", "patientage", "angle", "yaw", "pitch", "roll", "year", "weight", "height", "length", "width",
+    "temperature", "score", "brightness", "redshift", "mass", "latitude", "longitude", "price", "time",
+)  # fmt: skip
+"""Columns of these names hold numbers, even if few different ones."""
 _NOTHING = {"", "nan", "null", "n/a", "<na>", "#n/a", "#na"}
 _PROBE = 500
 """Rows by which columns are judged first."""
@@ -52,46 +57,6 @@ class Labelling:
     unlabelled: list[tuple[str, str]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     doubt: str = ""
-
-
-class FileIndex:
-    """Finds pictures by what a table calls them: a path, a bare name, either without its ending, or a number."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._exact = {name: i for i, name in enumerate(names)}
-        self._forms: dict[str, int] = {}
-        folders = {name.rpartition("/")[0].partition("/")[0] for name in names}
-        self.wrap = f"{next(iter(folders))}/" if len(folders) == 1 and "" not in folders else ""
-        stems = []
-        for i, name in enumerate(names):
-            path = PurePosixPath(name)
-            whole = name[: len(name) - len(path.suffix)]
-            for form in {name[len(self.wrap) :], whole, whole[len(self.wrap) :], path.name, path.stem}:
-                self._forms[form] = -1 if self._forms.get(form, i) != i else i
-            stems.append(path.stem)
-        digits = {stem for stem in stems if stem.isdecimal()}
-        self._numbers = {int(stem): i for i, stem in enumerate(stems)} if len(digits) == len(names) else {}
-
-    def find(self, cell: Any) -> int | None:
-        """The number of the picture that a cell names; None if it names none, or several."""
-        if isinstance(cell, bool) or not isinstance(cell, (str, int)):
-            return None
-        if isinstance(cell, int):
-            return self.find(str(cell)) if str(cell) in self._forms else self._numbers.get(cell)
-        path = PurePosixPath(cell.strip().replace("\\", "/")).as_posix()
-        if path in self._exact:
-            return self._exact[path]
-        parts = path.split("/")
-        for k in range(len(parts)):  # a table may be written from further up
-            rest = "/".join(parts[k:])
-            found = self._exact.get(rest, self._forms.get(rest, -1) if k == 0 or k + 1 < len(parts) else -1)
-            if found >= 0:
-                return found
-        suffix = PurePosixPath(path).suffix
-        if suffix.lower() in IMAGE_SUFFIXES:
-            found = self._forms.get(path[: len(path) - len(suffix)], -1)
-            return found if found >= 0 else None
-        return self._numbers.get(int(path)) if path.isdecimal() and len(path) < 19 else None
 
 
 def interpret(
@@ -134,7 +99,7 @@ def interpret(
         result.absent = [file for file in result.absent if others.find(file) is None]
     matched = sum(value is not None for value in result.values)
     shown = [f"column {columns[k]!r}" if header is not None else columns[k] for k in (file_column, *chosen[:1])]
-    labels = shown[1] if len(chosen) == 1 else f"columns {listed((columns[k] for k in chosen), 6)}"
+    labels = shown[1] if len(chosen) == 1 else f"columns {join_names((columns[k] for k in chosen), 6)}"
     kind = {"class": "class", "multi": "several labels", "numbers": "numbers"}[result.kind]
     form = f" ({result.said})" if result.said else ""
     result.said = (
@@ -176,7 +141,7 @@ def _named(table: Table, columns: Sequence[str], name: str) -> int:
                 return k
     if name.isdecimal() and 1 <= int(name) <= len(columns):
         return int(name) - 1
-    raise ValueError(f"{table.name} has no column {name!r}; its columns are {listed(columns, 20)}")
+    raise ValueError(f"{table.name} has no column {name!r}; its columns are {join_names(columns, 20)}")
 
 
 def _file_column(
@@ -185,8 +150,11 @@ def _file_column(
     if spec.file_column is not None:
         return _named(table, columns, spec.file_column)
     taken = {_named(table, columns, name) for name in spec.label_columns}
-    for probe in (rows[:_PROBE], rows):
-        hits = [sum(k < len(row) and index.find(row[k]) is not None for row in probe) for k in range(len(columns))]
+    for probe, by_number in ((rows[:_PROBE], False), (rows[:_PROBE], True), (rows, True)):
+        hits = [
+            sum(k < len(row) and index.find(row[k], by_number) is not None for row in probe)
+            for k in range(len(columns))
+        ]
         best = max((k for k in range(len(columns)) if k not in taken), key=lambda k: (hits[k], -k), default=0)
         if hits and hits[best]:
             return best
@@ -215,11 +183,11 @@ def _label_columns(
         return others
     names = [columns[k] for k in others]
     raise ValueError(
-        f"{table.name} has the columns {listed(columns, 20)}, and none is known to hold the labels: name one with "
+        f"{table.name} has the columns {join_names(columns, 20)}, and none is known to hold the labels: name one with "
         f'labels="{table.name}:{names[0]}"'
         + (f', or several with labels="{table.name}:{names[0]},{names[1]}"' if len(names) > 1 else "")  # fmt: skip
         if names
-        else f"{table.name} has no column of labels, only {listed(columns)}"
+        else f"{table.name} has no column of labels, only {join_names(columns)}"
     )
 
 
@@ -289,13 +257,14 @@ def _read(
         if i is None:
             result.absent.append(file)
         elif value is None:
-            result.unlabelled.append((names[i], f"line {line} has no label"))
+            cell = next((row[k] for k in chosen if _is_nothing(row[k]) or len(chosen) == 1), None)
+            result.unlabelled.append((names[i], f"line {line}: {'nothing' if cell in (None, '') else cell}"))
         else:
             result.values[i] = value
     if len(result.absent) == len(files):
         raise ValueError(
-            f"the label table {table.name} matches none of the {len(names):,} images: it lists {listed(files, 2)}; "
-            f"the images are {listed(names, 2)}. Its column of files is taken to be {columns[file_column]!r}, and "
+            f"the label table {table.name} matches none of the {len(names):,} images: it lists {join_names(files, 2)}; "
+            f"the images are {join_names(names, 2)}. Its column of files is taken to be {columns[file_column]!r}, and "
             "paths are relative to the data folder"
         )
     return result
@@ -309,21 +278,25 @@ def _of_columns(
     for row, raw, file in zip(numbers, cells, files, strict=True):
         for value, cell in zip(row, raw, strict=True):
             if value is None and not _is_nothing(cell):
-                raise ValueError(f"{table.name}: {file} has {cell!r} among columns of numbers ({listed(heads, 6)})")
+                raise ValueError(
+                    f"{table.name}: several columns ({join_names(heads, 6)}) must hold numbers, or 0 and 1, and "
+                    f"{file} has {cell!r}: name one column of classes"
+                )
     seen = {value for row in numbers for value in row if value is not None}
+    blank = any(value is None for row in numbers for value in row)
     if not seen <= {0.0, 1.0, -1.0}:
         return Labelling(kind="numbers", values=[], names=tuple(heads)), [
             None if None in row or not all(math.isfinite(v) for v in row if v is not None) else tuple(row)
             for row in numbers
         ]
-    if seen >= {-1.0, 0.0}:
+    if -1.0 in seen and (0.0 in seen or blank):
         raise ValueError(
-            f"{table.name}: the columns {listed(heads, 6)} hold -1, 0 and 1, so that it is unknown what -1 means "
-            "(uncertain, as in CheXpert, or no): replace -1 by 0, 1 or nothing"
+            f"{table.name}: the columns {join_names(heads, 6)} hold -1 beside 1 and {'0' if 0.0 in seen else 'gaps'}, "
+            "so that it is unknown what -1 means (uncertain, as in CheXpert, or no): replace -1 by 0, 1 or nothing"
         )
     sums = [sum(value == 1 for value in row) for row in numbers]
     gaps = [all(value is None for value in row) for row in numbers]
-    if all(total == 1 for total, gap in zip(sums, gaps, strict=True) if not gap):
+    if -1.0 not in seen and all(total == 1 for total, gap in zip(sums, gaps, strict=True) if not gap):
         chosen = [None if gap else heads[row.index(1.0)] for row, gap in zip(numbers, gaps, strict=True)]
         return Labelling(kind="class", values=[], said="one-hot"), list(chosen)
     tags = [
@@ -349,14 +322,16 @@ def _of_one_column(
     if present and None not in numbers:
         whole = all(value is not None and math.isfinite(value) and value == int(value) for value in numbers)
         key = _simple(head) in LABEL_KEYS or head.startswith("column ")
-        if not whole or (not key and count >= 4 and distinct > max(2, count // 2)):
+        binary = {value for value in numbers if value is not None} <= {0.0, 1.0, -1.0}
+        many = count >= 4 and distinct > max(2, count // 2)
+        if not whole or (not key and many) or (_simple(head) in NUMBER_KEYS and not binary):
             values = [None if _is_nothing(cell) or not math.isfinite(_number(cell) or 0.0) else (_number(cell),)
                       for cell in cells]  # fmt: skip
             return Labelling(kind="numbers", values=[], names=(head,)), list(values)
         negative = sorted({int(value) for value in numbers if value is not None and value < 0})
         if negative == [-1] and {int(value) for value in numbers if value is not None} == {-1, 1}:
-            tags = [None if _is_nothing(cell) else (head,) if _number(cell) == 1 else () for cell in cells]
-            return Labelling(kind="multi", values=[], names=(head,), said="-1 and 1"), list(tags)
+            pair = [None if _is_nothing(cell) else head if _number(cell) == 1 else f"not {head}" for cell in cells]
+            return Labelling(kind="class", values=[], said=f"1 is {head!r}, -1 is 'not {head}'"), list(pair)
         if -1 in negative:
             cells = [None if not _is_nothing(cell) and _number(cell) == -1 else cell for cell in cells]
             distinct -= 1
@@ -413,11 +388,11 @@ def _shown(value: Any) -> str:
 def _complain(table: Table, names: Sequence[str], result: Labelling, complain: Callable[[str], None]) -> None:
     what = f"the label table {table.name}"
     if result.unlabelled:
-        named = listed(f"{file} ({why})" for file, why in result.unlabelled)
+        named = join_names(f"{file} ({why})" for file, why in result.unlabelled)
         complain(f"{what} says NaN or nothing for {len(result.unlabelled):,} images: {named}")
     known = {file for file, _ in result.unlabelled}
     missing = [n for n, value in zip(names, result.values, strict=True) if value is None and n not in known]
     if missing:
-        complain(f"{what} has no label for {len(missing):,} of {len(names):,} images: {listed(missing)}")
+        complain(f"{what} has no label for {len(missing):,} of {len(names):,} images: {join_names(missing)}")
     if result.absent:
-        complain(f"{what} lists {len(result.absent):,} files that are not there: {listed(result.absent)}")
+        complain(f"{what} lists {len(result.absent):,} files that are not there: {join_names(result.absent)}")

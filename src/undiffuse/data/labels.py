@@ -12,10 +12,10 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["apply_table", "class_table", "folder_labels", "listed", "prefix_labels"]
+__all__ = ["apply_table", "class_table", "folder_labels", "join_names", "prefix_labels"]
 
 
-def listed(names: Iterable[str], limit: int = 10) -> str:
+def join_names(names: Iterable[str], limit: int = 10) -> str:
     """ "a, b, c and 4 more": at most `limit` names of what may be many."""
     names = list(names)
     shown = ", ".join(names[:limit])
@@ -39,12 +39,12 @@ def apply_table(values: Sequence[str], table: Sequence[str], where: str) -> NDAr
     """
     numbers = {name: number for number, name in enumerate(table)}
     if len(numbers) != len(table):
-        raise ValueError(f"the class table names a class twice: {listed(table)}")
+        raise ValueError(f"the class table names a class twice: {join_names(table)}")
     unknown = class_table(value for value in values if value not in numbers)
     if unknown:
         raise ValueError(
-            f"{where} has labels that are not in the class table: {listed(unknown)}. "
-            f"The table has {len(table)} classes: {listed(table)}"
+            f"{where} has labels that are not in the class table: {join_names(unknown)}. "
+            f"The table has {len(table)} classes: {join_names(table)}"
         )
     return np.array([numbers[value] for value in values], dtype=np.int64)
 
@@ -55,7 +55,7 @@ def folder_labels(names: Sequence[str], known: Sequence[str] | None = None) -> l
     Folders that wrap everything (a zip with one top folder) are skipped as long as all files have a sub-folder below.
     With a class table `known`, the depth is the first at which all names are in it, if there is one.
     """
-    folders = [PurePosixPath(name).parts[:-1] for name in names]
+    folders = [tuple(name.split("/")[:-1]) for name in names]
     depth = min((len(parts) for parts in folders), default=0)
     if known is not None:
         for level in range(depth):

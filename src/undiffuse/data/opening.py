@@ -16,7 +16,7 @@ from undiffuse.data.formats.frames import with_frames
 from undiffuse.data.formats.registry import find_format
 from undiffuse.data.formats.spans import expand_braces, is_url
 from undiffuse.data.labelled import label_files
-from undiffuse.data.labels import apply_table, listed
+from undiffuse.data.labels import apply_table, join_names
 from undiffuse.data.remarks import remarks_of
 from undiffuse.data.screening import Check, OnBroken, OnTiny, screen
 from undiffuse.data.sources import FileSource, Source
@@ -152,7 +152,7 @@ def split_part(text: str) -> tuple[Path | None, str | None]:
         missing = [str(shard) for shard in shards if not shard.exists()]
         if missing and len(missing) < len(shards):
             raise FileNotFoundError(
-                f"{len(missing):,} of {len(shards):,} files of {text} are missing: {listed(missing, 5)}"
+                f"{len(missing):,} of {len(shards):,} files of {text} are missing: {join_names(missing, 5)}"
             )
         if not missing:
             return None, None

@@ -15,9 +15,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["epoch_of", "index_at", "indices_at", "permutation", "uniforms"]
+__all__ = ["epoch_of", "index_at", "indices_at", "item_seed", "permutation", "uniforms"]
 
-_PURPOSES = {"order": 1, "flip": 2, "crop": 3}
+_PURPOSES = {"order": 1, "flip": 2, "crop": 3, "item": 4, "patch": 5}
 
 
 def _raw(seed: int, purpose: str, number: int, count: int) -> NDArray[np.uint64]:
@@ -31,9 +31,14 @@ def _raw(seed: int, purpose: str, number: int, count: int) -> NDArray[np.uint64]
 
 
 def uniforms(seed: int, purpose: str, number: int, count: int) -> NDArray[np.float64]:
-    """`count` uniform numbers in [0, 1), a pure function of (seed, purpose, number); purposes: "flip", "crop"."""
+    """`count` uniform numbers in [0, 1), a pure function of (seed, purpose, number); for "flip", "crop", "patch"."""
     bits = _raw(seed, purpose, number, count) >> np.uint64(11)
     return np.asarray(bits * 2.0**-53, dtype=np.float64)
+
+
+def item_seed(seed: int, position: int) -> int:
+    """A seed in [0, 2^63) for a data set's own augmentation, a pure function of (seed, position)."""
+    return int(_raw(seed, "item", position, 1)[0] >> np.uint64(1))
 
 
 @lru_cache(maxsize=4)

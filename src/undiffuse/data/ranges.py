@@ -10,7 +10,7 @@ import numpy as np
 from undiffuse.data.channels import values_of
 from undiffuse.data.sources import BrokenImageError, Source
 
-__all__ = ["FoundRange", "declared_for", "find_value_range", "parse_value_range"]
+__all__ = ["FoundRange", "declared_for", "find_value_range"]
 
 _LOOKED_AT = 64
 _PIXELS = 1 << 16
@@ -88,21 +88,3 @@ def find_value_range(source: Source, limit: int = _LOOKED_AT) -> FoundRange:
 def declared_for(largest: float) -> int:
     """The white of a scanner whose largest value is seen: 4095 for 12 bits, 1023 for 10, ..."""
     return int((1 << max(1, math.ceil(math.log2(max(largest, 1) + 1)))) - 1)
-
-
-def parse_value_range(text: str) -> tuple[float, float] | None:
-    """(low, high) from "0,4095"; None for "auto".
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if text.strip().lower() == "auto":
-        return None
-    parts = text.split(",")
-    try:
-        low, high = (float(part) for part in parts)
-    except ValueError:
-        raise ValueError(f'{text!r}: expected two numbers such as 0,4095 or -1000,2000, or "auto"') from None
-    if not (math.isfinite(low) and math.isfinite(high)) or low == high:
-        raise ValueError(f"{text!r}: expected two different finite numbers, those of black and white")
-    return low, high

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
 
 __all__ = ["held_out_text", "left_out_text", "remarks_of"]
@@ -23,7 +23,7 @@ def remarks_of(source: Source) -> tuple[str, ...]:
 def held_out_text(held_out: Mapping[str, int]) -> str:
     """ "parts not opened: val (4 images), test (10)"."""
     parts = [f"{name} ({count:,}{' images' if k == 0 else ''})" for k, (name, count) in enumerate(held_out.items())]
-    return f"parts not opened: {listed(parts)}"
+    return f"parts not opened: {join_names(parts)}"
 
 
 def left_out_text(left_out: Mapping[str, int]) -> str:
@@ -34,7 +34,7 @@ def left_out_text(left_out: Mapping[str, int]) -> str:
     texts = []
     if endings:
         texts.append(f"{count:,} file{'s' if count > 1 else ''} of other kinds left out: "
-                     + listed(f"{kind} ({n:,})" for kind, n in endings.items()))  # fmt: skip
+                     + join_names(f"{kind} ({n:,})" for kind, n in endings.items()))  # fmt: skip
     if others:
-        texts.append("left out: " + listed(f"{n:,} {kind}" for kind, n in others.items()))
+        texts.append("left out: " + join_names(f"{n:,} {kind}" for kind, n in others.items()))
     return "; ".join(texts)

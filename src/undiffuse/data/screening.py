@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from undiffuse.data import index
 from undiffuse.data.channels import ValueRange, objection, values_of
 from undiffuse.data.decoding import Picture, describe
 from undiffuse.data.images import size_pair
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.sources import BrokenImageError, Excluded, FileSource, Source
 
-__all__ = ["Check", "OnBroken", "OnTiny", "default_workers", "find_flaws", "screen"]
+__all__ = ["Check", "OnBroken", "OnTiny", "default_workers", "find_flaws", "grouped", "screen"]
 
 Check = Literal["auto", "none", "headers", "full"]
 OnBroken = Literal["refuse", "skip"]
@@ -104,6 +106,38 @@ def find_flaws(
     return flaws
 
 
+def find_flaws_once(
+    source: Source,
+    *,
+    check: Check = "full",
+    min_size: int | tuple[int, int] | None = None,
+    value_range: ValueRange | None = None,
+    channels: int = 0,
+) -> Flaws:
+    """What `find_flaws` finds; of a large source it is kept in the cache folder, by the source's fingerprint."""
+
+    def find() -> Flaws:
+        return find_flaws(source, check=check, min_size=min_size, value_range=value_range, channels=channels)
+
+    if len(source) < index.FROM or source.in_memory or check == "none":
+        return find()
+
+    def build() -> index.Arrays:
+        flaws = find()
+        return {
+            "broken": np.array(list(flaws.broken), dtype=np.int64),
+            "reasons": index.joined(list(flaws.broken.values())),
+            "tiny": np.array([(i, *size) for i, size in flaws.tiny.items()], dtype=np.int64).reshape(-1, 3),
+        }
+
+    identity = f"{source.fingerprint}\0{check}\0{min_size}\0{value_range}\0{source.value_range}\0{channels}"
+    found = index.cached("flaws", identity, build)
+    return Flaws(
+        broken=dict(zip(found["broken"].tolist(), index.split(found["reasons"]), strict=True)),
+        tiny={int(i): (int(width), int(height)) for i, width, height in found["tiny"]},
+    )
+
+
 def _not_finite(picture: Picture) -> str | None:
     if describe(picture).depth != "float":
         return None
@@ -112,12 +146,12 @@ def _not_finite(picture: Picture) -> str | None:
     return f"{bad:,} of {values.size:,} values are NaN or infinite" if bad else None
 
 
-def _grouped(items: list[Excluded]) -> str:
-    """Names with their reasons; a reason that all share is given once."""
+def grouped(items: Sequence[Excluded], limit: int = 10) -> str:
+    """At most `limit` names with their reasons; a reason that all share is given once."""
     reasons = {item.reason for item in items}
     if len(items) > 1 and len(reasons) == 1:
-        return f"{listed(item.name for item in items)}: {reasons.pop()}"
-    return listed(f"{item.name} ({item.reason})" for item in items)
+        return f"{join_names((item.name for item in items), limit)}: {reasons.pop()}"
+    return join_names((f"{item.name} ({item.reason})" for item in items), limit)
 
 
 def screen(
@@ -140,16 +174,16 @@ def screen(
         raise ValueError(f'on_broken={on_broken!r}: expected "refuse" or "skip"')
     if on_tiny not in ("upscale", "refuse", "skip"):
         raise ValueError(f'on_tiny={on_tiny!r}: expected "upscale", "refuse" or "skip"')
-    flaws = find_flaws(
+    flaws = find_flaws_once(
         source, check=check, min_size=min_size if on_tiny != "upscale" else None, value_range=value_range,
         channels=channels,
     )  # fmt: skip
     broken = [Excluded(name=source.name(i), reason=reason) for i, reason in flaws.broken.items()]
     if len(broken) == len(source):
-        raise ValueError(f"{source.where}: none of {len(source):,} images can be used: {_grouped(broken)}")
+        raise ValueError(f"{source.where}: none of {len(source):,} images can be used: {grouped(broken)}")
     if broken and on_broken == "refuse":
         raise ValueError(
-            f"{source.where}: {len(broken):,} of {len(source):,} images cannot be read: {_grouped(broken)}. Repair or "
+            f"{source.where}: {len(broken):,} of {len(source):,} images cannot be read: {grouped(broken)}. Repair or "
             'remove them, or leave them out with on_broken="skip"'
         )
     tiny = [Excluded(name=source.name(i), reason=f"{h}x{w} is tiny") for i, (w, h) in flaws.tiny.items()]
@@ -157,7 +191,8 @@ def screen(
         height, width = size_pair(min_size or 1)
         raise ValueError(
             f"{source.where}: {len(tiny):,} of {len(source):,} images are smaller than {height}x{width} pixels "
-            f"(height x width): {listed(f'{source.name(i)} ({h}x{w})' for i, (w, h) in flaws.tiny.items())}. Choose a "
+            f"(height x width): {join_names(f'{source.name(i)} ({h}x{w})' for i, (w, h) in flaws.tiny.items())}. "
+            "Choose a "
             'smaller size, enlarge them with on_tiny="upscale", or leave them out with on_tiny="skip"'
         )
     out = {*flaws.broken, *flaws.tiny}
@@ -166,6 +201,6 @@ def screen(
     if len(out) == len(source):
         raise ValueError(
             f"{source.where}: none of {len(source):,} images can be used ({len(broken):,} broken, {len(tiny):,} tiny): "
-            f"{_grouped([*broken, *tiny])}"
+            f"{grouped([*broken, *tiny])}"
         )
     return source.subset([i for i in range(len(source)) if i not in out], [*broken, *tiny])

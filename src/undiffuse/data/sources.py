@@ -81,9 +81,11 @@ class Source(ABC):
         vector_names: the D names of the vectors' columns; None where the format does not name them.
         value_range: the values of black and white, for pictures that are not 8-bit; None where they are not declared.
         undeclared: what is known of pixel values whose black and white are not declared ("float32 values -3..900").
+        augments: True where `draw` augments at random.
     """
 
     in_memory = False
+    augments = False
     labels_settled = False
     remarks: tuple[str, ...] = ()
     undeclared = ""
@@ -141,6 +143,10 @@ class Source(ABC):
             BrokenImageError: it cannot be decoded.
             OSError: the system, not the file, is at fault (too many open files, no permission).
         """
+
+    def draw(self, i: int, seed: int) -> Picture:
+        """Picture i for training; a source that augments at random draws from `seed` alone. By default `image`."""
+        return self.image(i)
 
     def encoded(self, i: int) -> bytes | None:
         """Picture i as the bytes of an image file; None where it is not stored as one."""
@@ -427,6 +433,7 @@ class SubsetSource(Source):
         super().__init__(parent.where, labels, parent.label_names, [*parent.excluded, *excluded])
         self.parent, self.indices, self.in_memory = parent, indices, parent.in_memory
         self.inherit(parent, indices)
+        self.augments = parent.augments
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -439,6 +446,9 @@ class SubsetSource(Source):
 
     def image(self, i: int) -> Picture:
         return self.parent.image(int(self.indices[i]))
+
+    def draw(self, i: int, seed: int) -> Picture:
+        return self.parent.draw(int(self.indices[i]), seed)
 
     def stored_size(self, i: int) -> tuple[int, int]:
         return self.parent.stored_size(int(self.indices[i]))

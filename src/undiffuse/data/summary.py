@@ -13,7 +13,7 @@ from undiffuse.data.channels import ValueRange, objection, values_of
 from undiffuse.data.dataset import DataConfig
 from undiffuse.data.decoding import Picture, describe
 from undiffuse.data.images import kept_by_crop, prepare
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.ranges import declared_for
 from undiffuse.data.remarks import held_out_text, left_out_text
 from undiffuse.data.screening import default_workers
@@ -95,9 +95,11 @@ class DataSummary:
             out.append(
                 f"{files:,} file{'s hold' if files > 1 else ' holds'} {pages:,} {what}; the first of each is taken"
             )
-        out += [self._range_text(mode, low, high) for mode, (low, high) in self.ranges.items()]
-        out += self._crop_text()
-        return out
+        return out + self.pixel_remarks()
+
+    def pixel_remarks(self) -> list[str]:
+        """What looks wrong with the pixels: dark 16-bit pictures, values beyond the range, large crops."""
+        return [*(self._range_text(mode, *ends) for mode, ends in self.ranges.items()), *self._crop_text()]
 
     def _range_text(self, mode: str, low: float, high: float) -> str:
         name = {"I;16": "16-bit grey", "RGB;16": "16-bit RGB", "RGBA;16": "16-bit RGBA"}.get(mode, mode)
@@ -135,16 +137,18 @@ class DataSummary:
         if self.scanned < self.count:
             lines.append(f"looked at {self.scanned:,} of {self.count:,} images, evenly spaced")
         lines.append(
-            "stored sizes, height x width: " + listed((f"{h}x{w} ({n:,})" for (w, h), n in self.sizes.items()), 8)
+            "stored sizes, height x width: " + join_names((f"{h}x{w} ({n:,})" for (w, h), n in self.sizes.items()), 8)
         )
-        lines.append("stored formats: " + listed((f"{mode} ({n:,})" for mode, n in self.modes.items()), 8))
+        lines.append("stored formats: " + join_names((f"{mode} ({n:,})" for mode, n in self.modes.items()), 8))
         if self.class_counts:
-            lines.append("classes: " + listed((f"{name} ({n:,})" for name, n in self.class_counts.items()), 20))
+            lines.append("classes: " + join_names((f"{name} ({n:,})" for name, n in self.class_counts.items()), 20))
         for title, items in (("broken", self.broken), ("left out on opening", self.excluded)):
             if items:
-                lines.append(f"{title}: {len(items):,}: " + listed(f"{item.name} ({item.reason})" for item in items))
+                lines.append(
+                    f"{title}: {len(items):,}: " + join_names(f"{item.name} ({item.reason})" for item in items)
+                )
         if self.tiny:
-            lines.append(f"smaller than the size asked for: {len(self.tiny):,}: " + listed(self.tiny))
+            lines.append(f"smaller than the size asked for: {len(self.tiny):,}: " + join_names(self.tiny))
         lines += self.remarks()
         lines.append(f"pixels in [-1, 1]: mean {self.mean:.4f}, standard deviation {self.sigma_data:.4f}")
         lines.append(f"fingerprint: {self.fingerprint}")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
-from undiffuse.levels import Level, expand
+from undiffuse.noise_levels import Level, expand
 
 __all__ = ["DISTANCES", "consistency_loss", "heun_teacher", "karras_level", "pseudo_huber", "straight_teacher"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -21,7 +20,7 @@ from undiffuse.editing.methods import StepCallback
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import SampleWriter, draw_grid, read_samples, save_png
 from undiffuse.pictures.arrays import as_picture
-from undiffuse.pictures.names import safe
+from undiffuse.pictures.names import output_names as names_of_outputs
 from undiffuse.pipelines import Pipeline, grids
 from undiffuse.pipelines.classes import choose_classes, class_names
 from undiffuse.pipelines.inputs import Images, file_of, labels_of, model_images, open_images
@@ -74,6 +73,8 @@ class EditOptions:
     def __post_init__(self) -> None:
         if self.variants < 1:
             raise ConfigError("variants", f"{self.variants} is not possible; expected at least 1")
+        if self.format not in ("png", "npz", "both"):
+            raise ConfigError("format", f"{self.format!r} is not possible; expected png, npz or both")
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class EditInputs:
         labels = labels_of(dataset, pipeline.model, chosen)
         if labels is None and pipeline.classifier is not None:
             if chosen is None or len(chosen) != 1:
-                raise ConfigError("classes", "is missing: guidance by a classifier needs one class for all images")
+                raise ConfigError("classes", "missing; guidance by a classifier needs one class for all images")
             labels = chosen * len(dataset)
         return cls(dataset, labels, chosen)
 
@@ -216,10 +217,9 @@ def edit(
         "data": dataset.source.fingerprint, "prepared": {"fit": dataset.config.fit, "size": list(dataset.shape)},
     }  # fmt: skip
     folder, writer = None if options.out is None else Path(options.out), None
-    page_name = GRID if GRID not in {name.casefold() for name in names} else "_" + GRID
     if folder is not None:
         writer = grids.open_writer(
-            folder, options.format, options.overwrite, (page_name,), run=run, notes=pipeline.notes,
+            folder, options.format, options.overwrite, (GRID,), run=run, notes=pipeline.notes,
             label_names=class_names(pipeline), names=names,
         )  # fmt: skip
     todo = list(range(total)) if writer is None else writer.missing(total)
@@ -251,14 +251,14 @@ def edit(
         shown = grids.first_images(folder, options.seed, min(len(inputs), MOST_SHOWN) * variants)
     page = _page(pipeline, inputs, shown, variants, seen, text)
     if folder is not None:
-        save_png(folder / page_name, page, {**run, **pipeline.notes}, overwrite=True)
+        save_png(folder / GRID, page, {**run, **pipeline.notes}, overwrite=True)
     off = {name: 127.5 * math.sqrt(float(torch.cat(values).mean())) for name, values in errors.items()}
     if options.report is not None:
         done = f"{count_of(len(todo), 'image')} made" if todo else "all images were there already"
         seconds = duration(time.monotonic() - begin)
         options.report(f"{done} in {seconds} on {pipeline.device.type}: {text}, {pipeline.text()}")
         if folder is not None:
-            options.report(f"  images  {folder}\n  grid    {folder / page_name}")
+            options.report(f"  images  {folder}\n  grid    {folder / GRID}")
         for name, levels in off.items():
             options.report(f"  {name}: {error_text(levels)}")
     each = None if labels is None else [labels[i // variants] for i in range(total)]
@@ -266,10 +266,9 @@ def edit(
 
 
 def output_names(dataset: ImageDataset, variants: int = 1) -> list[str]:
-    """Names the results of an edit as the images are named, with the ending .png.
+    """Names the results of an edit as the images are named, see `undiffuse.pictures.names.output_names`.
 
-    Sub-folders are kept; of single files what their folders have in common is left out. Images of arrays are named by
-    their numbers. Where two images would have one name, their own endings are kept in front.
+    Sub-folders are kept; of single files what their folders have in common is left out.
 
     Args:
         dataset: The images.
@@ -285,15 +284,7 @@ def output_names(dataset: ImageDataset, variants: int = 1) -> list[str]:
         paths = [os.path.abspath(name) for name in names]  # single files, whose names lead there from here
         root = os.path.commonpath([os.path.dirname(path) for path in paths])
         names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
-    elif None in files:
-        names = [f"{safe(name)}.png" if "[" in name else name for name in names]
-    # A zip may name its files as it likes; results stay in their folder.
-    names = ["/".join(part for part in PurePosixPath(name).parts if part not in ("..", "/")) for name in names]
-    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    counts = Counter(stem.casefold() for stem in stems)
-    stems = [stem if counts[stem.casefold()] == 1 else name for stem, name in zip(stems, names, strict=True)]
-    if len({stem.casefold() for stem in stems}) < len(stems):
-        stems = [f"{i:06d}-{PurePosixPath(stem).name}" for i, stem in enumerate(stems)]
+    stems = [name.removesuffix(".png") for name in names_of_outputs(names)]
     if variants == 1:
         return [f"{stem}.png" for stem in stems]
     return [f"{stem}_{k}.png" for stem in stems for k in range(1, variants + 1)]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
 from undiffuse.editing.sdedit import shortened
-from undiffuse.grids import Path
+from undiffuse.grids import NoisePath
 from undiffuse.guidance import Guided
 from undiffuse.noise import Noise
 from undiffuse.sampling import Step, encode, sample
@@ -19,7 +19,7 @@ __all__ = ["ddib", "unguided"]
 
 def ddib(
     denoiser: Denoiser,
-    path: Path,
+    path: NoisePath,
     noise: Noise,
     x0: Tensor,
     source: Condition | None,

@@ -11,8 +11,8 @@ from torch import Tensor
 from undiffuse.editing.jacobian import informative, with_pull
 from undiffuse.editing.observation import residual_of
 from undiffuse.editing.operators import Operator
-from undiffuse.grids import Path
-from undiffuse.levels import Level, Transition
+from undiffuse.grids import NoisePath
+from undiffuse.noise_levels import Level, Transition
 from undiffuse.prediction import Prediction
 from undiffuse.solvers import Denoise, Draw, Solver
 
@@ -37,7 +37,7 @@ class DPS:
         self.solver, self.operator, self.observed, self.zeta = solver, operator, observed, float(zeta)
         self.name = f"dps-{solver.name}"
 
-    def init(self, x: Tensor, path: Path) -> Any:
+    def init(self, x: Tensor, path: NoisePath) -> Any:
         return self.solver.init(x, path)
 
     def step(

@@ -69,7 +69,7 @@ def inpaint(
     )
     shared = EditOptions(**options)
     if (mask is None) == (hole is None):
-        raise ConfigError("mask", "or `hole` is required, and only one of them")
+        raise ConfigError("mask", "give either a mask or `hole`")
     pipeline = load_pipeline(model, device, method)
     inputs = EditInputs.open(pipeline, images, shared)
     known = rectangle(hole, pipeline.shape[1:]) if hole is not None else _known(mask, inputs)
@@ -107,7 +107,7 @@ def _known(mask: str | Path | np.ndarray | Tensor | None, inputs: EditInputs) ->
             height * width, len(inputs) * height * width
         ):  # fmt: skip
             expected = f"expected bool [{height}, {width}], or one for each image"
-            raise ConfigError("mask", f"is {array.dtype} {list(array.shape)}; {expected}")
+            raise ConfigError("mask", f"{expected}; got {array.dtype} {list(array.shape)}")
         return ~array.reshape(-1, 1, height, width)
     path, fit = Path(str(mask)), inputs.dataset.config.fit
     if path.is_dir():

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from undiffuse.guidance.parts import without_graph
-from undiffuse.levels import Level
+from undiffuse.guidance.prediction_batch import without_graph
+from undiffuse.noise_levels import Level
 from undiffuse.prediction import Prediction
 
 Pull = Callable[[Tensor], Tensor]

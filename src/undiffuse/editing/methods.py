@@ -57,14 +57,14 @@ def method_settings(method: str, allowed: tuple[str, ...] = METHODS, **given: An
         ConfigError: The method is unknown, or a setting belongs to another one.
     """
     if method not in allowed:
-        raise ConfigError("method", f"is {method!r}, which is unknown; expected one of {join_names(allowed)}")
+        raise ConfigError("method", f"{method!r} is unknown; expected one of {join_names(allowed)}")
     found: dict[str, Any] = {"method": method}
     for name, (default, methods) in _DEFAULTS.items():
         value = given.get(name)
         if method in methods:
             found[name] = default if value is None else value
         elif value is not None:
-            raise ConfigError(name, f"is a setting of the method {' or '.join(methods)}, not of {method}")
+            raise ConfigError(name, f"has no effect on {method}; it is a setting of {' and '.join(methods)}")
     return found
 
 
@@ -86,7 +86,7 @@ def load_pipeline(
     if isinstance(model, Pipeline):
         if gradient and not model.gradient:
             raise ConfigError(
-                "model", f"was loaded without gradients, which {method} needs: pass gradient=True to load"
+                "model", f"loaded without gradients, which {method} needs; pass gradient=True to Pipeline.load"
             )
         return model
     config = model if isinstance(model, SamplerConfig) else SamplerConfig(model=str(model))

@@ -13,7 +13,7 @@ from undiffuse.denoiser import Condition, Denoiser
 from undiffuse.editing.jacobian import Pull, informative, with_pull
 from undiffuse.editing.operators import Operator
 from undiffuse.guidance import Guided, Schedule
-from undiffuse.levels import Level, expand
+from undiffuse.noise_levels import Level, expand
 from undiffuse.prediction import Guide, Prediction
 
 OBSERVED = "observed"
@@ -71,19 +71,19 @@ class ObservationGuidance(Guided):
 
     def __call__(self, x: Tensor, level: Level, cond: Condition | None = None) -> Prediction:
         weight = self.weight(level) * informative(level)
-        if self.idle(weight):
+        if self.is_noop(weight):
             return self.denoiser(x, level, cond)
         if cond is None or OBSERVED not in cond:
             raise ValueError(f"guidance by an observation needs it: give cond={{{OBSERVED!r}: y}}")
-        if not self.reuse.due(x, level, cond) and self.reuse.kept is not None:
+        if not self.cache.should_compute(x, level, cond) and self.cache.kept is not None:
             prediction = self.denoiser(x, level, cond)
-            gradient = expand(1 / level.sigma, x) * self.reuse.kept
+            gradient = expand(1 / level.sigma, x) * self.cache.kept
         else:
             prediction, pull = with_pull(
                 lambda at, there: self.denoiser(at, there, cond), x, level, keep=self.iterations > 0
             )
             gradient = self._gradient(prediction.x0, level, cond[OBSERVED], pull)
-            self.reuse.kept = expand(level.sigma, x) * gradient if self.reuse.every > 1 else None
+            self.cache.kept = expand(level.sigma, x) * gradient if self.cache.every > 1 else None
         moved = expand(weight, x) * gradient
         return replace(prediction, guides=(*prediction.guides, Guide(lambda point, at: moved)))
 
@@ -92,14 +92,18 @@ class ObservationGuidance(Guided):
         alpha, sigma = level.alpha, level.sigma
         spread = self.data_std**2 * sigma**2 / (self.data_std**2 * alpha**2 + sigma**2)
 
-        def alike(u: Tensor) -> Tensor:
+        def preconditioner(u: Tensor) -> Tensor:
             return self.operator.solve(u, spread, self.noise)
 
         def covariance(u: Tensor) -> Tensor:
             across = expand(sigma**2 / alpha, x0) * pull(self.operator.adjoint(u))
             return self.operator(across) + self.noise**2 * u
 
-        found = solved(covariance, alike, residual, self.iterations) if self.iterations else alike(residual)
+        found = (
+            conjugate_gradient(covariance, preconditioner, residual, self.iterations)
+            if self.iterations
+            else preconditioner(residual)
+        )
         return pull(self.operator.adjoint(found))
 
 
@@ -114,8 +118,8 @@ def residual_of(operator: Operator, observed: Tensor, x0: Tensor) -> Tensor:
     return observed - expected
 
 
-def solved(
-    product: Callable[[Tensor], Tensor], alike: Callable[[Tensor], Tensor], target: Tensor, iterations: int
+def conjugate_gradient(
+    product: Callable[[Tensor], Tensor], preconditioner: Callable[[Tensor], Tensor], target: Tensor, iterations: int
 ) -> Tensor:
     """An approximate solution u [B, ...] of product(u) = target by conjugate gradients from 0, each image by itself.
 
@@ -123,7 +127,7 @@ def solved(
     in which the product is not positive, as a network's Jacobian may be, an image does not move, and begins anew.
     """
     found, rest = torch.zeros_like(target), target
-    direction = towards = alike(rest)
+    direction = towards = preconditioner(rest)
     size = _dot(rest, towards)
     for _ in range(iterations):
         image = product(direction)
@@ -131,7 +135,7 @@ def solved(
         going = (curvature > 0) & (size > 0)
         step = torch.where(going, size / torch.where(going, curvature, 1.0), 0.0)
         found, rest = found + step * direction, rest - step * image
-        towards = alike(rest)
+        towards = preconditioner(rest)
         now = _dot(rest, towards)
         direction = towards + torch.where(going, now / torch.where(size > 0, size, 1.0), 0.0) * direction
         size = now

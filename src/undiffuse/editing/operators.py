@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from undiffuse.levels import expand
+from undiffuse.noise_levels import expand
 
 
 class Operator(Protocol):

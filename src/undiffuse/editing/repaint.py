@@ -9,9 +9,9 @@ from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
 from undiffuse.editing.mask import Mask
-from undiffuse.grids import Path
-from undiffuse.levels import Level, diffuse
+from undiffuse.grids import NoisePath
 from undiffuse.noise import Noise
+from undiffuse.noise_levels import Level, diffuse
 from undiffuse.prediction import Prediction
 from undiffuse.sampling import Step, check_path
 from undiffuse.solvers import Solver
@@ -20,7 +20,7 @@ from undiffuse.solvers.edm import noised
 
 def repaint(
     denoiser: Denoiser,
-    path: Path,
+    path: NoisePath,
     solver: Solver,
     noise: Noise,
     known: Tensor,
@@ -51,11 +51,11 @@ def repaint(
     def drawn(purpose: str, step: int) -> Tensor:
         return noise.normal(shape, step=step, purpose=purpose, device=device).to(known.dtype)
 
-    calls = 0
+    nfe = 0
 
     def denoise(x: Tensor, level: Level) -> Prediction:
-        nonlocal calls
-        calls += 1
+        nonlocal nfe
+        nfe += 1
         return denoiser(x, level, cond)
 
     x = mask.merged(diffuse(known, path.level(path.steps - 1), drawn("known-x_T", 0)), drawn("x_T", 0))
@@ -75,10 +75,10 @@ def repaint(
                     transition = path.transition(k)
                     x, state, prediction = solver.step(denoise, x, transition, state, draw)
                     x = mask.merged(diffuse(known, transition.target, drawn("known", count)), x)
-                yield Step(count, total, x, prediction, calls)
+                yield Step(count, total, x, prediction, nfe)
                 count += 1
 
 
-def _level(path: Path, left: int) -> Level:
+def _level(path: NoisePath, left: int) -> Level:
     """The level from which `left` transitions are left."""
     return path.level(left - 1) if left else path.transition(0).target

@@ -59,7 +59,7 @@ def restore(
     settings = method_settings(method, METHODS, zeta=zeta, iterations=iterations, noise=noise, data_std=data_std)
     shared = EditOptions(**options)
     if (upscale is None) == (deblur is None):
-        raise ConfigError("upscale", "or `deblur` is required, and only one of them")
+        raise ConfigError("upscale", "give either a factor or `deblur`")
     operator: Operator = Downsampling(upscale) if upscale is not None else Blur(deblur or 0)
     pipeline = load_pipeline(model, device, method)
     factor, size = upscale or 1, None

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
-from undiffuse.grids import Grid, Path
-from undiffuse.levels import Chain, diffuse
+from undiffuse.grids import Grid, NoisePath
 from undiffuse.noise import Noise
+from undiffuse.noise_levels import DiscreteSchedule, diffuse
 from undiffuse.sampling import Step, sample
 from undiffuse.solvers import Solver
 
 __all__ = ["sdedit", "shortened", "steps_for"]
 
 
-def steps_for(path: Path, strength: float | None = None, logsnr: float | None = None) -> int:
+def steps_for(path: NoisePath, strength: float | None = None, logsnr: float | None = None) -> int:
     """Counts the last steps of a path that an image is taken up and down again.
 
     Args:
@@ -42,14 +42,16 @@ def steps_for(path: Path, strength: float | None = None, logsnr: float | None = 
     return steps
 
 
-def shortened(path: Path, steps: int, chain: Chain) -> Path:
+def shortened(path: NoisePath, steps: int, chain: DiscreteSchedule) -> NoisePath:
     """Returns the last `steps` steps of a path, through the levels of `chain`, as a path of its own."""
     if not 1 <= steps <= path.steps:
         raise ValueError(f"a path of {path.steps} steps has no last {steps}")
     if steps == path.steps:
         return path
-    if isinstance(path, Chain):
-        return Chain(path.betas[:steps], path.indices[:steps].tolist(), path.parent_steps, path.alphas_cumprod[:steps])
+    if isinstance(path, DiscreteSchedule):
+        return DiscreteSchedule(
+            path.betas[:steps], path.indices[:steps].tolist(), path.parent_steps, path.alphas_cumprod[:steps]
+        )
     levels = [path.level(k) for k in reversed(range(steps))] + [path.transition(0).target]
     alpha, sigma = [float(level.alpha) for level in levels], [float(level.sigma) for level in levels]
     return Grid(alpha, sigma, None if path.parent_steps is None else chain, path.spec)
@@ -57,7 +59,7 @@ def shortened(path: Path, steps: int, chain: Chain) -> Path:
 
 def sdedit(
     denoiser: Denoiser,
-    path: Path,
+    path: NoisePath,
     solver: Solver,
     noise: Noise,
     x0: Tensor,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from undiffuse.distributed import Ranks, session
+from undiffuse.distributed import DistContext, session
 from undiffuse.evaluation.compute import Evaluation, compute_metrics
 from undiffuse.evaluation.inputs import (
     EvaluationConfig,
@@ -51,7 +51,7 @@ class ReferenceEvaluator:
         self,
         reference: Any,
         config: EvaluationConfig,
-        ranks: Ranks,
+        ranks: DistContext,
         pipeline: Pipeline | None = None,
         sources: Sequence[object] = (),
     ) -> None:
@@ -105,7 +105,7 @@ class ReferenceEvaluator:
                 for k, (ours, theirs) in enumerate(zip(found, self._summaries["reference"], strict=True))
             ]
             report = Report.of(title, parts, seconds, self.ranks.device)
-        if self.ranks.world > 1:
+        if self.ranks.world_size > 1:
             shared = self.ranks.broadcast_json(None if report is None else report.to_json())
             report = report or Report.from_json(shared)
         assert report is not None
@@ -222,7 +222,8 @@ def _name(source: Any, pipeline: Pipeline | None, side: EvaluationSet, config: E
             stem = side.images.where if side.images is not None else "samples"
         return f"{stem}, first {config.count:,}" if config.count else stem
     assert side.images is not None
-    return f"{_stem(str(pipeline.config.model))}, {short_text(pipeline)}, seed {config.seed}, {len(side.images):,}"
+    stem = _stem(pipeline.config.model or "a model")
+    return f"{stem}, {short_text(pipeline)}, seed {config.seed}, {len(side.images):,}"
 
 
 def _stem(source: str | Path) -> str:

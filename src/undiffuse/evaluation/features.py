@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from undiffuse.distributed import Ranks
+from undiffuse.distributed import DistContext
 from undiffuse.evaluation.cache import FeatureCache
 from undiffuse.evaluation.images import ImageSet
 from undiffuse.metrics import Card, MetricError
@@ -66,7 +66,7 @@ def extract(
     images: ImageSet,
     extractors: Sequence[Extractor],
     *,
-    ranks: Ranks | None = None,
+    ranks: DistContext | None = None,
     cache: FeatureCache | None = None,
     batch: int = BATCH,
     keep_images: bool = False,
@@ -91,13 +91,13 @@ def extract(
     """
     if not extractors:
         raise MetricError("at least one extractor is needed")
-    ranks = ranks or Ranks()
+    ranks = ranks or DistContext()
     shards = [(start, min(start + SHARD, len(images))) for start in range(0, len(images), SHARD)]
     if not shards:
         raise MetricError(f"{images.where} holds no images")
     kept: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in extractors]
     digests: list[Tensor] = []
-    for first in range(0, len(shards), ranks.world):
+    for first in range(0, len(shards), ranks.world_size):
         mine = first + ranks.rank
         parts, digest = (
             _shard(images, *shards[mine], extractors, cache, batch, keep_images)
@@ -109,7 +109,7 @@ def extract(
             features = ranks.gather(part.features)
             whole.append((features, None if part.spatial is None else ranks.gather(part.spatial)))
         if progress is not None:
-            begin, end = shards[first][0], shards[min(first + ranks.world, len(shards)) - 1][1]
+            begin, end = shards[first][0], shards[min(first + ranks.world_size, len(shards)) - 1][1]
             progress(end - begin)
     if cache is not None and ranks.is_main:
         cache.trim()

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from undiffuse import frontiers
-from undiffuse.distributed import Ranks, session
+from undiffuse.distributed import DistContext, session
 from undiffuse.evaluation.compute import higher_is_better
 from undiffuse.evaluation.inputs import EvaluationConfig, pipeline_of
-from undiffuse.evaluation.points import guides, point_of, with_guidance, with_solver
+from undiffuse.evaluation.points import guides, point_of, with_guidance, with_solver, without_strength
 from undiffuse.evaluation.report import Report
 from undiffuse.evaluation.sweeps import (
     PLOT,
@@ -32,9 +32,9 @@ from undiffuse.evaluation.sweeps import (
 from undiffuse.evaluation.text import number, with_error
 from undiffuse.frontiers import Frontier, Point
 from undiffuse.grids import grid
-from undiffuse.methods import METHODS, method
 from undiffuse.metrics import Estimate, MetricError, paired_error
 from undiffuse.pictures import Panel
+from undiffuse.solvers.registry import SOLVERS, solver_info
 from undiffuse.tuning.cache import cached_levels, check_tunable, tuned_images, verdict
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.tables import fields, markdown
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FrontierSweep", "frontier", "planned", "steps_within"]
 
-SOLVERS = ("ancestral", "dpmpp-2m", "dpmpp-2m-sde", "unipc")
-CALLS, AGAINST = (5, 10, 20, 50), "ancestral:250"
+DEFAULT_SOLVERS = ("ddpm", "dpmpp-2m", "dpmpp-2m-sde", "unipc")
+CALLS, AGAINST = (5, 10, 20, 50), "ddpm:250"
 FRONTIER, NUMBERS = "frontier.json", "table.csv"
 
 
@@ -80,13 +80,13 @@ class FrontierSweep:
     def table(self) -> str:
         """Returns a table in Markdown with a row for each setting, by rising calls."""
         best, metric = self.frontier.pareto(), self.frontier.metric
-        heads = ["sampler", "calls", metric, "frontier", "against the reference", "smallest visible difference"]
+        heads = ["sampler", "nfe", metric, "frontier", "against the reference", "smallest visible difference"]
         cells = []
-        for point, report in sorted(self.rows, key=lambda row: row[0].calls):
+        for point, report in sorted(self.rows, key=lambda row: row[0].nfe):
             reach = self.frontier.resolution(point)
             cells.append(
                 [
-                    point.text, str(point.calls), with_error(_estimate(report, metric)), "*" if point in best else "",
+                    point.text, str(point.nfe), with_error(_estimate(report, metric)), "*" if point in best else "",
                     self.frontier.verdict(point), "" if reach is None else number(reach),
                 ]
             )  # fmt: skip
@@ -97,22 +97,22 @@ class FrontierSweep:
     def panel(self) -> Panel:
         """Returns a plot of the metric over network calls: a line for each solver, grid and scale, and the frontier."""
         series: dict[str, list[Point]] = {}
-        for point in sorted(self.frontier.points, key=lambda p: p.calls):
+        for point in sorted(self.frontier.points, key=lambda p: p.nfe):
             guided = f", guidance {point.guidance:g}" if len({p.guidance for p in self.frontier.points}) > 1 else ""
             series.setdefault(f"{point.solver} {point.way}{guided}", []).append(point)
         best = self.frontier.pareto()
-        levels = {f"{r.text} ({r.calls} calls)": r.value for r in self.frontier.references}
+        levels = {f"{r.text} ({r.nfe} calls)": r.value for r in self.frontier.references}
         if self.floor is not None:
             levels["real images"] = _estimate(self.floor, self.frontier.metric).value
-        curves = {name: [(p.calls, p.value) for p in points] for name, points in series.items()}
+        curves = {name: [(p.nfe, p.value) for p in points] for name, points in series.items()}
         values = [value for points in curves.values() for _, value in points]
         wide = min(values) > 0 and max(values) > 10 * min(values)  # a few calls may be worse by orders of magnitude
         return Panel(
-            lines=curves | {"frontier": [(p.calls, p.value) for p in best]},
+            lines=curves | {"frontier": [(p.nfe, p.value) for p in best]},
             title=f"{Path(str(self.settings['model'])).name}: {self.settings['count']:,} samples each",
             x_label="network calls an image", y_label=self.frontier.metric, log_x=True, log_y=wide,
             errors={name: [p.stderr or 0.0 for p in points] for name, points in series.items()},
-            notes={"frontier": [f"{p.solver} {p.steps}" for p in best]}, levels=levels,
+            notes={"frontier": [f"{p.solver} {p.steps}" for p in best]}, hlines=levels,
         )  # fmt: skip
 
     def save(self, folder: str | Path) -> list[str]:
@@ -132,7 +132,7 @@ class FrontierSweep:
 
     def _text(self) -> str:
         about = self.frontier.about
-        against = " or ".join(f"{r.text} ({r.calls} calls)" for r in self.frontier.references)
+        against = " or ".join(f"{r.text} ({r.nfe} calls)" for r in self.frontier.references)
         text = [
             f"{Path(str(self.settings['model'])).name} against {about['against']}: {about['samples']:,} samples each, "
             f"seed {about['seed']}. Value ± standard error; * on the frontier (no setting with as few calls is better, "
@@ -152,14 +152,14 @@ class FrontierSweep:
         out = io.StringIO()
         names = list(dict.fromkeys(e.name for report in self.reports for e in report.estimates))
         writer = csv.writer(out, lineterminator="\n")
-        keys = ["solver", "steps", "grid", "label", "solver_options", "guidance", "calls", "frontier", "verdict"]
+        keys = ["solver", "steps", "grid", "label", "solver_options", "guidance", "nfe", "frontier", "verdict"]
         writer.writerow([*keys, *(column for name in names for column in (name, f"{name} error"))])
         best = self.frontier.pareto()
         for p, report in self.rows:
             numbers: list[Any] = []
             for e in map(report.get, names):
                 numbers += ["", ""] if e is None else [e.value, "" if e.stderr is None else e.stderr]
-            writer.writerow([p.solver, p.steps, p.grid, p.label, p.solver_options, p.guidance, p.calls, int(p in best),
+            writer.writerow([p.solver, p.steps, p.grid, p.label, p.solver_options, p.guidance, p.nfe, int(p in best),
                              self.frontier.verdict(p), *numbers])  # fmt: skip
         return out.getvalue()
 
@@ -168,8 +168,8 @@ def frontier(
     model: str,
     reference: Any,
     *,
-    solvers: Sequence[str] = SOLVERS,
-    calls: Sequence[int] = CALLS,
+    solvers: Sequence[str] = DEFAULT_SOLVERS,
+    nfe: Sequence[int] = CALLS,
     grids: Sequence[str] = ("own",),
     scales: Sequence[float] = (0.0,),
     against: str | None = AGAINST,
@@ -218,8 +218,8 @@ def frontier(
             raise ConfigError(name, "a frontier takes its samplers from solvers, calls and grids: leave it out")
     if more := guides(base):
         raise ConfigError(more[0], "a frontier compares strengths of one classifier, without other guidance")
-    about = settings_of(base, measured_by, reference, floor) | {
-        "solvers": list(solvers), "calls": list(calls), "grids": list(grids), "scales": list(scales),
+    about = settings_of(without_strength(base, "guidance"), measured_by, reference, floor) | {
+        "solvers": list(solvers), "nfe": list(nfe), "grids": list(grids), "scales": list(scales),
         "against": against, "by": by,
     }  # fmt: skip
     if out is not None:
@@ -227,7 +227,7 @@ def frontier(
     real, rows, metric = None, [], ""
     with session(device) as ranks:
         first = pipeline_of(base.model, with_guidance(base, "guidance", scales[0]), str(ranks.device))
-        points, left_out = planned(base, first, solvers, calls, grids, scales)
+        points, left_out = planned(base, first, solvers, nfe, grids, scales)
         long = [] if against is None else [_long(base, against, scale) for scale in scales]
         for point in long:  # a mistake in it shows before anything is sampled
             pipeline_of(base.model, point.config, str(ranks.device))
@@ -247,7 +247,7 @@ def frontier(
             frontier=Frontier(
                 model=first.model.digest,
                 metric=metric,
-                rising=higher_is_better(_estimate(rows[0][0], metric)),
+                higher_is_better=higher_is_better(_estimate(rows[0][0], metric)),
                 points=tuple(valued[:count]),
                 references=tuple(valued[count:]),
                 about={
@@ -277,7 +277,7 @@ def planned(
     config: SamplerConfig,
     pipeline: Pipeline,
     solvers: Sequence[str],
-    calls: Sequence[int],
+    nfe: Sequence[int],
     grids: Sequence[str],
     scales: Sequence[float],
 ) -> tuple[list[SweepPoint], list[str]]:
@@ -293,12 +293,12 @@ def planned(
     missing: list[str] = []
     chain = pipeline.model.process.chain()
     for name in solvers:
-        if method(name).calls(2, method(name).settings()) is None:
+        if solver_info(name).nfe(2, solver_info(name).settings()) is None:
             raise ConfigError(
                 "solvers", f"{name} chooses its number of network calls while it runs, so it has no budget"
             )
-        for spec in dict.fromkeys(METHODS[name].grid if spec == "own" else spec for spec in grids):
-            for budget in calls:
+        for spec in dict.fromkeys(SOLVERS[name].grid if spec == "own" else spec for spec in grids):
+            for budget in nfe:
                 steps = steps_within(name, budget)
                 try:
                     if steps is None:
@@ -325,13 +325,13 @@ def planned(
 
 def steps_within(name: str, budget: int) -> int | None:
     """Returns the most steps of a solver that take at most `budget` network calls; None if not even one does."""
-    settings = method(name).settings()
-    fits = [n for n in range(1, budget + 1) if (method(name).calls(n, settings) or budget + 1) <= budget]
+    settings = solver_info(name).settings()
+    fits = [n for n in range(1, budget + 1) if (solver_info(name).nfe(n, settings) or budget + 1) <= budget]
     return max(fits, default=None)
 
 
 def _with_levels(
-    points: Sequence[SweepPoint], measured_by: EvaluationConfig, ranks: Ranks, notify: Notify
+    points: Sequence[SweepPoint], measured_by: EvaluationConfig, ranks: DistContext, notify: Notify
 ) -> list[SweepPoint]:
     """The points with the levels of the grids "tuned" chosen; without those whose levels another point has."""
     named = [point for point in points if tuned_images(str(point.config.grid)) is None]
@@ -364,8 +364,8 @@ def _with_levels(
 
 def _long(config: SamplerConfig, text: str, scale: float) -> SweepPoint:
     name, colon, steps = text.partition(":")
-    if not colon or not steps or name not in METHODS:
-        raise ConfigError("against", f"got {text!r}, expected SOLVER:STEPS, for example ancestral:250")
+    if not colon or not steps or name not in SOLVERS:
+        raise ConfigError("against", f"got {text!r}, expected SOLVER:STEPS, for example ddpm:250")
     return SweepPoint(
         title=f"{name} {steps}, guidance {scale:g} (reference)",
         config=with_solver(with_guidance(config, "guidance", scale), name, steps, None),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from undiffuse.data import NAMED_SETS
 from undiffuse.data.screening import OnBroken
-from undiffuse.distributed import Ranks
+from undiffuse.distributed import DistContext
 from undiffuse.evaluation.arrays import ArrayImages, DatasetImages
 from undiffuse.evaluation.cache import FeatureCache
 from undiffuse.evaluation.compute import MetricOptions, find_metrics
@@ -128,7 +127,7 @@ class EvaluationSet:
         self,
         extractors: Sequence[Extractor],
         config: EvaluationConfig,
-        ranks: Ranks | None = None,
+        ranks: DistContext | None = None,
         what: str = "images",
     ) -> list[Summary]:
         """Returns one summary for each extractor: from the file, or by one pass over the images.
@@ -192,16 +191,12 @@ def pipeline_of(source: Any, sampler: SamplerConfig | None = None, device: str =
         ValueError: There is no such model, or the sampler's settings do not fit it.
     """
     from undiffuse.config import SamplerConfig
-    from undiffuse.models import save_model
     from undiffuse.pipelines import Pipeline
 
     if isinstance(source, Pipeline):
         return source
     if isinstance(source, DiffusionModel):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.safetensors"
-            save_model(path, source)
-            return Pipeline.load((sampler or SamplerConfig()).replace(model=str(path)), device, keep_weights=False)
+        return Pipeline.load(sampler or SamplerConfig(), device, model=source)
     return Pipeline.load((sampler or SamplerConfig()).replace(model=str(source)), device, keep_weights=False)
 
 
@@ -224,11 +219,12 @@ def made_images(pipeline: Pipeline, config: EvaluationConfig) -> MadeImages:
     identity = {**pipeline.record, "seed": config.seed, "classes": classes, "device": pipeline.device.type}
     classifier = next(iter(pipeline.config.guidance.classifier), None)
     files = {"model_file": pipeline.config.model, "classifier_file": classifier}
+    name = Path(pipeline.config.model or "a model").name
     made = MadeImages(
         lambda numbers: source.make(numbers),
         count,
         (height, width, channels),
-        where=f"{Path(str(pipeline.config.model)).name} ({pipeline.text()}, seed {config.seed})",
+        where=f"{name} ({pipeline.text()}, seed {config.seed})",
         identity=identity,
         batch=pipeline.batch_size(config.batch),
         labels=labels,

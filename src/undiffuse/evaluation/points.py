@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 from undiffuse.config import GuidanceConfig, SamplerConfig
 from undiffuse.config.fields import settings_of
 from undiffuse.frontiers import Point
-from undiffuse.methods import method, read_options
 from undiffuse.models import paired_classifier
+from undiffuse.solvers.registry import read_options, solver_info
 from undiffuse.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from undiffuse.pipelines import Pipeline
 
-__all__ = ["OVER", "guides", "point_of", "short_text", "with_guidance", "with_solver", "without_defaults"]
+__all__ = [
+    "OVER", "guides", "point_of", "short_text", "with_guidance", "with_solver", "without_defaults", "without_strength",
+]  # fmt: skip
 
 OVER = {
     "guidance": ("guidance scale", (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)),
@@ -52,6 +54,14 @@ def with_guidance(config: SamplerConfig, over: str, scale: float) -> SamplerConf
     return config.replace(guidance=config.guidance.resolved(config.model, paired_classifier))
 
 
+def without_strength(config: SamplerConfig, over: str) -> SamplerConfig:
+    """Returns a config with the default strength of what is swept: what the points have in common."""
+    if over == "guidance":
+        others = config.guidance.scale[1:]
+        return config.replace(guidance=replace(config.guidance, scale=(0.0, *others) if others else ()))
+    return config.replace(cfg=None) if over == "cfg" else config.replace(autoguide_scale=2.0)
+
+
 def with_solver(config: SamplerConfig, solver: str, steps: str, grid: str | None) -> SamplerConfig:
     """Returns a config with another solver, number of steps and grid (None: the solver's own)."""
     return replace(config, solver=solver, steps=steps, grid=grid)
@@ -73,12 +83,12 @@ def point_of(pipeline: Pipeline, label: str = "") -> Point:
     """
     s = pipeline.config
     assert s.solver and s.steps and s.grid  # a loaded pipeline has them
-    given = method(s.solver).settings(read_options(s.solver, s.solver_options))
-    calls = method(s.solver).calls(pipeline.path.steps, given)
-    if calls is None:
+    given = solver_info(s.solver).settings(read_options(s.solver, s.solver_options))
+    nfe = solver_info(s.solver).nfe(pipeline.path.steps, given)
+    if nfe is None:
         raise ValueError(f"{s.solver} chooses its number of network calls while it runs: choose another solver")
     return Point(
-        solver=s.solver, steps=s.steps, grid=s.grid, calls=calls, value=0.0, solver_options=s.solver_options,
+        solver=s.solver, steps=s.steps, grid=s.grid, nfe=nfe, value=0.0, solver_options=s.solver_options,
         eta=s.eta, guidance=s.guidance.strength, guidance_at=s.guidance.at, label=label,
     )  # fmt: skip
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from undiffuse.distributed import Ranks, session
+from undiffuse.distributed import DistContext, session
 from undiffuse.evaluation.evaluator import ReferenceEvaluator
 from undiffuse.evaluation.inputs import MADE, EvaluationConfig, EvaluationSet, made_images, pipeline_of
-from undiffuse.evaluation.points import OVER, with_guidance, without_defaults
+from undiffuse.evaluation.points import OVER, with_guidance, without_defaults, without_strength
 from undiffuse.evaluation.report import Report
 from undiffuse.evaluation.text import side_by_side
 from undiffuse.pictures import Panel, PlottingUnavailable, draw_plot, save_png
@@ -117,7 +117,7 @@ class GuidanceSweep:
         return Panel(
             lines={name: [(scale, e.value) for scale, e in points] for name, points in found.items() if points},
             errors={name: [e.stderr or 0.0 for _, e in points] for name, points in found.items() if points},
-            levels={real[name]: floor.value for name, floor in floors.items() if floor is not None},
+            hlines={real[name]: floor.value for name, floor in floors.items() if floor is not None},
             title=" and ".join(names), x_label=label, y_label=", ".join(names),
         )  # fmt: skip
 
@@ -194,7 +194,8 @@ def sweep(
     points = [
         SweepPoint(title=f"{over} {scale:g}", config=with_guidance(base, over, scale), scale=scale) for scale in chosen
     ]
-    about = settings_of(base, measured_by, reference, floor) | {"over": over, "scales": chosen}
+    common = without_strength(base, over)
+    about = settings_of(common, measured_by, reference, floor) | {"over": over, "scales": chosen}
     if out is not None:
         check_same_sweep(Path(out) / SETTINGS, about, overwrite)
     real, reports, sampler = None, [], ""
@@ -205,7 +206,8 @@ def sweep(
             else:
                 reports.append(report)
                 sampler = sampler or f"{pipeline.config.solver} {pipeline.config.steps}"
-        shaped = [f"{name}={value}" for name, value in _flat(about["sampler"]).items() if name != "model"]
+        known = ("model", "solver", "steps")  # which the text names anyway
+        shaped = [f"{name}={value}" for name, value in _flat(about["sampler"]).items() if name not in known]
         result = GuidanceSweep(
             points=points, reports=reports, floor=real, settings=about, sampler=", ".join([sampler, *shaped])
         )
@@ -219,7 +221,7 @@ def measured(
     points: Sequence[SweepPoint],
     reference: Any,
     config: EvaluationConfig,
-    ranks: Ranks,
+    ranks: DistContext,
     floor: Any = None,
     notify: Notify | None = None,
 ) -> Iterator[tuple[SweepPoint | None, Report, Pipeline | None]]:
@@ -302,10 +304,15 @@ def _named(source: Any) -> str | None:
     return None if source is None else str(source) if isinstance(source, (str, Path)) else type(source).__name__
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def _flat(values: Mapping[str, Any]) -> dict[str, str]:
+    """The fields of a config, nested ones too, as text; of files their names."""
+    out: dict[str, str] = {}
     for name, value in values.items():
-        out |= _flat(value) if isinstance(value, Mapping) else {name: Path(value).name if "/" in str(value) else value}
+        if isinstance(value, Mapping):
+            out |= _flat(value)
+        else:
+            items = value if isinstance(value, (tuple, list)) else [value]
+            out[name] = " ".join(Path(item).name if isinstance(item, str) else str(item) for item in items)
     return out
 
 

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
 from undiffuse.guidance.base import Guided
-from undiffuse.guidance.contrast import extrapolated, noise_shift, shifted_back
+from undiffuse.guidance.combine import extrapolate, noise_shift, shifted_back
 from undiffuse.guidance.schedules import Schedule
-from undiffuse.levels import Level
+from undiffuse.noise_levels import Level
 from undiffuse.prediction import Prediction
 
 
@@ -24,7 +24,7 @@ class Autoguidance(Guided):
             trained on another chain, because it is called at noise levels. With an unconditional reference of a
             conditional model, this is classifier-free guidance with two networks.
         scale: S: 1 is no guidance, 0 the reference alone.
-        rescale: phi from 0 to 1, see `contrast.extrapolated`.
+        rescale: phi from 0 to 1, see `combine.extrapolate`.
         schedule: See `Guided`.
         every: See `Guided`.
     """
@@ -54,14 +54,14 @@ class Autoguidance(Guided):
         """Predicts at x [B, C, H, W]; see `Denoiser`."""
         weight = self.weight(level)
         main = self.denoiser(x, level, cond)
-        if self.idle(weight):
+        if self.is_noop(weight):
             return main
-        if self.reuse.due(x, level, cond) or self.reuse.kept is None:
+        if self.cache.should_compute(x, level, cond) or self.cache.kept is None:
             reference = self.reference(x, level, cond)
-            self.reuse.kept = noise_shift(main, reference) if self.reuse.every > 1 else None
+            self.cache.kept = noise_shift(main, reference) if self.cache.every > 1 else None
         else:
-            reference = shifted_back(main, self.reuse.kept)
-        return extrapolated(main, reference, weight, self.rescale)
+            reference = shifted_back(main, self.cache.kept)
+        return extrapolate(main, reference, weight, self.rescale)
 
 
 def checked_rescale(rescale: float) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from undiffuse.denoiser import Condition, Denoiser
 from undiffuse.guidance.gradients import normalised, through_denoiser
 from undiffuse.guidance.schedules import Schedule
-from undiffuse.levels import Level, expand
+from undiffuse.noise_levels import Level, expand
 from undiffuse.prediction import Guide, Prediction
 
 
@@ -43,7 +43,7 @@ class Guided:
         self.chain = denoiser.chain
         self.scale = float(scale)
         self.schedule = schedule
-        self.reuse = Reuse(every)
+        self.cache = GuidanceCache(every)
 
     @property
     def conditions(self) -> frozenset[str]:
@@ -57,11 +57,11 @@ class Guided:
         factor = torch.as_tensor(self.schedule(level), dtype=torch.float64, device="cpu").reshape(-1)
         return self.neutral + (self.scale - self.neutral) * factor
 
-    def idle(self, weight: Tensor) -> bool:
+    def is_noop(self, weight: Tensor) -> bool:
         """Returns whether guidance has no effect at this level; if so, the next call does not reuse earlier results."""
         nothing = bool((weight == self.neutral).all())
         if nothing:
-            self.reuse.forget()
+            self.cache.forget()
         return nothing
 
 
@@ -105,40 +105,40 @@ class GradientGuidance(Guided):
     def __call__(self, x: Tensor, level: Level, cond: Condition | None = None) -> Prediction:
         """Predicts at x [B, C, H, W] and adds a guide; raises ValueError if a condition of the gradient is missing."""
         weight = self.weight(level)
-        if self.idle(weight):
+        if self.is_noop(weight):
             return self.denoiser(x, level, cond)
         told = cond or {}
         missing = [name for name in self.names if name not in told]
         if missing:
             raise ValueError(f"guidance requires the condition {missing[0]!r}: pass cond={{{missing[0]!r}: ...}}")
-        due = self.reuse.due(x, level, cond)
-        kept = None if due else self.reuse.kept
+        due = self.cache.should_compute(x, level, cond)
+        kept = None if due else self.cache.kept
         known = None if kept is None else expand(1 / level.sigma, x) * kept
         if self.at == "x0" and known is None:
             clean = Level.clean()
             prediction, pulled = through_denoiser(
                 self.denoiser, x, level, cond, lambda x0: self.gradient(x0, clean, told)
             )
-            known = self._settled(pulled, level)
+            known = self._finish(pulled, level)
         else:
             prediction = self.denoiser(x, level, cond)
 
         def guide(point: Tensor, at_level: Level) -> Tensor:
-            found = self._settled(self.gradient(point, at_level, told), level) if known is None else known
+            found = self._finish(self.gradient(point, at_level, told), level) if known is None else known
             return expand(weight, point) * found
 
         return replace(prediction, guides=(*prediction.guides, Guide(guide, at="mean" if self.at == "mean" else "x_t")))
 
-    def _settled(self, gradient: Tensor, level: Level) -> Tensor:
+    def _finish(self, gradient: Tensor, level: Level) -> Tensor:
         """Returns the gradient to apply, and stores its shift of the noise for later calls."""
         if self.normalize:
             gradient = normalised(gradient, level)
-        if self.reuse.every > 1:
-            self.reuse.kept = (expand(level.sigma, gradient) * gradient).detach()
+        if self.cache.every > 1:
+            self.cache.kept = (expand(level.sigma, gradient) * gradient).detach()
         return gradient
 
 
-class Reuse:
+class GuidanceCache:
     """Caches the last guidance update within one trajectory.
 
     A trajectory is a series of calls for a batch of one shape under one condition object, each call cleaner than the
@@ -161,7 +161,7 @@ class Reuse:
         self._calls = 0
         self._last: Any = None
 
-    def due(self, x: Tensor, level: Level, cond: Condition | None) -> bool:
+    def should_compute(self, x: Tensor, level: Level, cond: Condition | None) -> bool:
         """Counts this call and returns whether it must compute guidance."""
         if self.every == 1:
             return True

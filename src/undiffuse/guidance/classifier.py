@@ -11,7 +11,7 @@ from torch import Tensor
 from undiffuse.denoiser import Condition, Denoiser, ProcessConfig, TimeAdapter
 from undiffuse.guidance.base import GradientGuidance
 from undiffuse.guidance.schedules import Schedule
-from undiffuse.levels import Chain, Level
+from undiffuse.noise_levels import DiscreteSchedule, Level
 
 PLACES = ("x_t", "mean", "x0")
 
@@ -35,7 +35,7 @@ class LevelClassifier:
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be a finite number above 0; got {temperature}")
         self.network = network
-        self.chain: Chain = process.chain()
+        self.chain: DiscreteSchedule = process.chain()
         self.time = TimeAdapter(self.chain, process.rescale_timesteps)
         self.temperature = float(temperature)
         if isinstance(network, torch.nn.Module):

@@ -10,10 +10,10 @@ from torch import Tensor
 from undiffuse.denoiser import Condition, Denoiser
 from undiffuse.guidance.autoguidance import checked_rescale
 from undiffuse.guidance.base import Guided
-from undiffuse.guidance.contrast import extrapolated, noise_shift, shifted_back
-from undiffuse.guidance.parts import doubled, halves
+from undiffuse.guidance.combine import extrapolate, noise_shift, shifted_back
+from undiffuse.guidance.prediction_batch import doubled, halves
 from undiffuse.guidance.schedules import Schedule
-from undiffuse.levels import Level
+from undiffuse.noise_levels import Level
 from undiffuse.prediction import Prediction
 
 
@@ -29,7 +29,7 @@ class ClassifierFree(Guided):
         scale: S: 1 is no guidance, 0 the unconditional model; w = S - 1 in the paper's convention.
         null: Values for "no condition", by name of the condition: the index of the null class ({"y": 10}), or a tensor
             that broadcasts to the condition.
-        rescale: phi from 0 to 1, see `contrast.extrapolated`.
+        rescale: phi from 0 to 1, see `combine.extrapolate`.
         together: Compute both passes in one batch of twice the size; False computes them one after the other, in half
             the memory.
         schedule: See `Guided`.
@@ -72,20 +72,20 @@ class ClassifierFree(Guided):
                 f"classifier-free guidance requires the condition {missing[0]!r}: pass cond={{{missing[0]!r}: ...}}"
             )
         weight = self.weight(level)
-        if self.idle(weight):
+        if self.is_noop(weight):
             return self.denoiser(x, level, cond)
         without = {**given, **{name: _filled(given[name], value) for name, value in self.null.items()}}
         if bool((weight == 0).all()):
             return self.denoiser(x, level, without)
-        if not self.reuse.due(x, level, cond) and self.reuse.kept is not None:
+        if not self.cache.should_compute(x, level, cond) and self.cache.kept is not None:
             main = self.denoiser(x, level, cond)
-            return extrapolated(main, shifted_back(main, self.reuse.kept), weight, self.rescale)
+            return extrapolate(main, shifted_back(main, self.cache.kept), weight, self.rescale)
         if self.together:
             main, reference = jointly(self.denoiser, x, level, given, without)
         else:
             main, reference = self.denoiser(x, level, given), self.denoiser(x, level, without)
-        self.reuse.kept = noise_shift(main, reference) if self.reuse.every > 1 else None
-        return extrapolated(main, reference, weight, self.rescale)
+        self.cache.kept = noise_shift(main, reference) if self.cache.every > 1 else None
+        return extrapolate(main, reference, weight, self.rescale)
 
 
 def jointly(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
-from undiffuse.guidance.parts import without_graph
-from undiffuse.levels import Level, expand
+from undiffuse.guidance.prediction_batch import without_graph
+from undiffuse.noise_levels import Level, expand
 from undiffuse.prediction import Prediction
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from undiffuse.denoiser import Condition, Denoiser
 from undiffuse.guidance.base import GradientGuidance
 from undiffuse.guidance.schedules import Schedule
-from undiffuse.levels import Level
+from undiffuse.noise_levels import Level
 
 
 class LossGuidance(GradientGuidance):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from undiffuse.levels import Level
+from undiffuse.noise_levels import Level
 
 Schedule = Callable[[Level], Tensor]
 
@@ -45,7 +45,7 @@ def cosine(level: Level) -> Tensor:
     return 1 + torch.cos(math.pi * angle(level))
 
 
-SCHEDULES: dict[str, Schedule] = {"constant": constant, "linear": linear, "cosine": cosine}
+GUIDANCE_SCHEDULES: dict[str, Schedule] = {"constant": constant, "linear": linear, "cosine": cosine}
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
-from undiffuse.levels import Chain, diffuse, expand
 from undiffuse.noise import Noise, NoiseSource
+from undiffuse.noise_levels import DiscreteSchedule, diffuse, expand
 from undiffuse.objectives import bound_term, mean_flat, normal_kl
 
 
@@ -32,7 +32,7 @@ class Bound:
     steps: Sequence[int]
 
 
-def prior_bits(x0: Tensor, chain: Chain) -> Tensor:
+def prior_bits(x0: Tensor, chain: DiscreteSchedule) -> Tensor:
     """KL(q(x_T | x0) || N(0, I)) in bits per dimension [B]: what the chain's end still knows of the image."""
     end = chain.level(chain.steps - 1)
     zero = torch.zeros((), dtype=x0.dtype, device=x0.device)
@@ -42,7 +42,7 @@ def prior_bits(x0: Tensor, chain: Chain) -> Tensor:
 
 def bits_per_dim(
     denoiser: Denoiser,
-    chain: Chain,
+    chain: DiscreteSchedule,
     x0: Tensor,
     noise: NoiseSource | Noise,
     *,

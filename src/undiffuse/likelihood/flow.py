@@ -37,9 +37,9 @@ from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
 from undiffuse.grids import FARTHEST
-from undiffuse.levels import Chain, Level, diffuse, expand
 from undiffuse.likelihood.runge_kutta import integrate
 from undiffuse.noise import Noise
+from undiffuse.noise_levels import DiscreteSchedule, Level, diffuse, expand
 from undiffuse.objectives import bound_term, mean_flat
 
 PROBES = ("rademacher", "gaussian")
@@ -92,14 +92,14 @@ class Density:
     """Log densities of B images, float64 on the CPU, in nats.
 
     `log_p` [B, P] by each probe (P = 1 for the exact trace), `terminal` [B] the log density at the noisy end, of which
-    it has been made, `latent` [B, C, H, W] the image there; `calls` [B] of the network; `forced` [B] steps that missed
+    it has been made, `latent` [B, C, H, W] the image there; `nfe` [B] of the network; `forced` [B] steps that missed
     the tolerance at the least length, 0 unless the network is rough (16-bit precision, say).
     """
 
     log_p: Tensor
     terminal: Tensor
     latent: Tensor
-    calls: Tensor
+    nfe: Tensor
     forced: Tensor
 
 
@@ -110,18 +110,18 @@ class FlowBits:
     `values` [B, draws, P] are one draw's and one probe's estimates of a bound on -log2 P(image) / D, P the probability
     of its D 8-bit numbers under the flow's density; `total` [B] is their mean. With uniform dequantisation a value is
     -log2 p(x + d) / D + log2(127.5), where the last term turns a density over [-1, 1] into one over grey levels.
-    `decoder` [B] is what of the total are the pixels given the noisy image (0 with uniform dequantisation). `calls`,
+    `decoder` [B] is what of the total are the pixels given the noisy image (0 with uniform dequantisation). `nfe`,
     `forced` [B] as in `Density`, over all draws.
     """
 
     total: Tensor
     values: Tensor
     decoder: Tensor
-    calls: Tensor
+    nfe: Tensor
     forced: Tensor
 
 
-def flow_ends(chain: Chain) -> tuple[Level, Level]:
+def flow_ends(chain: DiscreteSchedule) -> tuple[Level, Level]:
     """The levels between which the flow is followed, the cleanest first."""
     noisiest, cleanest = chain.level(torch.tensor([chain.steps - 1, 0])).logsnr.tolist()
     noisiest = max(noisiest, -2 * math.log(FARTHEST))
@@ -156,7 +156,7 @@ def flow_density(
     the default is what samplers begin with. Guides of the denoiser are ignored: guidance is no change of the model.
     """
     config = config or FlowConfig()
-    if getattr(getattr(denoiser, "process", None), "target", None) == "mean":
+    if getattr(getattr(denoiser, "process", None), "target", None) == "previous_mean":
         raise ValueError(
             "a network that predicts the previous mean is defined at its chain's steps only, and a flow goes between "
             "them: measure the bound"
@@ -180,7 +180,7 @@ def flow_density(
     arrival = integrate(slope, expand(clean.alpha, y) * y, begin, end, config.tol, weight=1 / dimension)
     last = terminal(arrival.x, noisy).cpu().double()
     log_p = last[:, None] + arrival.q + dimension * float(clean.alpha.log())
-    return Density(log_p, last, arrival.x, arrival.calls, arrival.forced)
+    return Density(log_p, last, arrival.x, arrival.nfe, arrival.forced)
 
 
 def flow_bits_per_dim(
@@ -199,17 +199,17 @@ def flow_bits_per_dim(
     ready by `prepare_for_inference` needs `gradient=True`).
     """
     config = config or FlowConfig()
-    values, decoders, calls, forced = [], [], [], []
+    values, decoders, nfe, forced = [], [], [], []
     for draw in range(config.draws):
         y, price, decoder = _dequantised(denoiser, x0, noise, cond, config, draw)
         density = flow_density(denoiser, y, noise, cond=cond, config=config, terminal=terminal, draw=draw)
         values.append(price[:, None] - density.log_p / (x0[0].numel() * math.log(2)))
         decoders.append(decoder)
-        calls.append(density.calls)
+        nfe.append(density.nfe)
         forced.append(density.forced)
     every = torch.stack(values, dim=1)
     return FlowBits(
-        every.mean((1, 2)), every, torch.stack(decoders).mean(0), torch.stack(calls).sum(0), torch.stack(forced).sum(0)
+        every.mean((1, 2)), every, torch.stack(decoders).mean(0), torch.stack(nfe).sum(0), torch.stack(forced).sum(0)
     )
 
 

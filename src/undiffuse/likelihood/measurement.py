@@ -12,11 +12,11 @@ import torch
 from undiffuse.config import SamplerConfig
 from undiffuse.data import BrokenImageError, ImageDataset
 from undiffuse.denoiser import ChainDenoiser
-from undiffuse.levels import Chain
 from undiffuse.likelihood.bound import Bound, bits_per_dim
 from undiffuse.likelihood.flow import FlowBits, FlowConfig, flow_bits_per_dim
 from undiffuse.likelihood.report import TERMS, LikelihoodReport, per_step, summarize
 from undiffuse.noise import NoiseSource
+from undiffuse.noise_levels import DiscreteSchedule
 from undiffuse.pictures import Panel, PlottingUnavailable, draw_plot, save_png
 from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.classes import class_numbers
@@ -69,7 +69,7 @@ def measure(
         method: "bound" (variational bound, term by term), "flow" (probability flow), or "both" on the same images.
         count: Images, evenly spaced over the data; None measures all.
         terms: Noise levels evaluated for each image: K give an unbiased estimate of the bound; None evaluates all.
-        steps: Measure the bound of a sub-chain, as `Chain.respaced` takes it; by default of the whole chain.
+        steps: Measure the bound of a sub-chain, as `DiscreteSchedule.respaced` takes it; by default of the whole chain.
         decoder: Probability of 8-bit pixels: "exact", or "tanh", the original's approximation.
         clip: Whether the denoised image is clipped: "static", "dynamic" or "none"; by default "static", and "none" for
             the flow with uniform dequantization, which puts pixels beyond -1 and 1.
@@ -91,9 +91,9 @@ def measure(
         raise ConfigError("method", f"{method!r} is unknown; expected one of {', '.join(METHODS)}")
     bound = method != "flow"
     if flow is not None and method == "bound":
-        raise ConfigError("method", "is bound, and settings of the flow would do nothing: choose flow or both")
+        raise ConfigError("method", "settings of the flow have no effect on the bound; choose flow or both")
     if steps is not None and not bound:
-        raise ConfigError("steps", "chooses a sub-chain for the bound; the flow has no steps to choose: leave it out")
+        raise ConfigError("steps", "a sub-chain is for the bound; the flow has no steps to choose: leave it out")
     config = None if method == "bound" else FlowConfig(**{**_settings(flow or FlowConfig()), "decoder": decoder})
     if isinstance(model, Pipeline):
         pipeline = model
@@ -156,8 +156,8 @@ def measure(
 
 def _report(
     rows: list[dict[str, Any]],
-    chain: Chain,
-    trained: Chain,
+    chain: DiscreteSchedule,
+    trained: DiscreteSchedule,
     bound: bool,
     flow: FlowConfig | None,
     whole: ImageDataset,
@@ -225,7 +225,7 @@ def _bound_row(bound: Bound) -> dict[str, Any]:
 
 def _flow_row(flow: FlowBits) -> dict[str, Any]:
     """A batch as JSON."""
-    return {name: getattr(flow, name).tolist() for name in ("values", "decoder", "calls", "forced")}
+    return {name: getattr(flow, name).tolist() for name in ("values", "decoder", "nfe", "forced")}
 
 
 def _readable(dataset: ImageDataset, indices: Sequence[int]) -> tuple[list[int], list[str]]:

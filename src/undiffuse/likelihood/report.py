@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from undiffuse.levels import Chain
 from undiffuse.likelihood.bound import mean_and_error
 from undiffuse.likelihood.flow import FlowConfig, flow_ends
+from undiffuse.noise_levels import DiscreteSchedule
 from undiffuse.util.files import atomic_file
 
 __all__ = ["TERMS", "LikelihoodReport", "certain_pixel", "grouped", "per_step", "summarize_bound", "summarize_flow"]
@@ -149,7 +149,7 @@ def summarize_bound(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def summarize_flow(rows: Sequence[dict[str, Any]], chain: Chain, config: FlowConfig) -> dict[str, Any]:
+def summarize_flow(rows: Sequence[dict[str, Any]], chain: DiscreteSchedule, config: FlowConfig) -> dict[str, Any]:
     """Averages the flow's bits over images, with the error over images and the parts of it that chance adds.
 
     Args:
@@ -165,7 +165,7 @@ def summarize_flow(rows: Sequence[dict[str, Any]], chain: Chain, config: FlowCon
     values = np.concatenate([np.array(row["values"]) for row in rows])  # [N, draws, probes]
     images, draws, probes = values.shape
     total, error = _mean(torch.from_numpy(values.mean((1, 2))))
-    calls, forced, decoder = (np.concatenate([row[name] for row in rows]) for name in ("calls", "forced", "decoder"))
+    nfe, forced, decoder = (np.concatenate([row[name] for row in rows]) for name in ("nfe", "forced", "decoder"))
     probe_error = draw_error = None
     if probes > 1:
         probe_error = math.sqrt(values.var(2, ddof=1).mean(1).sum() / (draws * probes)) / images
@@ -179,13 +179,15 @@ def summarize_flow(rows: Sequence[dict[str, Any]], chain: Chain, config: FlowCon
         "draw_error": draw_error,
         "decoder": float(decoder.mean()) if config.dequantise == "noise" else None,
         "cleanest_level": float(clean.sigma / clean.alpha),
-        "calls": float(calls.mean()),
-        "most_calls": int(calls.max()),
+        "nfe": float(nfe.mean()),
+        "most_nfe": int(nfe.max()),
         "images_with_forced_steps": int((forced > 0).sum()),
     }
 
 
-def summarize(rows: Sequence[dict[str, Any]], chain: Chain, bound: bool, flow: FlowConfig | None) -> dict[str, Any]:
+def summarize(
+    rows: Sequence[dict[str, Any]], chain: DiscreteSchedule, bound: bool, flow: FlowConfig | None
+) -> dict[str, Any]:
     """Averages all that was measured; of bound and flow together also their difference, image by image.
 
     Raises:
@@ -262,8 +264,8 @@ def _flow_lines(flow: dict[str, Any], result: dict[str, Any]) -> list[tuple[str,
     precision, forced = result["settings"]["precision"], flow["images_with_forced_steps"]
     if precision != "fp32":
         rows.append(("rounding", f"{precision} bends the flow, and its gradients do not see it: measure in fp32"))
-    calls = f"{flow['calls']:.0f} network calls an image (most {flow['most_calls']:,}), each with its gradients"
-    rows.append(("flow", calls))
+    nfe = f"{flow['nfe']:.0f} network calls an image (most {flow['most_nfe']:,}), each with its gradients"
+    rows.append(("flow", nfe))
     if forced:
         missed = f"{forced:,} of {result['images']:,} images had steps that missed the tolerance"
         rows.append(("rough", f"{missed}: use a larger tolerance, or fp32"))

@@ -33,12 +33,12 @@ Slope = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 class Arrival:
     """Where B rows ended: x [B, ...], the integrals q [B, P] (float64), and what it took.
 
-    `calls` [B] slopes, `forced` [B] steps at the least length that were taken although they missed the tolerance.
+    `nfe` [B] slopes, `forced` [B] steps at the least length that were taken although they missed the tolerance.
     """
 
     x: Tensor
     q: Tensor
-    calls: Tensor
+    nfe: Tensor
     forced: Tensor
 
 
@@ -58,7 +58,7 @@ def integrate(slope: Slope, x: Tensor, begin: float, end: float, tol: float, wei
     x = x.clone()
     first, first_q = slope(x, u, rows)
     q = torch.zeros_like(first_q)
-    calls, forced = torch.ones_like(rows), torch.zeros_like(rows)
+    nfe, forced = torch.ones_like(rows), torch.zeros_like(rows)
     while len(rows):
         here = rows.to(x.device)
         step = length[rows].minimum(end - u[rows])
@@ -79,12 +79,12 @@ def integrate(slope: Slope, x: Tensor, begin: float, end: float, tol: float, wei
         first_q[taken] = last_q[accepted]
         arrived = step >= end - u[rows]
         u[taken] = torch.where(arrived, end, u[rows] + step)[accepted]
-        calls[rows] += len(_AT)
+        nfe[rows] += len(_AT)
         forced[rows] += (short & (error > 1)).long()
         factor = (_SAFETY * error.clamp(min=1e-12) ** (-1 / 5)).clamp(_SHRINK, _GROW)
         length[rows] = (step * factor).clamp(min=whole * _LEAST)
         rows = rows[u[rows] < end]
-    return Arrival(x, q, calls, forced)
+    return Arrival(x, q, nfe, forced)
 
 
 def _trial(

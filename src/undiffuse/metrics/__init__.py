@@ -17,7 +17,7 @@ from undiffuse.metrics.frechet import (
     frechet_two_halves,
 )
 from undiffuse.metrics.inception_score import InceptionScore
-from undiffuse.metrics.kernels import KernelDistance, cmmd, kid, kid_subsets
+from undiffuse.metrics.kernel_distance import KernelDistance, cmmd, kid, kid_subsets
 from undiffuse.metrics.memorisation import memorisation
 from undiffuse.metrics.moments import FeatureStore, Moments, Statistics
 from undiffuse.metrics.neighbours import kth_neighbour, nearest

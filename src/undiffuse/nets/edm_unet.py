@@ -162,16 +162,16 @@ class TimeEmbedding(nn.Module):
     def __init__(self, config: EDMUNetConfig) -> None:
         super().__init__()
         self.song, self.fourier = config.design == "song", config.time_type == "fourier"
-        self.half = config.model_channels * config.time_mult // 2
+        self.pairs = config.model_channels * config.time_mult // 2
         if self.fourier:
-            self.freqs = nn.Parameter(16 * nn.init.normal_(torch.empty(self.half)), requires_grad=False)
+            self.freqs = nn.Parameter(16 * nn.init.normal_(torch.empty(self.pairs)), requires_grad=False)
 
     def forward(self, t: Tensor) -> Tensor:
         if self.fourier:
             angles = t.float()[:, None] * (2 * math.pi * self.freqs)[None]
         else:
-            steps = torch.arange(self.half, dtype=torch.float32, device=t.device)
-            angles = t.float()[:, None] * (1 / 10_000) ** (steps / (self.half - self.song))[None]
+            steps = torch.arange(self.pairs, dtype=torch.float32, device=t.device)
+            angles = t.float()[:, None] * (1 / 10_000) ** (steps / (self.pairs - self.song))[None]
         parts = (angles.sin(), angles.cos()) if self.song else (angles.cos(), angles.sin())
         return torch.cat(parts, dim=1)
 
@@ -253,7 +253,7 @@ class EDMUNet(nn.Module):
         # The last layers run in the input's precision (float32): the prediction itself is never rounded to 16 bit.
         with torch.autocast(x.device.type, enabled=False):
             norm, conv = self._last
-            return conv(norm(h.to(norm.weight.dtype), act=True))
+            return conv(norm(h.to(self.map_layer0.weight.dtype), act=True))
 
     @property
     def _last(self) -> tuple[nn.Module, nn.Module]:

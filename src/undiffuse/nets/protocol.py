@@ -21,8 +21,9 @@ class Network(Protocol):
 
     Args:
         x: Noisy images [B, C, H, W], scaled as the process says.
-        t: The time input [B], float32: step numbers of a chain, or a function of the noise level (see `families`).
-        **conditions: Tensors by name: `y` [B] int64 class indices, `low_res` [B, C, h, w] small images.
+        t: The time input [B], float32: step numbers of a chain, or a function of the noise level (see
+        `preconditioning`). **conditions: Tensors by name: `y` [B] int64 class indices, `low_res` [B, C, h, w] small
+        images.
 
     Returns:
         [B, C_out, H, W], where C_out is C, or 2 C if the process learns the variance. A classifier of noisy images

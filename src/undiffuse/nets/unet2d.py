@@ -143,7 +143,7 @@ class TimeTable(nn.Module):
         self.kind, self.cosine_first, self.shift = config.time_type, config.cosine_first, config.frequency_shift
         channels = config.widths[0]
         self.width = 2 * channels if self.kind == "fourier" else channels
-        self.half = channels // 2
+        self.pairs = channels // 2
         if self.kind == "learned":
             self.weight = nn.Parameter(nn.init.normal_(torch.empty(config.time_steps, channels)))
         elif self.kind == "fourier":
@@ -156,10 +156,10 @@ class TimeTable(nn.Module):
         if self.kind == "fourier":
             angles = t.log()[:, None] * self.weight[None] * 2 * math.pi
             return torch.cat([angles.sin(), angles.cos()], dim=1)
-        steps = torch.arange(self.half, dtype=torch.float32, device=t.device)
-        angles = t[:, None] * torch.exp(-math.log(10_000.0) * steps / (self.half - self.shift))[None]
+        steps = torch.arange(self.pairs, dtype=torch.float32, device=t.device)
+        angles = t[:, None] * torch.exp(-math.log(10_000.0) * steps / (self.pairs - self.shift))[None]
         parts = [angles.cos(), angles.sin()] if self.cosine_first else [angles.sin(), angles.cos()]
-        return F.pad(torch.cat(parts, dim=1), (0, self.width - 2 * self.half))
+        return F.pad(torch.cat(parts, dim=1), (0, self.width - 2 * self.pairs))
 
 
 class EmbeddingMLP(nn.Module):
@@ -246,7 +246,7 @@ class UNet2D(nn.Module):
                 raise ValueError("class labels were given to an unconditional network")
             return emb
         if y is None and self.config.null_class:
-            y = torch.full((x.shape[0],), self.config.num_classes, device=x.device, dtype=torch.int64)
+            y = torch.full((x.shape[0],), self.config.num_classes or 0, device=x.device, dtype=torch.int64)
         wanted = (x.shape[0], self.config.time_width) if kind == "vector" else (x.shape[0],)
         if y is None or y.shape != wanted:
             given = "none" if y is None else f"shape {list(y.shape)}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -99,8 +99,8 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, config: RMSUNetConfig) -> None:
         super().__init__()
-        self.half, self.theta = config.model_channels // 2, config.theta
-        self.width = 2 * config.fourier + 1 if config.fourier else 2 * self.half
+        self.pairs, self.theta = config.model_channels // 2, config.theta
+        self.width = 2 * config.fourier + 1 if config.fourier else 2 * self.pairs
         if config.fourier:
             self.weights = nn.Parameter(nn.init.normal_(torch.empty(config.fourier)))
 
@@ -109,8 +109,8 @@ class TimeEmbedding(nn.Module):
         if hasattr(self, "weights"):
             angles = t * self.weights[None] * 2 * math.pi
             return torch.cat([t, angles.sin(), angles.cos()], dim=1)
-        steps = torch.arange(self.half, dtype=torch.float32, device=t.device)
-        angles = t * torch.exp(-math.log(self.theta) / (self.half - 1) * steps)[None]
+        steps = torch.arange(self.pairs, dtype=torch.float32, device=t.device)
+        angles = t * torch.exp(-math.log(self.theta) / (self.pairs - 1) * steps)[None]
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -207,6 +207,12 @@ class Up(nn.Module):
         return upsample(x)
 
 
+def _parts(level: Any) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+    """The two blocks of a level, its attention, and what resamples."""
+    first, second, attend, resample = level
+    return first, second, attend, resample
+
+
 class RMSUNet(nn.Module):
     """net(x [B, C, H, W], t [B]) -> [B, out_channels, H, W]; `t` may be any real number."""
 
@@ -254,19 +260,21 @@ class RMSUNet(nn.Module):
         with torch.autocast(t.device.type, enabled=False):
             emb = self.time_mlp(t)
         h = first = channels_last(self.init_conv(x))
-        held = []
-        for block1, block2, attend, resample in self.downs:
-            h = block1(h, emb)
+        held: list[Tensor] = []
+        for level in self.downs:
+            first_block, second_block, attend, resample = _parts(level)
+            h = first_block(h, emb)
             held.append(h)
-            h = block2(h, emb)
+            h = second_block(h, emb)
             h = attend(h) + h
             held.append(h)
             h = resample(h)
         h = self.mid_block1(h, emb)
         h = self.mid_block2(self.mid_attn(h) + h, emb)
-        for block1, block2, attend, resample in self.ups:
-            h = block1(torch.cat([h, held.pop()], dim=1), emb)
-            h = block2(torch.cat([h, held.pop()], dim=1), emb)
+        for level in self.ups:
+            first_block, second_block, attend, resample = _parts(level)
+            h = first_block(torch.cat([h, held.pop()], dim=1), emb)
+            h = second_block(torch.cat([h, held.pop()], dim=1), emb)
             h = resample(attend(h) + h)
         h = self.final_res_block(torch.cat([h, first], dim=1), emb)
         # The last layer runs in the input's precision (float32): the prediction itself is never rounded to 16 bit.

@@ -58,7 +58,7 @@ class Panel:
         log_y: Makes the vertical axis logarithmic.
         errors: Half length of the error bar of each point, by the line's name.
         notes: Text beside each point, by the line's name.
-        levels: Named values that are drawn as dashed horizontal lines.
+        hlines: Named values that are drawn as dashed horizontal lines.
         smooth: Memory in [0, 1) of an exponential average, which is drawn over a pale line of the values. A short line
             is averaged over a twentieth of its points at most.
     """
@@ -71,7 +71,7 @@ class Panel:
     log_y: bool = False
     errors: Mapping[str, Sequence[float]] = field(default_factory=dict)
     notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    levels: Mapping[str, float] = field(default_factory=dict)
+    hlines: Mapping[str, float] = field(default_factory=dict)
     smooth: float = 0.0
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class Panel:
     @property
     def named(self) -> list[str]:
         """Names of the legend's entries; empty where the title or the axis says the same."""
-        names = [name for name in (*self.lines, *self.levels) if name]
+        names = [name for name in (*self.lines, *self.hlines) if name]
         return [] if len(names) == 1 and names[0] in (self.title, self.y_label) else names
 
     def drawable(self, name: str) -> np.ndarray:
@@ -184,7 +184,7 @@ def _fill(cell: Any, panel: Panel, width: float) -> tuple[Any, list[tuple[float,
                 bars = np.stack([np.minimum(bars, 0.999 * np.nan_to_num(points[:, 1], nan=1.0)), bars])
             axes.errorbar(*points.T, yerr=bars, fmt="none", ecolor=colour, elinewidth=1.1, capsize=2.5)
         handles[name] = line
-    for k, (name, value) in enumerate(panel.levels.items()):
+    for k, (name, value) in enumerate(panel.hlines.items()):
         colour = COLOURS[(len(panel.lines) + k) % len(COLOURS)]
         handles[name] = axes.axhline(value, color=colour, linestyle="--", linewidth=1.3)
     for axis, log in ((axes.xaxis, panel.log_x), (axes.yaxis, panel.log_y)):

@@ -64,6 +64,7 @@ class SampleWriter(Store):
         value_range: (low, high) of the units in which "png16", "tiff" and "npy" are written.
         names: A file name for each image, relative to `folder` and with the format's ending, in place of names
             made of class, seed and index. `run.json` then says so under "names".
+        claimed: Whether the folder belonged to a run of ours whose samples were removed; other files may lie in it.
 
     Raises:
         ValueError: `run` is not JSON or has no seed, the folder belongs to a run with other settings (they are
@@ -81,14 +82,15 @@ class SampleWriter(Store):
         label_names: Sequence[str] | None = None,
         names: Sequence[str] | None = None,
         value_range: tuple[float, float] | None = None,
+        claimed: bool = False,
     ) -> None:
         if format not in FORMATS:
             raise ValueError(f"format={format!r} is unknown: use {', '.join(map(repr, FORMATS))}.")
         super().__init__(folder, run if names is None else {**run, "names": KEPT}, "samples")
         self.folder, self.format, self.notes = self.place, format, check_record(notes or {})
         self.label_names = None if label_names is None else [str(name) for name in label_names]
-        self.names = None if names is None else [str(name) for name in names]
         self.value_range, self._ending = value_range, ENDINGS.get(format, ".png")
+        self.names = None if names is None else [f"{str(name).removesuffix('.png')}{self._ending}" for name in names]
         seed = self.settings.get("seed")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"run needs a whole number 'seed' of 0 or more, got {seed!r}: files are named by it.")
@@ -100,7 +102,7 @@ class SampleWriter(Store):
         self.folder.mkdir(parents=True, exist_ok=True)
         run_file = self.folder / RUN
         ours = bool(sample_files(self.folder) or packable(self.folder))
-        if not ours:
+        if not (ours or claimed):
             claim_output(self.folder)
         self.claim(run_file, not run_file.exists() and ours)
         # Old enough that no other process of this run is still writing them.

@@ -8,7 +8,7 @@ from undiffuse.util.errors import ConfigError
 
 __all__ = ["within_budget"]
 
-_SWEEP = "undiffuse sweep {data} --model {model} --solvers ancestral,dpmpp-2m,dpmpp-2m-sde,unipc --calls 5,10,20,50"
+_SWEEP = "undiffuse sweep {data} --model {model} --solvers ddpm,dpmpp-2m,dpmpp-2m-sde,unipc --nfe 5,10,20,50"
 
 
 def within_budget(config: SamplerConfig, digest: str) -> tuple[SamplerConfig, str]:
@@ -58,9 +58,9 @@ def within_budget(config: SamplerConfig, digest: str) -> tuple[SamplerConfig, st
 
 def _describe(frontier: frontiers.Frontier, point: frontiers.Point) -> str:
     error = "" if point.stderr is None else f" +- {point.stderr:.2g}"
-    text = f"{point.text}: {point.calls} calls, {frontier.metric} {point.value:.4g}{error}"
+    text = f"{point.text}: {point.nfe} calls, {frontier.metric} {point.value:.4g}{error}"
     reference, verdict = frontier.reference_of(point), frontier.verdict(point)
     if reference is None or not verdict:
         return text
     than = "to" if verdict == "equal" else "than"
-    return f"{text}, {verdict} {than} {reference.text} ({reference.calls} calls, {reference.value:.4g})"
+    return f"{text}, {verdict} {than} {reference.text} ({reference.nfe} calls, {reference.value:.4g})"

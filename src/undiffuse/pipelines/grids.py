@@ -86,11 +86,12 @@ def open_writer(folder: Path, format: Any, overwrite: bool, extra: Sequence[str]
             with them.
         ValueError: The folder belongs to a run with other settings.
     """
-    if not (folder / RUN).exists():
+    claimed = (folder / RUN).exists()
+    if not claimed:
         claim_output(folder)
     if overwrite:
         clear_samples(folder, extra)
-    return SampleWriter(folder, format, **settings)
+    return SampleWriter(folder, format, claimed=claimed, **settings)
 
 
 def clear_samples(folder: Path, also: Sequence[str] = ()) -> None:

@@ -14,9 +14,9 @@ from undiffuse import checkpoints
 from undiffuse.config import GuidanceConfig
 from undiffuse.config.kinds import interval
 from undiffuse.denoiser import Denoiser
-from undiffuse.grids import Path as Levels
+from undiffuse.grids import NoisePath as Levels
 from undiffuse.guidance import (
-    SCHEDULES,
+    GUIDANCE_SCHEDULES,
     Autoguidance,
     ClassifierFree,
     ClassifierGuidance,
@@ -164,7 +164,7 @@ def guidance_schedule(config: GuidanceConfig, path: Levels) -> Schedule | None:
     """
     parts: list[Schedule] = []
     if config.schedule != "constant":
-        parts.append(SCHEDULES[config.schedule])
+        parts.append(GUIDANCE_SCHEDULES[config.schedule])
     if config.interval is not None:
         unit, low, high = interval(config.interval)
         levels = [path.level(k) for k in reversed(range(path.steps))]

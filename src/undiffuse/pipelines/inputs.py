@@ -26,7 +26,7 @@ from undiffuse.pixels import from_uint8, to_uint8
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import count_of, join_names
 
-__all__ = ["Images", "file_of", "labels_of", "model_images", "open_images", "thinned"]
+__all__ = ["Images", "file_of", "labels_of", "model_images", "open_images", "subsample"]
 
 Images = str | Path | Sequence[str | Path] | np.ndarray | Tensor | Source | ImageDataset
 """A folder, .zip, .npz or name of a data set; one or several image files; uint8 [N, H, W, C]; float [N, C, H, W] in
@@ -63,7 +63,7 @@ def open_images(
     if model.spec.super_resolution:
         raise ValueError("a super-resolution model enlarges images; expected a model that makes images from noise")
     if isinstance(images, ImageDataset):
-        return thinned(images, count)
+        return subsample(images, count)
     if isinstance(images, Tensor):
         images = to_uint8(images.float()).cpu().numpy()
     channels, height, width = model.image_shape
@@ -99,10 +99,10 @@ def open_images(
             if "class table" not in str(error):
                 raise
             raise ConfigError("classes", f"{error}. Name the class of all images instead") from error
-    return thinned(ImageDataset(source, config), count)
+    return subsample(ImageDataset(source, config), count)
 
 
-def thinned(dataset: ImageDataset, count: int | None) -> ImageDataset:
+def subsample(dataset: ImageDataset, count: int | None) -> ImageDataset:
     """Takes at most `count` images, evenly spaced over the data; all of them if it has no more."""
     if count is None or count >= len(dataset):
         return dataset
@@ -145,7 +145,7 @@ def labels_of(dataset: ImageDataset, model: DiffusionModel, classes: Sequence[in
     if unknown:
         raise ConfigError(
             "classes",
-            f"is missing: the model is class-conditional, but there are no labels in {source.where}, and neither "
+            f"missing; the model is class-conditional, but there are no labels in {source.where}, and neither "
             f"record nor folder names the class of {join_names(unknown, 3)}",
         )
     return [label for label in found if label is not None]

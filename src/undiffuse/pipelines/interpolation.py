@@ -104,13 +104,13 @@ def interpolate(
             unknown ("classes").
     """
     if (seeds is None) == (images is None) or (seeds is not None and len(seeds) != 2):
-        raise ConfigError("images", "must be two images; give two `seeds` instead to interpolate between samples")
+        raise ConfigError("images", "expected two images, or two `seeds` to interpolate between samples")
     latents.check_deterministic(pipeline)
     dataset = None
     if images is not None:
         dataset = open_images(images, pipeline.model, **{"labels": "none", **inputs})
         if len(dataset) != 2:
-            raise ConfigError("images", f"must be two images that can be read; got {len(dataset)}")
+            raise ConfigError("images", f"expected two images that can be read; got {len(dataset)}")
     if dataset is not None and classes is None:
         found = labels_of(dataset, pipeline.model)
         chosen = None if found is None else list(dict.fromkeys(found))  # images of two classes make a row of each

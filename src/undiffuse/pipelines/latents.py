@@ -253,7 +253,7 @@ def pipeline_of(stored: Latents, *, model: str | None = None, device: str = "aut
         device: See `Pipeline.load`.
     """
     if model is not None and not model.strip():
-        raise ConfigError("model", "is empty: give a model file, a run folder or a name, or leave it out")
+        raise ConfigError("model", "empty; give a model file, a run folder or a name, or leave it out")
     record = {**stored.about["record"], **stored.about["notes"]}
     return Pipeline.from_record(record, device=device, where=f"the record in {stored.where}", model=model)
 
@@ -261,7 +261,7 @@ def pipeline_of(stored: Latents, *, model: str | None = None, device: str = "aut
 def check_deterministic(pipeline: Pipeline) -> None:
     """Raises ConfigError ("solver") unless a pipeline samples by DDIM without noise, which alone can be inverted."""
     if pipeline.config.solver != "ddim" or pipeline.config.eta:
-        raise ConfigError("solver", f"is {pipeline.text()}; latents need ddim with eta 0")
+        raise ConfigError("solver", f"latents need ddim with eta 0; got {pipeline.text()}")
 
 
 def latents_path(path: str | Path) -> Path:
@@ -272,7 +272,7 @@ def latents_path(path: str | Path) -> Path:
     """
     file = Path(path)
     if file.suffix not in ("", SUFFIX):
-        raise ConfigError("out", f"is {file.name}, but latents are kept in a {SUFFIX} file")
+        raise ConfigError("out", f"latents are kept in a {SUFFIX} file; got {file.name}")
     return file if file.suffix else file.with_name(file.name + SUFFIX)
 
 
@@ -410,7 +410,7 @@ def _decoding_labels(stored: Latents, pipeline: Pipeline, classes: Any) -> list[
         if labels is not None:
             raise ValueError(f"{stored.where} has labels, but the model has no classes")
     elif labels is None:
-        raise ConfigError("classes", f"is missing: the model is class-conditional, but {stored.where} has no labels")
+        raise ConfigError("classes", f"missing; the model is class-conditional, but {stored.where} has no labels")
     elif min(labels) < 0 or max(labels) >= number:
         raise ValueError(
             f"{stored.where} has labels {min(labels)} to {max(labels)}, but the model has classes 0 to {number - 1}"

@@ -16,9 +16,9 @@ import undiffuse
 from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, Denoiser
 from undiffuse.distributed import resolve_device
-from undiffuse.grids import Path, grid
+from undiffuse.grid_specs import brief
+from undiffuse.grids import NoisePath, grid
 from undiffuse.kernels import keep_memory
-from undiffuse.methods import brief, read_options
 from undiffuse.models import ClassifierModel, DiffusionModel, load_diffusion, paired_classifier
 from undiffuse.nets.memory import Footprint, bytes_per_image
 from undiffuse.nets.runner import is_consumed, prepare_for_inference
@@ -27,7 +27,8 @@ from undiffuse.pipelines import budget, memory
 from undiffuse.pipelines.classes import choose_classes, class_names
 from undiffuse.pipelines.guidance import check_identity, guide, reference
 from undiffuse.sampling import Step, sample
-from undiffuse.solvers import Solver, build
+from undiffuse.solvers import Solver, build_solver
+from undiffuse.solvers.registry import read_options
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.progress import NoProgress, Progress
 
@@ -67,7 +68,7 @@ class Pipeline:
     model: DiffusionModel
     classifier: ClassifierModel | None
     device: torch.device
-    path: Path
+    path: NoisePath
     solver: Solver
     denoiser: Denoiser
     record: dict[str, Any] = field(default_factory=dict)
@@ -162,7 +163,7 @@ class Pipeline:
             notes["measured"] = measured
         eta = {"eta": config.eta} if config.solver == "ddim" else {}
         options = read_options(config.solver, config.solver_options)
-        solver = build(config.solver, config.clip_after_guidance, **eta, **options)
+        solver = build_solver(config.solver, config.clip_after_guidance, **eta, **options)
         return cls(
             config, model, guides.classifier, where, path, solver, guides.denoiser, record, notes,
             tuple(guides.others), (forward.footprint, *guides.footprints), gradient,
@@ -335,9 +336,7 @@ class Pipeline:
             Images [B, C, H, W], about in [-1, 1], on the pipeline's device.
         """
         cond, last = self.condition(labels, low_res), None
-        steps = sample(
-            self.denoiser, self.path, self.solver, noise, self.shape, cond=cond, x_T=x_T, device=self.device
-        )
+        steps = sample(self.denoiser, self.path, self.solver, noise, self.shape, cond=cond, x_T=x_T, device=self.device)
         for last in steps:
             if on_step is not None:
                 on_step(last)
@@ -379,14 +378,10 @@ def recorded_classes(classes: list[int] | None, names: Sequence[str] | None) -> 
     return "all" if names is not None and classes == list(range(len(names))) else classes
 
 
-def _image_bytes(
-    model: DiffusionModel | ClassifierModel, size: tuple[int, int], element: int, gradient: bool
-) -> int:
+def _image_bytes(model: DiffusionModel | ClassifierModel, size: tuple[int, int], element: int, gradient: bool) -> int:
     found = bytes_per_image(model.net, size, element=element, gradient=gradient, spec=model.spec)
     return _UNKNOWN if found is None else found
 
 
 def _short(digest: object) -> str:
     return f"{str(digest)[:12]}..." if digest else "none"
-
-

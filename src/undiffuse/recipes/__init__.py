@@ -1,10 +1,11 @@
 """Recipes: Python functions that return frozen configurations, by name.
 
     fashion-mnist-32, smoke     this project's own: the shipped weights and a two-minute run
+    tiny                        a first look at any images, grey or colour, on a CPU
     general-*                   for pictures of your own; -v, -edm, -flow: with later processes than the papers'
     ddpm-*, improved-*, adm-*   the published models, with the papers' settings and results; not run here
 
-A recipe says everything about a run but where the pictures are. Nothing is built by looking one up.
+A recipe holds everything about a run except the data. Looking one up builds nothing.
 """
 
 from __future__ import annotations

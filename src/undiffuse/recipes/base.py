@@ -1,4 +1,4 @@
-"""What a recipe is: everything a run needs except where the pictures are, and what it was measured to give."""
+"""Recipes: everything a run needs except the data, with published and measured results."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from undiffuse.adapters import published
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
 from undiffuse.objectives import ObjectiveConfig
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
+from undiffuse.util.errors import ConfigError
 
 NOT_RUN = "not run here"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How a recipe wants its pictures prepared; the fields are those of `undiffuse.data.DataConfig`."""
+    """How the images of a recipe are prepared; the fields are those of `undiffuse.data.DataConfig`."""
 
     size: int | tuple[int, int]
     channels: int = 3
@@ -30,7 +31,7 @@ class Preparation:
 class Advice:
     """How its authors sample the model: solver, respacing, guidance scale, and the recipe of the paired classifier."""
 
-    solver: str = "ancestral"
+    solver: str = "ddpm"
     steps: str = "250"
     guidance: float = 0.0
     classifier: str | None = None
@@ -40,11 +41,14 @@ class Advice:
 class Recipe:
     """A named set of hyper-parameters.
 
-    `data_path`  the named data set it is for, None if it is for pictures of your own
-    `published`  figures reported by the paper, by metric; beside them "source" (where they were read), "file" (the
-                 released weights this recipe describes) and "unverified" (settings the sources do not settle)
-    `label_dropout`  share of the images trained without their label, for classifier-free guidance
-    `measured`   what this project measured with it, or that it has not been run here
+    Attributes:
+        data_path: The named data set it is for; None if it is for your own images.
+        published: Figures of the paper by metric; also "source" (where they were read), "file" (the released weights
+            that the recipe describes) and "unverified" (settings that the sources leave open).
+        label_dropout: Share of the images trained without their label, 0 to 1, for classifier-free guidance.
+        measured: What this project measured with it, or that it has not been run here.
+        low_size: For an upsampler, the shorter side in pixels of the images that it enlarges.
+        clean_fraction: For a classifier, the share of clean images, 0 to 1.
     """
 
     name: str
@@ -72,30 +76,28 @@ class Recipe:
         return "classifier" if isinstance(self.net, ClassifierConfig) else "diffusion"
 
     def with_classes(self, classes: int | None) -> Recipe:
-        """The same for another number of classes; None makes a diffusion model unconditional."""
+        """Returns the recipe for another number of classes; None makes a diffusion model unconditional."""
         if isinstance(self.net, ClassifierConfig):
             if classes is None:
                 raise ValueError("a classifier needs labelled pictures")
             return replace(self, net=replace(self.net, out_channels=classes))
         if isinstance(self.net, DDPMConfig):
             if classes is not None:
-                raise ValueError("DDPM's own network is not told classes: leave the labels out (--unconditional)")
+                raise ConfigError("labels", "DDPM's network is unconditional: leave the labels out (`unconditional`)")
             return self
         null = self.net.null_class and classes is not None
         return replace(self, net=replace(self.net, num_classes=classes, null_class=null))
 
     def with_label_dropout(self, share: float) -> Recipe:
-        """The same with a part of the images trained without their label, as the network's null class."""
+        """Returns the recipe with a share of the images trained without their label, as the network's null class."""
         if not isinstance(self.net, UNetConfig) or self.net.num_classes is None:
-            raise ValueError("labels can be left out of the training of a model only that is told them")
+            raise ConfigError("label_dropout", "it requires a class-conditional model")
         if not 0 < share < 1:
-            raise ValueError(
-                f"the share of images trained without their label must be above 0 and below 1; got {share}"
-            )
+            raise ConfigError("label_dropout", f"expected a share above 0 and below 1, got {share}")
         return replace(self, net=replace(self.net, null_class=True), label_dropout=share)
 
     def with_shape(self, size: int | tuple[int, int], channels: int) -> Recipe:
-        """The same for another image size and number of channels; the network's widths stay as they are."""
+        """Returns the recipe for another image size and number of channels; the widths of the network stay."""
         data = replace(self.data, size=size, channels=channels)
         net: UNetConfig | DDPMConfig | ClassifierConfig
         if isinstance(self.net, ClassifierConfig):

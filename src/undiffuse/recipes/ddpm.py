@@ -34,7 +34,7 @@ def cifar10() -> Recipe:
             attention_resolutions=(2,),
             dropout=0.1,
         ),
-        process=ProcessConfig(variance="beta"),
+        process=ProcessConfig(variance="fixed_large"),
         objective=ObjectiveConfig(loss="simple"),
         train=paper_training(
             batch=128, steps=800_000, lr=2e-4, warmup_images=_WARMUP_STEPS * 128, grad_clip=1.0, precision="fp32"
@@ -63,7 +63,7 @@ def _large(name: str, summary: str, steps: int, flip: bool, published: dict[str,
             num_res_blocks=2,
             attention_resolutions=(16,),
         ),
-        process=ProcessConfig(variance="posterior"),
+        process=ProcessConfig(variance="fixed_small"),
         objective=ObjectiveConfig(loss="simple"),
         train=paper_training(
             batch=64, steps=steps, lr=2e-5, warmup_images=_WARMUP_STEPS * 64, grad_clip=1.0, precision="fp32"

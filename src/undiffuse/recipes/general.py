@@ -11,12 +11,13 @@ No flips: letters and shoes know left from right. Switch them on for scenes and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, UNetConfig
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.recipes.base import Advice, Preparation, Recipe
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 
 NOT_MEASURED = "not measured here"
 KINDS = ("diffusion", "classifier")
@@ -140,7 +141,28 @@ def general_128_classifier() -> Recipe:
     return _classifier(128, "7.3M", 1_000_000)
 
 
+def tiny() -> Recipe:
+    """A first look at any data: a small network, grey or colour, with or without classes, that a CPU can train."""
+    recipe = _model(32, "1M", 1e-3, 60_000)
+    assert isinstance(recipe.net, UNetConfig)
+    return replace(
+        recipe,
+        name="tiny",
+        summary=f"a first look at your own pictures, grey or colour, 1M parameters, for a CPU ({NOT_MEASURED})",
+        net=replace(
+            recipe.net, model_channels=32, channel_mult=(1, 1, 2), num_res_blocks=1, attention_resolutions=(4,),
+            num_head_channels=32, dropout=0.0,
+        ),
+        train=replace(
+            recipe.train, batch=32, warmup_images=1_600, ema_decays=(0.999,), precision="fp32", log_every=1_600,
+            preview_every=4_000, preview_steps=20, validate_every=None, save_seconds=60.0,
+        ),
+        advice=Advice(solver="ddim", steps="50"),
+    )  # fmt: skip
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
+    "tiny": tiny,
     "general-32": general_32,
     "general-64": general_64,
     "general-128": general_128,

@@ -31,13 +31,13 @@ _VARIANTS: dict[str, tuple[str, ProcessConfig, ObjectiveConfig, str]] = {
     ),
     "edm": (
         "EDM's preconditioning and noise levels",
-        ProcessConfig(family="edm", target="F", variance="posterior"),
+        ProcessConfig(preconditioning="edm", target="edm", variance="fixed_small"),
         ObjectiveConfig(),
         "lognormal:-1.2,1.2",
     ),
     "flow": (
         "flow matching",
-        ProcessConfig(family="flow", target="u", variance="posterior"),
+        ProcessConfig(preconditioning="flow", target="velocity", variance="fixed_small"),
         ObjectiveConfig(),
         "logitnormal:0,1",
     ),
@@ -56,7 +56,7 @@ def _modern(size: int, variant: str) -> Recipe:
         net=replace(base.net, out_channels=process.out_channels(channels)),
         process=process,
         objective=objective,
-        train=replace(base.train, levels=levels, posthoc_widths=(0.05, 0.1), posthoc_every=every),
+        train=replace(base.train, density=levels, posthoc_widths=(0.05, 0.1), posthoc_every=every),
         advice=Advice(solver="ddim", steps="50"),
     )
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from undiffuse.grids import Path
-from undiffuse.levels import Level, Transition, expand
+from undiffuse.grids import NoisePath
+from undiffuse.noise_levels import Level, Transition, expand
 from undiffuse.prediction import Prediction
 
 Denoise = Callable[[Tensor, Level], Prediction]
@@ -25,14 +25,14 @@ class Draw(Protocol):
 class Solver(Protocol):
     """Defines a method that follows a path of noise levels.
 
-    All solvers use `denoise(...).guided_score(reclip)`, so every guide works with every method. Only ancestral
-    sampling, which has a mean and a variance, shifts the mean instead. In the step onto the clean image, every solver
-    returns the denoised image of its last call.
+    All solvers use `denoise(...).guided_score(clip_after_guidance)`, so every guide works with every method. Only
+    ancestral sampling, which has a mean and a variance, shifts the mean instead. In the step onto the clean image,
+    every solver returns the denoised image of its last call.
     """
 
     name: str
 
-    def init(self, x: Tensor, path: Path) -> Any:
+    def init(self, x: Tensor, path: NoisePath) -> Any:
         """Returns the initial state, which `step` carries along; None for one-step methods."""
 
     def step(
@@ -69,7 +69,7 @@ def half_logsnr(level: Level) -> float:
     return -math.log(s) if (s := ratio(level)) > 0 else math.inf
 
 
-def moved(x: Tensor, target: Level, weight: float, direction: Tensor) -> Tensor:
+def shift(x: Tensor, target: Level, weight: float, direction: Tensor) -> Tensor:
     """Returns x [B, C, H, W] at `target` plus `weight` times a direction in units of x / alpha."""
     return x + float(weight * _shared(target)[0]) * direction
 

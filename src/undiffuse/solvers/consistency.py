@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from undiffuse.grids import Path
-from undiffuse.levels import Transition, expand
+from undiffuse.grids import NoisePath
+from undiffuse.noise_levels import Transition, expand
 from undiffuse.prediction import Prediction
 from undiffuse.solvers.base import Denoise, Draw, ratio
 
@@ -24,25 +24,25 @@ class Consistency:
 
     Args:
         s_min: sigma / alpha at which the model returns its input (Song et al. 2023: 0.002).
-        reclip: Clip the denoised image again after guidance.
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     s_min: float = 0.002
-    reclip: bool = False
+    clip_after_guidance: bool = False
 
     @property
     def name(self) -> str:
         """Returns the name in the registry."""
         return "consistency"
 
-    def init(self, x: Tensor, path: Path) -> None:
+    def init(self, x: Tensor, path: NoisePath) -> None:
         """Returns no state."""
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: None, draw: Draw
     ) -> tuple[Tensor, None, Prediction]:
         """See `Solver.step`."""
-        prediction = denoise(x, transition.source).guided_score(self.reclip)
+        prediction = denoise(x, transition.source).guided_score(self.clip_after_guidance)
         s = ratio(transition.target)
         if s == 0:
             return prediction.x0, None, prediction

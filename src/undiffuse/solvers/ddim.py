@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from undiffuse.grids import Path
-from undiffuse.levels import Transition, expand
+from undiffuse.grids import NoisePath
+from undiffuse.noise_levels import Transition, expand
 from undiffuse.prediction import Prediction
 from undiffuse.solvers.base import Denoise, Draw, ddim_move
 
@@ -19,19 +19,19 @@ class DDIM:
     Args:
         eta: Noise, at least 0. 0 is deterministic: the Euler method in sigma / alpha. 1 is ancestral sampling with the
             posterior variance. n is at most sigma_s.
-        reclip: Clip x0 again after guidance, which the original does not. Use it on grids that include the last step of
-            a cosine chain, where guidance can otherwise throw the image far off.
+        clip_after_guidance: Clip x0 again after guidance, which the original does not. Use it on grids that include the
+            last step of a cosine chain, where guidance can otherwise throw the image far off.
     """
 
     name = "ddim"
 
-    def __init__(self, eta: float = 0.0, reclip: bool = False) -> None:
+    def __init__(self, eta: float = 0.0, clip_after_guidance: bool = False) -> None:
         if not eta >= 0:
             raise ValueError(f"eta must be at least 0 (0: deterministic, 1: ancestral); got {eta}")
         self.eta = eta
-        self.reclip = reclip
+        self.clip_after_guidance = clip_after_guidance
 
-    def init(self, x: Tensor, path: Path) -> None:
+    def init(self, x: Tensor, path: NoisePath) -> None:
         """Returns no state."""
         return None
 
@@ -39,7 +39,7 @@ class DDIM:
         self, denoise: Denoise, x: Tensor, transition: Transition, state: None, draw: Draw
     ) -> tuple[Tensor, None, Prediction]:
         """See `Solver.step`."""
-        prediction = denoise(x, transition.source).guided_score(self.reclip)
+        prediction = denoise(x, transition.source).guided_score(self.clip_after_guidance)
         source, target = transition.source, transition.target
         if self.eta == 0:
             return ddim_move(prediction, target), None, prediction

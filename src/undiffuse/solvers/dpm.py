@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from undiffuse.grids import Path
-from undiffuse.levels import Level, Transition
+from undiffuse.grids import NoisePath
+from undiffuse.noise_levels import Level, Transition
 from undiffuse.prediction import Prediction
-from undiffuse.solvers.base import Denoise, Draw, ddim_move, moved, ratio
+from undiffuse.solvers.base import Denoise, Draw, ddim_move, ratio, shift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,25 +23,25 @@ class DPM2:
     Args:
         last: Step onto the clean image: "euler" returns the denoised image, "midpoint" calls the network again at s /
             8, as the original does.
-        reclip: Clip the denoised image again after guidance.
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     last: str = "euler"
-    reclip: bool = False
+    clip_after_guidance: bool = False
 
     @property
     def name(self) -> str:
         """Returns the name in the registry."""
         return "dpm-2"
 
-    def init(self, x: Tensor, path: Path) -> None:
+    def init(self, x: Tensor, path: NoisePath) -> None:
         """Returns no state."""
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: None, draw: Draw
     ) -> tuple[Tensor, None, Prediction]:
         """See `Solver.step`."""
-        first = denoise(x, transition.source).guided_score(self.reclip)
+        first = denoise(x, transition.source).guided_score(self.clip_after_guidance)
         s, end = ratio(transition.source), ratio(transition.target)
         if s == float("inf") or (end == 0 and self.last == "euler"):
             return ddim_move(first, transition.target), None, first
@@ -49,6 +49,6 @@ class DPM2:
         norm = (1 + middle**2) ** 0.5
         alpha = transition.source.alpha
         level = Level(alpha.new_full((1,), 1 / norm), alpha.new_full((1,), middle / norm))
-        second = denoise(ddim_move(first, level), level).guided_score(self.reclip)
+        second = denoise(ddim_move(first, level), level).guided_score(self.clip_after_guidance)
         euler = ddim_move(first, transition.target)
-        return moved(euler, transition.target, end - s, second.eps - first.eps), None, first
+        return shift(euler, transition.target, end - s, second.eps - first.eps), None, first

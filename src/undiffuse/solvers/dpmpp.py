@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from undiffuse.grids import Path
-from undiffuse.levels import Level, Transition, expand
+from undiffuse.grids import NoisePath
+from undiffuse.noise_levels import Level, Transition, expand
 from undiffuse.prediction import Prediction
-from undiffuse.solvers.base import Denoise, Draw, ddim_move, half_logsnr, moved
-from undiffuse.solvers.multistep import Past, inner, midpoint_step
+from undiffuse.solvers.base import Denoise, Draw, ddim_move, half_logsnr, shift
+from undiffuse.solvers.multistep import Past, is_finite_step, midpoint_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +19,13 @@ class DPMpp2S:
     """Applies DPM-Solver++(2S): the step of `multistep.midpoint_step` with two calls, and DDIM onto the clean image.
 
     Args:
-        reclip: Clip the denoised image again after guidance.
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
-    reclip: bool = False
+    clip_after_guidance: bool = False
     name = "dpmpp-2s"
 
-    def init(self, x: Tensor, path: Path) -> None:
+    def init(self, x: Tensor, path: NoisePath) -> None:
         """Returns no state."""
         return None
 
@@ -34,10 +34,10 @@ class DPMpp2S:
     ) -> tuple[Tensor, None, Prediction]:
         """See `Solver.step`."""
         source, target = transition.source, transition.target
-        first = denoise(x, source).guided_score(self.reclip)
-        if not inner(source, target):
+        first = denoise(x, source).guided_score(self.clip_after_guidance)
+        if not is_finite_step(source, target):
             return ddim_move(first, target), None, first
-        return midpoint_step(denoise, first, source, target, self.reclip)[0], None, first
+        return midpoint_step(denoise, first, source, target, self.clip_after_guidance)[0], None, first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +57,12 @@ class DPMpp:
     Args:
         order: 2 (2M) or 3 (3M).
         eta: Noise, at least 0: 0 is the probability flow, 1 the reverse diffusion.
-        reclip: Clip the denoised image again after guidance.
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     order: int = 2
     eta: float = 0.0
-    reclip: bool = False
+    clip_after_guidance: bool = False
 
     def __post_init__(self) -> None:
         if self.order not in (2, 3):
@@ -75,7 +75,7 @@ class DPMpp:
         """Returns the name in the registry."""
         return f"dpmpp-{self.order}m" + ("-sde" if self.eta else "")
 
-    def init(self, x: Tensor, path: Path) -> Past:
+    def init(self, x: Tensor, path: NoisePath) -> Past:
         """Returns an empty history."""
         return Past()
 
@@ -84,16 +84,16 @@ class DPMpp:
     ) -> tuple[Tensor, Past, Prediction]:
         """See `Solver.step`; the state is the history of denoised images."""
         source, target = transition.source, transition.target
-        prediction = denoise(x, source).guided_score(self.reclip)
-        past = state.then(half_logsnr(source), prediction.x0, keep=self.order)
-        if not inner(source, target):
+        prediction = denoise(x, source).guided_score(self.clip_after_guidance)
+        past = state.append(half_logsnr(source), prediction.x0, keep=self.order)
+        if not is_finite_step(source, target):
             return self._first_order(prediction, source, target, draw), past, prediction
         if self.order == 3 and self.eta == 0 and len(past.where) == 1:
-            return midpoint_step(denoise, prediction, source, target, self.reclip)[0], past, prediction
+            return midpoint_step(denoise, prediction, source, target, self.clip_after_guidance)[0], past, prediction
         x = self._first_order(prediction, source, target, draw)
         h = half_logsnr(target) - half_logsnr(source)
         if len(past.where) > 1:
-            x = moved(x, target, 1.0, self._correction(past, h))
+            x = shift(x, target, 1.0, self._correction(past, h))
         return x, past, prediction
 
     def _first_order(self, prediction: Prediction, source: Level, target: Level, draw: Draw) -> Tensor:

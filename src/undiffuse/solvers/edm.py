@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from undiffuse.grids import Path
-from undiffuse.levels import Level, Transition, expand
+from undiffuse.grids import NoisePath
+from undiffuse.noise_levels import Level, Transition, expand
 from undiffuse.prediction import Prediction
-from undiffuse.solvers.base import Denoise, Draw, ddim_move, moved, ratio
+from undiffuse.solvers.base import Denoise, Draw, ddim_move, ratio, shift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class EDM:
         s_min: Smallest sigma / alpha with churn.
         s_max: Largest sigma / alpha with churn.
         s_noise: Multiplier of the added noise (EDM's S_noise).
-        reclip: Clip the denoised image again after guidance.
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     order: int = 2
@@ -38,7 +38,7 @@ class EDM:
     s_min: float = 0.0
     s_max: float = math.inf
     s_noise: float = 1.0
-    reclip: bool = False
+    clip_after_guidance: bool = False
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
@@ -54,7 +54,7 @@ class EDM:
         """Returns the name in the registry."""
         return "euler" if self.order == 1 else "heun"
 
-    def init(self, x: Tensor, path: Path) -> int:
+    def init(self, x: Tensor, path: NoisePath) -> int:
         """Returns the number of steps, which divides the churn."""
         return path.steps
 
@@ -67,7 +67,7 @@ class EDM:
             higher = Level.from_logsnr(-2 * math.log(s * (1 + min(self.churn / state, math.sqrt(2) - 1))))
             x = noised(x, source, higher, draw(), self.s_noise)
             source = higher
-        x, prediction = flow_step(denoise, x, source, transition.target, self.order, self.reclip)
+        x, prediction = flow_step(denoise, x, source, transition.target, self.order, self.clip_after_guidance)
         return x, state, prediction
 
 
@@ -79,16 +79,16 @@ def noised(x: Tensor, source: Level, target: Level, noise: Tensor, strength: flo
 
 
 def flow_step(
-    denoise: Denoise, x: Tensor, source: Level, target: Level, order: int, reclip: bool
+    denoise: Denoise, x: Tensor, source: Level, target: Level, order: int, clip_after_guidance: bool
 ) -> tuple[Tensor, Prediction]:
     """Makes one step of Euler (order 1) or Heun (order 2) along the probability flow.
 
     Returns:
         x at `target`, and the prediction at `source`.
     """
-    first = denoise(x, source).guided_score(reclip)
+    first = denoise(x, source).guided_score(clip_after_guidance)
     end = ddim_move(first, target)
     if order == 1 or ratio(target) == 0 or math.isinf(ratio(source)):
         return end, first
-    second = denoise(end, target).guided_score(reclip)
-    return moved(end, target, (ratio(target) - ratio(source)) / 2, second.eps - first.eps), first
+    second = denoise(end, target).guided_score(clip_after_guidance)
+    return shift(end, target, (ratio(target) - ratio(source)) / 2, second.eps - first.eps), first

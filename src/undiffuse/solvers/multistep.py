@@ -10,9 +10,9 @@ from functools import cache
 import numpy as np
 from torch import Tensor
 
-from undiffuse.levels import Array, Level
+from undiffuse.noise_levels import Array, Level
 from undiffuse.prediction import Prediction
-from undiffuse.solvers.base import Denoise, ddim_move, half_logsnr, moved
+from undiffuse.solvers.base import Denoise, ddim_move, half_logsnr, shift
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Past:
     where: tuple[float, ...] = ()
     values: tuple[Tensor, ...] = ()
 
-    def then(self, where: float, value: Tensor, keep: int) -> Past:
+    def append(self, where: float, value: Tensor, keep: int) -> Past:
         """Appends an entry and keeps the last `keep`.
 
         Args:
@@ -86,7 +86,7 @@ def combined(past: Past, weights: Sequence[float]) -> Tensor:
 
 
 def midpoint_step(
-    denoise: Denoise, first: Prediction, source: Level, target: Level, reclip: bool
+    denoise: Denoise, first: Prediction, source: Level, target: Level, clip_after_guidance: bool
 ) -> tuple[Tensor, Prediction]:
     """Makes a step of DPM-Solver++(2S).
 
@@ -99,17 +99,17 @@ def midpoint_step(
         first: The prediction at `source`.
         source: Level at the start.
         target: Level at the end.
-        reclip: Clip the denoised image again after guidance.
+        clip_after_guidance: Clip the denoised image again after guidance.
 
     Returns:
         x at `target`, and the prediction halfway in log-SNR.
     """
     a, b = half_logsnr(source), half_logsnr(target)
     middle = Level.from_logsnr(a + b)  # log-SNR is 2 lambda, here at the mean of a and b
-    second = denoise(ddim_move(first, middle), middle).guided_score(reclip)
-    return moved(ddim_move(first, target), target, -math.expm1(a - b), second.x0 - first.x0), second
+    second = denoise(ddim_move(first, middle), middle).guided_score(clip_after_guidance)
+    return shift(ddim_move(first, target), target, -math.expm1(a - b), second.x0 - first.x0), second
 
 
-def inner(source: Level, target: Level) -> bool:
+def is_finite_step(source: Level, target: Level) -> bool:
     """Returns whether both ends are finite in log-SNR; otherwise a step can only be of first order."""
     return math.isfinite(half_logsnr(source)) and math.isfinite(half_logsnr(target))

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from undiffuse.grids import Path
-from undiffuse.levels import Level, Transition
+from undiffuse.grids import NoisePath
+from undiffuse.noise_levels import Level, Transition
 from undiffuse.prediction import Prediction
-from undiffuse.solvers.base import Denoise, Draw, ddim_move, moved, ratio
-from undiffuse.solvers.multistep import Past, combined, inner
+from undiffuse.solvers.base import Denoise, Draw, ddim_move, ratio, shift
+from undiffuse.solvers.multistep import Past, combined, is_finite_step
 
 WARMUPS = ("rk", "plms")
 # Weights of noises at equal steps of t, newest first; each row sums to 1.
@@ -38,25 +38,25 @@ class PNDM:
         x' / alpha' = x / alpha + (s' - s) (55 e_n - 59 e_{n-1} + 37 e_{n-2} - 9 e_{n-3}) / 24,  s = sigma / alpha
 
     The weights assume steps that are equal in t, or in any other smooth measure of the path. On uneven grids (sections,
-    explicit steps) the method drops to first order, unlike `Adams`. Otherwise it is of second order and no higher,
-    because the step is linear in s and not in t.
+    explicit steps) the method drops to first order, unlike `AdamsBashforth`. Otherwise it is of second order and no
+    higher, because the step is linear in s and not in t.
 
     Args:
         warmup: Method of the first three steps. "rk" is the classical Runge-Kutta method with four calls each (F-PNDM;
             on runs of more than four steps). Its midpoint is taken in s, in which the step is linear. "plms" uses the
             formulas for as many points as there are (one call per step).
-        reclip: Clip the denoised image again after guidance.
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     warmup: str = "rk"
-    reclip: bool = False
+    clip_after_guidance: bool = False
     name = "pndm"
 
     def __post_init__(self) -> None:
         if self.warmup not in WARMUPS:
             raise ValueError(f"warmup must be {' or '.join(WARMUPS)}; got {self.warmup!r}")
 
-    def init(self, x: Tensor, path: Path) -> State:
+    def init(self, x: Tensor, path: NoisePath) -> State:
         """Returns an empty history."""
         return State(Past(), self.warmup == "rk" and path.steps > 4)
 
@@ -65,26 +65,26 @@ class PNDM:
     ) -> tuple[Tensor, State, Prediction]:
         """See `Solver.step`."""
         source, target = transition.source, transition.target
-        prediction = denoise(x, source).guided_score(self.reclip)
-        past = state.past.then(ratio(source), prediction.eps, keep=4)
+        prediction = denoise(x, source).guided_score(self.clip_after_guidance)
+        past = state.past.append(ratio(source), prediction.eps, keep=4)
         state = State(past, state.warm)
-        if not inner(source, target):
+        if not is_finite_step(source, target):
             return ddim_move(prediction, target), state, prediction
         if state.warm and len(past.where) < 4:
             return self._runge_kutta(denoise, prediction, source, target), state, prediction
         step = ratio(target) - ratio(source)
         weights = _BASHFORTH[len(past.where) - 1]
-        return moved(ddim_move(prediction, target), target, step, combined(past, weights)), state, prediction
+        return shift(ddim_move(prediction, target), target, step, combined(past, weights)), state, prediction
 
     def _runge_kutta(self, denoise: Denoise, first: Prediction, source: Level, target: Level) -> Tensor:
         s, end = ratio(source), ratio(target)
         middle = Level.from_logsnr(-2 * math.log((s + end) / 2))
 
         def along(e: Tensor, level: Level) -> Tensor:
-            return moved(ddim_move(first, level), level, ratio(level) - s, e - first.eps)
+            return shift(ddim_move(first, level), level, ratio(level) - s, e - first.eps)
 
         def noise(x: Tensor, level: Level) -> Tensor:
-            return denoise(x, level).guided_score(self.reclip).eps
+            return denoise(x, level).guided_score(self.clip_after_guidance).eps
 
         second = noise(along(first.eps, middle), middle)
         third = noise(along(second, middle), middle)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from undiffuse.grids import Path
-from undiffuse.levels import Level, Transition
+from undiffuse.grids import NoisePath
+from undiffuse.noise_levels import Level, Transition
 from undiffuse.prediction import Prediction
 from undiffuse.solvers.base import Denoise, Draw, ratio
 from undiffuse.solvers.edm import flow_step, noised
@@ -31,14 +31,14 @@ class Restart:
         inner: Steps per restart, at least 1.
         s_min: Lower end of the interval in sigma / alpha.
         s_max: Upper end of the interval in sigma / alpha.
-        reclip: Clip the denoised image again after guidance.
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     restarts: int = 2
     inner: int = 4
     s_min: float = 0.06
     s_max: float = 0.3
-    reclip: bool = False
+    clip_after_guidance: bool = False
     name = "restart"
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class Restart:
                 f"restarts={self.restarts}, inner={self.inner}, s_min={self.s_min:g}, s_max={self.s_max:g}"
             )
 
-    def init(self, x: Tensor, path: Path) -> bool:
+    def init(self, x: Tensor, path: NoisePath) -> bool:
         """Returns False: no restart has happened."""
         return False
 
@@ -63,7 +63,7 @@ class Restart:
             if ratio(source) < self.s_max:
                 for number in range(self.restarts):
                     x = self._again(denoise, x, source, draw(number))
-        x, prediction = flow_step(denoise, x, source, target, 2, self.reclip)
+        x, prediction = flow_step(denoise, x, source, target, 2, self.clip_after_guidance)
         return x, state, prediction
 
     def _again(self, denoise: Denoise, x: Tensor, low: Level, noise: Tensor) -> Tensor:
@@ -71,5 +71,5 @@ class Restart:
         levels = [Level.from_logsnr(-2 * _RHO * math.log(root)) for root in roots[:-1]] + [low]
         x = noised(x, low, levels[0], noise)
         for high, next_one in zip(levels, levels[1:], strict=False):
-            x, _ = flow_step(denoise, x, high, next_one, 2, self.reclip)
+            x, _ = flow_step(denoise, x, high, next_one, 2, self.clip_after_guidance)
         return x

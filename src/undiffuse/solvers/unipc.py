@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from undiffuse.grids import Path
-from undiffuse.levels import Array, Transition, expand
+from undiffuse.grids import NoisePath
+from undiffuse.noise_levels import Array, Transition, expand
 from undiffuse.prediction import Prediction
-from undiffuse.solvers.base import Denoise, Draw, ddim_move, half_logsnr, moved
-from undiffuse.solvers.multistep import Past, inner
+from undiffuse.solvers.base import Denoise, Draw, ddim_move, half_logsnr, shift
+from undiffuse.solvers.multistep import Past, is_finite_step
 
 VARIANTS = ("bh1", "bh2")
 
@@ -65,12 +65,12 @@ class UniPC:
     Args:
         order: p, 1 to 3.
         variant: B: "bh1" or "bh2".
-        reclip: Clip the denoised image again after guidance.
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     order: int = 3
     variant: str = "bh2"
-    reclip: bool = False
+    clip_after_guidance: bool = False
     name = "unipc"
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class UniPC:
                 f"order must be 1, 2 or 3 and variant bh1 or bh2; got order={self.order}, variant={self.variant!r}"
             )
 
-    def init(self, x: Tensor, path: Path) -> State:
+    def init(self, x: Tensor, path: NoisePath) -> State:
         """Returns the initial state."""
         return State(Past(), None, path.steps if path.steps < 10 else path.steps + self.order)
 
@@ -88,14 +88,14 @@ class UniPC:
     ) -> tuple[Tensor, State, Prediction]:
         """See `Solver.step`."""
         source, target = transition.source, transition.target
-        prediction = denoise(x, source).guided_score(self.reclip)
-        past = state.past.then(half_logsnr(source), prediction.x0, keep=self.order)
+        prediction = denoise(x, source).guided_score(self.clip_after_guidance)
+        past = state.past.append(half_logsnr(source), prediction.x0, keep=self.order)
         end = ddim_move(prediction, target)
         if state.pending is not None:  # the prediction is at the predicted image; continue from the corrected one
             pending = state.pending
-            shift = pending.weight * (prediction.x0 - pending.old) + pending.rest
-            end = end + expand(target.sigma / source.sigma * source.alpha, x) * shift
-        if not inner(source, target):
+            correction = pending.weight * (prediction.x0 - pending.old) + pending.rest
+            end = end + expand(target.sigma / source.sigma * source.alpha, x) * correction
+        if not is_finite_step(source, target):
             return end, State(past, None, state.left - 1), prediction
         used = min(len(past.where), state.left)
         h = half_logsnr(target) - half_logsnr(source)
@@ -104,7 +104,7 @@ class UniPC:
         B = -h if self.variant == "bh1" else math.expm1(-h)
         before, after = _weights(ratios, h, B), _weights([*ratios, 1.0], h, B)
         # In units of x / alpha, until the correction is applied.
-        end = moved(end, target, -B, sum((w * d for w, d in zip(before, slopes, strict=True)), start=0 * x))
+        end = shift(end, target, -B, sum((w * d for w, d in zip(before, slopes, strict=True)), start=0 * x))
         rest = sum((-B * (b - a) * d for a, b, d in zip(before, after, slopes, strict=False)), start=0 * x)
         pending = Pending(-B * float(after[-1]), rest, prediction.x0)
         return end, State(past, pending, state.left - 1), prediction

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undiffuse.data import Source
-from undiffuse.distributed import Ranks
-from undiffuse.training.config import TrainConfig
+from undiffuse.distributed import DistContext
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.tasks import Inputs
 
 MOST = 8  # names listed in a message
@@ -22,8 +21,8 @@ def find_broken_parts(
     terms: Mapping[str, Tensor],
     inputs: Inputs,
     indices: Tensor,
-    source: Source,
-    ranks: Ranks,
+    source: Any,
+    ranks: DistContext,
     bad_in_a_row: int,
 ) -> dict[str, Any]:
     """The diagnosis of one update, the same in every process (collective), JSON-ready:

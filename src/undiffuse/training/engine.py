@@ -1,7 +1,7 @@
 """The training loop, one page long: see `_loop`. Everything it calls is in the other files of this room.
 
 A run is a pure function of its settings: image number n of the stream, its timestep, noise and dropout are functions
-of (seed, n), so a run that was stopped, killed or moved to another number of processes goes on as if nothing had
+of (seed, n), so a run that was stopped, killed or moved to another number of processes resumes as if nothing had
 happened.
 """
 
@@ -17,24 +17,30 @@ import torch
 from torch import Tensor
 
 from undiffuse import distributed
-from undiffuse.data import ImageDataset, batches
-from undiffuse.training.config import TrainConfig, due, learning_rate
+from undiffuse.data import ImageDataset
+from undiffuse.data.torch_dataset import StreamDataset
+from undiffuse.train_config import TrainConfig, due
+from undiffuse.training.accumulator import QUARTILES, binned_sums
+from undiffuse.training.custom import Custom
 from undiffuse.training.diagnosis import brief
 from undiffuse.training.evaluation import Evaluator
+from undiffuse.training.events import Listener
 from undiffuse.training.optim import gradient_norm
-from undiffuse.training.records import Listener
 from undiffuse.training.run import Run
 from undiffuse.training.signals import StopSignals
 from undiffuse.training.step import accumulate_within_memory
-from undiffuse.training.tally import QUARTILES, binned_sums
 from undiffuse.training.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended: how far it is, its newest checkpoint, why it stopped ("complete", "SIGTERM" or "SIGINT").
+    """How a run ended.
 
-    Only the main process knows the checkpoint, since only it writes files.
+    Attributes:
+        images: Images seen.
+        steps: Updates done.
+        checkpoint: The newest checkpoint; None in processes other than the main one, which writes no files.
+        stopped_by: "complete", "SIGTERM" or "SIGINT".
     """
 
     images: int
@@ -44,7 +50,7 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """True if the run reached the length it was asked for."""
+        """True if the run reached its full length."""
         return self.stopped_by == "complete"
 
 
@@ -61,7 +67,7 @@ class NonFiniteError(RuntimeError):
 
 def train(
     task: Task,
-    dataset: ImageDataset,
+    dataset: ImageDataset | StreamDataset,
     config: TrainConfig,
     run_dir: Path | str,
     listeners: Sequence[Listener] = (),
@@ -69,25 +75,38 @@ def train(
     recipe: str | None = None,
     init: Mapping[str, Any] | None = None,
     evaluator: Evaluator | None = None,
+    custom: Custom | None = None,
 ) -> Outcome:
-    """Trains `task` on `dataset`, alone or (started by torchrun) with other processes; the same call again resumes.
+    """Trains a task, alone or (started by torchrun) with other processes. The same call again resumes.
 
-    dataset     what is trained on
-    run_dir     gets config.json, metrics.jsonl, loss_curve.png, previews/ and checkpoints/
-    listeners   called with every `Record`, in the main process
-    validation  never trained on; its terms are reported by noise level
-    recipe      name of the recipe, kept in the checkpoints
-    init        where the task's weights come from ("from", and more), kept there too; a run goes on from its own
+    SIGTERM and Ctrl-C finish the update, save and return.
 
-    evaluator   measures samples every `evaluate_every` images and keeps the best weights in best.safetensors
+    Args:
+        task: The network and what it is trained for.
+        dataset: The images to train on.
+        config: Length, batch, learning rate and all other settings.
+        run_dir: Gets config.json, metrics.jsonl, loss_curve.png, previews/ and checkpoints/.
+        listeners: Called with every `Event` in the main process. A listener may also have `update` (called after
+            every update with the images seen, the images of the whole run, and a function that makes a record of the
+            moment) and `close` (called at the end).
+        validation: Held-out images; their terms are reported by noise level.
+        recipe: Name of the recipe, kept in the checkpoints.
+        init: Where the weights of the task come from ("from" and more), kept in the checkpoints.
+        evaluator: Measures samples every `evaluate_every` images and keeps the best weights in best.safetensors.
+        custom: A user's own optimizer, learning-rate schedule and density of noise levels.
 
-    SIGTERM and Ctrl-C finish the step, save and return. ValueError if the folder holds a run with other settings,
-    NonFiniteError if the training diverges, MemoryError if not even one image fits.
+    Returns:
+        How the run ended.
+
+    Raises:
+        ValueError: The folder holds a run with other settings.
+        NonFiniteError: The training diverges.
+        MemoryError: Not even one image fits into memory.
     """
     with (
         distributed.session(config.device) as ranks,
         StopSignals(announce=ranks.is_main) as signals,
-        Run(task, dataset, config, Path(run_dir), ranks, listeners, validation, recipe, init, evaluator) as run,
+        Run(task, dataset, config, Path(run_dir), ranks, listeners, validation, recipe, init, evaluator, custom) as run,
     ):
         stopped_by = _loop(run, signals)
         state = run.state
@@ -96,7 +115,7 @@ def train(
 
 def _loop(run: Run, signals: StopSignals) -> str:
     task, state, config, ranks = run.task, run.state, run.config, run.ranks
-    stream = batches(run.dataset, state.images, config.batch, ranks.rank, ranks.world, config.workers)
+    stream = run.batches()
     parameters = list(task.net.parameters())
     stop = save = False
     clock = time.monotonic()
@@ -124,17 +143,13 @@ def _loop(run: Run, signals: StopSignals) -> str:
         good = bad_losses == 0 and norm < float("inf")
 
         # Optimiser; EMA; what the timestep sampler learns.
-        lr = learning_rate(config, state.images)
+        lr = state.set_learning_rate()
         if good:
             if config.grad_clip is not None and norm > config.grad_clip:
                 torch._foreach_mul_(gradients, config.grad_clip / norm)
-            for group in state.optimizer.param_groups:
-                group["lr"] = lr
-            state.optimizer.step()
-            state.ema.update(state.updates)
-            state.powers.update(state.updates)
+            state.apply_update()
             run.inform_sampler(inputs, terms["loss"])
-            state.tally.add(sorted(terms), sums, norm)
+            state.accumulator.add(sorted(terms), sums, norm)
             state.updates += 1
             state.bad_in_a_row = 0
             problem = None
@@ -149,12 +164,13 @@ def _loop(run: Run, signals: StopSignals) -> str:
         now = time.monotonic()
         state.seconds, clock = state.seconds + now - clock, now
         if problem is not None:
-            run.tell("skipped", **brief(problem))
+            run.log("skipped", **brief(problem))
             if state.bad_in_a_row > config.max_bad_updates:
                 raise NonFiniteError(run.diagnosis_text(problem), problem)
         done = state.images >= config.total_images
+        run.show(lr)
         if due(config.log_every, before, state.images) or done:
-            run.tell_progress(lr)
+            run.log_progress(lr)
         # Pictures and validation before the checkpoint: what a kill interrupts is done again from the one before.
         if due(config.preview_every, before, state.images) or done:
             run.preview()
@@ -173,16 +189,16 @@ def _loop(run: Run, signals: StopSignals) -> str:
         clock = time.monotonic()  # looking at the run is not training: speed and time left are those of the steps
 
     if state.images >= config.total_images:
-        run.tell("end", text=f"complete after {state.images:,} images")
+        run.log("end", text=f"complete after {state.images:,} images")
         return "complete"
     stopped_by = ranks.broadcast_json(signals.received) or "SIGTERM"  # the signal may have reached another process only
-    run.tell("end", text=f"stopped by {stopped_by} after {state.images:,} images")
+    run.log("end", text=f"stopped by {stopped_by} after {state.images:,} images")
     return str(stopped_by)
 
 
-def _agree(ranks: distributed.Ranks, bad: float, stop: bool, sums: Tensor) -> tuple[float, bool, Tensor]:
+def _agree(ranks: distributed.DistContext, bad: float, stop: bool, sums: Tensor) -> tuple[float, bool, Tensor]:
     """One small message a step: the number of bad losses, whether anyone was asked to stop, the sums of the terms."""
-    if ranks.world == 1:
+    if ranks.world_size == 1:
         return bad, stop, sums
     message = torch.cat([torch.tensor([bad, float(stop)], dtype=torch.float64), sums.reshape(-1)]).to(ranks.device)
     message = ranks.sum_(message).cpu()

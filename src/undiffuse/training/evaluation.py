@@ -18,14 +18,14 @@ import numpy as np
 import torch
 
 from undiffuse import checkpoints
-from undiffuse.distributed import Ranks
+from undiffuse.distributed import DistContext
 from undiffuse.ema import EMA
 from undiffuse.evaluation import MadeImages, Summary, compute_metrics, extract, higher_is_better
 from undiffuse.metrics import Estimate, MetricError
 from undiffuse.metrics.extractors import Extractor
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pixels import to_uint8
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.outputs import evaluating
 from undiffuse.training.tasks import DiffusionTask
 
@@ -58,7 +58,7 @@ class Evaluator:
                 self.best = None
 
     def measure(
-        self, task: DiffusionTask, ema: EMA, forward: NetworkRunner, config: TrainConfig, ranks: Ranks
+        self, task: DiffusionTask, ema: EMA, forward: NetworkRunner, config: TrainConfig, ranks: DistContext
     ) -> dict[str, Any]:
         """The values, by name, with "<name> error"; the processes share the sampling and all get the values."""
         which = max(ema.names, key=float) if ema.names else "net"
@@ -91,7 +91,7 @@ class Evaluator:
     def is_best(self, values: dict[str, Any]) -> dict[str, Any] | None:
         """What to write beside the weights if these values are the best so far, else None.
 
-        MetricError if the metric that was asked for is not among them.
+        Raises MetricError if `best_by` is not among them.
         """
         name = self._metric(values)
         value = float(values[name])

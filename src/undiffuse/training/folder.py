@@ -1,4 +1,4 @@
-"""A run's folder: who may write there, whether the run goes on or begins, what is kept.
+"""A run's folder: who may write there, whether the run resumes or begins, what is kept.
 
 config.json       the resolved settings          metrics.jsonl     one record a line
 loss_curve.png    drawn anew at every save       previews/         grids from raw and averaged weights
@@ -19,12 +19,17 @@ from typing import IO, Any
 from torch import Tensor
 
 from undiffuse import checkpoints
+from undiffuse.data.decoding import IMAGE_SUFFIXES
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.objectives import ObjectiveConfig
-from undiffuse.training.config import TrainConfig, differences
+from undiffuse.pictures import claim_output
+from undiffuse.train_config import TrainConfig, differences
+from undiffuse.util.text import count_of
 
-# Of a manifest, what says which run this is; the rest (progress, version, hashes) is how far it is.
-IDENTITY = ("kind", "net", "process", "objective", "labels", "train", "data", "init")
+_OURS = ("config.json", "run.json", "metrics.jsonl", "checkpoints")
+"""Files and folders that only a run has."""
+# The parts of a manifest that identify a run; the others (progress, version, hashes) change as it trains.
+IDENTITY = ("kind", "net", "process", "objective", "labels", "train", "data", "init", "custom")
 
 
 class RunFolder:
@@ -36,6 +41,9 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> RunFolder:
+        if self.path.is_dir():
+            # Logs may lie where a run will; pictures of somebody else may not, for data are all pictures of a folder.
+            claim_output(self.path, _OURS, lambda name: not name.lower().endswith(IMAGE_SUFFIXES))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -68,10 +76,13 @@ class RunFolder:
         before = {name: manifest.get(name) for name in IDENTITY}
         forbidden, notes = differences(_comparable(before), _comparable(identity))
         if forbidden:
+            other_data = _changed_data(before.get("data") or {}, identity.get("data") or {})
+            lines = [line for line in forbidden if not line.startswith("data.fingerprint:")]
             raise ValueError(
-                f"{self.path} holds a run that was begun with other settings, so it cannot be continued:\n  "
-                + "\n  ".join(forbidden)
-                + "\n(there -> asked for) Use the settings of that run, or another folder."
+                f"{self.path} holds a run that was begun with other settings, so it cannot be resumed:\n  "
+                + "\n  ".join([*([other_data] if other_data else []), *lines])
+                + "\n(there -> now) Use the settings of that run, or another folder"
+                + (f"; init_from={str(self.path)!r} in another folder starts from its weights." if other_data else ".")
             )
         for newer in checkpoints.checkpoints(self.path):
             if checkpoints.images_of(newer) > checkpoints.images_of(path):
@@ -117,7 +128,7 @@ class RunFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """Where a run goes on: the checkpoint, what was wrong with newer ones, which changed settings deserve a note."""
+    """Where a run resumes: the checkpoint, problems of newer ones, and changed settings that deserve a note."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -131,6 +142,19 @@ def json_plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+def _changed_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How the images differ from those a run was begun with, in words; "" if they are the same."""
+    if before.get("fingerprint") == now.get("fingerprint"):
+        return ""
+    old, new = before.get("count"), now.get("count")
+    if isinstance(old, int) and isinstance(new, int) and old != new:
+        what = f"{count_of(old, 'image')} then, {new:,} now; another share of held-out images changes them too"
+    else:
+        known = count_of(old, "image") if isinstance(old, int) else "a stream"
+        what = f"{known} both times, with other contents or labels"
+    return f"data: the images to train on are others ({what})"
+
+
 def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     plain = json_plain(dict(identity))
     # A setting that did not exist yet when a run was begun had the value that is the default now.
@@ -139,10 +163,12 @@ def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
             plain[section] = {**_defaults(config), **plain[section]}
     # A data set may be moved or decoded by more threads; its contents and their preparation may not change.
     data = plain.get("data") or {}
-    prepared = {k: v for k, v in (data.get("config") or {}).items() if k not in ("path", "workers", "check")}
+    free = ("path", "workers", "check", "max_pixels")
+    prepared = {k: v for k, v in (data.get("config") or {}).items() if k not in free}
     plain["data"] = {"fingerprint": data.get("fingerprint"), **prepared}
     # Of the model that a run began with, which it was; what became of its weights follows from that and the rest.
     plain["init"] = (plain.get("init") or {}).get("from")
+    plain["custom"] = plain.get("custom") or {}
     return plain
 
 
@@ -169,13 +195,11 @@ def _lock(path: Path) -> IO[str] | None:
         file.seek(0)
         owner = file.read().strip() or "another process"
         file.close()
-        raise ValueError(
-            f"{path.parent} is in use: {owner} is training there; wait for it, stop it, or use another folder"
-        ) from error
+        raise ValueError(f"{path.parent} is in use by {owner}; wait for it, stop it, or use another folder") from error
     except OSError:
         return file  # a file system without locks
     file.seek(0)
     file.truncate()
-    file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    file.write(f"process {os.getpid()}, which has been training since {time.strftime('%Y-%m-%d %H:%M:%S')}")
     file.flush()
     return file

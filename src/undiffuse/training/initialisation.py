@@ -6,9 +6,9 @@ as it can:
 
     classes          a class of the same name keeps its row of the class table, or of a classifier's last layer (for
                      ImageNet's classes synonyms and synset ids count as names). Others begin as the average class, or
-                     as the "no class" of a model that has one. A network that was not told the class begins with a
-                     table of zeros, as the unconditional model it was; one that no longer is told adds the average
-                     class to its time embedding.
+                     as the "no class" of a model that has one. A network that was unconditional begins with a table of
+                     zeros, and so as the same model; one that becomes unconditional adds the average class to its
+                     time embedding.
     channels         grey from RGB: the sum over the input's channels, so that a grey picture is seen as before, and the
                      mean over the output's. RGB from grey: a third for every input channel, copies for the output, and
                      fresh weights for what the colours differ in, of which a grey picture has nothing. Without these
@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from undiffuse.adapters import imagenet_classes
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import ClassifierModel, DiffusionModel
 from undiffuse.nets.runner import is_own
@@ -192,7 +192,7 @@ class _Fitting:
             [torch.einsum("no,ko...->kn...", mixing, was) + _fresh_part(old, fresh) for was, fresh in pictures], dim=1
         )
         third = "a third for each colour and fresh weights for their differences"
-        how = _told(old, new, "the sum over the colours", third, "fresh weights for alpha")
+        how = _how(old, new, "the sum over the colours", third, "fresh weights for alpha")
         self.adapted.append(f"input layer: {how}")
 
     def output_layer(self) -> None:
@@ -211,10 +211,10 @@ class _Fitting:
                 parts = [parts[0], torch.zeros_like(parts[0])]
             self.state[name] = torch.cat(parts if is_now.learns_variance else parts[:1])
         if old != new:
-            how = _told(old, new, "the mean over the colours", "a copy for each colour", "zeros for alpha")
+            how = _how(old, new, "the mean over the colours", "a copy for each colour", "zeros for alpha")
             self.adapted.append(f"output layer: {how}")
         if not keeps_variance and is_now.learns_variance:
-            where = ", the middle of its range" if is_now.variance == "range" else ""
+            where = ", the middle of its range" if is_now.variance == "learned_range" else ""
             self.fresh.append(f"output layer: the variance begins at zero{where}")
         elif not keeps_variance:
             self.dropped.append("output layer: the variance, which is no longer learned")
@@ -242,11 +242,11 @@ class _Fitting:
     def class_scores(self) -> None:
         """The last layer of a classifier."""
         names = list(self.old)[-2:]
-        told = False
+        named = False
         for name in names:
             old = self.old[name]
-            self.state[name] = self._by_class(old, old.mean(dim=0), "" if told else "last layer")
-            told = True
+            self.state[name] = self._by_class(old, old.mean(dim=0), "" if named else "last layer")
+            named = True
 
     def positions(self) -> None:
         """The position table of an attention pool, for pictures of another size."""
@@ -262,7 +262,7 @@ class _Fitting:
         """What the weights cannot show: another size, another process."""
         if self.ours.size != self.theirs.size:
             sizes = ["x".join(map(str, config.size)) for config in (self.theirs, self.ours)]
-            self.notes.append(f"it was trained at {sizes[0]} (height x width) and goes on at {sizes[1]}")
+            self.notes.append(f"it was trained at {sizes[0]} (height x width) and is now trained at {sizes[1]}")
         for field in fields(self.process):
             was, is_now = getattr(self.model.process, field.name), getattr(self.process, field.name)
             if was != is_now and field.name not in ("variance", "betas"):
@@ -290,10 +290,10 @@ class _Fitting:
         known = [name for name, index in zip(labels, found, strict=True) if index is not None]
         unknown = [name for name, index in zip(labels, found, strict=True) if index is None]
         if known and found != list(range(self.theirs.num_classes)):
-            self.adapted.append(f"{what}: {len(known):,} of {len(found):,} classes by name ({listed(known, 6)})")
+            self.adapted.append(f"{what}: {len(known):,} of {len(found):,} classes by name ({join_names(known, 6)})")
         if unknown:
             begin = "begins" if len(unknown) == 1 else "begin"
-            self.fresh.append(f"{what}: {listed(unknown, 6)} {begin} as the average class")
+            self.fresh.append(f"{what}: {join_names(unknown, 6)} {begin} as the average class")
         if self.model.labels is None and known:
             self.notes.append("its classes have no names: it was taken for granted that they are yours, in your order")
 
@@ -330,7 +330,7 @@ def _fresh_part(old: int, fresh: Tensor) -> Tensor:
     return part if part.shape[1] > old else torch.zeros_like(part)
 
 
-def _told(old: int, new: int, to_grey: str, from_grey: str, alpha: str) -> str:
+def _how(old: int, new: int, to_grey: str, from_grey: str, alpha: str) -> str:
     """ "from RGB to grey, the sum over the colours": what became of the weights for a picture's channels."""
     names = {1: "grey", 3: "RGB", 4: "RGBA"}
     how = [to_grey] if new == 1 else [from_grey] if old == 1 else []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
+from undiffuse.training.custom import plain_state, restored
 
 
 def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -42,8 +44,61 @@ def optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     return {
         f"optimizer.{name}.{key}": value
         for name, p in net.named_parameters()
+        if p in optimizer.state
         for key, value in optimizer.state[p].items()
+        if isinstance(value, Tensor)
     }
+
+
+def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Returns what of an optimizer is not in `optimizer_tensors`, JSON-ready: its groups, and numbers by parameter."""
+    names = {id(p): name for name, p in net.named_parameters()}
+    numbers = {
+        names[id(p)]: plain_state({k: v for k, v in state.items() if not isinstance(v, Tensor)}, names[id(p)])
+        for p, state in optimizer.state.items()
+    }
+    groups = [plain_state(_without_parameters(group), "group") for group in optimizer.param_groups]
+    return {"groups": groups, "numbers": {name: state for name, state in numbers.items() if state}}
+
+
+def load_optimizer(
+    net: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
+    """Restores an optimizer from the tensors "optimizer.<parameter>.<state>" and from `optimizer_state`.
+
+    Raises:
+        ValueError: The optimizer has other groups, or the state is that of other parameters.
+    """
+    if len(state["groups"]) != len(optimizer.param_groups):
+        raise ValueError(
+            f"the optimizer in the checkpoint has {len(state['groups'])} parameter groups, this one "
+            f"{len(optimizer.param_groups)}"
+        )
+    names = {id(p): name for name, p in net.named_parameters()}
+    known: dict[str, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            name, _, entry = key.removeprefix("optimizer.").rpartition(".")
+            known.setdefault(name, {})[entry] = tensor.clone()
+    for name, numbers in state["numbers"].items():
+        known.setdefault(name, {}).update({entry: restored(value) for entry, value in numbers.items()})
+    packed = optimizer.state_dict()
+    order = [p for group in optimizer.param_groups for p in group["params"]]
+    packed["state"] = {i: known.pop(names[id(p)]) for i, p in enumerate(order) if names[id(p)] in known}
+    if known:
+        raise ValueError(f"the optimizer in the checkpoint has state for {next(iter(known))}, which this one has not")
+    load_groups(packed["param_groups"], state["groups"])
+    optimizer.load_state_dict(packed)
+
+
+def load_groups(groups: Sequence[dict[str, Any]], kept: Sequence[Mapping[str, Any]]) -> None:
+    """Restores the settings of parameter groups (learning rates, betas) from those in `optimizer_state`."""
+    for group, values in zip(groups, kept, strict=True):
+        group.update({key: restored(value, group.get(key)) for key, value in values.items()})
+
+
+def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> float:

@@ -17,8 +17,8 @@ from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pictures.grid import draw_grid
 from undiffuse.pictures.plots import Panel, PlottingUnavailable, draw_plot
 from undiffuse.pixels import to_uint8
-from undiffuse.training.config import TrainConfig
-from undiffuse.training.records import read_records
+from undiffuse.train_config import TrainConfig
+from undiffuse.training.events import read_events
 from undiffuse.training.tasks import Task
 from undiffuse.util.files import atomic_file
 
@@ -66,7 +66,7 @@ def save_loss_curve(metrics: Path, path: Path) -> bool:
     they were. That would look like a divergence while the error falls smoothly. So the error is drawn where there is
     one, and bits only where they stay within a factor of 100; metrics.jsonl keeps them all.
     """
-    records = list(read_records(metrics))
+    records = list(read_events(metrics))
     error = _points(records, "train", "mse")
     key, name = ("mse", "mean squared error") if error else ("loss", "loss")
     series = {

@@ -1,14 +1,14 @@
 """Averages of any width, made after training from snapshots of two (Karras et al. 2024, section 3.2).
 
 A run with `posthoc_widths` keeps power-function averages (`undiffuse.ema.PowerEMA`) and stores them in its folder
-every `posthoc_every` images: posthoc/0000123456-0.05.safetensors, each a model by itself. A weighted sum of them, with
-weights that follow from the shapes of the averages alone, is the average of any other width at any of those moments.
+every `posthoc_every` images: posthoc/0000123456-0.05.safetensors, each a complete model file. A weighted sum of them,
+with weights that follow from the shapes of the averages alone, is the average of any other width at those moments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ from torch import Tensor
 
 from undiffuse import checkpoints
 from undiffuse.ema import PowerEMA, decay_name, exponent_of, power_combination
+from undiffuse.models import ClassifierModel, DiffusionModel, load_model
+from undiffuse.util.errors import ConfigError
 
-__all__ = ["Reconstruction", "Snapshot", "reconstruct", "save_snapshots", "snapshots"]
+__all__ = ["Reconstruction", "Snapshot", "posthoc_model", "reconstruct", "save_snapshots", "snapshots"]
 
 FOLDER = "posthoc"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A stored average: its file, relative width, and the images and updates of the run at that moment."""
+    """A stored average: its file, its relative width, and the images and updates of the run at that moment."""
 
     path: Path
     width: float
@@ -37,10 +39,11 @@ class Snapshot:
 class Reconstruction:
     """An average made from snapshots.
 
-    `weights`   by parameter name, float32
-    `base`      the newest snapshot used, whose manifest describes the network
-    `about`     {"width", "images", "updates", "snapshots", "profile_error"}: the last is the part of the profile that
-                the snapshots cannot make, relative to its norm (see `power_combination`)
+    Attributes:
+        weights: Tensors by parameter name, float32.
+        base: The newest snapshot used, whose manifest describes the network.
+        about: {"width", "images", "updates", "snapshots", "profile_error"}. The last is the part of the averaging
+            profile that the snapshots cannot make, relative to its norm (see `power_combination`).
     """
 
     weights: dict[str, Tensor]
@@ -51,7 +54,18 @@ class Reconstruction:
 def save_snapshots(
     run_dir: Path, averages: PowerEMA, images: int, updates: int, manifest: Mapping[str, Any]
 ) -> list[Path]:
-    """Write every average as a model of its own; nothing before the first update, when there is none."""
+    """Writes every average as a model file; nothing before the first update, when there is no average.
+
+    Args:
+        run_dir: The run folder.
+        averages: The averages.
+        images: Images seen.
+        updates: Updates applied.
+        manifest: What describes the model.
+
+    Returns:
+        The files.
+    """
     paths = []
     for name in averages.names if updates else ():
         path = run_dir / FOLDER / f"{images:010d}-{name}.safetensors"
@@ -65,7 +79,11 @@ def save_snapshots(
 
 
 def snapshots(run_dir: Path | str) -> list[Snapshot]:
-    """The snapshots of a run, oldest first. CheckpointError for a file there that is none."""
+    """Returns the snapshots of a run, oldest first.
+
+    Raises:
+        CheckpointError: A file in their folder is no snapshot.
+    """
     found = []
     for path in sorted((Path(run_dir) / FOLDER).glob("*.safetensors")):
         about = checkpoints.read_manifest(path).get("posthoc")
@@ -83,7 +101,7 @@ def snapshots(run_dir: Path | str) -> list[Snapshot]:
 
 
 def remove_after(run_dir: Path, images: int) -> None:
-    """Delete half-written files and the snapshots past `images`, where a run goes on: they will be written again."""
+    """Deletes half-written files and the snapshots past `images`, where a run resumes: it writes them again."""
     for path in (run_dir / FOLDER).glob(".*.tmp"):
         path.unlink(missing_ok=True)
     for path in (run_dir / FOLDER).glob("*.safetensors"):
@@ -93,24 +111,35 @@ def remove_after(run_dir: Path, images: int) -> None:
 
 
 def reconstruct(run_dir: Path | str, width: float, at: int | None = None) -> Reconstruction:
-    """The average of relative width `width` after `at` images, None: at the last snapshot.
+    """Makes an average of any width from the snapshots of a run.
 
-    ValueError for a width that no power function has, a run without snapshots, or a moment without one.
+    Args:
+        run_dir: The run folder.
+        width: Relative width of the average, the standard deviation of its profile over the run (at most 0.288).
+        at: Images after which the average ends, where there is a snapshot; None for the last one.
+
+    Raises:
+        ConfigError: No power function has this width, or the run has no snapshots, or none at that moment.
+
+    References:
+        Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", section 3.2, eq. 5.
     """
     gamma = exponent_of(width)
     every = snapshots(run_dir)
     if not every:
-        raise ValueError(
-            f"{run_dir} has no snapshots of averages: train with --set train.posthoc_widths=0.05,0.1 and "
-            "--set train.posthoc_every=IMAGES"
+        raise ConfigError(
+            "run_dir",
+            f"{run_dir} has no snapshots of averages: train with train.posthoc_widths, for example 0.05,0.1, and "
+            "train.posthoc_every, the images between two snapshots",
         )
     moments = sorted({s.images for s in every})
     at = moments[-1] if at is None else at
     if at not in moments:
         near = sorted(sorted(moments, key=lambda m: abs(m - at))[:6])
-        raise ValueError(
+        raise ConfigError(
+            "at",
             f"there is no snapshot after {at} images; averages can be made at {', '.join(map(str, near))}"
-            + ("" if len(moments) <= 6 else f" and {len(moments) - 6} other moments")
+            + ("" if len(moments) <= 6 else f" and {len(moments) - 6} other moments"),
         )
     used = [s for s in every if s.images <= at]
     end = next(s for s in used if s.images == at)
@@ -132,6 +161,17 @@ def reconstruct(run_dir: Path | str, width: float, at: int | None = None) -> Rec
     }
     weights = {name.removeprefix("net."): tensor.to(torch.float32) for name, tensor in total.items()}
     return Reconstruction(weights=weights, base=end.path, about=about)
+
+
+def posthoc_model(run_dir: Path | str, width: float, at: int | None = None) -> DiffusionModel | ClassifierModel:
+    """Makes the model with an average of any width; arguments and errors as for `reconstruct`.
+
+    `model.manifest["posthoc"]` says how it was made.
+    """
+    found = reconstruct(run_dir, width, at)
+    model = load_model(found.base)
+    model.net.load_state_dict(found.weights)
+    return replace(model, manifest={**model.manifest, "posthoc": found.about}, weights=weights_name(width))
 
 
 def weights_name(width: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,23 @@ from torch import Tensor
 
 import undiffuse
 from undiffuse.checkpoints import images_of
-from undiffuse.data import Batch, ImageDataset, check_trainable
-from undiffuse.distributed import Ranks
+from undiffuse.data import Batch, ImageDataset, batches, check_trainable
+from undiffuse.data.torch_dataset import StreamDataset
+from undiffuse.distributed import DistContext
 from undiffuse.nets.protocol import memory_format
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures.plots import PlottingUnavailable, can_plot
 from undiffuse.pixels import from_pixels
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
+from undiffuse.training.custom import Custom
+from undiffuse.training.density import placement
 from undiffuse.training.diagnosis import describe, find_broken_parts
 from undiffuse.training.evaluation import BEST, Evaluator, keep_best
+from undiffuse.training.events import Event, JsonlSink, Listener
 from undiffuse.training.folder import RunFolder, json_plain
-from undiffuse.training.levels import placement
 from undiffuse.training.outputs import save_accuracy_curve, save_loss_curve, save_previews
 from undiffuse.training.posthoc import remove_after, save_snapshots
-from undiffuse.training.records import JsonlSink, Listener, Record
 from undiffuse.training.state import TrainState
 from undiffuse.training.tasks import MAX_POSITION, DiffusionTask, Inputs, Task
 from undiffuse.training.validation import validate
@@ -40,17 +42,19 @@ class Run:
     def __init__(
         self,
         task: Task,
-        dataset: ImageDataset,
+        dataset: ImageDataset | StreamDataset,
         config: TrainConfig,
         run_dir: Path,
-        ranks: Ranks,
+        ranks: DistContext,
         listeners: Sequence[Listener] = (),
         validation: ImageDataset | None = None,
         recipe: str | None = None,
         init: Mapping[str, Any] | None = None,
         evaluator: Evaluator | None = None,
+        custom: Custom | None = None,
     ) -> None:
         _check(task, dataset, config, ranks)
+        self.custom = custom or Custom()
         self.recipe, self.init, self.evaluator = recipe, init, evaluator
         self.task, self.dataset, self.validation_data = task, dataset, validation
         self.config, self.ranks = config, ranks
@@ -60,9 +64,9 @@ class Run:
             task.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         task.net.train()
         self.chain_steps = task.process.steps
-        place = placement(task.process, config.levels, whole=not task.continuous)
-        self.state = TrainState(task.net, config, self.chain_steps, place)
-        self._share = config.batch // ranks.world
+        place = placement(task.process, self.custom.density or config.density, whole=not task.continuous)
+        self.state = TrainState(task.net, config, self.chain_steps, place, self.custom)
+        self._share = config.batch // ranks.world_size
         self.state.microbatch = min(self.state.microbatch, self._share)
         self.forward = NetworkRunner(task.net, config.precision, self.device, config.compile)
         # Pictures and validation: fp16 runs look at themselves in float32, which cannot overflow.
@@ -72,7 +76,9 @@ class Run:
         self._listeners = list(listeners)
         self._sink: JsonlSink | None = None
         self._saved_at = time.monotonic()
-        self._told: tuple[int, float] = (0, 0.0)
+        self._recorded: tuple[int, float] = (0, 0.0)
+        self._began: tuple[int, float] = (0, 0.0)
+        self._watchers = [listener.update for listener in listeners if hasattr(listener, "update")]
         self._stack = ExitStack()
 
     def __enter__(self) -> Run:
@@ -96,28 +102,34 @@ class Run:
         self.state.share(self.ranks)
         self.state.microbatch = min(self.state.microbatch, self._share)
         if self.ranks.is_main:
-            # A run that is long enough already trains with none of these settings: they are neither kept nor told.
+            # A run that is long enough already trains with none of these settings: they are neither kept nor noted.
             complete = self.state.images >= self.config.total_images
             if not complete:
                 self._folder.write_config(identity)
             self._sink = JsonlSink(self._folder.metrics, self.state.images if resumed else None)
             self._stack.callback(self._sink.close)
             for text in resumed.problems if resumed else []:
-                self.tell("note", text=f"{text}; going on from the checkpoint before it")
+                self.log("note", text=f"{text}; resuming from the checkpoint before it")
             for text in resumed.notes if resumed and not complete else []:
-                self.tell("note", text=f"changed setting {text}")
+                self.log("note", text=f"changed setting {text}")
             if not can_plot():
-                self.tell("note", text=f"no loss curve will be drawn: {PlottingUnavailable()}")
+                self.log("note", text=f"no loss curve will be drawn: {PlottingUnavailable()}")
         if self.evaluator is not None:
             self.evaluator.resume(self._folder.path)
-        self._told = (self.state.images, self.state.seconds)
+        remarks = self.dataset.remarks if isinstance(self.dataset, StreamDataset) else self.dataset.source.remarks
+        for text in remarks:
+            self.log("note", text=text)
+        self._recorded = self._began = (self.state.images, self.state.seconds)
+        for listener in self._listeners:
+            if hasattr(listener, "close"):
+                self._stack.callback(listener.close)
         what = f"resumed from {self.checkpoint}" if self.checkpoint else f"new run in {self._folder.path}"
         parameters = sum(p.numel() for p in self.task.net.parameters())
-        self.tell(
+        self.log(
             "start",
             text=f"{what}: {self.state.images:,} of {self.config.total_images:,} images, batch {self.config.batch}, "
-            f"{parameters:,} parameters, {self.ranks.world} x {self.device}, {self.config.precision}",
-            world=self.ranks.world,
+            f"{parameters:,} parameters, {self.ranks.world_size} x {self.device}, {self.config.precision}",
+            world_size=self.ranks.world_size,
             device=str(self.device),
         )
         return self
@@ -126,12 +138,23 @@ class Run:
         self._stack.close()
 
     def identity(self) -> dict[str, Any]:
-        """All settings, as in config.json and in every manifest."""
+        """Returns all settings, as in config.json and in every manifest."""
         settings = {**self.task.manifest(), "train": self.config.to_dict(), "data": data_card(self.dataset)}
-        return json_plain(settings if self.init is None else {**settings, "init": self.init})
+        if self.init is not None:
+            settings["init"] = self.init
+        if names := self.custom.names():
+            settings["custom"] = names
+        return json_plain(settings)
+
+    def batches(self) -> Iterator[Batch]:
+        """This process's share of the training batches that follow, endless."""
+        state, batch, ranks = self.state, self.config.batch, self.ranks
+        if isinstance(self.dataset, StreamDataset):
+            return self.dataset.stream(state.images, batch, ranks.rank, ranks.world_size)
+        return batches(self.dataset, state.images, batch, ranks.rank, ranks.world_size, self.config.workers)
 
     def manifest(self) -> dict[str, Any]:
-        """Everything a checkpoint says beside its tensors."""
+        """Returns everything a checkpoint holds besides its tensors."""
         return {
             **self.identity(),
             "ema": list(self.state.ema.names),
@@ -166,14 +189,14 @@ class Run:
             positions=positions,
             seed=self.config.seed,
         )
-        return self.task.arrange(inputs)
+        return self.task.prepare_batch(inputs)
 
     def inform_sampler(self, inputs: Inputs, losses: Tensor) -> None:
         """Gives the timestep sampler the losses of the whole global batch, in the same order in every process."""
         if self.config.timesteps != "loss-second-moment":
             return
         mine = torch.stack([inputs.positions.double(), inputs.t.double(), losses.detach().cpu().double()], dim=1)
-        everyone = self.ranks.gather(mine.to(self.ranks.device) if self.ranks.world > 1 else mine).cpu()
+        everyone = self.ranks.gather(mine.to(self.ranks.device) if self.ranks.world_size > 1 else mine).cpu()
         everyone = everyone[torch.argsort(everyone[:, 0])]
         self.state.sampler.update(everyone[:, 1].numpy().astype(np.int64), everyone[:, 2].numpy())
 
@@ -199,46 +222,57 @@ class Run:
         return describe(problem, self.config, self.checkpoint)
 
     def note_microbatch(self, microbatch: int) -> None:
-        """Keeps (and says) that memory only sufficed for a smaller micro-batch."""
+        """Keeps a smaller micro-batch that memory sufficed for, and notes it."""
         if microbatch != self.state.microbatch:
             if microbatch < self.state.microbatch:
-                self.tell(
+                self.log(
                     "note", text=f"memory did not suffice: micro-batch {microbatch} instead of {self.state.microbatch}"
                 )
             self.state.microbatch = microbatch
 
-    def tell(self, kind: str, **values: Any) -> None:
-        """One record to the metrics file and to all listeners (main process only)."""
+    def log(self, kind: str, **values: Any) -> None:
+        """Sends a record to the metrics file and to all listeners (main process only)."""
         if not self.ranks.is_main:
             return
-        record = Record(kind=kind, images=self.state.images, steps=self.state.steps, values=values)
+        record = Event(kind=kind, images=self.state.images, steps=self.state.steps, values=values)
         for listener in ([self._sink] if self._sink else []) + self._listeners:
             listener(record)
 
-    def tell_progress(self, lr: float) -> None:
+    def show(self, lr: float) -> None:
+        """Lets listeners that watch the run know how far it is; no record is made unless one wants it."""
+        if self.ranks.is_main:
+            for watch in self._watchers:
+                watch(self.state.images, self.config.total_images, lambda: self._progress(lr, self._began))
+
+    def log_progress(self, lr: float) -> None:
         """The "train" record: means since the last one, learning rate, speed, time left. Starts a new tally."""
+        record = self._progress(lr, self._recorded)
+        self._recorded = (self.state.images, self.state.seconds)
+        self.state.accumulator = type(self.state.accumulator)()
+        self.log("train", **record.values)
+
+    def _progress(self, lr: float, since: tuple[int, float]) -> Event:
+        """A "train" record of the moment, its speed measured from (images, seconds)."""
         state = self.state
-        images, seconds = state.images - self._told[0], state.seconds - self._told[1]
-        self._told = (state.images, state.seconds)
+        images, seconds = state.images - since[0], state.seconds - since[1]
         speed = images / seconds if seconds > 0 else float("nan")
-        summary = state.tally.summary()
+        summary = state.accumulator.summary()
         if "vb" in summary:
             summary["bits"] = summary["vb"] * self.chain_steps  # the bound is a sum of T terms; "vb" is the mean term
-        state.tally = type(state.tally)()
         scale = {"loss_scale": state.scale.value, "overflows": state.overflows} if state.scale.enabled else {}
         left = max(0, self.config.total_images - state.images)
-        self.tell(
-            "train",
+        values = {
             **summary,
-            lr=lr,
-            skipped=state.skipped,
-            microbatch=state.microbatch,
+            "lr": lr,
+            "skipped": state.skipped,
+            "microbatch": state.microbatch,
             **scale,
-            total_images=self.config.total_images,
-            images_per_second=speed,
-            seconds=state.seconds,
-            seconds_left=left / speed if speed > 0 else float("nan"),
-        )
+            "total_images": self.config.total_images,
+            "images_per_second": speed,
+            "seconds": state.seconds,
+            "seconds_left": left / speed if speed > 0 else float("nan"),
+        }
+        return Event(kind="train", images=state.images, steps=state.steps, values=values)
 
     def preview(self) -> None:
         """Grids from the trained and the averaged weights, and the loss curve."""
@@ -256,10 +290,10 @@ class Run:
                     self.device,
                 )
             except ValueError as error:  # a picture that cannot be drawn is no reason to end a training
-                self.tell("note", text=f"no preview: {error}")
+                self.log("note", text=f"no preview: {error}")
             save_loss_curve(self._folder.metrics, self._folder.path / "loss_curve.png")
             if paths:
-                self.tell("preview", text=f"{len(paths)} grids, {paths[-1]}", files=[p.name for p in paths])
+                self.log("preview", text=f"{len(paths)} grids, {paths[-1]}", files=[p.name for p in paths])
         self.ranks.barrier()
 
     def validate(self) -> None:
@@ -275,7 +309,7 @@ class Run:
             self.chain_steps,
             self.ranks,
         )
-        self.tell("validation", **result)
+        self.log("validation", **result)
         if self.ranks.is_main and self.task.kind == "classifier" and self.task.labels_count is not None:
             path = self._folder.path / "accuracy_by_noise.png"
             save_accuracy_curve(result["by_tenth"], self.chain_steps, self.task.labels_count, path)
@@ -286,11 +320,11 @@ class Run:
             return
         state = self.state
         values = self.evaluator.measure(self.task, state.ema, self.forward_evaluation, self.config, self.ranks)
-        self.tell("evaluation", **values)
+        self.log("evaluation", **values)
         best = self.evaluator.is_best(values)
         if best is not None and self.ranks.is_main:
             keep_best(self._folder.path, self.task, state.ema, values["weights"], self.manifest(), best)
-            self.tell("best", text=f"{best['metric']} {best['value']:.4g}, kept in {self._folder.path / BEST}")
+            self.log("best", text=f"{best['metric']} {best['value']:.4g}, kept in {self._folder.path / BEST}")
         self.ranks.barrier()
 
     def snapshot(self) -> None:
@@ -314,32 +348,33 @@ class Run:
                 self._sink.sync()
             self.checkpoint = self._folder.save(self.state.images, self.state.tensors(), self.manifest())
             save_loss_curve(self._folder.metrics, self._folder.path / "loss_curve.png")
-            self.tell("save", text=str(self.checkpoint))
+            self.log("save", text=str(self.checkpoint))
         self._saved_at = time.monotonic()
         self.ranks.barrier()
 
 
-def data_card(dataset: ImageDataset) -> dict[str, Any]:
-    """What a manifest says of the data: fingerprint, where from, how many, [height, width, channels], how prepared."""
+def data_card(dataset: ImageDataset | StreamDataset) -> dict[str, Any]:
+    """Returns the data's part of a manifest: fingerprint, source, count, [height, width, channels], preparation."""
     return {
         "fingerprint": dataset.source.fingerprint,
         "source": dataset.source.where,
-        "count": len(dataset),
+        "count": len(dataset) or None,
         "size": list(dataset.shape),
         "config": dataset.config.to_dict(),
     }
 
 
-def _check(task: Task, dataset: ImageDataset, config: TrainConfig, ranks: Ranks) -> None:
+def _check(task: Task, dataset: ImageDataset | StreamDataset, config: TrainConfig, ranks: DistContext) -> None:
     """Mistakes that are better found before the first step."""
-    check_trainable(dataset, config.batch, conditional=task.labels_count is not None)
-    if config.batch % ranks.world:
+    if isinstance(dataset, ImageDataset):
+        check_trainable(dataset, config.batch, conditional=task.labels_count is not None)
+    if config.batch % ranks.world_size:
         raise ValueError(
-            f"a batch of {config.batch} cannot be shared evenly by {ranks.world} processes: "
-            f"choose a multiple of {ranks.world}"
+            f"a batch of {config.batch} cannot be shared evenly by {ranks.world_size} processes: "
+            f"choose a multiple of {ranks.world_size}"
         )
     if config.total_images > MAX_POSITION:
-        raise ValueError(f"a run can see at most {MAX_POSITION:,} images, asked for {config.total_images:,}")
+        raise ValueError(f"a run can see at most {MAX_POSITION:,} images, got {config.total_images:,}")
     expected = (*task.spec.size, task.spec.in_channels)
     if expected != dataset.shape:
         raise ValueError(

@@ -7,10 +7,10 @@ import gc
 import torch
 from torch import Tensor
 
-from undiffuse.distributed import Ranks
+from undiffuse.distributed import DistContext
 from undiffuse.nets.memory import is_out_of_memory
 from undiffuse.nets.runner import NetworkRunner
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
 from undiffuse.training.randomness import derived_seed, seeded
 from undiffuse.training.tasks import Inputs, Task
 
@@ -20,7 +20,7 @@ def accumulate(
     forward: NetworkRunner,
     inputs: Inputs,
     config: TrainConfig,
-    ranks: Ranks,
+    ranks: DistContext,
     images: int,
     microbatch: int,
     loss_scale: float,
@@ -35,7 +35,7 @@ def accumulate(
         # Dropout is the only thing in a network that draws: its masks become a function of (seed, images, rank,
         # micro-batch).
         with seeded(derived_seed(config.seed, images, ranks.rank, number), inputs.x0.device):
-            terms = task.terms(forward, piece)
+            terms = task.losses(forward, piece)
             loss = (terms["loss"] * piece.weights).sum() / config.batch
             (loss * loss_scale).backward()
         parts.append({name: value.detach() for name, value in terms.items()})
@@ -47,7 +47,7 @@ def accumulate_within_memory(
     forward: NetworkRunner,
     inputs: Inputs,
     config: TrainConfig,
-    ranks: Ranks,
+    ranks: DistContext,
     images: int,
     microbatch: int,
     loss_scale: float,

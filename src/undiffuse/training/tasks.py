@@ -12,14 +12,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from undiffuse.denoiser import ChainDenoiser, ProcessConfig, TimeAdapter
-from undiffuse.levels import Level, ddim_spec, diffuse
+from undiffuse.denoiser import ChainDenoiser, Condition, ProcessConfig, TimeAdapter
 from undiffuse.nets import NetworkSpec, conditions_of, config_to_dict, describe
 from undiffuse.nets.registry import check_rebuilds
 from undiffuse.noise import NoiseSource
+from undiffuse.noise_levels import Level, diffuse
 from undiffuse.objectives import Objective, ObjectiveConfig
+from undiffuse.sampling_defaults import default_sampling
+from undiffuse.training.custom import qualified_name
+from undiffuse.util.errors import ConfigError
 
-Forward = Callable[..., Tensor]
+ForwardFn = Callable[..., Tensor]
+LossFn = Callable[[ChainDenoiser, Tensor, Tensor, Tensor, Condition], "Tensor | dict[str, Tensor]"]
+"""A loss of one's own: loss(denoiser, x0, noise, t, cond) -> loss of each image [B], or {"loss": [B], other terms}.
+
+    denoiser  predicts from a noisy image and its level, unclipped; `denoiser.levels.level(t)` gives the levels
+    x0        clean images [B, C, H, W] in [-1, 1]
+    noise     standard normal noise of the same shape
+    t         positions [B] among the levels of the process: step numbers, or float64 numbers between them
+    cond      conditions by name: "y" [B] class indices, "low_res" small images
+
+For example the Huber loss of the denoised image:
+
+    def huber(denoiser, x0, noise, t, cond):
+        level = denoiser.levels.level(t)
+        prediction = denoiser(diffuse(x0, level, noise), level, cond)
+        return F.huber_loss(prediction.x0, x0, reduction="none").flatten(1).mean(1)
+"""
 MAX_POSITION = 2**32  # image numbers a noise source tells apart
 
 
@@ -84,11 +103,11 @@ class Task(Protocol):
         """What is trained."""
         ...
 
-    def arrange(self, inputs: Inputs) -> Inputs:
+    def prepare_batch(self, inputs: Inputs) -> Inputs:
         """The task's last word on a training batch (dropped labels, clean images); validation data is not arranged."""
         ...
 
-    def terms(self, forward: Forward, inputs: Inputs) -> dict[str, Tensor]:
+    def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
         """Per-image terms [b] at the given timesteps, computed through `forward` (the network in the run's precision).
         "loss" is minimised, the others are reported."""
         ...
@@ -97,7 +116,7 @@ class Task(Protocol):
         """What a checkpoint must say for this thing to be built again: kind, net, process, ..."""
         ...
 
-    def preview(self, forward: Forward, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
+    def preview(self, forward: ForwardFn, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
         """Pictures to look at, [n, C, H, W] in [-1, 1], always of the same noise; None if there is nothing to see."""
         ...
 
@@ -118,6 +137,7 @@ class DiffusionTask:
         label_dropout: Share of the images, 0 to 1, trained without their label, for classifier-free guidance. Needs a
             network with a null class.
         low_size: For a super-resolution network: (height, width) of the small image, made by area averaging.
+        loss: Replaces the loss of the objective, see `LossFn`.
         image_shape: (channels, height, width) of the images, for a network that does not say it.
         num_classes: Number of classes of a conditional network, likewise.
         null_class: Whether the class index `num_classes` means "no class", likewise.
@@ -137,6 +157,7 @@ class DiffusionTask:
         labels: Sequence[str] | None = None,
         label_dropout: float = 0.0,
         low_size: tuple[int, int] | None = None,
+        loss: LossFn | None = None,
         image_shape: tuple[int, int, int] | None = None,
         num_classes: int | None = None,
         null_class: bool | None = None,
@@ -165,15 +186,20 @@ class DiffusionTask:
         self.labels = tuple(labels) if labels is not None else None
         self.labels_count = spec.num_classes
         self.label_dropout, self.low_size = label_dropout, low_size
-        self._objective = Objective(ChainDenoiser(net, process), objective)
+        self.loss = loss
+        self._objective = self._make_objective(net)
 
-    def arrange(self, inputs: Inputs) -> Inputs:
+    def _make_objective(self, network: Any) -> Objective | _OwnLoss:
+        denoiser = ChainDenoiser(network, self.process)
+        return Objective(denoiser, self.objective) if self.loss is None else _OwnLoss(denoiser, self.loss)
+
+    def prepare_batch(self, inputs: Inputs) -> Inputs:
         if not self.label_dropout or inputs.labels is None:
             return inputs
         dropped = inputs.chosen(self.label_dropout, "label").to(inputs.labels.device)
         return replace(inputs, labels=torch.where(dropped, self.spec.num_classes or 0, inputs.labels))
 
-    def terms(self, forward: Forward, inputs: Inputs) -> dict[str, Tensor]:
+    def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
         cond = {}
         if self.spec.num_classes is not None:
             if inputs.labels is None:
@@ -182,7 +208,7 @@ class DiffusionTask:
         if self.low_size is not None:
             cond["low_res"] = F.interpolate(inputs.x0, size=self.low_size, mode="area")
         if self._objective.denoiser.network is not forward:  # the chain's tables are made once, not at every step
-            self._objective = Objective(ChainDenoiser(forward, self.process), self.objective)
+            self._objective = self._make_objective(forward)
         return self._objective(inputs.x0, inputs.t, inputs.normal(), cond)
 
     def manifest(self) -> dict[str, Any]:
@@ -191,36 +217,45 @@ class DiffusionTask:
             "net": config_to_dict(self.net, self.spec),
             "process": asdict(self.process),
             "objective": {
-                **asdict(self.objective),
+                **(asdict(self.objective) if self.loss is None else {"loss": qualified_name(self.loss)}),
                 "label_dropout": self.label_dropout,
                 "low_size": list(self.low_size) if self.low_size else None,
             },
             "labels": list(self.labels) if self.labels is not None else None,
         }
 
-    def preview(self, forward: Forward, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
+    def preview(self, forward: ForwardFn, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
         if self.low_size is not None:
             return None  # an upsampler needs images to enlarge; its validation loss is reported instead
         return self.make(forward, seed, range(count), steps, device)
 
-    def make(self, forward: Forward, seed: int, numbers: Sequence[int], steps: int, device: torch.device) -> Tensor:
-        """Samples by number, [n, C, H, W] in [-1, 1]: number i is of class i mod classes and has noise of its own."""
+    def make(self, forward: ForwardFn, seed: int, numbers: Sequence[int], steps: int, device: torch.device) -> Tensor:
+        """Samples images by number, with the solver that suits few steps (`default_sampling`).
+
+        Args:
+            forward: The network in the precision of the run.
+            seed: Seed of the noise.
+            numbers: Numbers of the images. Number i has noise of its own and is of class i mod classes.
+            steps: Steps of the solver.
+            device: Where to sample.
+
+        Returns:
+            Images [n, C, H, W] in [-1, 1].
+        """
+        from undiffuse import solvers
+        from undiffuse.grids import grid
         from undiffuse.sampling import generate
-        from undiffuse.solvers import DDIM, Ancestral
 
         spec = self.spec
-        chain = self.process.chain()
-        # Fresh noise washes out the errors of a young network, if it has learned how much of it to add.
-        ancestral = self.process.learns_variance
-        whole = ancestral or self.process.needs_last_level
-        chain = chain.respaced(str(min(steps, chain.steps)) if whole else ddim_spec(chain.steps, steps))
-        solver = Ancestral() if ancestral else DDIM()
+        how = default_sampling(self.process, steps)
+        denoiser = ChainDenoiser(forward, self.process)
+        path = grid(denoiser.chain, how.steps, how.grid)
         cond = None
         if spec.num_classes is not None:
             cond = {"y": torch.as_tensor(list(numbers), device=device) % spec.num_classes}
-        denoiser = ChainDenoiser(forward, self.process)
         noise = NoiseSource(seed, list(numbers))
-        return generate(denoiser, chain, solver, noise, spec.image_shape, cond=cond, device=device)
+        solver = solvers.build(how.solver)
+        return generate(denoiser, path, solver, noise, spec.image_shape, cond=cond, device=device)
 
     def preview_labels(self, count: int) -> list[str] | None:
         classes = self.spec.num_classes
@@ -228,6 +263,29 @@ class DiffusionTask:
             return None
         names = self.labels or [str(i) for i in range(classes)]
         return [names[i % classes] for i in range(count)]
+
+
+class _OwnLoss:
+    """A user's own loss in the place of an `Objective`."""
+
+    def __init__(self, denoiser: ChainDenoiser, loss: LossFn) -> None:
+        self.denoiser, self.loss = denoiser, loss
+        self._unclipped = denoiser.clipping("none")
+
+    def __call__(self, x0: Tensor, t: Tensor, noise: Tensor, cond: Condition | None = None) -> dict[str, Tensor]:
+        found = self.loss(self._unclipped, x0, noise, t, cond or {})
+        terms = found if isinstance(found, dict) else {"loss": found}
+        for name, value in terms.items():
+            if not isinstance(value, Tensor) or value.shape != (len(x0),):
+                got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ConfigError(
+                    "loss",
+                    f"{qualified_name(self.loss)} returned {got} as {name!r}; expected one number per image, [B] = "
+                    f"[{len(x0)}]: average over channels and pixels, for example by .flatten(1).mean(1)",
+                )
+        if "loss" not in terms:
+            raise ConfigError("loss", f"{qualified_name(self.loss)} returned {', '.join(terms)}; expected a 'loss'")
+        return terms
 
 
 class ClassifierTask:
@@ -249,7 +307,7 @@ class ClassifierTask:
     """
 
     kind = "classifier"
-    continuous = False  # it is told the steps of the process's chain, whatever lies between them
+    continuous = False  # its time input is a step of the process's chain, never a position between two
 
     def __init__(
         self,
@@ -279,14 +337,14 @@ class ClassifierTask:
         self.chain = process.chain()
         self._time = TimeAdapter(self.chain, process.rescale_timesteps)
 
-    def arrange(self, inputs: Inputs) -> Inputs:
+    def prepare_batch(self, inputs: Inputs) -> Inputs:
         if self.noise and not self.clean_fraction:
             return inputs
         clean = inputs.chosen(self.clean_fraction, "clean") if self.noise else torch.ones(len(inputs), dtype=torch.bool)
-        # A clean image is told the least noisy step, as the original's noised=False does.
+        # A clean image gets the time of the least noisy step, as with the original's noised=False.
         return replace(inputs, t=torch.where(clean, 0, inputs.t), clean=clean)
 
-    def terms(self, forward: Forward, inputs: Inputs) -> dict[str, Tensor]:
+    def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
         if inputs.labels is None:
             raise ValueError("a classifier needs labels, and the data has none")
         x0, level = inputs.x0, self.chain.level(inputs.t)
@@ -311,7 +369,7 @@ class ClassifierTask:
             "labels": list(self.labels) if self.labels is not None else None,
         }
 
-    def preview(self, forward: Forward, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
+    def preview(self, forward: ForwardFn, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
         return None
 
     def preview_labels(self, count: int) -> list[str] | None:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from undiffuse.data import ImageDataset, pass_once
-from undiffuse.distributed import Ranks
+from undiffuse.distributed import DistContext
 from undiffuse.ema import EMA
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pixels import from_pixels
-from undiffuse.training.config import TrainConfig
+from undiffuse.train_config import TrainConfig
+from undiffuse.training.accumulator import QUARTILES, binned_sums, means
 from undiffuse.training.outputs import evaluating
-from undiffuse.training.tally import QUARTILES, binned_sums, means
 from undiffuse.training.tasks import Inputs, Task
 
 TENTHS = 10
@@ -29,7 +29,7 @@ def validate(
     dataset: ImageDataset,
     config: TrainConfig,
     chain_steps: int,
-    ranks: Ranks,
+    ranks: DistContext,
 ) -> dict[str, Any]:
     """Means of all terms over (at most `validate_images`) held-out images, with "by_quartile" and "by_tenth" of the
     chain.
@@ -45,11 +45,11 @@ def validate(
     which = max(ema.names, key=float) if ema.names else "net"
     totals: dict[int, torch.Tensor] = {}
     names: list[str] = []
-    size = max(ranks.world, min(config.batch, config.microbatch or 64 * ranks.world))
+    size = max(ranks.world_size, min(config.batch, config.microbatch or 64 * ranks.world_size))
     with evaluating(task.net), ema.applied(which) if ema.names else nullcontext():
         # Fewer images than processes: every process sees them all, which leaves the means as they are.
-        rank, world = (ranks.rank, ranks.world) if count >= ranks.world else (0, 1)
-        for batch in pass_once(held_out, size, rank=rank, world=world, workers=config.workers):
+        rank, world_size = (ranks.rank, ranks.world_size) if count >= ranks.world_size else (0, 1)
+        for batch in pass_once(held_out, size, rank=rank, world_size=world_size, workers=config.workers):
             device = ranks.device
             t = (batch.positions.double() * 0.6180339887498949 % 1.0 * chain_steps).long().clamp(max=chain_steps - 1)
             inputs = Inputs(
@@ -60,7 +60,7 @@ def validate(
                 positions=batch.positions,
                 seed=NOISE_SEED,
             )
-            terms = task.terms(forward, inputs)
+            terms = task.losses(forward, inputs)
             names = sorted(terms)
             for bins in (QUARTILES, TENTHS):
                 sums = binned_sums(terms, t, inputs.weights, chain_steps, bins)
@@ -70,5 +70,5 @@ def validate(
     out: dict[str, Any] = {}
     for bins, key in ((QUARTILES, "by_quartile"), (TENTHS, "by_tenth")):
         sums = totals.get(bins, torch.zeros(1 + len(names), 1 + bins, dtype=torch.float64))
-        out |= means(ranks.sum_(sums.to(ranks.device)).cpu() if ranks.world > 1 else sums, names, key)
+        out |= means(ranks.sum_(sums.to(ranks.device)).cpu() if ranks.world_size > 1 else sums, names, key)
     return {**out, "validation_images": count, "weights": which}

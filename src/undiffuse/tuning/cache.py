@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import undiffuse
 from undiffuse.downloads import cache_dir
-from undiffuse.methods import METHODS, method
 from undiffuse.noise import NoiseSource
+from undiffuse.solvers.registry import SOLVERS, solver_info
 from undiffuse.tuning.search import FINE, Batch, Measured, Tuned, tune
 from undiffuse.util.files import atomic_file
 from undiffuse.util.progress import NoProgress, Progress
@@ -52,7 +52,7 @@ def tuned_images(spec: str) -> int | None:
 
 def check_tunable(solver: str, steps: int) -> None:
     """Raises ValueError, with the reason, for a solver or a number of steps that no levels can be chosen for."""
-    if METHODS[solver].kind != "ode":
+    if SOLVERS[solver].kind != "ode":
         raise ValueError("it draws noise, so its images cannot be compared with those the flow makes of the same start")
     if not 2 <= steps < FINE:
         raise ValueError(f"levels are chosen for 2 to {FINE - 1} steps, not {steps}")
@@ -144,7 +144,7 @@ def described(found: Tuned, pipeline: Pipeline, steps: int, images: int, seed: i
         "solver": pipeline.config.solver,
         "solver_options": pipeline.config.solver_options,
         "steps": steps,
-        "calls": found.calls,
+        "nfe": found.nfe,
         "tried": {spec: asdict(measured) for spec, measured in found.tried.items()},
         "images": images,
         "seed": seed,
@@ -157,7 +157,7 @@ def described(found: Tuned, pipeline: Pipeline, steps: int, images: int, seed: i
 def read(about: dict[str, Any]) -> Tuned:
     """Reads what `described` wrote; KeyError, TypeError or ValueError for anything else."""
     tried = {spec: Measured(**measured) for spec, measured in about["tried"].items()}
-    found = Tuned(about["grid"], tried, about["calls"])
+    found = Tuned(about["grid"], tried, about["nfe"])
     if about["kind"] != "tuned-steps" or found.spec not in tried:
         raise ValueError("not a tuned grid")
     return found
@@ -165,7 +165,7 @@ def read(about: dict[str, Any]) -> Tuned:
 
 def verdict(found: Tuned, solver: str) -> str:
     """Says in a sentence what the levels gain over the solver's own grid, if that is more than the error."""
-    usual = method(solver).grid
+    usual = solver_info(solver).grid
     ours, theirs = found.tried[found.spec], found.tried.get(usual)
     if found.spec == usual:
         return f"nothing gained: {usual}, which is the default of {solver}, was the best of all"

@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoiser import Condition, Denoiser
-from undiffuse.grids import Path, grid
-from undiffuse.levels import Array, Chain
+from undiffuse.grids import NoisePath, grid
 from undiffuse.noise import Noise
+from undiffuse.noise_levels import Array, DiscreteSchedule
 from undiffuse.sampling import Step, sample
-from undiffuse.solvers import Solver, build
+from undiffuse.solvers import Solver, build_solver
 
 FINE = 96
 """Steps of the fine solution, among whose levels those of the grid are chosen."""
@@ -81,7 +81,7 @@ class Tuned:
 
     spec: str
     tried: Mapping[str, Measured]
-    calls: int
+    nfe: int
 
 
 def tune(
@@ -123,7 +123,7 @@ def tune(
     total = 2 * (fine + (len(named) + 2) * steps)
     done = 0
 
-    def solved(by: Solver, way: Path, batch: Batch, seen: list[Tensor] | None = None) -> Step:
+    def solved(by: Solver, way: NoisePath, batch: Batch, seen: list[Tensor] | None = None) -> Step:
         """Returns the last step; what was predicted at each one goes to `seen`."""
         nonlocal done
         for step in sample(denoiser, way, by, _Start(batch.noise), shape, cond=batch.cond, device=device):
@@ -133,7 +133,7 @@ def tune(
             progress(1 / total)
         return step
 
-    finely = build("dpmpp-3m", bool(getattr(solver, "reclip", False)))
+    finely = build_solver("dpmpp-3m", bool(getattr(solver, "clip_after_guidance", False)))
     denoised: list[Tensor] = []
     truth = solved(finely, path, choice, denoised).x.cpu()
     levels = np.array([float(path.level(k).logsnr) for k in reversed(range(fine))])
@@ -143,17 +143,17 @@ def tune(
     tried = {spec: grid(denoiser.chain, str(steps), spec) for spec in texts} | named
     again = solved(finely, path, check).x.cpu()
     errors: dict[str, Measured] = {}
-    calls = 0
+    nfe = 0
     for spec, way in tried.items():
         runs = [solved(solver, way, batch) for batch in (choice, check)]
-        calls = runs[1].calls
+        nfe = runs[1].nfe
         squares = [_squares(run.x, exactly) for run, exactly in zip(runs, (truth, again), strict=True)]
         mean = float(squares[1].mean())
         spread = float(squares[1].std()) / math.sqrt(len(squares[1]))
         root = math.sqrt(mean)
         errors[spec] = Measured(math.sqrt(float(squares[0].mean())), root, spread / (2 * root) if root > 0 else 0.0)
     progress(1 - done / total)  # where both ways to optimise found the same grid
-    return Tuned(min(errors, key=lambda spec: errors[spec].choice), errors, calls)
+    return Tuned(min(errors, key=lambda spec: errors[spec].choice), errors, nfe)
 
 
 def optimised(levels: Array, denoised: Sequence[Tensor], truth: Tensor, steps: int) -> list[list[float]]:
@@ -236,7 +236,7 @@ def _squares(x: Tensor, truth: Tensor) -> Tensor:
     return (x.cpu().double() - truth.double()).square().flatten(1).mean(1)
 
 
-def _exists(spec: str, chain: Chain, steps: int) -> bool:
+def _exists(spec: str, chain: DiscreteSchedule, steps: int) -> bool:
     """Whether a named grid of so many steps exists: those by t need trained steps and some signal."""
     return spec in ("logsnr", "karras") or (steps <= chain.steps and (spec == "chain" or not chain.ends_in_noise))
 

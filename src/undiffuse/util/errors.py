@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["ConfigError"]
 
+_VERBS = {"is", "was", "has", "needs", "takes", "must", "cannot", "does", "enlarges"}
+
 
 class ConfigError(ValueError):
     """A setting has a value that cannot be used.
@@ -21,5 +23,13 @@ class ConfigError(ValueError):
         super().__init__(field, text)
         self.field, self.text = field, text
 
+    def message(self, name: str) -> str:
+        """Returns the whole message with the argument called `name`.
+
+        A text that begins with a verb continues the name to a sentence ("eta is the noise of ddim"); any other text
+        follows a colon ("clip: 'x' is not possible").
+        """
+        return f"{name}{' ' if self.text.split(' ', 1)[0] in _VERBS else ': '}{self.text}"
+
     def __str__(self) -> str:
-        return f"{self.field}: {self.text}"
+        return self.message(self.field)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data.formats.imagenet import translated
-from undiffuse.data.labels import apply_table, class_table, listed
+from undiffuse.data.labels import apply_table, class_table, join_names
 from undiffuse.data.sources import Excluded, Source
 from undiffuse.data.tables import parse_spec
 
@@ -86,7 +86,7 @@ class Reading:
             if self.labels not in fields:
                 raise ValueError(
                     f"{where} has no label field {self.labels!r}: expected "
-                    + (f"one of {listed(fields)}, " if fields else "")
+                    + (f"one of {join_names(fields)}, " if fields else "")
                     + '"auto" or "none"'
                 )
             return self.labels
@@ -160,12 +160,12 @@ def choose_part(parts: Mapping[str, int], reading: Reading, where: str) -> list[
         if training:
             return training
         raise ValueError(
-            f"{where} has the parts {listed(names)}, none of them for training: name one, as in {where}:{names[0]}"
+            f"{where} has the parts {join_names(names)}, none of them for training: name one, as in {where}:{names[0]}"
         )
     exact = [name for name in names if name == wanted]
     meant = exact or [name for name in names if (part_of(name) or name) == (part_of(wanted) or wanted)]
     if not meant:
-        raise ValueError(f"{where} has no part {wanted!r}: expected one of {listed(names)}, or all")
+        raise ValueError(f"{where} has no part {wanted!r}: expected one of {join_names(names)}, or all")
     return meant
 
 
@@ -228,7 +228,7 @@ def with_labels(
         else list(names or class_table(t for t in texts if t is not None))
     )
     if missing:
-        named = listed((source.name(i) for i in missing), 5)
+        named = join_names((source.name(i) for i in missing), 5)
         if reading.on_broken == "refuse":
             raise ValueError(
                 f"{source.where} has no label ({field}) for {len(missing):,} of {len(source):,} images: {named}. Leave "
@@ -262,7 +262,7 @@ def with_vectors(source: Source, vectors: NDArray[Any], field: str, names: Seque
     if len(broken):
         raise ValueError(
             f"{source.where}: {field} is not a finite number for {len(broken):,} of {len(vectors):,} images: "
-            f"{listed((source.name(int(i)) for i in broken), 5)}"
+            f"{join_names((source.name(int(i)) for i in broken), 5)}"
         )
     source.vectors, source.vector_names = vectors, None if names is None else list(names)
     source.labels_settled = True
@@ -280,7 +280,7 @@ def _columns(values: Sequence[Any] | NDArray[Any]) -> Sequence[Any] | NDArray[An
     lengths = {len(value) if isinstance(value, (list, tuple, np.ndarray)) else -1 for value in values}
     if len(lengths) != 1 or not all(isinstance(x, (int, float, np.number)) for x in first):
         raise ValueError(
-            f"expected one label or equally many numbers for every image, got {listed(map(repr, values), 3)}"
+            f"expected one label or equally many numbers for every image, got {join_names(map(repr, values), 3)}"
         )
     array = np.asarray(values)
     return array[:, 0] if array.shape[1] == 1 else array
@@ -311,7 +311,7 @@ def _text(value: Any, names: Sequence[str] | None, where: str) -> str | None:
         if names is None:
             return str(value)
         if value >= len(names):
-            raise ValueError(f"{where}: {value} does not fit the {len(names)} class names {listed(names, 4)}")
+            raise ValueError(f"{where}: {value} does not fit the {len(names)} class names {join_names(names, 4)}")
         return names[value]
     if isinstance(value, str):
         return value

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from undiffuse.data import index
 from undiffuse.data.decoding import IMAGE_SUFFIXES
 from undiffuse.data.formats.base import Reading, choose_part, kind_of, part_of
 from undiffuse.data.sources import FileSource, FolderSource, ZipSource
@@ -19,6 +22,8 @@ __all__ = ["Listing", "list_files", "open", "part_level", "recognise", "source_o
 
 _DEEPEST = 4
 """How many levels of folders are searched for those of a data set's parts."""
+_SPOT = 1000
+"""Files whose sizes are compared before an index is used."""
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".xlsx")
 
 
@@ -42,7 +47,11 @@ class Listing:
             return
         if is_image(name):
             self.sizes[name] = size
-            return
+        else:
+            self.count(name)
+
+    def count(self, name: str) -> None:
+        """Count a file that is no picture."""
         self.others[kind_of(name)] += 1
         if name.lower().endswith(TABLES):
             self.tables.append(name)
@@ -117,10 +126,13 @@ def part_level(names: Sequence[str]) -> tuple[int, dict[str, int]]:
     Folders are parts if one is named as a training part and another as a validation or test part. They may lie in
     folders that wrap everything, or in the folders of the classes if there is nothing but parts in these.
     """
+    folders = Counter(name.rpartition("/")[0] for name in names)
     wrapped = True
     for level in range(_DEEPEST):
-        found = Counter(_at(name, level) for name in names)
-        kinds = {part_of(folder) for folder in found}
+        found: Counter[str] = Counter()
+        for folder, count in folders.items():
+            found[_at(f"{folder}/", level)] += count
+        kinds = {part_of(part) for part in found}
         if "train" in kinds and kinds & {"validation", "test"} and (wrapped or None not in kinds):
             return level, dict(sorted(found.items()))
         if set(found) == {""}:
@@ -149,28 +161,90 @@ def list_files(path: Path) -> Listing:
 
 
 def _list_folder(root: Path) -> Listing:
-    """Links are followed; a link back to a folder above is not, for it would go round for ever."""
+    """Everything under a folder. Of a large one the list is kept in the cache folder, and used while no folder under it
+    has changed and files looked at here and there have their sizes.
+    """
+    identity = f"{os.path.realpath(root)}\0{IMAGE_SUFFIXES}"
+    made: list[tuple[Listing, list[str]]] = []
+
+    def build() -> index.Arrays:
+        made.append(_walk(root))
+        listing, folders = made[0]
+        return {
+            "names": index.joined(list(listing.sizes)),
+            "sizes": np.fromiter(listing.sizes.values(), dtype=np.int64, count=len(listing.sizes)),
+            "kinds": index.joined(list(listing.others)),
+            "counts": np.fromiter(listing.others.values(), dtype=np.int64, count=len(listing.others)),
+            "tables": index.joined(listing.tables),
+            "folders": index.joined(folders),
+            "changed": np.array([os.stat(root / folder).st_mtime_ns for folder in folders], dtype=np.int64),
+        }
+
+    arrays = index.cached(
+        "folders",
+        identity,
+        build,
+        valid=lambda found: _unchanged(root, found),
+        keep=lambda found: len(found["sizes"]) >= index.FROM,
+    )
+    if made:
+        return made[0][0]
+    names = index.split(arrays["names"])
+    listing = Listing(dict(zip(names, arrays["sizes"].tolist(), strict=True)), tables=index.split(arrays["tables"]))
+    listing.others.update(dict(zip(index.split(arrays["kinds"]), arrays["counts"].tolist(), strict=True)))
+    return listing
+
+
+def _unchanged(root: Path, found: index.Arrays) -> bool:
+    """Whether every folder has its time of change, and files here and there have their sizes."""
+    try:
+        times = [os.stat(root / folder).st_mtime_ns for folder in index.split(found["folders"])]
+        names, sizes = index.split(found["names"]), found["sizes"]
+        chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), _SPOT)).astype(np.int64))
+        same = all(_size(str(root / names[i])) == sizes[i] for i in chosen)
+    except (OSError, ValueError, KeyError):
+        return False
+    return same and times == found["changed"].tolist()
+
+
+def _walk(root: Path) -> tuple[Listing, list[str]]:
+    """(everything under a folder, all folders). Links are followed; one back to a folder above is not, for it would go
+    round for ever.
+    """
     listing = Listing()
     seen: set[str] = set()
-
-    def unreadable(error: OSError) -> None:  # os.walk would leave the folder out without a word
-        raise error
-
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
-        real = os.path.realpath(folder)
+    folders: list[str] = []
+    waiting = [""]
+    while waiting:
+        base = waiting.pop()
+        path = os.path.join(root, base) if base else os.fspath(root)
+        real = os.path.realpath(path)
         if real in seen:
-            folders.clear()
             continue
         seen.add(real)
-        folders.sort()
-        base = Path(folder).relative_to(root).as_posix()
-        for file in files:
-            name = file if base == "." else f"{base}/{file}"
-            if is_image(name) and not _hidden(name):
-                listing.add(name, _size(os.path.join(folder, file)))
-            else:
-                listing.add(name, 0)
-    return listing
+        folders.append(base)
+        below = []
+        with os.scandir(path) as entries:
+            for entry in entries:
+                file = entry.name
+                if file.startswith(".") or file == "__MACOSX":
+                    continue
+                name = f"{base}/{file}" if base else file
+                if _is_folder(entry):
+                    below.append(name)
+                elif is_image(file):
+                    listing.sizes[name] = _size(entry.path)
+                else:
+                    listing.count(name)
+        waiting += sorted(below, reverse=True)
+    return listing, folders
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _size(file: str) -> int:

@@ -15,7 +15,7 @@ from undiffuse.data.formats.base import Reading, need, with_labels
 from undiffuse.data.formats.imagefolder import LABELS
 from undiffuse.data.formats.layout import axes_of
 from undiffuse.data.formats.stored import decoded
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.sources import BrokenImageError, Source
 
 __all__ = ["Columns", "bytes_of", "columns_of", "label", "picture_of", "stored_features"]
@@ -68,10 +68,10 @@ def columns_of(schema: Any, features: Mapping[str, Any], where: str) -> Columns:
             image = usual[0] if usual else found[0]
             break
         if len(found) > 1:
-            raise ValueError(f"{where} has several columns of pictures: {listed(found)}")
+            raise ValueError(f"{where} has several columns of pictures: {join_names(found)}")
     else:
         raise ValueError(
-            f"{where} has no column of pictures; its columns are {listed(f'{n} ({t})' for n, t in types.items())}"
+            f"{where} has no column of pictures; its columns are {join_names(f'{n} ({t})' for n, t in types.items())}"
         )
     names = {name: [str(n) for n in feature["names"]] for name, feature in features.items()
              if _type_of(feature) == "ClassLabel" and feature.get("names")}  # fmt: skip
@@ -133,7 +133,7 @@ def label(source: Source, columns: Columns, read: Any, reading: Reading) -> Sour
     field = reading.field(source.where, columns.others, usual)
     unused: Sequence[str] = [name for name in columns.others if name != field]
     if unused:
-        source.notes.append(f"columns that are not used: {listed(unused)}")
+        source.notes.append(f"columns that are not used: {join_names(unused)}")
     source.labels_settled = True
     if field is None:
         return source

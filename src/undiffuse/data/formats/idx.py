@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from undiffuse.data.formats.base import Reading, choose_part, part_of, peek, with_labels
 from undiffuse.data.formats.spans import unpacked
 from undiffuse.data.formats.stored import concatenated
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.sources import ArraySource, Source
 from undiffuse.data.values import declare, guess_range
 
@@ -78,7 +78,7 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
         groups.setdefault(_part(file), []).append(file)
     crowded = next((files for files in groups.values() if len(files) > 1), None)
     if crowded is not None:
-        raise ValueError(f"{path} holds several data sets: name one of the files {listed(f.name for f in crowded)}")
+        raise ValueError(f"{path} holds several data sets: name one of the files {join_names(f.name for f in crowded)}")
     counts = {name: _count(files[0]) for name, files in groups.items()}
     chosen = choose_part(counts, reading, str(path))
     source = concatenated(

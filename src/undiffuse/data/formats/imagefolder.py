@@ -17,7 +17,7 @@ from typing import Any
 
 from undiffuse.data.formats import files
 from undiffuse.data.formats.base import Reading, need, peek, with_labels
-from undiffuse.data.labels import folder_labels, listed
+from undiffuse.data.labels import folder_labels, join_names
 from undiffuse.data.sources import Source
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -34,7 +34,11 @@ LABELS = (
     "class_label",
     "cls",
     "fine_label",
-    "y", "vector", "vectors", "condition")
+    "y",
+    "vector",
+    "vectors",
+    "condition",
+)
 
 
 def recognise(path: Path) -> bool:
@@ -76,17 +80,17 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     source = files.source_of(path, listing, reading)
     absent = [name for name in records if name not in listing.sizes]
     if absent:
-        named = f"{path}: {listed(tables)} list {len(absent):,} files that are not there: {listed(absent, 5)}"
+        named = f"{path}: {join_names(tables)} list {len(absent):,} files that are not there: {join_names(absent, 5)}"
         if reading.on_broken == "refuse":
             raise ValueError(f'{named}. Correct that, or go on with what fits by on_broken="skip"')
-        source.left_out[f"entries of {listed(tables, 2)} without a file"] = len(absent)
+        source.left_out[f"entries of {join_names(tables, 2)} without a file"] = len(absent)
     columns = list(dict.fromkeys(key for record in records.values() for key in record if not _is_file_key(key)))
     column = None
     if not reading.of_files:
-        column = reading.field(f"{path}: {listed(tables, 2)}", columns, LABELS)
+        column = reading.field(f"{path}: {join_names(tables, 2)}", columns, LABELS)
     unused = [name for name in columns if name != column]
     if unused:
-        source.notes.append(f"columns of {listed(tables, 2)} that are not used: {listed(unused)}")
+        source.notes.append(f"columns of {join_names(tables, 2)} that are not used: {join_names(unused)}")
     if reading.of_files or reading.labels == "none":
         return source
     if column is None:  # captions and the like are no labels; folders may be
@@ -97,7 +101,7 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
         return with_labels(source, folders, reading, field="the names of folders")
     values = [records.get(name, {}).get(column) for name in source.names]
     return with_labels(
-        source, values, reading, names=_names_of(path, column), field=f"column {column} of {listed(tables, 2)}"
+        source, values, reading, names=_names_of(path, column), field=f"column {column} of {join_names(tables, 2)}"
     )
 
 
@@ -121,7 +125,9 @@ def _file_of(record: dict[str, Any], where: str) -> str:
     keys = [key for key in record if _is_file_key(key)]
     first = next((key for key in ("file_name", "image_file_name") if key in keys), keys[0] if len(keys) == 1 else None)
     if first is None or not isinstance(record[first], str):
-        raise ValueError(f"{where}: expected a column file_name with the path of a picture, got {listed(record, 6)}")
+        raise ValueError(
+            f"{where}: expected a column file_name with the path of a picture, got {join_names(record, 6)}"
+        )
     return record[first].replace("\\", "/")
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from undiffuse.data.formats.base import Reading, choose_part, need, part_of, peek, with_labels
 from undiffuse.data.formats.named import IMAGES, LABELS
 from undiffuse.data.formats.stored import concatenated
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.sources import ArraySource, Source
 from undiffuse.data.values import declare, guess_range
 
@@ -70,7 +70,7 @@ def _one(path: Path, reading: Reading) -> Source:
     roles = {key.lower(): key for key in pictures}
     key = next((roles[role] for role in IMAGES if role in roles), None) or (next(iter(pictures), None))
     if key is None or len(pictures) > 1 and key.lower() not in IMAGES:
-        raise ValueError(f"{path} holds no images: {listed(f'{k} {list(a.shape)}' for k, a in arrays.items())}")
+        raise ValueError(f"{path} holds no images: {join_names(f'{k} {list(a.shape)}' for k, a in arrays.items())}")
     images = pictures[key]
     fields = [name for name, array in arrays.items() if name != key and array.size in images.shape]
     names = {name.lower(): name for name in fields}
@@ -86,7 +86,7 @@ def _one(path: Path, reading: Reading) -> Source:
     source.labels_settled = True
     unused = [name for name in arrays if name not in (key, labels)]
     if unused:
-        source.notes.append(f"arrays that are not used: {listed(unused)}")
+        source.notes.append(f"arrays that are not used: {join_names(unused)}")
     if labels is None:
         return source
     numbers = arrays[labels].ravel().astype(np.int64)

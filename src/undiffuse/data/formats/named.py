@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from undiffuse.data.formats.base import Reading, choose_part, part_of, with_labels
 from undiffuse.data.formats.layout import arrange, axes_of, picture_shape
 from undiffuse.data.formats.stored import EncodedSource, StoredSource
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.sources import ArraySource, Source
 from undiffuse.data.values import declare, guess_range
 
@@ -105,7 +105,7 @@ def build(
     of_parts = {key for part in parts.values() for key in part.arrays.values()}
     extra = [key for key in arrays if key not in used and key not in of_parts and key not in shared.arrays.values()]
     if extra:
-        source.notes.append(f"arrays that are not used: {listed(extra)}")
+        source.notes.append(f"arrays that are not used: {join_names(extra)}")
     return source
 
 
@@ -147,7 +147,7 @@ def _one(
         raise ValueError(f"{place}: {_length(images)} images but labels of shape {list(arrays[wrong].shape)} ({wrong})")
     unused = [name for name in others.values() if name != field_name and not is_names(arrays[name])]
     if unused:
-        source.notes.append(f"arrays that are not used: {listed(unused)}")
+        source.notes.append(f"arrays that are not used: {join_names(unused)}")
     source.labels_settled = True
     values = None
     if field_name is not None:
@@ -259,4 +259,4 @@ def _length(array: Any) -> int:
 
 
 def _described(arrays: Mapping[str, Any]) -> str:
-    return listed((f"{name} ({np.dtype(a.dtype)} {list(a.shape)})" for name, a in arrays.items()), 8) or "none"
+    return join_names((f"{name} ({np.dtype(a.dtype)} {list(a.shape)})" for name, a in arrays.items()), 8) or "none"

@@ -24,7 +24,7 @@ from undiffuse.data.formats.base import Reading, choose_part, peek, with_labels
 from undiffuse.data.formats.layout import arrange
 from undiffuse.data.formats.named import build
 from undiffuse.data.formats.stored import concatenated
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.sources import ArraySource, Source
 
 __all__ = ["open", "open_npz", "recognise"]
@@ -115,7 +115,7 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{path} cannot be read as an npz file: {str(error) or type(error).__name__}") from error
     broken = [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]
     if broken:  # numpy gives the bytes of what is no array
-        raise ValueError(f"{path}: {listed(broken)} is no array of numpy")
+        raise ValueError(f"{path}: {join_names(broken)} is no array of numpy")
     return arrays
 
 

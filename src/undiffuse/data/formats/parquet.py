@@ -17,7 +17,7 @@ from undiffuse.data.formats import huggingface
 from undiffuse.data.formats.base import Reading, choose_part, need, part_of, peek
 from undiffuse.data.formats.slices import Kept
 from undiffuse.data.formats.stored import Handle
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
 
 
@@ -77,7 +77,9 @@ def _one_configuration(path: Path, parts: dict[str, list[Path]]) -> None:
     folders = {file.relative_to(path).parts[:-1] for files in parts.values() for file in files}
     tops = {parts[0] for parts in folders if parts and not part_of(parts[0])}
     if len(tops) > 1:
-        raise ValueError(f"{path} holds several data sets, {listed(sorted(tops))}: name one, as in {path / min(tops)}")
+        raise ValueError(
+            f"{path} holds several data sets, {join_names(sorted(tops))}: name one, as in {path / min(tops)}"
+        )
 
 
 class ParquetSource(Source):

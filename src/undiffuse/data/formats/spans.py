@@ -20,7 +20,7 @@ from undiffuse.data.formats.base import need
 from undiffuse.data.sources import FileSource
 from undiffuse.downloads import cache_dir
 
-__all__ = ["SpanSource", "expand_braces", "is_url", "open_shard", "read_span", "unpacked"]
+__all__ = ["SpanSource", "expand_braces", "identity_of", "is_url", "open_shard", "read_span", "unpacked"]
 
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
 _RANGE = re.compile(r"\{([^{}]*)\}")
@@ -69,6 +69,16 @@ def open_shard(shard: str) -> Any:
         return open(shard, "rb")
     fsspec = need("fsspec", "remote", shard)
     return fsspec.open(shard, "rb").open()
+
+
+def identity_of(shard: str) -> str:
+    """What tells a shard from another, and from itself after a change."""
+    if not is_url(shard):
+        status = os.stat(shard)
+        return f"{os.path.realpath(shard)}\0{status.st_size}\0{status.st_mtime_ns}"
+    system, path = need("fsspec", "remote", shard).core.url_to_fs(shard)
+    about = system.info(path)
+    return f"{shard}\0{about.get('size')}\0{about.get('ETag') or about.get('etag') or about.get('mtime')}"
 
 
 def read_span(shard: str, offset: int, length: int) -> bytes:

@@ -27,7 +27,7 @@ from undiffuse.data.formats.base import Reading, choose_part, part_of, peek, wit
 from undiffuse.data.formats.layout import axes_of
 from undiffuse.data.formats.named import _is_file
 from undiffuse.data.formats.spans import SpanSource, read_span, unpacked
-from undiffuse.data.labels import listed
+from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
 
 _NAME = re.compile(r"\.tfrecords?\b|tfrecord|-\d{5}-of-\d{5}$", re.IGNORECASE)
@@ -187,7 +187,7 @@ def _open(files: Sequence[Path], where: str, reading: Reading) -> Source:
             shapes.append(shape or ())
     if not records:
         raise ValueError(
-            f"{where} holds no images: {sum(left_out.values()):,} records with the features {listed(seen)}"
+            f"{where} holds no images: {sum(left_out.values()):,} records with the features {join_names(seen)}"
         )
     arguments = (
         where,
@@ -255,7 +255,7 @@ def _labelled(
     names = _tables(files)
     unused = [name for name in fields if name != field]
     if unused:
-        source.notes.append(f"features that are not used: {listed(unused)}")
+        source.notes.append(f"features that are not used: {join_names(unused)}")
     source.labels_settled = True
     if field is None:
         beside = None if reading.labels == "none" else _numpy_labels(files)

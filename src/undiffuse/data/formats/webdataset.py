@@ -19,17 +19,20 @@ from typing import Any
 
 import numpy as np
 
+from undiffuse.data import index
 from undiffuse.data.formats.base import Reading, choose_part, part_of, peek, with_labels
 from undiffuse.data.formats.files import is_image
 from undiffuse.data.formats.imagefolder import LABELS
-from undiffuse.data.formats.spans import SpanSource, expand_braces, is_url, open_shard, read_span, unpacked
-from undiffuse.data.labels import listed
+from undiffuse.data.formats.spans import SpanSource, expand_braces, identity_of, is_url, open_shard, unpacked
+from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
 
 __all__ = ["Sample", "open", "open_shards", "recognise"]
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _TEXTS = ("cls", "cls2", "txt", "text", "json", "id", "index", "label")
+_INDEXED = 1000
+"""Members of a shard from which its list is kept."""
 _SMALL = 1 << 20
 """Labels are read from members up to this many bytes."""
 
@@ -105,7 +108,7 @@ def open_shards(shards: Sequence[str], where: str, reading: Reading, base: Path 
     samples = list(_samples(local, left_out))
     with_picture = [sample for sample in samples if any(_is_picture(e) for e in sample.members)]
     if not with_picture:
-        raise ValueError(f"{where} holds no images: {len(samples):,} samples of {listed(_extensions(samples), 8)}")
+        raise ValueError(f"{where} holds no images: {len(samples):,} samples of {join_names(_extensions(samples), 8)}")
     chosen = _picture_of(with_picture, where)
     taken = [sample for sample in with_picture if _one(sample, chosen)]
     parts = [(sample, _one(sample, chosen)) for sample in taken]
@@ -146,17 +149,28 @@ def _samples(shards: Sequence[str], left_out: Counter[str]) -> Iterator[Sample]:
 
 
 def _members(shard: str, left_out: Counter[str]) -> Iterator[tuple[str, int, int]]:
-    """(name, offset of its data, bytes) of every file in a tar."""
-    try:
-        with open_shard(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined] # or every header stays in memory
-                if member.isfile():
-                    yield member.name.removeprefix("./"), member.offset_data, member.size
-                elif not member.isdir():
-                    left_out["links and devices"] += 1
-    except tarfile.TarError as error:
-        raise ValueError(f"{shard} cannot be read as a tar file: {error}") from error
+    """(name, offset of its data, bytes) of every file in a tar; of a large one the list is kept in the cache folder."""
+
+    def build() -> index.Arrays:
+        members, others = [], 0
+        try:
+            with open_shard(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+                while (member := archive.next()) is not None:
+                    archive.members = []  # type: ignore[attr-defined] # or every header stays in memory
+                    if member.isfile():
+                        members.append((member.name.removeprefix("./"), member.offset_data, member.size))
+                    else:
+                        others += not member.isdir()
+        except tarfile.TarError as error:
+            raise ValueError(f"{shard} cannot be read as a tar file: {error}") from error
+        places = np.array([place for _, *place in members], dtype=np.int64).reshape(-1, 2)
+        return {"names": index.joined([name for name, *_ in members]), "places": places, "others": np.array(others)}
+
+    found = index.cached("shards", identity_of(shard), build, keep=lambda arrays: len(arrays["places"]) >= _INDEXED)
+    if int(found["others"]):
+        left_out["links and devices"] += int(found["others"])
+    for name, (offset, size) in zip(index.split(found["names"]), found["places"].tolist(), strict=True):
+        yield name, offset, size
 
 
 def _is_picture(extension: str) -> bool:
@@ -180,8 +194,8 @@ def _picture_of(samples: Sequence[Sample], where: str) -> str | None:
     if len(names) == 1:
         return names[0]
     raise ValueError(
-        f"{where}: a sample has several pictures ({several.key}: {listed('.' + e for e in several.members)}), and none "
-        "of them is the plain one; write the ones to train on into shards of their own"
+        f"{where}: a sample has several pictures ({several.key}: {join_names('.' + e for e in several.members)}), and "
+        "none of them is the plain one; write the ones to train on into shards of their own"
     )
 
 
@@ -210,19 +224,19 @@ def _labelled(
     ways = [e for e in others if e.rpartition(".")[2] in _TEXTS]
     content: dict[str, list[Any]] = {}
     if "json" in others and reading.labels != "none" and (reading.labels != "auto" or "cls" not in others):
-        content["json"] = [_json(sample, shards) for sample in samples]
+        content["json"] = _records(samples, shards)
     keys = list(dict.fromkeys(key for record in content.get("json", ()) if isinstance(record, dict) for key in record))
     used, values = None, None
     if reading.of_files:
         pass
     elif reading.labels == "auto" and "cls" in others:
-        used, values = "cls", [_text(sample, "cls", shards) for sample in samples]
+        used, values = "cls", _texts(samples, "cls", shards)
     elif reading.labels == "auto" and content and all(isinstance(r, int) for r in content["json"] if r is not None):
         used, values = "json", content["json"]
     else:
         field = reading.field(source.where, [*ways, *keys], LABELS)
         if field in ways and field != "json":
-            used, values = field, [_text(sample, str(field), shards) for sample in samples]
+            used, values = field, _texts(samples, str(field), shards)
         elif field is not None:
             used = f"json: {field}"
             values = [r.get(field) if isinstance(r, dict) else None for r in content.get("json", ())]
@@ -230,7 +244,7 @@ def _labelled(
         if used is None or extension != used.partition(":")[0]:
             source.left_out[f"members .{extension} of the samples"] = count
     if used is not None and used.startswith("json: ") and len(keys) > 1:
-        source.notes.append(f"fields of .json that are not used: {listed(k for k in keys if f'json: {k}' != used)}")
+        source.notes.append(f"fields of .json that are not used: {join_names(k for k in keys if f'json: {k}' != used)}")
     names = _classes_beside(shards) if used == "cls" and all(isinstance(v, int) for v in values or ()) else None
     if values is None or used is None:
         source.labels_settled = reading.labels == "none"
@@ -252,27 +266,45 @@ def _classes_beside(shards: Sequence[str]) -> list[str] | None:
     return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
 
 
-def _bytes(sample: Sample, extension: str, shards: Sequence[str]) -> bytes | None:
-    if extension not in sample.members:
-        return None
-    offset, size = sample.members[extension]
-    if size > _SMALL:
-        raise ValueError(f"{sample.key}.{extension}: {size:,} bytes are too many for a label")
-    return read_span(shards[sample.shard], offset, size)
-
-
-def _text(sample: Sample, extension: str, shards: Sequence[str]) -> int | str | None:
-    content = _bytes(sample, extension, shards)
-    text = None if content is None else content.decode("utf-8", "replace").strip()
+def _contents(samples: Sequence[Sample], extension: str, shards: Sequence[str]) -> Iterator[bytes | None]:
+    """The members of an extension, of all samples; None where a sample has none. A shard is opened once."""
+    opened, file = -1, None
     try:
-        return None if text is None else int(text)
-    except ValueError:
-        return text
+        for sample in samples:
+            if extension not in sample.members:
+                yield None
+                continue
+            offset, size = sample.members[extension]
+            if size > _SMALL:
+                raise ValueError(f"{sample.key}.{extension}: {size:,} bytes are too many for a label")
+            if sample.shard != opened:
+                if file is not None:
+                    file.close()
+                opened, file = sample.shard, open_shard(shards[sample.shard])
+            assert file is not None
+            file.seek(offset)
+            yield file.read(size)
+    finally:
+        if file is not None:
+            file.close()
 
 
-def _json(sample: Sample, shards: Sequence[str]) -> Any:
-    content = _bytes(sample, "json", shards)
-    try:
-        return None if content is None else json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{sample.key}.json is not JSON ({error})") from error
+def _texts(samples: Sequence[Sample], extension: str, shards: Sequence[str]) -> list[int | str | None]:
+    out: list[int | str | None] = []
+    for content in _contents(samples, extension, shards):
+        text = None if content is None else content.decode("utf-8", "replace").strip()
+        try:
+            out.append(None if text is None else int(text))
+        except ValueError:
+            out.append(text)
+    return out
+
+
+def _records(samples: Sequence[Sample], shards: Sequence[str]) -> list[Any]:
+    out = []
+    for sample, content in zip(samples, _contents(samples, "json", shards), strict=True):
+        try:
+            out.append(None if content is None else json.loads(content))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{sample.key}.json is not JSON ({error})") from error
+    return out

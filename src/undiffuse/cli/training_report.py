@@ -1,0 +1,191 @@
+"""What `undiffuse train` prints before and after a training."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from undiffuse import checkpoints, recipes
+from undiffuse.cli.console import fields, table
+from undiffuse.cli.words import in_options
+from undiffuse.distributed import resolve_device
+from undiffuse.pipelines.grids import quoted
+from undiffuse.training import Outcome, Task, read_events
+from undiffuse.training.face import MODEL
+from undiffuse.training.plan import TrainPlan, disk_bytes
+from undiffuse.util.text import join_names, size_text
+
+FEW = 50  # held-out images below which an accuracy means little
+MODES = {1: "grey", 3: "RGB", 4: "RGBA"}
+
+
+def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) -> str:
+    """Returns what will happen, in a few lines."""
+    recipe, config, dataset = plan.recipe, plan.recipe.train, plan.dataset
+    device = resolve_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    net: Any = task.net
+    parameters = sum(p.numel() for p in net.parameters())
+    height, width, channels = dataset.shape
+    colours = MODES.get(channels, f"{channels} channels")
+    prepared = [f"{height}x{width} {colours}", "padded" if dataset.config.fit == "pad" else "cropped"]
+    prepared += ["randomly cropped"] if dataset.config.random_crop else []
+    prepared += ["mirrored at random"] if dataset.config.flip else ["not mirrored (--flip)"]
+    if dataset.config.patches:
+        prepared[1] = f"{dataset.config.patches} patches"
+    if dataset.config.value_range is not None:
+        prepared.append("values {:g}..{:g}".format(*dataset.config.value_range))
+    held = f"{len(plan.validation):,} others to validate" if plan.validation is not None else "none held out"
+    counts = {name: n for name, n in dataset.source.class_counts().items() if n}
+    named = join_names((f"{name} ({n:,})" for name, n in counts.items()), 6)
+    classes = f"{len(counts)} classes: {named}" if counts else "no labels"
+    if recipe.kind == "classifier":
+        noisy = "clean images only" if plan.request.clean else f"noisy images, {recipe.process.steps} levels"
+        what = f"classifier of {noisy}"
+    else:
+        kind = f"class-conditional, {task.labels_count} classes" if task.labels_count is not None else "unconditional"
+        kind += f" (label dropped for {100 * recipe.label_dropout:g} % of the images)" if recipe.label_dropout else ""
+        what = f"diffusion model, {kind}"
+    process = recipe.process
+    loss = ""
+    if recipe.objective is not None:
+        weighting = recipe.objective.weighting
+        loss = f", {recipe.objective.loss} loss" + ("" if weighting == "native" else f" weighted by {weighting}")
+        loss += "" if config.density == "uniform" else f", levels {config.density}"
+    newest = checkpoints.latest(plan.out)
+    state = f"resumes after {checkpoints.images_of(newest):,} images" if newest else "new"
+    total = config.total_images
+    count = f"{len(dataset):,} images" if len(dataset) else "a stream of images"
+    about = [dataset.source.where, f"{count}, {held}", classes, ", ".join(prepared)]
+    about += [in_options(remark) for remark in plan.remarks]
+    rows: list[tuple[str, object]] = [
+        ("data", "\n".join(about)),
+        ("recipe", f"{recipe.name} ({plan.why})"),
+        ("network", f"{what}, {parameters / 1e6:.2f} million parameters"),
+        ("starts from", None if init is None or newest else _beginning(init)),
+        ("process", f"{process.levels_text}, "
+                    + (f"predicts {process.target}, variance {process.variance}{loss}" if loss else "for guidance")),
+        ("training", f"{total:,} images in batches of {config.batch}{_reduced(plan)} "
+                     f"({total // config.batch:,} updates, {_epochs(total / len(dataset))} epochs)\n"
+                     f"learning rate {config.lr:g}, {config.precision}, "
+                     f"{f'{world_size} x ' if world_size > 1 else ''}{device.type}, seed {config.seed}"),
+        ("disk", _disk(plan, parameters)),
+        ("run", f"{plan.out} ({state})"),
+    ]  # fmt: skip
+    text = f"undiffuse {_command(plan)}\n{fields(rows)}"
+    if device.type == "cpu" and newest is None and parameters * height * width * total > 2e16:
+        text += "\n  On a CPU this takes days. For a first look"
+        if recipe.kind == "classifier":
+            text += ", add a smaller --size or fewer --images."
+        else:
+            where = quoted(f"{plan.out.as_posix()}-tiny")
+            data = f"{quoted(plan.request.data)}{_data_options(plan)}"
+            text += f":\n    undiffuse train {data} --recipe tiny --out {where}"
+    return text + "\n"
+
+
+def finish(plan: TrainPlan, outcome: Outcome) -> str:
+    """Returns which files there are now, and what to type next."""
+    path = plan.out / MODEL
+    manifest = checkpoints.read_manifest(path)
+    rows: list[tuple[str, object]] = [
+        ("model", f"{path} ({size_text(path.stat().st_size)}, weights {manifest.get('weights')})"),
+        ("checkpoint", f"{outcome.checkpoint} (to train on: --resume {quoted(plan.out.as_posix())} --images N)"),
+        ("loss curve", plan.out / "loss_curve.png"),
+    ]
+    parts = [f"\nComplete: {outcome.images:,} images, {outcome.steps:,} updates.", fields(rows)]
+    name = quoted(path.as_posix())
+    if plan.recipe.kind == "classifier":
+        accuracy = accuracy_table(plan.out, plan.recipe.process.steps)
+        parts += [accuracy] if accuracy else []
+        partner = quoted(plan.request.partner) if plan.request.partner else "MODEL"
+        parts.append(f"Guide with it:\n  undiffuse sample --model {partner} --classifier {name} --guidance 1")
+        return "\n".join(parts)
+    if (plan.out / "previews").is_dir():
+        parts[1] += f"\n  previews    {plan.out / 'previews'}"
+    low = " --low-res FOLDER" if plan.recipe.low_size is not None else ""
+    parts.append(f"Sample from it:\n  undiffuse sample --model {name}{low} --out samples-{quoted(plan.out.name)}")
+    return "\n".join(parts)
+
+
+def accuracy_table(run_dir: Path, steps: int) -> str | None:
+    """Returns the accuracy on validation images by noise level at the last validation; None if there was none."""
+    last = None
+    for record in read_events(run_dir / "metrics.jsonl"):
+        if record.get("kind") == "validation":
+            last = record
+    if last is None or "by_tenth" not in last:
+        return None
+    best = last["by_tenth"]
+    tenths = len(best["top1"])
+    rows = []
+    for k in range(tenths):
+        line: list[Any] = [f"{k * steps // tenths}..{(k + 1) * steps // tenths - 1}"]
+        for key in ("top1", "top5"):
+            if key in best:
+                line.append("-" if best[key][k] is None else f"{100 * best[key][k]:.1f}%")
+        rows.append(line)
+    rows.append(["all", *[f"{100 * last[key]:.1f}%" for key in ("top1", "top5") if key in last]])
+    head = ["noise level", "right", "in best five"][: len(rows[0])]
+    count = last["validation_images"]
+    title = f"Accuracy on {count:,} held-out images by noise level (0 is clean):"
+    text = f"\n{title}\n{table(rows, head, right=(1, 2), indent=2)}\n"
+    if count < FEW:  # evenly spread over the chain, so about a tenth on every line
+        each = max(1, round(count / tenths))
+        text += f"  About {each} a line: too few to compare lines. Hold out more images (--validation) for that.\n"
+    return text
+
+
+def _beginning(init: Mapping[str, Any]) -> str:
+    """What became of the weights of the model that a run starts from."""
+    tensors, numbers = init["loaded"]
+    taken = f"{numbers / 1e6:.2f} million in {tensors} tensors as they are"
+    lines = [f"{init['source']}, weights {init['weights']}: {taken}"]
+    lines += [f"adapted: {text}" for text in init["adapted"]]
+    lines += [f"new: {text}" for text in init["fresh"]]
+    lines += [f"left out: {text}" for text in init["dropped"]]
+    return "\n".join([*lines, *(f"note: {text}" for text in init["notes"])])
+
+
+def _command(plan: TrainPlan) -> str:
+    return "train-classifier" if plan.recipe.kind == "classifier" else "train"
+
+
+def _data_options(plan: TrainPlan) -> str:
+    """The options that say how the data is read, to be typed again."""
+    request = plan.request
+    parts = ["--on-broken skip"] if request.on_broken == "skip" else []
+    parts += [f"--on-tiny {request.on_tiny}"] if request.on_tiny != "upscale" else []
+    parts += [f"--labels {quoted(request.labels)}"] if request.labels != "auto" else []
+    parts += ["--unconditional"] if request.unconditional else []
+    parts += [f"--frames {request.frames}"] if request.frames != "first" else []
+    parts += [f"--layout {request.layout}"] if request.layout != "auto" else []
+    given = request.value_range
+    parts += [] if given is None else ["--range=" + (given if isinstance(given, str) else f"{given[0]:g},{given[1]:g}")]
+    parts += [f"--max-pixels {request.max_pixels}"] if request.max_pixels is not None else []
+    return "".join(f" {part}" for part in parts)
+
+
+def _disk(plan: TrainPlan, parameters: int) -> str:
+    """The disk space that the run will take, and a warning if there is less."""
+    one, everything = disk_bytes(parameters, plan.config)
+    text = f"about {size_text(everything)} in all, {size_text(one)} per checkpoint"
+    folder = next(path for path in (plan.out, *plan.out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    return text if free > everything else f"{text}; only {size_text(free)} are free"
+
+
+def _reduced(plan: TrainPlan) -> str:
+    """Says so where the recipe's batch was made smaller because there are fewer images."""
+    own = recipes.get(plan.recipe.name).train.batch
+    asked = plan.request.batch is not None or "train.batch" in plan.request.overrides
+    if asked or plan.recipe.train.batch >= own:
+        return ""
+    return f", not {own}, because there are only {len(plan.dataset):,}"
+
+
+def _epochs(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"

@@ -1,0 +1,68 @@
+"""Finds pictures by what tables and other folders call them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any
+
+from undiffuse.data.decoding import IMAGE_SUFFIXES
+
+__all__ = ["FileIndex"]
+
+_OTHER_SUFFIXES = (".dcm", ".dicom", ".nii", ".npy", ".heic", ".heif", ".svs", ".raw", ".fits")
+"""Endings that a table may name though the pictures were converted to others."""
+
+
+class FileIndex:
+    """Finds pictures by what a table calls them: a path, a bare name, either without its ending, or a number."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._exact = {name: i for i, name in enumerate(names)}
+        folders = {name.rpartition("/")[0].partition("/")[0] for name in names}
+        self.wrap = f"{next(iter(folders))}/" if len(folders) == 1 and "" not in folders else ""
+
+    @cached_property
+    def _forms(self) -> dict[str, int]:
+        """Other forms of the names; -1 for one that several pictures have."""
+        forms: dict[str, int] = {}
+        for i, name in enumerate(self._names):
+            path = PurePosixPath(name)
+            whole = name[: len(name) - len(path.suffix)]
+            for form in {name[len(self.wrap) :], whole, whole[len(self.wrap) :], path.name, path.stem}:
+                forms[form] = -1 if forms.get(form, i) != i else i
+        return forms
+
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        """Pictures whose names are numbers, with or without leading zeros; empty if not all are."""
+        stems = [PurePosixPath(name).stem for name in self._names]
+        numbers = {int(stem): i for i, stem in enumerate(stems) if stem.isdecimal() and len(stem) < 19}
+        return numbers if len(numbers) == len(stems) else {}
+
+    def find(self, cell: Any, by_number: bool = True) -> int | None:
+        """The number of the picture that a cell names; None if it names none, or several.
+
+        With `by_number`, 7 names "0007.png" where all pictures are named by numbers.
+        """
+        if isinstance(cell, bool) or not isinstance(cell, (str, int)):
+            return None
+        if isinstance(cell, int):
+            named = self._forms.get(str(cell), -1)
+            return named if named >= 0 else self._numbers.get(cell) if by_number else None
+        path = PurePosixPath(cell.strip().replace("\\", "/")).as_posix()
+        if path in self._exact:
+            return self._exact[path]
+        parts = path.split("/")
+        for k in range(len(parts)):  # a table may be written from further up
+            rest = "/".join(parts[k:])
+            found = self._exact.get(rest, self._forms.get(rest, -1) if k == 0 or k + 1 < len(parts) else -1)
+            if found >= 0:
+                return found
+        suffix = PurePosixPath(path).suffix
+        if suffix.lower() in IMAGE_SUFFIXES or suffix.lower() in _OTHER_SUFFIXES:
+            found = self._forms.get(path[: len(path) - len(suffix)], -1)
+            return found if found >= 0 else None
+        return self._numbers.get(int(path)) if by_number and path.isdecimal() and len(path) < 19 else None

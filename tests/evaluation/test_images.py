@@ -1,0 +1,158 @@
+"""Sets of images: what may be evaluated, how it is prepared, and what is refused or warned of."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from support.evaluation_sets import images, save_folder, save_npz
+from undiffuse.data import BrokenImageError
+from undiffuse.evaluation import MadeImages, open_images
+from undiffuse.metrics import MetricError
+from undiffuse.pictures.writer import SampleWriter
+
+
+def test_folder_zip_and_npz_of_the_same_pictures_are_the_same_set(tmp_path: Path) -> None:
+    pictures = images(7)
+    folder = save_folder(tmp_path / "a", pictures)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, file.name)
+    npz = save_npz(tmp_path / "a.npz", pictures)
+    for place in (folder, tmp_path / "a.zip", npz):
+        found = open_images(place)
+        assert found.shape == (8, 8, 3)
+        assert len(found) == 7
+        assert np.array_equal(found.batch(2, 6).numpy(), pictures[2:6])
+
+
+def test_an_uncompressed_npz_is_mapped_and_a_compressed_one_read(tmp_path: Path) -> None:
+    pictures = images(5)
+    np.savez_compressed(tmp_path / "c.npz", arr_0=pictures)
+    found = open_images(save_npz(tmp_path / "s.npz", pictures))
+    assert isinstance(found.dataset.source.images, np.memmap)  # type: ignore[attr-defined]
+    assert torch.equal(found.batch(0, 5), open_images(tmp_path / "c.npz").batch(0, 5))
+
+
+def test_grey_pictures_stay_grey_and_sizes_are_prepared_only_when_asked(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "g", images(3, channels=1))
+    assert open_images(folder).shape == (8, 8, 1)
+    assert open_images(folder, size=12, fit="pad").shape == (12, 12, 1)
+    assert open_images(folder, channels=3).shape == (8, 8, 3)
+    assert open_images(folder).about["preparation"] == "as stored"
+    assert "12x12x1" in open_images(folder, size=12, fit="pad").about["preparation"]
+
+
+def test_sizes_that_differ_are_refused_by_name(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "m", images(2))
+    Image.new("RGB", (9, 8)).save(folder / "odd.png")
+    with pytest.raises(ValueError, match=r"^size: .*0000\.png is 8x8, odd\.png is 9x8"):
+        open_images(folder)
+    assert open_images(folder, size=8).shape == (8, 8, 3)
+
+
+def test_lossy_transparent_and_unbalanced_sets_are_warned_of(tmp_path: Path) -> None:
+    jpeg = save_folder(tmp_path / "j", images(3), ".jpg")
+    assert any("3 of 3 images are stored lossily" in text for text in open_images(jpeg).warnings)
+    clear = tmp_path / "t"
+    clear.mkdir()
+    Image.new("RGBA", (8, 8), (255, 0, 0, 128)).save(clear / "a.png")
+    assert any("transparency" in text for text in open_images(clear).warnings)
+    uneven = save_folder(tmp_path / "u", images(5), labels=["x", "x", "x", "x", "y"])
+    assert any("1 to 4 images" in text for text in open_images(uneven).warnings)
+    assert open_images(save_folder(tmp_path / "ok", images(4), labels=["x", "x", "y", "y"])).warnings == []
+
+
+def test_counts_are_evenly_spaced_or_the_first(tmp_path: Path) -> None:
+    pictures = images(10)
+    npz = save_npz(tmp_path / "n.npz", pictures)
+    assert np.array_equal(open_images(npz, count=5).batch(0, 5).numpy(), pictures[::2])
+    assert np.array_equal(open_images(npz, count=3, first=True).batch(0, 3).numpy(), pictures[:3])
+    with pytest.raises(MetricError, match="has 10 images, fewer than the 11 to take"):
+        open_images(npz, count=11)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"arr_0": np.zeros((4, 8, 8, 3), np.float32)}, "float32"),
+        ({"arr_0": np.zeros((4, 3, 8, 8), np.uint8)}, r"\[N, C, H, W\]"),
+        ({"arr_0": np.zeros((4, 8, 8, 3), np.int64)}, "int64"),
+        ({"images": np.zeros((4, 8, 8, 3), np.uint8)}, "arr_0"),
+        ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, "no images"),
+    ],
+)  # fmt: skip
+def test_arrays_that_are_no_images_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        open_images(tmp_path / "bad.npz")
+
+
+def test_pickled_and_truncated_arrays_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "p.npz", arr_0=np.array([object()], dtype=object))
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_images(tmp_path / "p.npz")
+    whole = save_npz(tmp_path / "w.npz", images(9)).read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cut short"):
+        open_images(tmp_path / "cut.npz")
+
+
+def test_a_broken_picture_is_named_when_it_is_read(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "b", images(4, size=32))
+    data = (folder / "0002.png").read_bytes()
+    (folder / "0002.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises((BrokenImageError, ValueError), match=r"0002\.png"):
+        open_images(folder).batch(0, 4)
+
+
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_the_output_of_sample_is_read_without_its_grid_and_with_its_record(tmp_path: Path, form: str) -> None:
+    pictures = images(6, channels=1)
+    run = {"command": "sample", "seed": 3, "solver": "ddim", "steps": "10"}
+    writer = SampleWriter(tmp_path / "s", form, run=run, label_names=["x", "y"])  # type: ignore[arg-type]
+    writer.write(list(range(6)), torch.from_numpy(pictures), [i % 2 for i in range(6)])
+    writer.finish(6)
+    Image.new("RGB", (99, 99)).save(tmp_path / "s" / "grid.png")
+    found = open_images(tmp_path / "s")
+    assert np.array_equal(found.batch(0, 6).numpy(), pictures)
+    assert found.about["record"]["solver"] == "ddim"
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_a_sampling_folder_without_samples_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"command": "sample"}))
+    with pytest.raises(MetricError, match="no samples"):
+        open_images(tmp_path)
+
+
+def test_made_images_are_made_in_batches_and_known_before_they_exist() -> None:
+    asked: list[list[int]] = []
+
+    def make(numbers: list[int]) -> torch.Tensor:
+        asked.append(numbers)
+        return torch.tensor(numbers, dtype=torch.uint8)[:, None, None, None].expand(-1, 2, 2, 1)
+
+    def made(seed: int) -> MadeImages:
+        return MadeImages(make, 10, (2, 2, 1), where="m", identity={"seed": seed}, batch=4)
+
+    assert made(0).batch(1, 8)[:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert asked == [[1, 2, 3, 4], [5, 6, 7]]
+    assert made(0).key(0, 4) == made(0).key(0, 4)
+    assert len({made(0).key(0, 4), made(1).key(0, 4), made(0).key(0, 5), made(0).key(4, 8)}) == 4
+    with pytest.raises(MetricError, match="at least one"):
+        MadeImages(make, 0, (2, 2, 1), where="m", identity={})
+
+
+def test_pixels_of_zero_and_one_are_images_in_another_range(tmp_path: Path) -> None:
+    binary = save_npz(tmp_path / "b.npz", images(4) // 200)
+    with pytest.raises(MetricError, match=r"are 0 or 1.*expected uint8 in 0\.\.255"):
+        open_images(binary).batch(0, 4)
+    assert open_images(save_npz(tmp_path / "one.npz", np.zeros((1, 8, 8, 3), np.uint8))).batch(0, 1).sum() == 0
