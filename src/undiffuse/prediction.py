@@ -296,7 +296,7 @@ class Prediction:
         if not self.guides:
             return self
         if any(guide.at != "x_t" for guide in self.guides):
-            raise ValueError("at='mean' requires ancestral sampling; use at='x_t' with this sampler")
+            raise ValueError("guidance at the mean requires ancestral sampling; use at='x_t' with this sampler")
         gradient = sum(guide.gradient(self.x, self.level) for guide in self.guides)
         alpha, sigma = self.level.alpha, self.level.sigma
         # Pure noise carries no information about x0, so neither does a gradient with respect to x.

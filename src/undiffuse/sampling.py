@@ -66,7 +66,7 @@ def sample(
     check_path(denoiser, path, cond)
     x = noise.normal(shape, step=0, purpose="x_T", device=device) if x_T is None else x_T.to(device)
     if len(noise) != len(x) or tuple(x.shape[1:]) != tuple(shape):
-        raise ValueError(f"x_T has shape {list(x.shape)}; expected {[len(noise), *shape]}, as `noise` and `shape` say")
+        raise ValueError(f"x_T has shape {list(x.shape)}; expected {[len(noise), *shape]} to match `noise` and `shape`")
     state = solver.init(x, path)
     nfe = 0
 

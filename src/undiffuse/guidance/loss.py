@@ -25,7 +25,7 @@ class LossGuidance(GradientGuidance):
             keywords. The loss of an image must not depend on other images of the batch.
         scale: s: 0 is no guidance; 1 guides to p(x) exp(-loss), to the extent that the denoised image represents all
             clean images that x_t may come from (exact for a linear loss of Gaussian data).
-        conditions: Names of the conditions that the loss takes, for example a target; the network need not know them.
+        conditions: Names of the conditions that the loss takes, for example a target; the network need not accept them.
         normalize: Whether every image's gradient is scaled so that it moves the predicted noise by s (root mean
             square).
         schedule: See `Guided`.
