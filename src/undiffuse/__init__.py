@@ -26,7 +26,7 @@ _NAMES = {
     "load_classifier": "undiffuse.models",
     "load_diffusion": "undiffuse.models",
     "load_model": "undiffuse.models",
-    "register_metric": "undiffuse.metrics",
+    "register_metric": "undiffuse.evaluation",
     "register_network": "undiffuse.nets",
     "register_solver": "undiffuse.solvers",
     "save_model": "undiffuse.models",

@@ -23,7 +23,7 @@ from undiffuse.nets.protocol import NetworkSpec, describe, memory_format
 from undiffuse.nets.runner import is_consumed, prepare_for_inference, weights_version
 
 # How images are prepared for a model: what other images need to be treated like those it was trained on.
-_PREPARATION = ("size", "channels", "fit", "pad_value", "background")
+_PREPARATION = ("size", "channels", "fit", "pad_value", "background", "value_range")
 
 SHIPPED = ("fashion-mnist-32", "fashion-mnist-32-classifier", "fashion-mnist-32-judge")
 
@@ -118,6 +118,12 @@ class _Model:
     def preparation(self) -> Mapping[str, Any]:
         """How the training images were prepared: "size", "channels", "fit", "pad_value", "background"; may be empty."""
         return (self.manifest.get("data") or {}).get("config") or {}
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """(low, high) of the units of the training images, for `undiffuse.pixels.to_units`; None for 8-bit levels."""
+        found = self.preparation.get("value_range")
+        return None if found is None else (float(found[0]), float(found[1]))
 
     def label_name(self, index: int) -> str:
         """Return the name of a class, its number if it has none."""

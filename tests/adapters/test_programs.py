@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
 import test_ddp_weights as ddp
 import test_edm_weights as nvidia
+import torch
+from test_openai_args import FLAGS, LONG, right
+
 from support.cli_runs import write_model
 from support.foreign_files import DIFFUSION, weights_of, write
-from test_openai_args import FLAGS, LONG, right
 from tests.adapters.test_diffusers_folders import SETTINGS, holds, pipeline
 from tests.adapters.test_export_images import table
 from tests.adapters.test_foreign_files import SMALL, ddpm_weights

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from undiffuse.cli.planning import make_plan
 
 from support.cli_runs import call
 from support.formats_made import COUNT, GREY, X, Y, write_pngs
 from undiffuse.cli.parser import build_parser
+from undiffuse.cli.train import request_of
 from undiffuse.cli.words import in_options
+from undiffuse.data import ImageDataset
+from undiffuse.training.plan import TrainPlan, plan
 
 
 def inspected(capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -26,9 +28,14 @@ def commands(told: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in told.splitlines() if line.startswith("  undiffuse ")]
 
 
+def planned(command: list[str]) -> TrainPlan:
+    """What a command that `inspect` printed will do."""
+    return plan(request_of(build_parser().parse_args(command)))
+
+
 def remarks(command: list[str]) -> str:
     """What `train` will say of the data, by a command that `inspect` printed."""
-    return "\n".join(make_plan(build_parser().parse_args([*command, "--out", "/nowhere"])).remarks)
+    return in_options("\n".join(planned(command).remarks))
 
 
 def agree(told: str) -> None:
@@ -47,8 +54,9 @@ def test_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "recognised   folder of images" in told and "classes      2: cat (4), dog (4)" in told
     assert "parts not opened: val (4 images)" in told
     assert f"--validation {tmp_path / 'data'}:val" in told
-    plan = make_plan(build_parser().parse_args(commands(told)[0]))
-    assert len(plan.dataset) == 8 and plan.validation is not None and len(plan.validation) == 4
+    made = planned(commands(told)[0])
+    assert isinstance(made.dataset, ImageDataset) and len(made.dataset) == 8
+    assert made.validation is not None and len(made.validation) == 4
     agree(told)
     assert "images       4" in inspected(capsys, f"{tmp_path / 'data'}:val")
 
@@ -95,7 +103,7 @@ def test_vectors_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     np.savez(tmp_path / "v.npz", x=X, y=np.linspace(0, 1, COUNT * 2).reshape(COUNT, 2))
     told = inspected(capsys, tmp_path / "v.npz")
     assert "none; a vector of 2 numbers for each image" in told
-    assert "the vectors are not used" in remarks(commands(told)[0])
+    assert "the numbers are not used" in remarks(commands(told)[0])
 
 
 def test_pictures_without_a_label_are_left_out_by_the_command_that_is_printed(

@@ -98,8 +98,8 @@ def test_data_and_the_command_to_type(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "grey (6)" in told
     assert "3: left (2), right (2), top (3)" in told
     assert "1: top/bad.png" in told
-    assert f'undiffuse train "{images}" --on-broken skip --size 8x16' in told
-    assert "The images are not square" in told
+    assert f'undiffuse train "{images}" --on-broken skip' in told
+    assert "The images are not square: they are trained at 8x16" in told
     assert re.search(r"tiny +none", told)
     assert "train-classifier" in told
     assert call("inspect", images, "--count", 1) == 0

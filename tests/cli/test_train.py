@@ -166,7 +166,7 @@ def test_size_channels_and_batch_follow_from_the_data(tmp_path: Path) -> None:
     told = summary(made, made.build_task())
     assert "in batches of 4 (2 updates" in told
     assert "tiny" not in told
-    assert (big.dataset.shape, big.recipe.name, big.recipe.train.batch) == ((64, 64, 3), "general-64", 4)
+    assert (big.dataset.shape, big.recipe.name, big.recipe.train.batch) == ((64, 80, 3), "general-64", 4)
     assert (small.dataset.shape, small.recipe.name, small.recipe.train.batch) == ((32, 32, 1), "general-32", 64)
     assert small.dataset.config.fit == "pad"  # 28 -> 32 needs no enlarging
     assert big.dataset.config.fit == "crop"

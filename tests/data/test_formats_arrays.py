@@ -126,6 +126,16 @@ def test_npy_with_labels_beside_it(tmp_path: Path) -> None:
         open_data(tmp_path / "short.npy")
 
 
+def test_kmnist_has_its_labels_in_other_files(tmp_path: Path) -> None:
+    for part, chosen in (("train", slice(0, 8)), ("test", slice(8, 12))):
+        np.savez_compressed(tmp_path / f"kmnist-{part}-imgs.npz", GREY[chosen])
+        np.savez_compressed(tmp_path / f"kmnist-{part}-labels.npz", Y[chosen].astype(np.uint8))
+    check(open_data(tmp_path / "kmnist-train-imgs.npz"), GREY[:8], Y[:8])
+    source = open_data(tmp_path)
+    check(source, GREY[:8], Y[:8])
+    assert source.held_out == {"test": 4}
+
+
 def test_downsampled_imagenet_becomes_names(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     planes = images.transpose(0, 3, 1, 2).reshape(6, -1)

@@ -217,6 +217,9 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "py", tmp_path / "py" / "data_batch_1"):
         with pytest.raises(ValueError, match="pickles.*binary version"):
             open_data(path)
+    (tmp_path / "train_data_batch_1").write_bytes(b"\x80\x03boom")
+    with pytest.raises(ValueError, match="downsampled ImageNet.*npz version"):
+        open_data(tmp_path / "train_data_batch_1")
     (tmp_path / "x.pkl").write_bytes(b"\x80\x04boom")
     with pytest.raises(ValueError, match="is a pickle.*npz"):
         open_data(tmp_path / "x.pkl")

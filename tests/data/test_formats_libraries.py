@@ -138,6 +138,10 @@ def test_hdf5(tmp_path: Path, planes: bool) -> None:
     source = open_data(tmp_path / "a.h5")
     check(source, names=NAMES)
     assert source.format == "HDF5" and np.array_equal(pixels(pickle.loads(pickle.dumps(source))), X)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.h5").rename(tmp_path / "folder" / "a.h5")
+    with pytest.raises(ValueError, match=r"files ending in .h5. Give one of its files, as in .*a.h5 \(HDF5\)"):
+        open_data(tmp_path / "folder")
     with h5py.File(tmp_path / "b.hdf5", "w") as file:
         file["train/x"], file["train/y"], file["test/x"], file["test/y"] = stored[:8], Y[:8], stored[8:], Y[8:]
     source = open_data(tmp_path / "b.hdf5")
@@ -265,6 +269,8 @@ def test_ome_tiff_keeps_all_its_channels(tmp_path: Path) -> None:
     source = open_data(tmp_path / "a.ome.tif")
     assert source.format == "OME-TIFF" and np.array_equal(pixels(source), X.astype(np.uint16) * 257)
     assert any("3 channels: DAPI, GFP, RFP" in note for note in source.notes)
+    tifffile.imwrite(tmp_path / "c.tif", planes, metadata=metadata, ome=True)
+    assert open_data(tmp_path / "c.tif").format == "OME-TIFF"
     tifffile.imwrite(tmp_path / "b.ome.tif", GREY[:1], metadata={"axes": "TYX"})
     assert np.array_equal(pixels(open_data(tmp_path / "b.ome.tif")), GREY[:1])
 

@@ -288,11 +288,16 @@ def test_a_large_shard_is_indexed_and_changes_are_noticed(tmp_path: Path, monkey
     path = tar(tmp_path / "a.tar", samples(range(COUNT), cls=cls))
     check(open_data(path))
     opened = []
-    monkeypatch.setattr(
-        webdataset, "open_shard", lambda shard, way=webdataset.open_shard: opened.append(shard) or way(shard)
-    )
+    monkeypatch.setattr(tarfile, "open", lambda *a, way=tarfile.open, **k: opened.append(1) or way(*a, **k))
     check(open_data(path))
     assert not opened
     tar(path, samples(range(6, COUNT), cls=cls))
     check(open_data(path), X[6:], Y[6:])
     assert opened
+
+
+def test_a_tar_of_another_format_is_to_be_unpacked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no images.*\.bin \(1\).*Unpack it first \(tar -xf"):
+        open_data(tar(tmp_path / "cifar-10-binary.tar", {"cifar-10-batches-bin/data_batch_1.bin": b"x"}))
+    with pytest.raises(ValueError, match="Unpack it first"):
+        open_data(tar(tmp_path / "cifar-10-python.tar", {"cifar-10-batches-py/data_batch_1": b"\x80\x04"}))

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from undiffuse.data import DataConfig, ImageDataset, open_data, prepare, scan
+from undiffuse.data.array_source import ArraySource
 from undiffuse.data.channels import check_value_range, to_levels
 from undiffuse.data.decoding import Planes, decode, describe, read_header
 from undiffuse.data.patches import TiledSource
 from undiffuse.data.ranges import declared_for, find_value_range
-from undiffuse.data.sources import ArraySource
 from undiffuse.pictures import save_image
 from undiffuse.pixels import from_pixels, from_uint8, to_units
 

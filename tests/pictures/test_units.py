@@ -12,12 +12,14 @@ from PIL import Image
 from undiffuse.pictures import (
     SampleWriter,
     claim_output,
+    draw_grid,
     foreign_files,
     load_image,
     preview,
     read_samples,
     sample_files,
     save_image,
+    tile,
 )
 from undiffuse.pixels import to_units
 
@@ -124,3 +126,10 @@ def test_folders_of_somebody_else_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="is a file"):
         claim_output(tmp_path / "file")
+
+
+def test_grids_show_many_channels_by_their_first(tmp_path: Path) -> None:
+    images = RNG.integers(0, 256, (4, 8, 8, 5), dtype=np.uint8)
+    assert np.array_equal(np.asarray(tile(images)), np.asarray(tile(images[..., :3])))
+    assert np.array_equal(np.asarray(draw_grid(images)), np.asarray(draw_grid(images[..., :3])))
+    assert np.array_equal(np.asarray(draw_grid(images[..., :2])), np.asarray(draw_grid(images[..., :1])))

@@ -36,10 +36,12 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_remarks_name_what_is_left_out_and_what_is_enlarged(photos: Path) -> None:
-    left, enlarged = plan(photos, size=32, on_broken="skip").remarks
+    left, enlarged, cropped = plan(photos, size=32, on_broken="skip").remarks
     assert left.startswith("left out 1 image: bad.png (")
     assert enlarged.startswith("1 image is smaller than 32x32 (height x width) and enlarged: small.png (20x40).")
+    assert cropped.startswith("1 image is cropped by more than 10 % to the shape 32x32: of 20x40 (height x width), 50")
     (photos / "bad.png").unlink()
+    (photos / "small.png").unlink()
     assert plan(photos, size=16).remarks == []
 
 
@@ -115,7 +117,7 @@ def test_width_makes_a_network_of_another_size(recipe: str | None) -> None:
         ({"recipe": "general-32-classifier"}, "^recipe: general-32-classifier is for a classifier: use kind='class"),
         ({"overrides": {"train.lr": "fast"}}, "^train.lr: expected a number"),
         ({"images": 5, "steps": 5}, "^steps: the length of the run is given by images"),
-        ({"channels": 2}, "^channels: expected 1"),
+        ({"channels": 0}, "^channels: expected 1"),
         ({"kind": "text"}, "^kind: expected diffusion or classifier"),
         ({"unconditional": True, "label_dropout": 0.1}, "^label_dropout: an unconditional model"),
     ],

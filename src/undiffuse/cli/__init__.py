@@ -19,7 +19,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from undiffuse.cli.console import fail
 from undiffuse.cli.options import settle
 from undiffuse.cli.parser import COMMANDS, build_parser
 from undiffuse.cli.words import in_options
@@ -33,9 +32,10 @@ MISTAKE = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line given in `argv` (default: the process's own); returns the exit status."""
-    parser = build_parser()
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(words)
     try:
-        args = parser.parse_args(argv)
+        args = parser.parse_args(words)
     except SystemExit as stop:  # help was shown, or a mistake was told
         return int(stop.code or 0)
     if args.command is None:
@@ -61,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         fail(_message(error, getattr(body, "OPTION_NAMES", {})))
         return known
+
+
+def fail(text: str, prefix: str = "error: ") -> None:
+    """Prints an error on stderr; `console` is imported for this alone, since help does without it."""
+    from undiffuse.cli import console
+
+    console.fail(text, prefix)
 
 
 def _imported(*modules: str) -> list[Any]:

@@ -25,8 +25,8 @@ def describe_data(args: argparse.Namespace) -> str:
     """Sizes, formats, classes, broken and tiny files, and the command to train on them."""
     opening = containers.opening(args, args.what)
     found: Any = {**opening, "value_range": opening["value_range"] or "found"}
-    look = DataProbe(open_data(args.what, labels=args.labels, on_broken="skip", check="none", **found))
-    source = look.source
+    source = open_data(args.what, labels=args.labels, on_broken="skip", check="none", **found)
+    look = DataProbe(source, opening["value_range"])
     limit = None if args.count is None else min(args.count, len(source))
     # Prepared as a training would, to tell which images are smaller than that.
     size = look.whole_size or look.size
@@ -86,7 +86,7 @@ def _advice(args: argparse.Namespace, look: DataProbe, summary: DataSummary) -> 
         notes.append(f"There is transparency{every}: it is laid over white unless --channels 4 keeps it (alpha).")
     whole = look.whole_size
     if whole is not None:
-        notes.append("The images are not square: without --size a square is cut out of their middle.")
+        notes.append(f"The images are not square: they are trained at {whole[0]}x{whole[1]} (height x width).")
     elif any(max(pair) > 1.1 * min(pair) for pair in summary.sizes):
         notes.append("Not all images are square: a square is cut out of their middle (--fit pad keeps all of it).")
     present = [n for n in counts.values() if n]
@@ -105,7 +105,6 @@ def _advice(args: argparse.Namespace, look: DataProbe, summary: DataSummary) -> 
     options += containers.as_typed(args)
     if look.source.undeclared and not isinstance(args.value_range, tuple) and look.source.found_range is not None:
         options += " --range={:g},{:g}".format(*look.source.found_range)
-    options += f" --size {whole[0]}x{whole[1]}" if whole is not None else ""
     options += " --unconditional" if len(counts) == 1 else ""
     lines = [f"  {note}" for note in notes]
     held = next((name for name in look.source.held_out if part_of(name) in ("validation", "test")), None)

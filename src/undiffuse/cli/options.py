@@ -19,6 +19,11 @@ from undiffuse.solvers.registry import SOLVERS
 
 SHIPPED = "fashion-mnist-32"
 SHIPPED_CLASSIFIER = "fashion-mnist-32-classifier"
+DATA = """
+
+DATA is a folder of images, a .zip of one, a file or folder in another format (npz, WebDataset tars, parquet, LMDB,
+HDF5, TFRecord, CIFAR, ...: docs/formats.md), or a known name (fashion-mnist, fashion-mnist:test). DATA:test is a part
+of data that has several. Labels come from the format, sub-folders, file-name prefixes or a table."""
 LABELS = "auto (default), none, folder, prefix, or a CSV, TSV or JSONL table"
 
 

@@ -44,13 +44,6 @@ NAMES = {
 }  # fmt: skip
 """Names of options for the arguments that are not called alike."""
 
-DATA = """
-
-DATA is a folder of images, a .zip of one, a file or folder in another format (npz, WebDataset tars, parquet, LMDB,
-HDF5, TFRecord, CIFAR, ...: docs/formats.md), or a known name (fashion-mnist, fashion-mnist:test). DATA:test is a part
-of data that has several. Labels come from the format, sub-folders, file-name prefixes or a table."""
-
-
 @contextmanager
 def naming_options(**names: str) -> Iterator[None]:
     """Puts the names of options in the place of the library's arguments in errors.
@@ -90,7 +83,7 @@ def train(add: Any, commands: Any) -> None:
         f"""\
 Trains a diffusion model; with labels it is class-conditional. Writes checkpoints, previews, a loss curve and at the end
 model.safetensors into the run folder. The same command again, or --resume RUN, resumes a stopped run. Started by
-torchrun, it trains on several devices.{DATA}""",
+torchrun, it trains on several devices.{options.DATA}""",
     )
     what, data = _training(parser)
     labelled = what.add_mutually_exclusive_group()
@@ -107,7 +100,7 @@ def train_classifier(add: Any, commands: Any) -> None:
     parser = add(commands, "train-classifier", "DATA | --resume RUN ", f"""\
 Trains a classifier of noisy images, which guides sampling (`undiffuse sample --classifier`), and prints its accuracy by
 noise level. The same command again, or --resume RUN, resumes a stopped run. Started by torchrun, it trains on several
-devices.{DATA}""", module="train")  # fmt: skip
+devices.{options.DATA}""", module="train")  # fmt: skip
     what, data = _training(parser)
     partner = "diffusion model that the classifier will guide; its size, noise levels and classes are taken"
     what.add_argument("--for", dest="partner", metavar="MODEL", help=partner)

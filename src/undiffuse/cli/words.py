@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 _WORDS = re.compile(
-    r'\b(on_broken|on_tiny|labels|frames|layout|fit|patches)="([^"]*)"(?:( or )"([^"]*)")?'
-    r"|\bvalue_range=\(([^,()]+), ([^,()]+)\)|\bmax_pixels=(\d+)"
+    r'\b(on_broken|on_tiny|labels|frames|layout|fit|patches|grey)=["\']([^"\']*)["\'](?:( or )"([^"]*)")?'
+    r"|\bvalue_range=\(([^,()]+), ([^,()]+)\)|\b(max_pixels|channels)=(\d+)(?=[^:\d]|:?$)"
 )
 
 
@@ -17,8 +17,9 @@ def in_options(text: str) -> str:
         if found[5] is not None:
             return f"--range {found[5].upper()},{found[6].upper()}"
         if found[7] is not None:
-            return f"--max-pixels {found[7]}"
+            return f"--{found[7].replace('_', '-')} {found[8]}"
         name = f"--{found[1].replace('_', '-')}"
-        return f"{name} {found[2]}" + (f"{found[3]}{name} {found[4]}" if found[3] else "")
+        value = f'"{found[2]}"' if " " in found[2] else found[2]
+        return f"{name} {value}" + (f"{found[3]}{name} {found[4]}" if found[3] else "")
 
     return _WORDS.sub(option, text)

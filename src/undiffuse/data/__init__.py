@@ -7,6 +7,7 @@ function of (seed, position).
 
 from __future__ import annotations
 
+from undiffuse.data.array_source import ArraySource
 from undiffuse.data.batches import Batch, batches, pass_once
 from undiffuse.data.convert import Converted, convert
 from undiffuse.data.dataset import DataConfig, Example, ImageDataset, check_trainable
@@ -16,15 +17,7 @@ from undiffuse.data.images import prepare, size_pair, to_mode
 from undiffuse.data.opening import IMAGE_SUFFIXES, NAMED_SETS, open_data
 from undiffuse.data.order import epoch_of, index_at, indices_at, permutation, uniforms
 from undiffuse.data.screening import find_flaws, screen
-from undiffuse.data.sources import (
-    ArraySource,
-    BrokenImageError,
-    Excluded,
-    FolderSource,
-    Source,
-    SubsetSource,
-    ZipSource,
-)
+from undiffuse.data.sources import BrokenImageError, Excluded, FolderSource, Source, SubsetSource, ZipSource
 from undiffuse.data.split import Split, split
 from undiffuse.data.summary import DataSummary, scan
 

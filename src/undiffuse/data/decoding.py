@@ -7,7 +7,6 @@ TIFF files in which white is zero. Pillow's guard against decompression bombs is
 
 from __future__ import annotations
 
-import io
 import struct
 from dataclasses import dataclass, replace
 from typing import IO, Any
@@ -227,8 +226,8 @@ def _rawmode(image: Image.Image) -> str:
     return arguments if isinstance(arguments, str) else ""
 
 
-def _sixteen_bits(file: IO[bytes], image: Image.Image, rawmode: str, max_pixels: int) -> NDArray[np.uint16]:
-    """All 16 bits [H, W, C] of a picture that Pillow reads with 8, by decoding the high and the low bytes in turn."""
+def _sixteen_bits(file: IO[bytes], image: Image.Image, rawmode: str, max_pixels: int) -> NDArray[Any]:
+    """uint16 [H, W, C] of a picture that Pillow reads with 8 bits: the high and the low bytes are decoded in turn."""
     if rawmode == "LA;16B":  # two channels of two bytes have the layout of four channels of one byte
         bytes_ = _decoded(image, "RGBA").astype(np.uint16)
         return (bytes_[..., 0::2] << 8) | bytes_[..., 1::2]
@@ -294,8 +293,3 @@ def _turned(values: NDArray[Any], orientation: int) -> NDArray[Any]:
     if orientation in (3, 4, 7, 8):
         values = values[::-1]
     return values
-
-
-def decode_bytes(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
-    """`decode` of a file in memory."""
-    return decode(io.BytesIO(data), max_pixels)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from undiffuse.data.sources import ArraySource
+from undiffuse.data.array_source import ArraySource
 from undiffuse.downloads import cache_dir, fetch
 
 __all__ = ["FASHION_CLASSES", "fashion_mnist"]

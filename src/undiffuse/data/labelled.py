@@ -102,7 +102,7 @@ def label_files(
             return source
         _require(values, names, "a sub-folder named after its class, as in cat/0012.png", source.where, complain)
     return _with_classes(source, values, f"{source.where} (labels: {how})", label_names,
-                         "classes from the names of " + ("files" if how == "prefix" else "folders"))  # fmt: skip
+                         "classes from the names of files" if how == "prefix" else "")  # fmt: skip
 
 
 def _all_but_absent(complain: Complain, notes: list[str], text: str) -> None:
@@ -127,7 +127,7 @@ def _with_classes(
     texts = translated(texts, label_names)
     excluded = _unlabelled(source, values, why or {})
     labelled = source.labelled(keep, apply_table(texts, classes, where), classes, excluded)
-    labelled.notes.append(note)
+    labelled.notes += [note] if note else []
     return labelled
 
 

@@ -95,8 +95,8 @@ def interpret(
         chosen = _label_columns(table, columns, rows, others, header is not None)
     result = _read(table, names, index, rows, lines, columns, file_column, chosen, bool(spec.label_columns))
     if held and result.absent:
-        others = FileIndex(list(held))
-        result.absent = [file for file in result.absent if others.find(file) is None]
+        elsewhere = FileIndex(list(held))
+        result.absent = [file for file in result.absent if elsewhere.find(file) is None]
     matched = sum(value is not None for value in result.values)
     shown = [f"column {columns[k]!r}" if header is not None else columns[k] for k in (file_column, *chosen[:1])]
     labels = shown[1] if len(chosen) == 1 else f"columns {join_names((columns[k] for k in chosen), 6)}"

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from undiffuse.data.array_source import ArraySource
 from undiffuse.data.dataset import ImageDataset
 from undiffuse.data.labels import apply_table
-from undiffuse.data.sources import ArraySource, Source
+from undiffuse.data.sources import Source
 from undiffuse.data.torch_dataset import StreamDataset, TorchSource, is_map_style, is_stream
 from undiffuse.data.torch_items import ValueRange
 from undiffuse.util.errors import ConfigError

@@ -108,7 +108,7 @@ class DataSummary:
             beyond = low < min(declared) or high > max(declared)
             told = "; values beyond are clipped" if beyond else ""
             return f"{name}, {low:g}..{high:g}: value_range=({declared[0]:g}, {declared[1]:g}) is black and white{told}"
-        if ";16" not in mode:
+        if ";16" not in mode and not mode.endswith("uint16"):
             return f"{name}, {low:g}..{high:g}"
         text = f"{name}, {low:g}..{high:g}: the brightest becomes {round(high / 257)} of 255"
         if high >= _DARK:
@@ -125,9 +125,10 @@ class DataSummary:
             return []
         count, worst = sum(self.sizes[size] for size in lossy), min(lossy, key=lambda size: kept[size])
         height, width, _ = config.shape
-        every = "all" if count == sum(self.sizes.values()) else f"{count:,}"
+        every = "all images are" if 1 < count == sum(self.sizes.values()) else f"{count:,} images are"
+        every = "1 image is" if count == 1 else every
         return [
-            f"{every} images are cropped by more than 10 % to the shape {height}x{width}: of {worst[1]}x{worst[0]} "
+            f"{every} cropped by more than 10 % to the shape {height}x{width}: of {worst[1]}x{worst[0]} "
             f'(height x width), {100 * kept[worst]:.0f} % is kept; fit="pad" keeps all of it'
         ]
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from undiffuse.pictures.arrays import Images, as_images
 from undiffuse.pictures.text import INK, MUTED, Typeface
+from undiffuse.pictures.units import preview
 
 __all__ = ["PAPER", "draw_grid", "stack", "tile"]
 
@@ -41,7 +42,7 @@ def tile(
     Raises:
         ValueError: The images, `columns`, `scale` or `gap` are invalid.
     """
-    array = as_images(images)
+    array = as_images(_visible(images))
     count, height, width, channels = array.shape
     columns = _columns(count, columns)
     if scale < 1 or gap < 0:
@@ -57,6 +58,13 @@ def tile(
         top, left = k // columns * (height + gap), k % columns * (width + gap)
         page[top : top + height, left : left + width] = image.repeat(scale, 0).repeat(scale, 1)
     return Image.fromarray(page[..., 0] if channels == 1 else page)
+
+
+def _visible(images: Images) -> Images:
+    """Shows 2 channels by the first in grey, and 5 or more by the first three as R, G, B, as `preview` does."""
+    if getattr(images, "ndim", 0) != 4 or images.shape[-1] in (1, 3, 4) or images.shape[1] in (1, 3, 4):
+        return images  # channels that come first are a mistake, of which `as_images` tells
+    return preview(as_images(images, any_channels=True))
 
 
 def draw_grid(
@@ -91,7 +99,7 @@ def draw_grid(
     Raises:
         ValueError: The number of labels differs from the number of rows or columns.
     """
-    array = as_images(images)
+    array = as_images(_visible(images))
     count, height, width, _ = array.shape
     if columns is None and column_labels is not None:
         columns = len(column_labels)

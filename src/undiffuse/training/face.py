@@ -52,6 +52,18 @@ class TrainResult:
         net = None if self.plan.net is None else copy.deepcopy(self.plan.net)  # which load_model gives the weights
         return load_model(path if path.is_file() else self.folder, net=net)
 
+    def pipeline(self, **settings: Any) -> Any:
+        """Returns the trained model as a `Pipeline`; `settings` as in `Pipeline.from_pretrained`."""
+        from undiffuse.config import SamplerConfig
+        from undiffuse.pipelines import Pipeline
+
+        model = self.model
+        if not isinstance(model, DiffusionModel):
+            raise ValueError("a classifier makes no images: guide a diffusion model with it")
+        path = self.folder / MODEL
+        config = SamplerConfig(model=str(path if path.is_file() else self.folder)).replace(**settings)
+        return Pipeline.load(config, model=model)
+
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """All records of the run, in order (those of metrics.jsonl)."""

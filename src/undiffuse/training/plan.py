@@ -139,7 +139,6 @@ class TrainPlan:
             out.append(f"the {what}{named} are not used: a model takes one class for each image")
         if self.found_range is not None:
             out.append(self.found_range.text())
-        out += DataProbe(source, data.value_range, data).summary.pixel_remarks()
         for what, items in (("", source.excluded), ("of the held-out data ", self._others_excluded())):
             if items:
                 named = join_names((f"{item.name} ({item.reason})" for item in items), _NAMED)
@@ -157,7 +156,7 @@ class TrainPlan:
                     f"{count_of(len(tiny), 'image')}{of} {verb} smaller than {height}x{width} (height x width) and "
                     f'enlarged: {named}. on_tiny="skip" leaves them out, on_tiny="refuse" stops here'
                 )
-        return out
+        return out + DataProbe(source, data.value_range, data).summary.pixel_remarks()
 
     def _others_excluded(self) -> list[Excluded]:
         """What is left out of validation data of its own; a share of the same data repeats what is known."""

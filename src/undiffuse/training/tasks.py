@@ -254,7 +254,7 @@ class DiffusionTask:
         if spec.num_classes is not None:
             cond = {"y": torch.as_tensor(list(numbers), device=device) % spec.num_classes}
         noise = NoiseSource(seed, list(numbers))
-        solver = solvers.build(how.solver)
+        solver = solvers.build_solver(how.solver)
         return generate(denoiser, path, solver, noise, spec.image_shape, cond=cond, device=device)
 
     def preview_labels(self, count: int) -> list[str] | None:

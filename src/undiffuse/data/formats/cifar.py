@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from undiffuse.data.array_source import ArraySource
 from undiffuse.data.formats.base import Reading, choose_part, peek, with_labels
 from undiffuse.data.formats.stored import concatenated
-from undiffuse.data.sources import ArraySource, Source
+from undiffuse.data.sources import Source
 
 _PIXELS = 3 * 32 * 32
 _TEN = re.compile(r"(data_batch|train_batch|test_batch)(_\d+)?\.bin", re.IGNORECASE)

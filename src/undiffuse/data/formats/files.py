@@ -15,7 +15,7 @@ import numpy as np
 
 from undiffuse.data import index
 from undiffuse.data.decoding import IMAGE_SUFFIXES
-from undiffuse.data.formats.base import Reading, choose_part, kind_of, part_of
+from undiffuse.data.formats.base import Reading, choose_part, kind_of, part_of, peek
 from undiffuse.data.sources import FileSource, FolderSource, ZipSource
 
 __all__ = ["Listing", "list_files", "open", "part_level", "recognise", "source_of", "without_part"]
@@ -86,6 +86,7 @@ def source_of(path: Path, listing: Listing, reading: Reading) -> FileSource:
     names = sorted(listing.sizes)
     if not names:
         found = f"; it holds {_listed(listing.others)}" if listing.others else ""
+        found += _suggestion(path)
         raise ValueError(f"{path} holds no images: looked everywhere inside for {', '.join(IMAGE_SUFFIXES)}{found}")
     level, parts = part_level(names)
     taken, held_out, outside = names, {}, 0
@@ -108,6 +109,17 @@ def source_of(path: Path, listing: Listing, reading: Reading) -> FileSource:
         if outside:
             source.left_out["images outside the parts"] = outside
     return source
+
+
+def _suggestion(path: Path) -> str:
+    """A file in a folder that is a data set of its own, for a message."""
+    from undiffuse.data.formats.registry import find_format  # which opens folders by this module
+
+    for name in peek(path).files[:_DEEPEST] if path.is_dir() else ():
+        format = find_format(path / name)
+        if format is not None and format.module not in ("pickles", "files"):
+            return f". Give one of its files, as in {path / name} ({format.title})"
+    return ""
 
 
 def _listed(kinds: Counter[str]) -> str:

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from undiffuse.data.array_source import ArraySource
 from undiffuse.data.formats.base import Reading, choose_part, part_of, peek, with_labels
 from undiffuse.data.formats.spans import unpacked
 from undiffuse.data.formats.stored import concatenated
 from undiffuse.data.labels import join_names
-from undiffuse.data.sources import ArraySource, Source
+from undiffuse.data.sources import Source
 from undiffuse.data.values import declare, guess_range
 
 _DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from undiffuse.data.array_source import ArraySource
 from undiffuse.data.formats.base import Reading, choose_part, need, part_of, peek, with_labels
 from undiffuse.data.formats.named import IMAGES, LABELS
 from undiffuse.data.formats.stored import concatenated
 from undiffuse.data.labels import join_names
-from undiffuse.data.sources import ArraySource, Source
+from undiffuse.data.sources import Source
 from undiffuse.data.values import declare, guess_range
 
 

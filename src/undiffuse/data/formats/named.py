@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from undiffuse.data.array_source import ArraySource
 from undiffuse.data.formats.base import Reading, choose_part, part_of, with_labels
 from undiffuse.data.formats.layout import arrange, axes_of, picture_shape
 from undiffuse.data.formats.stored import EncodedSource, StoredSource
 from undiffuse.data.labels import join_names
-from undiffuse.data.sources import ArraySource, Source
+from undiffuse.data.sources import Source
 from undiffuse.data.values import declare, guess_range
 
 __all__ = ["Part", "build", "find_parts"]

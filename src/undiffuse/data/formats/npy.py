@@ -12,7 +12,15 @@ from undiffuse.data.formats.base import Reading
 from undiffuse.data.formats.named import build
 from undiffuse.data.sources import Source
 
-_PAIRS = (("images", "labels"), ("image", "label"), ("x", "y"), ("X", "y"), ("X", "Y"), ("data", "labels"))
+_PAIRS = (
+    ("images", "labels"),
+    ("imgs", "labels"),
+    ("image", "label"),
+    ("x", "y"),
+    ("X", "y"),
+    ("X", "Y"),
+    ("data", "labels"),
+)
 
 
 def recognise(path: Path) -> bool:
@@ -23,7 +31,7 @@ def recognise(path: Path) -> bool:
 def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     """The pictures, with labels from the file of the same name with "labels" for "images", "y" for "x"."""
     arrays = {"images": _load(path)}
-    beside = None if reading.labels == "none" else _labels_beside(path)
+    beside = None if reading.labels == "none" else labels_beside(path)
     if beside is not None:
         arrays["labels"] = _load(beside)
     source = build(f"npy {path}", path.name, arrays, None, reading)
@@ -46,7 +54,7 @@ def _load(path: Path) -> NDArray[Any]:
         raise ValueError(f"{path} cannot be read as an npy file: {str(error) or type(error).__name__}") from error
 
 
-def _labels_beside(path: Path) -> Path | None:
+def labels_beside(path: Path) -> Path | None:
     """ "train_images.npy" -> "train_labels.npy", "x.npy" -> "y.npy", if it is there."""
     words = path.stem.replace("-", "_").split("_")
     for images, labels in _PAIRS:

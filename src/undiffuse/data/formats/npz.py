@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from undiffuse.data.array_source import ArraySource
 from undiffuse.data.formats import imagenet
-from undiffuse.data.formats.base import Reading, choose_part, peek, with_labels
+from undiffuse.data.formats.base import Reading, choose_part, part_of, peek, with_labels
 from undiffuse.data.formats.layout import arrange
-from undiffuse.data.formats.named import build
+from undiffuse.data.formats.named import build, labels_from
+from undiffuse.data.formats.npy import labels_beside
 from undiffuse.data.formats.stored import concatenated
 from undiffuse.data.labels import join_names
-from undiffuse.data.sources import ArraySource, Source
+from undiffuse.data.sources import Source
 
 __all__ = ["open", "open_npz", "recognise"]
 
@@ -58,9 +60,14 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     if path.is_file():
         return _open(path, reading)
     groups: dict[str, list[Path]] = {}
+    labels = {labels_beside(archive) for archive in _archives(path)}
     for archive in _archives(path):
+        if archive in labels:
+            continue
         match = _BATCH.fullmatch(archive.stem)
-        groups.setdefault((match[1] or match[3]).lower() if match else "", []).append(archive)
+        words = re.split(r"[-_.]", archive.stem.lower())
+        part = (match[1] or match[3]).lower() if match else next((word for word in words if part_of(word)), "")
+        groups.setdefault(part, []).append(archive)
     if list(groups) == [""]:
         return concatenated([_open(archive, reading) for archive in groups[""]], f"npz files in {path}")
     counts = {name: sum(_count(archive) for archive in archives) for name, archives in groups.items() if name}
@@ -75,7 +82,7 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
 
 
 def _count(path: Path) -> int:
-    return len(_load(path)["data"])
+    return len(_open(path, Reading(labels="none")))
 
 
 def open_npz(path: str | Path, *, labels: bool = True, label_names: Sequence[str] | None = None) -> Source:
@@ -98,7 +105,14 @@ def _open(path: Path, reading: Reading) -> Source:
     arrays = _load(path)
     if _is_downsampled_imagenet(path, arrays) and reading.labels in ("auto", "none", "labels"):
         return _downsampled(path, arrays, reading)
-    return build(f"npz {path}", path.name, arrays, None, reading)
+    return build(f"npz {path}", path.name, arrays, None, reading, side=lambda part: _labels_of(path))
+
+
+def _labels_of(path: Path) -> NDArray[Any] | None:
+    """The only array of a file of labels beside this one, as KMNIST has them."""
+    beside = labels_beside(path)
+    arrays = {} if beside is None else _load(beside)
+    return labels_from(next(iter(arrays.values()))) if len(arrays) == 1 else None
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from undiffuse.data.formats.base import Reading, need
 from undiffuse.data.formats.slices import Described, files_of, holds, sliced
 from undiffuse.data.sources import Source
+from undiffuse.data.tiff import read_page
 
 
 def _fits(name: str) -> bool:
@@ -19,15 +21,27 @@ def _fits(name: str) -> bool:
 
 
 def recognise(path: Path) -> bool:
-    """A file by its ending, or a folder of such files."""
-    return path.is_file() or holds(path, _fits)
+    """A file by its ending or its description, or a folder of files with such endings."""
+    if path.is_dir():
+        return holds(path, _fits)
+    return _fits(path.name) or (importlib.util.find_spec("tifffile") is not None and _described(path))
+
+
+def _described(path: Path) -> bool:
+    """Whether the first page's description is OME's."""
+    try:
+        with path.open("rb") as file:
+            text = read_page(file).tags.get(270)
+    except (OSError, ValueError):
+        return False
+    return text is not None and b"<OME" in text.tobytes()[:4096]
 
 
 def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     """The planes of all files (depth, time), each with all its channels."""
     del reading
     need("tifffile", "science", str(path))
-    return sliced(path, files_of(path, _fits), _describe, _load, "OME-TIFF")
+    return sliced(path, files_of(path, _fits) if path.is_dir() else [path.name], _describe, _load, "OME-TIFF")
 
 
 def _describe(path: Path) -> Described:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NoReturn
 
-from undiffuse.data.formats.base import Reading
+from undiffuse.data.formats.base import Reading, peek
 
-SUFFIXES = (".pkl", ".pickle", ".p", ".pck", ".joblib")
-_CIFAR = ("data_batch_1", "batches.meta", "meta")
+SUFFIXES = (".pkl", ".pickle", ".p", ".pck", ".joblib", ".pt", ".pth")
 
 
 def recognise(path: Path) -> bool:
     """A pickle by its name and first bytes, or a folder of CIFAR's Python batches."""
     if path.is_dir():
-        return (path / "data_batch_1").is_file() or ((path / "meta").is_file() and _pickled(path / "meta"))
-    named = path.suffix.lower() in SUFFIXES or path.name in ("data_batch_1", "test_batch", "train", "test")
-    named = named or (path.suffix == "" and path.name.startswith("data_batch_"))
-    return (path.suffix.lower() in SUFFIXES) or (named and _pickled(path))
+        names = peek(path).files
+        pickled = [name for name in names if name.startswith(("data_batch_", "train_data_batch_")) and "." not in name]
+        return bool(pickled) or ("meta" in names and _pickled(path / "meta"))
+    return path.suffix.lower() in SUFFIXES or ("." not in path.name and _pickled(path))
 
 
 def _pickled(path: Path) -> bool:
@@ -37,6 +36,11 @@ def open(path: Path, reading: Reading) -> NoReturn:  # noqa: A001
     del reading
     name = path.name.lower()
     cifar = path.is_dir() or name.startswith(("data_batch", "test_batch")) or name in ("train", "test")
+    if name.startswith("train_data") or (path.is_dir() and any(n.startswith("train_data") for n in peek(path).files)):
+        raise ValueError(
+            f"{path} holds batches of downsampled ImageNet for Python, which are pickles: reading one executes what is "
+            "in it, so they are refused. Take the npz version of the data set (Imagenet32_train_npz.zip and the like)"
+        )
     if cifar:
         raise ValueError(
             f"{path} holds CIFAR's batches for Python, which are pickles: reading one executes what is in it, so they "

@@ -84,7 +84,7 @@ FORMATS = (
     Format("DICOM", "dicom", folders=True, extra="science", parts=False),
     Format("NIfTI", "nifti", (".nii", ".nii.gz"), folders=True, extra="science", parts=False),
     Format("FITS", "fits", (".fits", ".fit", ".fts", ".fits.gz", ".fz"), folders=True, extra="science", parts=False),
-    Format("OME-TIFF", "ometiff", (".ome.tif", ".ome.tiff"), folders=True, extra="science", parts=False),
+    Format("OME-TIFF", "ometiff", (".tif", ".tiff"), folders=True, extra="science", parts=False),
     Format("frames of one file", "frames", (".tif", ".tiff", ".gif", ".webp", ".apng", ".png"), parts=False),
     Format("zip of images", "files"),
     Format("folder of images", "files", folders=True),

@@ -67,8 +67,10 @@ def open_shard(shard: str) -> Any:
     """A shard, open for reading and seeking."""
     if not is_url(shard):
         return open(shard, "rb")
-    fsspec = need("fsspec", "remote", shard)
-    return fsspec.open(shard, "rb").open()
+    try:
+        return need("fsspec", "remote", shard).open(shard, "rb").open()
+    except ImportError as error:  # fsspec names the package that it needs for this kind of address
+        raise ValueError(f"{shard} cannot be read: {error}") from error
 
 
 def identity_of(shard: str) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from undiffuse.data.array_source import ArraySource
 from undiffuse.data.formats.base import Reading, choose_part, with_labels
 from undiffuse.data.formats.stored import concatenated
-from undiffuse.data.sources import ArraySource, Source
+from undiffuse.data.sources import Source
 
 _SIDE = 96
 _PARTS = ("train", "test", "unlabeled")

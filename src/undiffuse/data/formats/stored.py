@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from undiffuse.data.array_source import hash_images
 from undiffuse.data.decoding import Picture, PictureInfo, decode, describe, read_header
 from undiffuse.data.labels import class_table
-from undiffuse.data.sources import BrokenImageError, Source, hash_images
+from undiffuse.data.sources import BrokenImageError, Source
 
 __all__ = ["ConcatSource", "EncodedSource", "Handle", "StoredSource", "concatenated"]
 

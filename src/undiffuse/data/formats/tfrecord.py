@@ -253,7 +253,8 @@ def _labelled(
     fields = list(dict.fromkeys(name for record in records for name in record.features if name != key))
     field = reading.field(source.where, fields, _LABELS)
     names = _tables(files)
-    unused = [name for name in fields if name != field]
+    text = next((name for name in _TEXTS if name in fields and name != field), None)
+    unused = [name for name in fields if name not in (field, text)]
     if unused:
         source.notes.append(f"features that are not used: {join_names(unused)}")
     source.labels_settled = True
@@ -261,7 +262,6 @@ def _labelled(
         beside = None if reading.labels == "none" else _numpy_labels(files)
         return source if beside is None else with_labels(source, beside, reading, field="the file .labels")
     values = [_value(record.features.get(field)) for record in records]
-    text = next((name for name in _TEXTS if name in fields), None)
     if text is not None and names is None and all(isinstance(value, int) for value in values):
         texts = [str(_value(record.features.get(text))) for record in records]
         pairs = dict(zip(values, texts, strict=True))

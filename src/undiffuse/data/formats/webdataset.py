@@ -31,6 +31,22 @@ __all__ = ["Sample", "open", "open_shards", "recognise"]
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _TEXTS = ("cls", "cls2", "txt", "text", "json", "id", "index", "label")
+_INNER = (
+    ".bin",
+    "ubyte",
+    ".npz",
+    ".npy",
+    ".mat",
+    ".h5",
+    ".hdf5",
+    ".parquet",
+    ".arrow",
+    ".tfrecord",
+    ".mdb",
+    ".meta",
+    ".html",
+)
+"""Endings of data sets in other formats, which people download as a tar."""
 _INDEXED = 1000
 """Members of a shard from which its list is kept."""
 _SMALL = 1 << 20
@@ -108,7 +124,10 @@ def open_shards(shards: Sequence[str], where: str, reading: Reading, base: Path 
     samples = list(_samples(local, left_out))
     with_picture = [sample for sample in samples if any(_is_picture(e) for e in sample.members)]
     if not with_picture:
-        raise ValueError(f"{where} holds no images: {len(samples):,} samples of {join_names(_extensions(samples), 8)}")
+        held = join_names((f"{name} ({count:,})" for name, count in _extensions(samples).most_common()), 8)
+        kinds = [e for e in _extensions(samples) if e.endswith(_INNER)]
+        hint = f". Unpack it first (tar -xf {where}) and give the folder" if kinds or not samples else ""
+        raise ValueError(f"{where} holds no images: {len(samples):,} samples of {held or 'nothing'}{hint}")
     chosen = _picture_of(with_picture, where)
     taken = [sample for sample in with_picture if _one(sample, chosen)]
     parts = [(sample, _one(sample, chosen)) for sample in taken]
