@@ -49,7 +49,8 @@ class Noise(Protocol):
 
     def normal(
         self, shape: Sequence[int], step: int = ..., purpose: str = ..., device: torch.device | str = ...
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Returns standard normal numbers [B, *shape] in float32."""
 
 
 class NoiseSource:

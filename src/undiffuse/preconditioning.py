@@ -87,21 +87,24 @@ class ChainPreconditioning:
         self.time = TimeAdapter(chain, rescale)
 
     def level(self, position: Tensor) -> Level:
+        """Returns the levels of steps [B]."""
         return self.chain.level(position)
 
     def position(self, level: Level) -> Tensor:
+        """Returns the step numbers [B], interpolated in log-SNR."""
         return self.chain.index_of(level)
 
     def scale(self, level: Level) -> None:
+        """Returns None: x is not scaled."""
         return None
 
 
 class EDMPreconditioning:
-    """Describes levels with sigma / alpha = s from `low` to `high`; positions are even in s^(1/7), as on Karras et
-    al.'s grid.
+    """Describes levels with sigma / alpha = s from `low` to `high`.
 
-    Beyond `high`, and beyond a tenth of `low`, the network receives the time of these bounds. Training occasionally
-    draws such levels. Midpoint solvers evaluate at an eighth of `low`, as in the original code.
+    Positions are even in s^(1/7), as on Karras et al.'s grid. Beyond `high`, and beyond a tenth of `low`, the network
+    receives the time of these bounds. Training occasionally draws such levels. Midpoint solvers evaluate at an eighth
+    of `low`, as in the original code.
 
     Args:
         steps: Number of integer positions.
@@ -121,19 +124,24 @@ class EDMPreconditioning:
 
     @cached_property
     def chain(self) -> DiscreteSchedule:
+        """Returns the levels of the integer positions."""
         return _chain(self, self.steps)
 
     def level(self, position: Tensor) -> Level:
+        """Returns the levels of positions [B]."""
         root = (self._from + position.double() * self._each).clamp(min=self._from * 1e-3)
         return _of_ratio(root**RHO)
 
     def position(self, level: Level) -> Tensor:
+        """Returns the positions [B] of levels."""
         return ((level.sigma / level.alpha) ** (1 / RHO) - self._from) / self._each
 
     def scale(self, level: Level) -> Tensor:
+        """Returns 1 / sqrt(sigma^2 + sigma_data^2 alpha^2) [B]."""
         return (level.sigma**2 + self.sigma_data**2 * level.alpha**2).rsqrt()
 
     def time(self, level: Level, like: Tensor) -> Tensor:
+        """Returns ln(s) times `time_factor` [B], with s clamped to [low / 10, high]."""
         return _told((level.sigma / level.alpha).clamp(self.low / 10, self.high).log() * self.time_factor, like)
 
 
@@ -151,20 +159,25 @@ class FlowPreconditioning:
 
     @cached_property
     def chain(self) -> DiscreteSchedule:
+        """Returns the levels of the integer positions."""
         return _chain(self, self.steps)
 
     def level(self, position: Tensor) -> Level:
+        """Returns the levels of positions [B]."""
         t = ((position.double() + 1) / self.steps).clamp(0, 1)
         norm = ((1 - t) ** 2 + t**2).sqrt()
         return Level((1 - t) / norm, t / norm)
 
     def position(self, level: Level) -> Tensor:
+        """Returns the positions [B] of levels."""
         return self._t(level) * self.steps - 1
 
     def scale(self, level: Level) -> Tensor:
+        """Returns 1 / (alpha + sigma) [B]."""
         return 1 / (level.alpha + level.sigma)
 
     def time(self, level: Level, like: Tensor) -> Tensor:
+        """Returns 1000 t [B]."""
         return _told(TOLD * self._t(level), like)
 
     @staticmethod

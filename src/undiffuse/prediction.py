@@ -45,8 +45,7 @@ class ReverseVariance(Protocol):
 
 @dataclass(frozen=True)
 class FixedVariance:
-    """Uses beta ("fixed_large", FIXED_LARGE) or the posterior variance ("fixed_small", FIXED_SMALL) of the step (DDPM
-    section 3.2).
+    """Uses beta (FIXED_LARGE) or the posterior variance (FIXED_SMALL) of the step (DDPM section 3.2).
 
     The step onto the clean image uses the clipped posterior variance in both cases, for a better decoder.
 
@@ -57,12 +56,14 @@ class FixedVariance:
     kind: str
 
     def log_variance(self, transition: Transition, like: Tensor) -> Tensor:
+        """See `ReverseVariance.log_variance`."""
         table = transition.log_posterior_variance
         if self.kind == "fixed_large":
             table = torch.where(transition.last, table, transition.log_beta)
         return _tensor(table, like)
 
     def variance(self, transition: Transition, like: Tensor) -> Tensor:
+        """See `ReverseVariance.variance`."""
         if self.kind == "fixed_large":
             return self.log_variance(transition, like).exp()
         return _tensor(transition.posterior_variance, like)  # 0 in the step onto the clean image
@@ -81,10 +82,12 @@ class VarianceFraction:
     fraction: Tensor
 
     def log_variance(self, transition: Transition, like: Tensor) -> Tensor:
+        """See `ReverseVariance.log_variance`."""
         low, high = _tensor(transition.log_posterior_variance, like), _tensor(transition.log_beta, like)
         return self.fraction * high + (1 - self.fraction) * low
 
     def variance(self, transition: Transition, like: Tensor) -> Tensor:
+        """See `ReverseVariance.variance`."""
         return self.log_variance(transition, like).exp()
 
 
@@ -106,6 +109,7 @@ class LearnedLogVariance:
     trained: Transition | None
 
     def log_variance(self, transition: Transition, like: Tensor) -> Tensor:
+        """See `ReverseVariance.log_variance`; raises ValueError between the trained steps."""
         if bool(transition.adjacent.all()):
             return self.value
         if self.trained is None:
@@ -122,6 +126,7 @@ class LearnedLogVariance:
         return torch.where(_rows(transition.adjacent, like), self.value, strided)
 
     def variance(self, transition: Transition, like: Tensor) -> Tensor:
+        """See `ReverseVariance.variance`."""
         return self.log_variance(transition, like).exp()
 
 

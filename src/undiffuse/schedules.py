@@ -22,8 +22,9 @@ Array = NDArray[np.float64]
 
 
 def linear_betas(steps: int) -> Array:
-    """Returns DDPM's schedule [T]: 1e-4 to 0.02 for 1000 steps, scaled by 1000 / steps to be nearly independent of
-    steps.
+    """Returns DDPM's schedule [T], 1e-4 to 0.02 for 1000 steps.
+
+    The betas are scaled by 1000 / steps, so that the path is nearly independent of the number of steps.
 
     Raises:
         ValueError: There are fewer than 20 steps, so that the last beta would exceed 1.

@@ -53,9 +53,7 @@ def noise_shift(main: Prediction, reference: Prediction) -> Tensor:
 
 
 def shifted_back(main: Prediction, shift: Tensor) -> Prediction:
-    """Returns the reference whose noise differs from the main prediction's by `shift`: x0_ref = x0 + (sigma / alpha)
-    shift.
-    """
+    """Returns the reference from the main prediction and `noise_shift`: x0_ref = x0 + (sigma / alpha) shift."""
     a = main.raw or main
     ratio = expand(a.level.sigma / a.level.alpha, a.x)
     return replace(a.with_x0(a.x0 + ratio * shift), guides=(), direct_mean=None)

@@ -41,7 +41,7 @@ def _rows(tensor: Tensor, part: slice, count: int) -> Tensor:
 
 
 def _half(guide: Guide, part: slice) -> Guide:
-    """Returns the guide of one half. It evaluates the whole batch, because its classes and losses belong to the whole
+    """Returns the guide of one half, which evaluates both halves because its classes and losses belong to the whole
     batch.
     """
 

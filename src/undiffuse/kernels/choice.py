@@ -41,8 +41,7 @@ def choice() -> str:
 
 
 def library() -> ctypes.CDLL | None:
-    """Returns the compiled kernels, which the first call builds and loads; None if they are not selected or not
-    available.
+    """Returns the compiled kernels, built and loaded by the first call; None if they are not selected or not available.
 
     Raises:
         RuntimeError: They are required, but not available.

@@ -11,10 +11,11 @@ from undiffuse.solvers.base import Denoise, Draw, ddim_move
 
 
 class DDIM:
-    """Samples x_s = alpha_s x0 + sqrt(sigma_s^2 - n^2) eps + n z with n = eta (sigma_s / sigma_t) sqrt(1 - abar_t /
-    abar_s).
+    """Applies DDIM's update, deterministic or with noise (equations 12 and 16 of the paper).
 
-    These are equations 12 and 16 of the paper. Guides move the score (ADM, Algorithm 2).
+        x_s = alpha_s x0 + sqrt(sigma_s^2 - n^2) eps + n z,  n = eta (sigma_s / sigma_t) sqrt(1 - abar_t / abar_s)
+
+    Guides move the score (ADM, Algorithm 2).
 
     Args:
         eta: Noise, at least 0. 0 is deterministic: the Euler method in sigma / alpha. 1 is ancestral sampling with the
