@@ -238,9 +238,7 @@ class DiscreteSchedule:
         return Level.from_alpha_bar(self.alphas_cumprod[self._checked(k)])
 
     def transition(self, k: Index) -> Transition:
-        """Returns the reverse step from level k to level k - 1, the clean image for k = 0; k is an int or a LongTensor
-        [B].
-        """
+        """Returns the reverse step from level k to k - 1, the clean image for k = 0; k is an int or a LongTensor [B]."""
         at = self._checked(k)
         before = np.append(1.0, self.alphas_cumprod)[at]
         targets = np.append(-1, self.indices)[at]
@@ -378,9 +376,7 @@ def ddim_spec(steps: int, count: int) -> str:
 
 
 def _spaced(steps: int, name: str, rest: str) -> list[int]:
-    """Returns the steps of diffusers' `timestep_spacing`; `rest` is their number, for "leading" with an offset
-    ("50+1").
-    """
+    """Returns the steps of diffusers' `timestep_spacing`; `rest` is their number, with an offset for "leading"."""
     text, _, offset = rest.partition("+")
     count, moved = int(text), int(offset or 0)
     if not 1 <= count <= steps:

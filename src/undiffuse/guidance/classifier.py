@@ -70,7 +70,7 @@ class LevelClassifier:
         return torch.log_softmax(scores, dim=-1).gather(1, y[:, None])[:, 0]
 
     def gradient(self, x: Tensor, level: Level, y: Tensor) -> Tensor:
-        """Returns grad_x log p(y | x) [B, C, H, W] from one backward pass, since no layer mixes the images of a batch."""
+        """Returns grad_x log p(y | x) [B, C, H, W] from one backward pass, as no layer mixes the images of a batch."""
         with torch.inference_mode(False), torch.enable_grad():
             x = x.detach().clone().requires_grad_()  # a clone, because autograd cannot use inference tensors
             return torch.autograd.grad(self.log_prob(x, level, y.clone()).sum(), x)[0]

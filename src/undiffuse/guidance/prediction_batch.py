@@ -41,9 +41,7 @@ def _rows(tensor: Tensor, part: slice, count: int) -> Tensor:
 
 
 def _half(guide: Guide, part: slice) -> Guide:
-    """Returns the guide of one half, which evaluates both halves because its classes and losses belong to the whole
-    batch.
-    """
+    """Returns the guide of one half; it evaluates both, because its classes and losses belong to the whole batch."""
 
     def gradient(x: Tensor, level: Level) -> Tensor:
         return guide.gradient(torch.cat([x, x]), doubled(level))[part]

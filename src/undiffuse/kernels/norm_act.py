@@ -116,9 +116,7 @@ def _forward(
 
 
 def _work(batch: int, pixels: int, channels: int, rows: int) -> int:
-    """Returns the number of floats of working memory: `rows` plus two per chunk of pixels (chunk_pixels in the C
-    source).
-    """
+    """Returns the floats of working memory: `rows` plus two per chunk of pixels (chunk_pixels in the C source)."""
     chunks = -(-pixels // max(8, 16384 // channels))
     return batch * (2 * chunks + rows) * channels
 
