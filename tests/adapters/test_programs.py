@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_ddp_weights as ddp
-import test_edm_weights as nvidia
 import torch
-from test_openai_args import FLAGS, LONG, right
 
+import tests.adapters.test_ddp_weights as ddp
+import tests.adapters.test_edm_weights as nvidia
 from support.cli_runs import call, write_model
 from support.foreign_files import DIFFUSION, weights_of, write
 from tests.adapters.test_diffusers_folders import SETTINGS, holds, pipeline
 from tests.adapters.test_export_images import table
 from tests.adapters.test_foreign_files import SMALL, ddpm_weights
+from tests.adapters.test_openai_args import FLAGS, LONG, right
 from undiffuse.adapters import exporting, pickled
 from undiffuse.adapters.export_graph import export_torch
 from undiffuse.adapters.export_openai import export_openai

@@ -27,7 +27,7 @@ def blocks(page: Path) -> list[str]:
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working folder with the reader's pictures in my_photos: grey ones, which the extractor that is shipped reads."""
+    """A working folder with the reader's pictures in my_photos, grey as the shipped extractor wants them."""
     monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(0)
     (tmp_path / "my_photos").mkdir()
