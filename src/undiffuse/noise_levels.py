@@ -238,7 +238,7 @@ class DiscreteSchedule:
         return Level.from_alpha_bar(self.alphas_cumprod[self._checked(k)])
 
     def transition(self, k: Index) -> Transition:
-        """Returns the reverse step from level k to k - 1, the clean image for k = 0; k is an int or a LongTensor [B]."""
+        """Returns the reverse step from level k to k - 1, the clean image for k = 0; k is an int or LongTensor [B]."""
         at = self._checked(k)
         before = np.append(1.0, self.alphas_cumprod)[at]
         targets = np.append(-1, self.indices)[at]
