@@ -24,7 +24,7 @@ from undiffuse.models import load_diffusion, load_model
 from undiffuse.nets import EDMUNetConfig, config_from_dict
 from undiffuse.noise_levels import Level
 
-DATA = Path(__file__).parent / "data" / "edm_unet.safetensors"
+DATA = Path(__file__).parents[1] / "data" / "edm_unet.safetensors"
 CLOSE = 1e-5
 SIZE = 16
 CASES: dict[str, dict[str, Any]] = {
