@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from undiffuse import checkpoints
-from undiffuse.adapters import foreign, hub, imagenet_classes, importing, published
-from undiffuse.adapters.published_entry import Sampling
+from undiffuse.adapters import advice, foreign, hub, imagenet_classes, importing, published
 from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier
@@ -104,10 +103,8 @@ class _Model:
         """How the model's authors sample it: of a published model, or of one that came with its scheduler."""
         saved = self.manifest.get("sampling")
         if isinstance(saved, Mapping):
-            known = {item.name for item in fields(Sampling)}
-            return Sampling(**{name: value for name, value in saved.items() if name in known}).config
-        sampling = self.published.sampling if self.published is not None else None
-        return None if sampling is None else sampling.config
+            return advice.from_manifest(saved)
+        return self.published.sampling if self.published is not None else None
 
     @property
     def differences(self) -> tuple[str, ...]:
@@ -305,10 +302,11 @@ def paired_classifier(reference: str | Path) -> str | None:
         return SHIPPED[1]
     file, like = split_reference(reference)
     entry = published.ENTRIES.get(like or file) or published.of_file(file)
-    if entry is None or entry.sampling is None or entry.sampling.classifier is None:
+    if entry is None or entry.sampling is None or not entry.sampling.guidance.classifier:
         return None
-    beside = Path(file).parent / published.get(entry.sampling.classifier).file
-    return str(beside) if os.path.isfile(file) and os.path.isfile(beside) else entry.sampling.classifier
+    name = entry.sampling.guidance.classifier[0]
+    beside = Path(file).parent / published.get(name).file
+    return str(beside) if os.path.isfile(file) and os.path.isfile(beside) else name
 
 
 def load_model(

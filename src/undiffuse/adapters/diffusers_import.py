@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
-from undiffuse.adapters import ddpm_weights, diffusers_scheduler, diffusers_unet, returning
+from undiffuse.adapters import advice, ddpm_weights, diffusers_scheduler, diffusers_unet, returning
 from undiffuse.adapters.diffusers_config import Folder
 from undiffuse.adapters.diffusers_scheduler import Schedule
 from undiffuse.denoiser import ProcessConfig
@@ -84,7 +84,7 @@ def read(folder: Folder, state: Mapping[str, Tensor], flags: Mapping[str, str]) 
     if folder.called != "net":
         facts["weights"] = f"those in {folder.called}"
     facts |= {f"otherwise than diffusers ({i + 1})": note for i, note in enumerate(schedule.notes)}
-    more = {"sampling": {k: v for k, v in asdict(schedule.sampling).items() if k not in ("classifier", "base")}}
+    more = {"sampling": advice.to_manifest(schedule.sampling)}
     if folder.scheduler is None:
         more = {}
     return Imported(config, schedule.process, ours, facts, more, folder.called)

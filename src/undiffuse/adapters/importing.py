@@ -35,12 +35,15 @@ from undiffuse.adapters import (
     openai_flags,
     programs,
     published,
+    published_consistency,
     returning,
 )
+from undiffuse.adapters.advice import to_manifest
 from undiffuse.adapters.interpretation import REASONS, Interpretation, Like, interpret
-from undiffuse.adapters.openai_weights import looks_like, recognise
-from undiffuse.adapters.published_entry import DDPM, Published
+from undiffuse.adapters.openai_weights import as_ours, looks_like, recognise
+from undiffuse.adapters.published_entry import CONSISTENCY, DDPM, Published
 from undiffuse.checkpoints import CheckpointError
+from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, DDPMConfig
 
@@ -178,6 +181,7 @@ def _of_folder(folder: diffusers_config.Folder, files: tuple[Path, ...], path: P
 
 def _of_file(path: Path, digest: str, said: Like | None, which: str | None, known: Published | None) -> _Found:
     """What a file holds."""
+    more: dict[str, Any] = {}
     if returning.is_program(path):
         back = returning.of_program(path)
         return _returned(back, path)
@@ -192,8 +196,11 @@ def _of_file(path: Path, digest: str, said: Like | None, which: str | None, know
         blocks = said.flags.get("num_res_blocks") or said.flags.get("classifier_depth") if said else None
         found = recognise(weights.shapes, int(blocks) if blocks and blocks.isdigit() else None)
         meaning = interpret(found, path, digest, said, known, weights.arguments)
-        more = {"objective": {"loss": "cross-entropy", "noise": False}} if meaning.clean_only else {}
-        return meaning, weights.tensors, weights.name, more
+        if meaning.clean_only:
+            more = {"objective": {"loss": "cross-entropy", "noise": False}}
+        elif meaning.entry is None and meaning.process.target == "edm":
+            more = {"sampling": to_manifest(published_consistency.TEACHER)}
+        return meaning, as_ours(weights.tensors), weights.name, more
     if ddp_weights.looks_like(weights.tensors):
         return _of_ddp(weights, said)
     meaning, state = _ddpm(weights.tensors, path, said, known)
@@ -209,7 +216,7 @@ def _of_edm(weights: foreign.Weights, said: Like | None) -> _Found:
     config, process, state = edm_weights.read(module, weights.tensors)
     facts = {"its own arguments": f"EDM's network, {config.design}, images of {config.size[0]} pixels",
              "licence": edm_weights.LICENCE}  # fmt: skip
-    more = {"sampling": edm_weights.advice(config)}
+    more = {"sampling": to_manifest(edm_weights.advice(config))}
     return Interpretation(config, process, facts), state, weights.name, more
 
 
@@ -225,8 +232,8 @@ def _of_ddp(weights: foreign.Weights, said: Like | None) -> _Found:
         "shapes": f"the U-Net of denoising-diffusion-pytorch {version}".rstrip(),
         "its tables": f"{process.levels_text}, predicts {process.target}, variance {process.variance}",
     }
-    advice = {"solver": "ddpm", "steps": str(process.steps), "clip": "static"}
-    return Interpretation(config, process, facts), state, weights.name, {"sampling": advice}
+    advice = SamplerConfig(solver="ddpm", steps=str(process.steps), clip="static")
+    return Interpretation(config, process, facts), state, weights.name, {"sampling": to_manifest(advice)}
 
 
 def _returned(back: returning.Returned, path: Path) -> _Found:
@@ -416,6 +423,8 @@ def _objective(entry: Published) -> dict[str, Any]:
     """What a published model was trained with, in the words of `undiffuse.objectives.ObjectiveConfig`."""
     if entry.release == DDPM:
         return {"loss": "simple"}
+    if entry.release == CONSISTENCY:
+        return {"loss": "simple", "weighting": "edm"}
     loss = openai_flags.loss_name(entry.flags, entry.family)
     kind = "vlb" if loss == "RESCALED_KL" else "hybrid" if entry.process.learns_variance else "simple"
     low = {} if entry.low_size is None else {"low_size": [entry.low_size, entry.low_size]}
