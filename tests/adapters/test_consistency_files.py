@@ -70,7 +70,7 @@ def is_student(model: Any) -> bool:
 @for_each("consistency")
 @pytest.mark.parametrize("planes", [True, False], ids=["conv2d", "conv1d"])
 def test_golden_networks_and_denoisers_from_files(path: Path, planes: bool, tmp_path: Path) -> None:
-    """The original's numbers, from a file and the flags it was trained with; the form of its attention does not count."""
+    """The original's numbers, from a file and its flags; the form of its attention does not matter."""
     golden = Golden(path)
     meta, arguments = golden.meta, golden.meta["kwargs"]
     state = draw_weights(meta["state_dict"], meta["seed"])
@@ -112,7 +112,7 @@ def test_in_the_form_of_guided_diffusion_they_are_not_guessed_either(tmp_path: P
 
 
 def test_what_tells_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file's name, its hash, a published model, the flags of the training, and arguments saved beside the weights."""
+    """The file's name, its hash, a published model, flags of the training, and arguments saved beside the weights."""
     file = write(tmp_path / "w.pt", weights())
     flags = tmp_path / "flags.txt"
     flags.write_text(f"python cm_train.py {LINE} --target_ema_mode fixed --start_ema 0.95 --loss_norm l2 --steps 40\n")
@@ -133,10 +133,19 @@ def test_what_tells_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert (model.published is not None) == (by is not None)
     entry = published.get("cd_imagenet64_l2")
     monkeypatch.setitem(published.ENTRIES, entry.name, replace(entry, sha256=importing.content_hash(file)))  # type: ignore[arg-type]
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "other"))
     assert load_diffusion(file).manifest["source"]["known_by"] == "hash"
     teacher = load_diffusion(f"{file}@edm_imagenet64_ema")
     assert teacher.process.target == "edm"
     assert weights_hash(teacher.net.state_dict()) == weights_hash(load_diffusion(named).net.state_dict())
+
+
+def test_two_models_of_one_meaning_keep_their_own_advice(tmp_path: Path) -> None:
+    """Conversions of one file are apart where they differ in nothing but the published model they are taken for."""
+    file = write(tmp_path / "w.pt", weights())
+    for name in ("ct_imagenet64", "cd_imagenet64_lpips"):
+        model = load_diffusion(f"{file}@{name}")
+        assert (model.published, model.advice) == (published.get(name), published.get(name).sampling)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +183,8 @@ def test_flags_of_the_release() -> None:
     targets = {mode: openai_flags.process_config({"training_mode": mode}, "consistency_models").target
                for mode in openai_flags.MODES}  # fmt: skip
     assert targets == {
-        "edm": "edm", "consistency_distillation": "consistency", "consistency_training": "consistency", "progdist": "edm"
+        "edm": "edm", "consistency_distillation": "consistency", "consistency_training": "consistency",
+        "progdist": "edm",
     }  # fmt: skip
     process = openai_flags.process_config({"training_mode": "edm", "sigma_max": "50", "sigma_min": 0.01},
                                           "consistency_models")  # fmt: skip
@@ -276,8 +286,8 @@ def test_a_name_is_downloaded_checked_and_used_offline(tmp_path: Path, monkeypat
         ({"solver": "ddim", "steps": "50", "guidance": 0.0, "spacing": "leading+1", "grid": None, "clip": "static",
           "eta": 0.5, "options": ""},
          SamplerConfig(solver="ddim", steps="50", grid="chain:leading+1", clip="static", eta=0.5)),
-        ({"solver": "pndm", "steps": None, "guidance": 0.0, "spacing": "", "grid": "uniform", "clip": "none", "eta": 0.0,
-          "options": "warmup=plms"},
+        ({"solver": "pndm", "steps": None, "guidance": 0.0, "spacing": "", "grid": "uniform", "clip": "none",
+          "eta": 0.0, "options": "warmup=plms"},
          SamplerConfig(solver="pndm", grid="uniform", clip="none", solver_options="warmup=plms")),
         ({"solver": "ancestral", "steps": "100", "of the future": 1}, SamplerConfig(solver="ddpm", steps="100")),
     ],

@@ -4,9 +4,9 @@
     convert(path)                a PyTorch file, other safetensors or a folder of diffusers
     identify(path)               what it is and who says so, without converting it
 
-A converted file is called by the hash of what it was made from and by how that was understood (network and process), so
-nothing in the cache is ever out of date, and processes that want the same wait for each other. What it was made from
-is remembered in its manifest, under "source".
+A converted file is called by the hash of what it was made from and by how that was understood (network, process, and
+published model), so nothing in the cache is ever out of date, and processes that want the same wait for each other.
+What it was made from is remembered in its manifest, under "source".
 """
 
 from __future__ import annotations
@@ -259,7 +259,8 @@ def convert(
     OSError if the cache cannot be written.
     """
     found = identify(path, like, which, known, digest)
-    target = _target(found.source["sha256"], found.weights, found.meaning.config, found.meaning.process, found.more)
+    meaning = found.meaning
+    target = _target(found.source["sha256"], found.weights, meaning.config, meaning.process, meaning.entry, found.more)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with downloads.alone(target.with_name("converting")):
@@ -287,7 +288,7 @@ def published_checkpoint(name: str) -> Path:
     entry = published.get(name)
     digest = entry.sha256 or downloads.recorded(place_of(entry))
     if digest is not None:
-        target = _target(digest, foreign.ALONE, entry.net, entry.process)
+        target = _target(digest, foreign.ALONE, entry.net, entry.process, entry)
         if _is_sound(target):
             return target
     file = published_file(name)
@@ -324,7 +325,7 @@ def is_here(name: str) -> bool:
     """Whether a published model can be used without a network."""
     entry = published.get(name)
     digest = entry.sha256 or downloads.recorded(place_of(entry))
-    converted = digest is not None and _is_sound(_target(digest, foreign.ALONE, entry.net, entry.process))
+    converted = digest is not None and _is_sound(_target(digest, foreign.ALONE, entry.net, entry.process, entry))
     return converted or place_of(entry).is_file()
 
 
@@ -431,9 +432,11 @@ def _objective(entry: Published) -> dict[str, Any]:
     return {"loss": kind, "rescale": loss != "MSE", "decoder": "tanh", **low}
 
 
-def _target(digest: str, weights: str, config: Any, process: Any, more: Any = None) -> Path:
+def _target(
+    digest: str, weights: str, config: Any, process: Any, entry: Published | None = None, more: Any = None
+) -> Path:
     """Where the conversion of the file with this hash is, understood in this way."""
-    about = [FORMAT, digest, weights, asdict(config), asdict(process), *([more] if more else [])]
+    about = [FORMAT, digest, weights, asdict(config), asdict(process), entry and entry.name, *([more] if more else [])]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return downloads.cache_dir("models", "converted", f"{digest[:12]}-{key[:12]}.safetensors")
 
