@@ -17,10 +17,10 @@ from support.cli_runs import call
 from support.file_server import serving
 from support.foreign_files import CLASSIFIER, DIFFUSION, weights_of, with_planes, write
 from support.golden_files import NETWORKS, Golden, draw_weights, for_each
-from undiffuse.adapters import advice, importing, openai_flags, published
+from undiffuse.adapters import importing, openai_flags, published
 from undiffuse.adapters.interpretation import Like
 from undiffuse.checkpoints import CheckpointError, weights_hash
-from undiffuse.config import SamplerConfig
+from undiffuse.config import SamplerConfig, advice
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.downloads import DownloadError
 from undiffuse.models import load_diffusion

@@ -74,7 +74,12 @@ def test_a_pipeline_is_a_model_with_process_and_advice(tmp_path: Path) -> None:
     assert (model.process.schedule, model.process.target, model.process.variance) == ("cosine", "eps", "fixed_small")
     assert model.advice is not None
     settings = SamplerConfig().resolved(model.process, model.advice)
-    assert (settings.solver, settings.steps, settings.clip) == ("ddpm", "leading1000", "static")
+    assert (settings.solver, settings.steps, settings.grid, settings.clip) == (
+        "ddpm",
+        "1000",
+        "chain:leading",
+        "static",
+    )
     models.save_model(tmp_path / "slim.safetensors", model)
     assert load_diffusion(tmp_path / "slim.safetensors").advice == model.advice
 

@@ -44,8 +44,12 @@ def build(entry: dict[str, Any], **more: Any) -> torch.nn.Module:
         return unet_config(flags, family).build()
 
 
-def layout(state: Mapping[str, torch.Tensor]) -> list[str]:
+def layout(net: torch.nn.Module) -> list[str]:
     """Sorted lines "key SHAPExSHAPE"."""
+    return lines_of(net.state_dict())
+
+
+def lines_of(state: Mapping[str, torch.Tensor]) -> list[str]:
     return sorted(f"{key} {'x'.join(map(str, tensor.shape))}" for key, tensor in state.items())
 
 
@@ -58,7 +62,7 @@ def with_each(names: list[str]) -> Any:
 def test_golden_published_layout(name: str) -> None:
     entry = CHECKPOINTS[name]
     net = build(entry)
-    lines = layout(net.state_dict())
+    lines = layout(net)
     if name in LAYOUTS:
         assert lines == LAYOUTS[name]
     assert len(lines) == entry["tensors"]
@@ -83,7 +87,7 @@ def test_golden_published_consistency_layout(name: str) -> None:
     """The flags make the network of the file, whose attention has 1x1 convolutions of images."""
     told, entry = CONSISTENCY[name], published.get(name)
     net = build(told, training_mode=entry.flags["training_mode"])
-    lines = layout(with_planes(net.state_dict()))
+    lines = lines_of(with_planes(net.state_dict()))
     if CONSISTENCY_LAYOUTS:
         assert lines in CONSISTENCY_LAYOUTS.values()
     assert len(lines) == told["tensors"]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from support.golden_files import draw_weights
-from undiffuse.adapters.advice import advice
 from undiffuse.adapters.published import Published
+from undiffuse.config.advice import advice
 
 DIFFUSION = Published(
     name="tiny_diffusion",

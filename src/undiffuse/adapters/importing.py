@@ -38,12 +38,12 @@ from undiffuse.adapters import (
     published_consistency,
     returning,
 )
-from undiffuse.adapters.advice import to_manifest
 from undiffuse.adapters.interpretation import REASONS, Interpretation, Like, interpret
 from undiffuse.adapters.openai_weights import as_ours, looks_like, recognise
 from undiffuse.adapters.published_entry import CONSISTENCY, DDPM, Published
 from undiffuse.checkpoints import CheckpointError
 from undiffuse.config import SamplerConfig
+from undiffuse.config.advice import to_manifest
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, DDPMConfig
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from undiffuse.adapters.advice import advice, levels_of
 from undiffuse.adapters.published_entry import CONSISTENCY, Published, Result
 from undiffuse.config import SamplerConfig
+from undiffuse.config.advice import advice, levels_of
 
 _SONG = "Song et al. 2023, Table 2"
 _IMAGENET = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from undiffuse.adapters.advice import advice
 from undiffuse.adapters.published_entry import CLASSIFIER, GUIDED, UPSAMPLER, Published, Result
+from undiffuse.config.advice import advice
 
 _ADM = "Dhariwal & Nichol 2021"
 _SWEPT = "90,60,60,20,20"  # sections found by a sweep on the bedrooms

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from undiffuse.adapters.advice import advice
 from undiffuse.adapters.published_entry import DDPM, IMPROVED, UPSAMPLER, Published, Result
+from undiffuse.config.advice import advice
 
 _ADM = "Dhariwal & Nichol 2021"
 _HO = "Ho et al. 2020"

@@ -10,10 +10,10 @@ from typing import Any
 
 from undiffuse import checkpoints, recipes
 from undiffuse.adapters import imagenet_classes, importing, published
-from undiffuse.adapters.advice import describe, to_manifest
 from undiffuse.adapters.published import Published
 from undiffuse.cli.console import fields, say, table
 from undiffuse.cli.inspect_model import describe_model
+from undiffuse.config.advice import describe, to_manifest
 from undiffuse.models import SHIPPED, resolve
 from undiffuse.pipelines.grids import quoted
 

@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 from undiffuse import recipes
-from undiffuse.adapters import advice
 from undiffuse.cli.console import fields, say, table
+from undiffuse.config.advice import describe
 from undiffuse.nets.meta import build_on_meta
 from undiffuse.recipes import Recipe
 
@@ -55,7 +55,7 @@ def details(recipe: Recipe) -> str:
     rows += [(f"published {key}" if key not in _NO_FIGURES else key, value)
              for key, value in recipe.published.items()]  # fmt: skip
     if recipe.kind == "diffusion":
-        rows.append(("sampled by", advice.describe(recipe.advice)))
+        rows.append(("sampled by", describe(recipe.advice)))
     parts = [f"{recipe.name}: {recipe.summary}", fields(rows)]
     for title, section in (("data", recipe.data), ("net", recipe.net), ("process", recipe.process),
                            ("objective", recipe.objective), ("train", recipe.train)):  # fmt: skip

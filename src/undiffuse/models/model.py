@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from undiffuse import checkpoints
-from undiffuse.adapters import advice, imagenet_classes, published
+from undiffuse.adapters import imagenet_classes, published
 from undiffuse.config import SamplerConfig
+from undiffuse.config.advice import from_manifest
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier
 from undiffuse.nets.protocol import NetworkSpec, describe, memory_format
@@ -93,7 +94,7 @@ class _Model:
         """How the model's authors sample it: of a published model, or of one that came with its scheduler."""
         saved = self.manifest.get("sampling")
         if isinstance(saved, Mapping):
-            return advice.from_manifest(saved)
+            return from_manifest(saved)
         return self.published.sampling if self.published is not None else None
 
     @property

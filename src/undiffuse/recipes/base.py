@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from undiffuse.adapters import published
-from undiffuse.adapters.advice import advice, to_manifest
 from undiffuse.config import SamplerConfig
+from undiffuse.config.advice import advice, to_manifest
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
 from undiffuse.objectives import ObjectiveConfig

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from undiffuse.adapters.advice import advice
+from undiffuse.config.advice import advice
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import UNetConfig
 from undiffuse.objectives import ObjectiveConfig

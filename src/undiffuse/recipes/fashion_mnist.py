@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from undiffuse.adapters.advice import advice
+from undiffuse.config.advice import advice
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, UNetConfig
 from undiffuse.objectives import ObjectiveConfig

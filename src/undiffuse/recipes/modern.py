@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from undiffuse.adapters.advice import advice
+from undiffuse.config.advice import advice
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.recipes.base import Recipe

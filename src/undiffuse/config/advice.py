@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from undiffuse.config import GuidanceConfig, SamplerConfig
 from undiffuse.config.fields import given, settings_of
+from undiffuse.config.sampler import GuidanceConfig, SamplerConfig
 from undiffuse.grid_specs import brief
 from undiffuse.solvers.registry import FORMER_NAMES
 
