@@ -173,5 +173,5 @@ def _reconstruct_persistent_obj(about: Any) -> Any:
 
 
 def test_advice_for_larger_images() -> None:
-    assert edm_weights.advice(EDMUNetConfig(image_size=64))["steps"] == "40"
+    assert edm_weights.advice(EDMUNetConfig(image_size=64)).steps == "40"
     assert layout_of(EDMUNetConfig(image_size=16, channel_mult=(1,), num_res_blocks=1))["enc.16x16_conv.weight"]

@@ -90,10 +90,11 @@ def paired_classifier(reference: str | Path) -> str | None:
         return SHIPPED[1]
     file, like = split_reference(reference)
     entry = published.ENTRIES.get(like or file) or published.of_file(file)
-    if entry is None or entry.sampling is None or entry.sampling.classifier is None:
+    if entry is None or entry.sampling is None or not entry.sampling.guidance.classifier:
         return None
-    beside = Path(file).parent / published.get(entry.sampling.classifier).file
-    return str(beside) if os.path.isfile(file) and os.path.isfile(beside) else entry.sampling.classifier
+    name = entry.sampling.guidance.classifier[0]
+    beside = Path(file).parent / published.get(name).file
+    return str(beside) if os.path.isfile(file) and os.path.isfile(beside) else name
 
 
 def load_model(
