@@ -9,20 +9,22 @@ Metadata:  the key "undiffuse" holds the manifest, a JSON object:
     labels    names of the classes              ema       names of the averages, ["0.999", "0.9999"]
     progress  {"images": ..., "steps": ...}     version   of this package
     sha256    hash of the net's weights         hashes    the same for every group of tensors
+    manifest_sha256  hash of the manifest itself, without this entry (older files lack it)
 
 A file that carries only "net." tensors (shipped weights) is the same format. No file here is ever unpickled.
 
 Files are written beside their final name, forced to the disk and renamed, so that a name always stands for a whole
-file; every group of tensors is hashed, so that a damaged file is noticed. A run's files are called by the images seen:
+file. Every group of tensors and the manifest are hashed, so that damage anywhere in a file is noticed. A run's files are called by the images seen:
 `checkpoints/0000123456.safetensors`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from undiffuse.util.hashing import weights_hash
 
 FORMAT = 1
 METADATA_KEY = "undiffuse"
+MANIFEST_HASH = "manifest_sha256"
 FOLDER = "checkpoints"
 _NAME = re.compile(r"^(\d{10,})\.safetensors$")
 
@@ -80,7 +83,7 @@ class CheckpointError(ValueError):
 def write(path: Path | str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Writes one checkpoint so that `path` is, at every moment, either the old file or the whole new one.
 
-    "format", "sha256" and "hashes" are added to the manifest; the manifest as written is returned.
+    "format", "sha256", "hashes" and "manifest_sha256" are added to the manifest; the manifest as written is returned.
     """
     path = Path(path)
     ready = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
@@ -93,6 +96,7 @@ def write(path: Path | str, tensors: Mapping[str, Tensor], manifest: Mapping[str
         raise CheckpointError("a checkpoint needs the network's weights: no tensor's name begins with 'net.'")
     full = {**manifest, "format": FORMAT, "hashes": _hashes(ready, manifest.get("ema", []))}
     full["sha256"] = full["hashes"]["net"]
+    full[MANIFEST_HASH] = _manifest_hash(full)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -136,12 +140,18 @@ def read(path: Path | str, group: str | None = None, verify: bool = True) -> tup
             raise CheckpointError(f"{path} cannot be read ({error}); it may be truncated") from error
     if verify:
         expected = manifest.get("hashes", {"net": manifest.get("sha256")})
-        for name, value in _hashes(tensors, emas).items():
+        found = _hashes(tensors, emas)
+        for name, value in found.items():
             if expected.get(name) not in (None, value):
                 raise CheckpointError(
                     f"{path} is damaged: the hash of its {name!r} tensors is {value[:12]}..., "
-                    f"the manifest says {expected[name][:12]}..."
+                    f"the manifest says {_short(expected[name])}"
                 )
+        lost = set(expected) - set(found) if group is None and "hashes" in manifest else set()
+        strange = set(found) - set(expected) if MANIFEST_HASH in manifest else set()
+        if lost or strange:
+            what = f"has no {min(lost)!r} tensors" if lost else f"has {min(strange)!r} tensors"
+            raise CheckpointError(f"{path} is damaged: it {what}, unlike its manifest")
     return tensors, manifest
 
 
@@ -198,17 +208,30 @@ def latest(run_dir: Path | str) -> Path | None:
     return (checkpoints(run_dir) or [None])[-1]  # type: ignore[list-item]
 
 
-def newest_sound(run_dir: Path | str) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str]] | None:
-    """The newest checkpoint that can be read and whose hashes agree: (path, tensors, manifest, problems).
+def newest_sound(
+    run_dir: Path | str, load: Callable[[Path, dict[str, Tensor], dict[str, Any]], None] | None = None
+) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str]] | None:
+    """Finds the newest checkpoint that can be read and whose hashes agree.
 
-    `problems` says of every newer file why it was passed over. None if there are no checkpoints; CheckpointError if
-    there are some, but none is sound.
+    Args:
+        run_dir: The run's folder.
+        load: Takes over the contents of a checkpoint (its path, tensors and manifest). A CheckpointError of it counts
+            as damage.
+
+    Returns:
+        (path, tensors, manifest, problems); `problems` says of every newer file why it was passed over. None if there
+        are no checkpoints.
+
+    Raises:
+        CheckpointError: There are checkpoints, but none is sound.
     """
     problems: list[str] = []
     for path in reversed(checkpoints(run_dir)):
         try:
             tensors, manifest = read(path)
-        except CheckpointError as error:
+            if load is not None:
+                load(path, tensors, manifest)
+        except (CheckpointError, OSError) as error:
             problems.append(str(error))
         else:
             return path, tensors, manifest, problems
@@ -258,6 +281,12 @@ def _hashes(tensors: Mapping[str, Tensor], emas: Iterable[str]) -> dict[str, str
         return dict(zip(groups, pool.map(weights_hash, groups.values()), strict=True))
 
 
+def _manifest_hash(manifest: Mapping[str, Any]) -> str:
+    """The sha256 of a manifest without its own hash: of its JSON with sorted keys and no spaces."""
+    plain = json.loads(json.dumps({key: value for key, value in manifest.items() if key != MANIFEST_HASH}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def _open(path: Path | str) -> Any:
     if not Path(path).is_file():
         raise CheckpointError(f"there is no file {path}")
@@ -280,6 +309,11 @@ def _manifest(path: Path | str, file: Any) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         given = manifest.get("format") if isinstance(manifest, dict) else None
         raise CheckpointError(f"{path} has format {given!r}; this version reads format {FORMAT}")
+    if MANIFEST_HASH in manifest and manifest[MANIFEST_HASH] != _manifest_hash(manifest):
+        raise CheckpointError(
+            f"{path} is damaged: the hash of its manifest is {_manifest_hash(manifest)[:12]}..., the manifest says "
+            f"{_short(manifest[MANIFEST_HASH])}"
+        )
     for key, (kind, expected) in _TYPES.items():
         if key in manifest and not isinstance(manifest[key], kind):
             raise CheckpointError(f"{path}: {key} in the manifest is {_short(manifest[key])}; expected {expected}")
