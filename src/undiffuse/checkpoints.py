@@ -34,6 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from undiffuse.util.hashing import weights_hash
+from undiffuse.util.limits import check_header
 
 FORMAT = 1
 METADATA_KEY = "undiffuse"
@@ -291,7 +292,10 @@ def _open(path: Path | str) -> Any:
     if not Path(path).is_file():
         raise CheckpointError(f"there is no file {path}")
     try:
+        check_header(path)
         return safetensors.safe_open(str(path), framework="pt")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated") from error
 

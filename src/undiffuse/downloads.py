@@ -28,11 +28,17 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal
 
+from undiffuse.util.limits import limit
+
 __all__ = ["DownloadError", "alone", "cache_dir", "digest_of", "fetch", "recorded", "report", "reporting"]
 
 _BLOCK = 1 << 18
 _CORRUPT_LIMIT = 2
 """How many complete downloads with a wrong checksum are accepted before giving up."""
+_WORTHWHILE = 1 << 14
+"""Bytes that an attempt must bring to count as one that got further."""
+_SLOWEST = 1024
+"""Bytes a second below which a connection counts as broken."""
 
 Content = Literal["file", "gunzipped"]
 Report = Callable[[str, int, "int | None"], None]
@@ -138,9 +144,10 @@ def fetch(
         check: looks at a whole file and says what is wrong with it, used where there is no SHA-256.
         content: what the checksum is of: the ``"file"`` itself, or its ``"gunzipped"`` content. The latter accepts
             every re-compression of the same data, which is what mirrors and distributions make.
-        size: the most bytes the file may have, if known; a server that sends more is cut off.
-        retries: how often in a row an attempt may bring nothing new before giving up.
-        timeout: seconds without a byte after which a connection counts as broken.
+        size: the most bytes the file may have; a server that sends more is cut off. None takes the limit
+            UNDIFFUSE_MAX_DOWNLOAD of `undiffuse.util.limits`.
+        retries: how often in a row an attempt may bring less than 16 KiB before giving up.
+        timeout: seconds without a byte, or with less than 1 KiB a second, after which a connection counts as broken.
         wait: seconds before the first new attempt; doubled after each attempt that brought nothing, at most 30.
         progress: called as ``progress(bytes_so_far, bytes_in_all_or_None)`` while the file comes in.
 
@@ -273,10 +280,12 @@ def _download(
     """Fill `part` until nothing is wrong with it."""
     idle = corrupt = 0
     servers_md5 = ""
+    said: dict[str, int] = {}
+    most = limit("UNDIFFUSE_MAX_DOWNLOAD") if size is None else size
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            servers_md5 = _attempt(url, part, size, timeout, progress) or servers_md5
+            servers_md5 = _attempt(url, part, most, timeout, progress, said) or servers_md5
         except urllib.error.HTTPError as error:
             if error.code == 416:  # nothing after the last byte: the file is complete, or the partial file is not ours
                 reason = ""
@@ -286,6 +295,13 @@ def _download(
                 reason = f"the server answered {error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reason = str(getattr(error, "reason", "") or error or type(error).__name__)
+        except _Contradiction as error:
+            part.unlink(missing_ok=True)
+            said.clear()
+            corrupt += 1
+            if corrupt > _CORRUPT_LIMIT:
+                raise _Fatal(str(error)) from error
+            continue
         else:
             reason = ""
         if not reason:
@@ -298,7 +314,7 @@ def _download(
             if corrupt > _CORRUPT_LIMIT:
                 raise _Fatal(problem)
             continue
-        grew = part.exists() and part.stat().st_size > before
+        grew = part.exists() and part.stat().st_size >= before + _WORTHWHILE
         idle = 0 if grew else idle + 1
         if idle > retries:
             raise _Fatal(f"{reason} ({idle} attempts)")
@@ -306,12 +322,26 @@ def _download(
             time.sleep(min(30.0, wait * 2 ** max(0, idle - 1)))
 
 
-def _attempt(
-    url: str, part: Path, size: int | None, timeout: float, progress: Callable[[int, int | None], None] | None
-) -> str:
-    """One connection: append to `part` what is missing. Raises if it ended before the server's own length.
+class _Contradiction(Exception):
+    """A server says something else about a file than it said before."""
 
-    Returns the MD5 sum of the whole file as the server tells it, or "".
+
+def _attempt(
+    url: str,
+    part: Path,
+    size: int,
+    timeout: float,
+    progress: Callable[[int, int | None], None] | None,
+    said: dict[str, int],
+) -> str:
+    """One connection: appends to `part` what is missing. Raises if it ended before the server's own length.
+
+    Args:
+        size: The most bytes the file may have.
+        said: Gets the "total" bytes of the whole file as the server says; later answers must say the same.
+
+    Returns:
+        The MD5 sum of the whole file as the server tells it, or "".
     """
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "undiffuse", "Accept-Encoding": "identity"})
@@ -326,19 +356,28 @@ def _attempt(
                 part.unlink(missing_ok=True)
                 raise http.client.HTTPException("the server answered with another part of the file than asked for")
         length = answer.headers.get("Content-Length")
-        total = start + int(length) if length is not None and length.isdigit() else None
-        if size is not None and total is not None and total > size:
+        total = start + int(length) if length is not None and length.isdigit() and len(length) < 16 else None
+        if total is not None and total != said.setdefault("total", total):
+            raise _Contradiction(f"the server first said that the file has {said['total']} bytes, then {total}")
+        if total is not None and total > size:
             raise _Fatal(f"the server offers {total} bytes, expected at most {size}")
         got = start
+        marked, mark = got, time.monotonic()
         with open(part, "ab" if start else "wb") as out:
             try:
                 while block := _read(answer):
                     out.write(block)
                     got += len(block)
-                    if size is not None and got > size:
+                    if got > size:
                         raise _Fatal(f"the server sent more than the expected {size} bytes")
                     if progress is not None:
                         progress(got, total)
+                    if time.monotonic() - mark >= timeout:
+                        if got - marked < _SLOWEST * timeout:
+                            raise http.client.HTTPException(
+                                f"the server sent {got - marked} bytes in {timeout:.0f} seconds"
+                            )
+                        marked, mark = got, time.monotonic()
             finally:
                 out.flush()
                 os.fsync(out.fileno())

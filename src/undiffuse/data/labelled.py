@@ -16,6 +16,7 @@ from undiffuse.data.labels import apply_table, class_table, folder_labels, join_
 from undiffuse.data.screening import OnBroken
 from undiffuse.data.sources import Excluded, FileSource, FolderSource, Source, ZipSource
 from undiffuse.data.tables import TABLE_SUFFIXES, TableSpec, parse_spec, read_table
+from undiffuse.data.formats.files import read_table_member
 
 __all__ = ["label_files"]
 
@@ -186,8 +187,8 @@ def _inside(source: FileSource, name: str) -> bytes | None:
             inner = f"{next(iter(tops))}/{name}" if len(tops) == 1 else name
             found = name if name in held else inner if inner in held else None
             try:
-                return archive.read(found) if found else None
-            except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+                return read_table_member(archive, found, str(source.path)) if found else None
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
                 raise ValueError(f"{source.path}: {found} in it cannot be read: {error}") from error
     if not isinstance(source, FolderSource):
         return None

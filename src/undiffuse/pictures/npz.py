@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 
 from undiffuse.util.files import atomic_file
+from undiffuse.util.limits import open_npz
 from undiffuse.util.store import BROKEN_NPZ
 
 __all__ = ["load_npz", "open_rows", "pack", "packed_files", "packed_name"]
@@ -41,7 +42,7 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     Raises ValueError when the file is damaged or is something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open_npz(path) as archive:
             names = list(archive.files) if hasattr(archive, "files") else []
             images = archive["arr_0"] if "arr_0" in names else None
             labels = archive["arr_1"] if "arr_1" in names else None

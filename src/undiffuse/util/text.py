@@ -55,8 +55,11 @@ def printable(text: str) -> str:
     return "".join(c if c in "\n\t" or not _is_control(c) else repr(c)[1:-1] for c in text)
 
 
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
 def _is_control(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character != "\u200d"
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(character) in _TURNS
 
 
 def join_names(names: Iterable[object], most: int = 20, last: str = ", ") -> str:
