@@ -138,6 +138,8 @@ def grid(chain: DiscreteSchedule, steps: str | int | Sequence[int], spec: str = 
     "logsnr" and "karras" take the log-SNR of both ends: "logsnr:from=-8,to=9". By default they are the chain's own, but
     not noisier than `FARTHEST`. ValueError for what cannot be read.
     """
+    if not isinstance(spec, str):
+        raise ValueError(f"a grid is given as text, for example 'karras:rho=7'; got {spec!r}")
     name, _, rest = spec.replace(" ", "").partition(":")
     if name not in GRIDS:
         raise ValueError(f"unknown grid {name!r}; choose one of {', '.join(GRIDS)}")

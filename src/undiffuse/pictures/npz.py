@@ -52,6 +52,8 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise ValueError(
             f"{path} is not a readable npz file ({error}): it is damaged, or holds Python objects."
         ) from error
+    if not all(isinstance(array, (np.ndarray, type(None))) for array in (images, labels)):
+        raise ValueError(f"{path}: arr_0 or arr_1 is no array of NumPy.")
     if images is None:
         raise ValueError(
             f"{path} has no 'arr_0' (found: {', '.join(names) or 'nothing'}): "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import os
 import struct
 import zipfile
@@ -75,6 +76,8 @@ def check_member(info: zipfile.ZipInfo, where: str) -> None:
 
 def check_name(name: str, where: str) -> None:
     """Raises ValueError if the name of an archive's member leads out of the archive."""
+    if not name.strip("/"):
+        raise ValueError(f"{where} has a member without a name; it is damaged")
     plain = name.replace("\\", "/")
     if plain.startswith("/") or ".." in plain.split("/") or plain[1:3] == ":/":
         raise ValueError(
@@ -130,10 +133,16 @@ def open_npz(path: str | os.PathLike[str] | IO[bytes]) -> Any:
     """
     where = os.fspath(path) if isinstance(path, (str, os.PathLike)) else "the npz file"
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            check_zip(archive, where)
-            for info in archive.infolist():
-                check_member(info, where)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                check_zip(archive, where)
+                for info in archive.infolist():
+                    check_member(info, where)
+                    if info.filename.endswith(".npy"):
+                        with archive.open(info) as member:
+                            _check_array(member, info, where)
+        except (RuntimeError, NotImplementedError, IndexError, struct.error) as error:  # zipfile's words for odd ones
+            raise ValueError(f"{where} is no zip file of arrays that can be read: {error}") from error
     if not isinstance(path, (str, os.PathLike)):
         path.seek(0)
     return np.load(path, allow_pickle=False)
@@ -149,12 +158,23 @@ def npz_headers(path: Path) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
     with open_npz(path) as archive:
         for name in archive.files:
             with archive.zip.open(name if name in archive.zip.namelist() else f"{name}.npy") as member:
-                version = np.lib.format.read_magic(member)
-                old = version == (1, 0)
-                read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(member)
-                found[name] = (dtype, shape)
+                found[name] = _array_header(member)
     return found
+
+
+def _array_header(file: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Type and shape of an array in NumPy's format. ValueError if it is something else."""
+    old = np.lib.format.read_magic(file) == (1, 0)  # type: ignore[no-untyped-call]
+    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)  # type: ignore[no-untyped-call]
+    return dtype, shape
+
+
+def _check_array(file: IO[bytes], info: zipfile.ZipInfo, where: str) -> None:
+    """ValueError if an array says that it is larger than its member, for which memory would be taken."""
+    dtype, shape = _array_header(file)
+    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize > info.file_size:
+        raise ValueError(f"{where}: {info.filename!r} says it holds {dtype} {list(shape)}, but ends before")
 
 
 def gunzip(path: Path, out: IO[bytes] | None = None) -> bytes:
