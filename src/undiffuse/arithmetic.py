@@ -1,8 +1,8 @@
 """What float32 means: PyTorch's global switches can make "float32" layers compute in TF32 or bfloat16.
 
-The switches are old (`torch.set_float32_matmul_precision`) and new (`fp32_precision` of `torch.backends` and its parts);
-PyTorch refuses to answer through the old ones once the new ones were set. A program that sets them for its own training
-changes every network in the process, on a CPU too: a linear layer then errs by 2e-3, and results depend on the batch.
+There is an old switch (`torch.set_float32_matmul_precision`) and new ones (`fp32_precision` of `torch.backends` and its
+parts); PyTorch refuses to read the old one after the new ones were set. A program that sets them changes every network
+in the process, on a CPU too: a linear layer then has errors of 2e-3, and results depend on the batch.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ from undiffuse import checkpoints
 
 ODD_NUMBERS = [0, 1, -1, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**63 - 1, 2**64 - 1]
 ODD_VALUES: list[Any] = [
-    None, True, False, 0, -1, 1e308, float("nan"), float("inf"), 10**30, "", "\0", "x" * 3000, "\x1b[2J", "\ud800", "nan",
-    [], {}, [[]], [None], {"a": {}}, [1, "a"], "../../x", "1e999", "0x10", "½", 0.1, -(2**63),
+    None, True, False, 0, -1, 1e308, float("nan"), float("inf"), 10**30, "", "\0", "x" * 3000, "\x1b[2J", "\ud800",
+    "nan", [], {}, [[]], [None], {"a": {}}, [1, "a"], "../../x", "1e999", "0x10", "½", 0.1, -(2**63),
 ]  # fmt: skip
 LIMIT_SECONDS, LIMIT_BYTES = 10.0, 10**9
 
@@ -209,7 +209,8 @@ class Doors:
         from undiffuse.evaluation.summary import npz_statistics
         from undiffuse.pictures.npz import load_npz
 
-        names = rng.sample(["arr_0", "arr_1", "x_train", "y_train", "images", "labels", "label_names", "mu", "sigma"], 2)
+        usual = ["arr_0", "arr_1", "x_train", "y_train", "images", "labels", "label_names", "mu", "sigma"]
+        names = rng.sample(usual, 2)
         data = self._zip(rng, {f"{name}.npy": self._npy(rng) for name in names})
         path = self._file("a.npz", data)
         door = rng.choice([self._pixels, load_npz, npz_statistics, self._inspected])
@@ -248,7 +249,11 @@ class Doors:
         if rng.random() < 0.5:
             members = {name: damaged(rng, data) for name, data in members.items()}
         if rng.random() < 0.5:
-            name = rng.choice(["labels.csv", "metadata.jsonl", "dataset.json", "train/x.png", "../x.png", "/x.png", "é\0.png"])
+            tables, paths = (
+                ["labels.csv", "metadata.jsonl", "dataset.json"],
+                ["train/x.png", "../x.png", "/x", "é\0.png"],
+            )
+            name = rng.choice(tables + paths)
             members[name] = self._table(rng, name)
         return members
 
@@ -259,7 +264,8 @@ class Doors:
 
     def on_tar(self, rng: random.Random) -> tuple[bytes, Callable[[], Any]]:
         file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode="w", format=rng.choice([tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])) as archive:
+        form = rng.choice([tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
+        with tarfile.open(fileobj=file, mode="w", format=form) as archive:
             for k, content in enumerate(self._members(rng).values()):
                 for ending, part in (("png", content), ("cls", str(k % 2).encode()), ("json", b'{"label": 1}')):
                     info = tarfile.TarInfo(f"{k:03d}.{ending}")
@@ -328,8 +334,8 @@ class Doors:
         from undiffuse.solvers.registry import read_options
 
         honest = {
-            "steps": "ddim50", "grid": "karras:rho=7", "solver": "dpmpp", "solver_options": "order=2", "clip": "dynamic:0.995",
-            "precision": "fp32", "eta": 0.5, "interval": "sigma:0.2,1.6", "cfg": 2.0, "scale": 1.0, "every": 1,
+            "steps": "ddim50", "grid": "karras:rho=7", "solver": "dpmpp", "solver_options": "order=2",
+            "clip": "dynamic:0.995", "precision": "fp32", "eta": 0.5, "interval": "sigma:0.2,1.6", "cfg": 2.0, "scale": 1.0, "every": 1,
         }  # fmt: skip
         name = rng.choice(list(honest))
         value = odd(rng, honest[name])

@@ -136,7 +136,8 @@ def test_a_checkpoint_with_missing_or_changed_parts_is_passed_over(tmp_path: Pat
     rewrite(checkpoints.checkpoints(tmp_path / "parts")[-1], change)
     recorder = Recorder()
     run(tmp_path / "parts", images=24, listeners=[recorder])
-    assert any("0000000024" in r.values["text"] and "checkpoint before" in r.values["text"] for r in recorder.of("note"))
+    notes = [r.values["text"] for r in recorder.of("note")]
+    assert any("0000000024" in text and "checkpoint before" in text for text in notes)
     assert recorder.of("start")[0].images == 12
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 

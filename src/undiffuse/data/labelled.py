@@ -10,13 +10,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from undiffuse.data.formats.files import read_table_member
 from undiffuse.data.formats.imagenet import translated
 from undiffuse.data.labelling import Labelling, interpret
 from undiffuse.data.labels import apply_table, class_table, folder_labels, join_names, prefix_labels
 from undiffuse.data.screening import OnBroken
 from undiffuse.data.sources import Excluded, FileSource, FolderSource, Source, ZipSource
 from undiffuse.data.tables import TABLE_SUFFIXES, TableSpec, parse_spec, read_table
-from undiffuse.data.formats.files import read_table_member
 
 __all__ = ["label_files"]
 

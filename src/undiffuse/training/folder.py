@@ -134,7 +134,8 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} holds a run that was begun with other settings, so it cannot be resumed:\n  "
                 + "\n  ".join([*([other_data] if other_data else []), *lines])
-                + ("\n(there -> now) Use the settings of that run, or another folder" if lines else "\nPut the images back")
+                + "\n"
+                + ("(there -> now) Use the settings of that run, or another folder" if lines else "Put the images back")
                 + (
                     f"; init_from={str(self.path)!r} in another folder starts from its weights with the images as they "
                     "are now."
@@ -226,10 +227,8 @@ class RunFolder:
         if (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
             raise FolderLostError(f"the run folder {self.path} was replaced by that of another run", False)
 
-    def save(
-        self, images: int, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], prune: bool = True
-    ) -> Path:
-        """Writes a checkpoint and, only once it is durable, deletes what is no longer kept (unless `prune` is false)."""
+    def save(self, images: int, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], prune: bool = True) -> Path:
+        """Writes a checkpoint and, once it is durable and if `prune` is true, deletes what is no longer kept."""
         path = checkpoints.checkpoint_path(self.path, images)
         try:
             checkpoints.write(path, tensors, manifest)

@@ -359,9 +359,10 @@ class Run:
         return size + 200 * len(tensors) + len(json.dumps(self.manifest()))
 
     def save_after_error(self) -> None:
-        """Saves the state after the last whole update, if it is worth it; the main process alone, whatever the others do.
+        """Saves the state after the last whole update, if an error ends the run.
 
-        Older checkpoints stay. The error that ends the run matters more than what prevents the saving.
+        Only the main process saves, without the others, which may have ended. Older checkpoints stay. If the state
+        cannot be saved, the first error is still the one that is raised.
         """
         state = self.state
         saved = images_of(self.checkpoint) if self.checkpoint is not None and self.checkpoint.exists() else 0
@@ -378,7 +379,7 @@ class Run:
                 self._folder.path.mkdir(parents=True, exist_ok=True)
                 self._folder.write_config(self.identity(), self.content)
             path = self._folder.save(state.images, state.tensors(), self.manifest(), prune=False)
-            self.log("note", text=f"an error ends the run; its {state.images:,} images are saved in {path}; older ones are kept")
+            self.log("note", text=f"an error ends the run after {state.images:,} images; its state is saved in {path}")
         except (OSError, ValueError) as error:
             with suppress(OSError):
                 self.log("note", text=f"an error ends the run, and its state could not be saved: {error}")

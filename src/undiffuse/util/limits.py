@@ -30,9 +30,9 @@ LIMITS = {
     "UNDIFFUSE_MAX_HEADER": 64 * 10**6,
     "UNDIFFUSE_MAX_DOWNLOAD": 200 * 10**9,
 }
-"""The limits by the environment variables that change them: bytes that a member of an archive unpacks to; how many times
-its packed size that may be; bytes and rows of a table of labels; members of an archive; bytes of a safetensors header;
-bytes of a download."""
+"""The limits by the environment variables that change them: bytes that a member of an archive unpacks to; the ratio of
+that to its packed size; bytes and rows of a table of labels; members of an archive; bytes of a safetensors header; bytes
+of a download."""
 
 _FREE = 1 << 26
 """Up to this many bytes any ratio is allowed: images of one colour shrink to nothing."""
@@ -116,7 +116,7 @@ def check_header(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path} is too short for a safetensors file: {len(start)} bytes; it may be truncated")
     length = struct.unpack("<Q", start)[0]
     if length > size - 8:
-        raise ValueError(f"{path} is not a readable safetensors file: its header ends after the file; it may be truncated")
+        raise ValueError(f"{path} is not a readable safetensors file: its header ends after it; it may be truncated")
     if length > limit("UNDIFFUSE_MAX_HEADER"):
         raise _refuse(f"{path} has too long a header", length, "UNDIFFUSE_MAX_HEADER")
 
