@@ -32,6 +32,7 @@ from undiffuse.pipelines.samples import Samples
 from undiffuse.pixels import to_uint8
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
+from undiffuse.util.limits import check_header
 from undiffuse.util.progress import NoProgress, Progress
 from undiffuse.util.records import check_record, read_json
 from undiffuse.util.store import Parts, Store
@@ -285,6 +286,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    check_header(path)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)

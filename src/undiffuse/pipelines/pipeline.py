@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import undiffuse
+from undiffuse.arithmetic import float32_switches, steady_float32
 from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, Denoiser
 from undiffuse.distributed import resolve_device
@@ -159,6 +160,8 @@ class Pipeline:
         }
         notes = {"model_file": reference(str(config.model)), "version": undiffuse.__version__}
         notes |= {"torch": torch.__version__, **guides.notes, "device": where.type}
+        if where.type != "cpu" and (switches := float32_switches(where)):
+            notes["float32"] = switches
         if measured:
             notes["measured"] = measured
         eta = {"eta": config.eta} if config.solver == "ddim" else {}
@@ -337,11 +340,12 @@ class Pipeline:
         """
         cond, last = self.condition(labels, low_res), None
         steps = sample(self.denoiser, self.path, self.solver, noise, self.shape, cond=cond, x_T=x_T, device=self.device)
-        for last in steps:
-            if on_step is not None:
-                on_step(last)
-            if progress is not None:
-                progress.advance(len(noise) / last.total)
+        with steady_float32(self.device):
+            for last in steps:
+                if on_step is not None:
+                    on_step(last)
+                if progress is not None:
+                    progress.advance(len(noise) / last.total)
         assert last is not None  # a path has at least one step
         return last.x
 
