@@ -331,7 +331,7 @@ def test_names_of_results(tmp_path: Path) -> None:
         (inpaint, {"hole": HOLE, "zeta": 1.0}, "zeta"),
         (inpaint, {"hole": HOLE, "method": "magic"}, "method"),
         (inpaint, {"hole": HOLE, "variants": 0}, "variants"),
-        (inpaint, {"hole": HOLE, "format": "tiff"}, "format"),
+        (inpaint, {"hole": HOLE, "format": "jpeg"}, "format"),
         (inpaint, {"mask": np.zeros((3, 3), bool)}, "mask"),
         (restore, {}, "upscale"),
         (restore, {"upscale": 3}, "upscale"),

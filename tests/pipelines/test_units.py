@@ -8,33 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from support.cli_runs import call
-from undiffuse.denoiser import ProcessConfig
-from undiffuse.models import DiffusionModel, save_model
-from undiffuse.nets import UNetConfig
+from support.cli_runs import WINDOW, call, write_bands
+from undiffuse.editing import inpaint
+from undiffuse.likelihood import measure
+from undiffuse.models import load_diffusion
 from undiffuse.pictures import load_image, read_record, read_samples
 from undiffuse.pipelines import Pipeline
+from undiffuse.pipelines.inputs import model_images, open_images
 from undiffuse.pipelines.latents import decode_into
 from undiffuse.pipelines.run import SamplingRun
-from undiffuse.training import seeded
+from undiffuse.pixels import to_units
 from undiffuse.util.errors import ConfigError
-
-WINDOW = (-1000.0, 2000.0)
-
-
-def write_bands(path: Path, channels: int, value_range: tuple[float, float] | None = WINDOW) -> Path:
-    """An unconditional model of 8x8 images with any number of channels, trained on values in a range."""
-    with seeded(0):
-        net = UNetConfig(
-            image_size=8, in_channels=channels, out_channels=channels, model_channels=8, channel_mult=(1, 2),
-            num_res_blocks=1, attention_resolutions=(),
-        ).build()  # fmt: skip
-        for parameter in net.parameters():
-            parameter.data += 0.05 * torch.randn(parameter.shape)
-    process = ProcessConfig(schedule="cosine", steps=20, variance="fixed_small")
-    config = {"size": [8, 8], "channels": channels} | ({"value_range": list(value_range)} if value_range else {})
-    save_model(path, DiffusionModel(net=net, process=process, manifest={"data": {"config": config}}))
-    return path
 
 
 def sampled(tmp_path: Path, channels: int, *words: str, value_range: tuple[float, float] | None = WINDOW) -> list[Path]:
@@ -178,3 +162,41 @@ def test_decoding_keeps_units(tmp_path: Path) -> None:
     files = sorted((tmp_path / "out").glob("seed*.tiff"))
     assert len(files) == 2
     assert np.array_equal(load_image(files[1])[0], pipeline.decode(encoded).values[1])
+
+
+@pytest.mark.parametrize("format", ["png", "png16", "tiff"])
+def test_edited_images_are_prepared_and_written_in_the_models_units(tmp_path: Path, format: str) -> None:
+    files = sampled(tmp_path, 1, "--format", format)
+    pipeline = Pipeline.from_pretrained(tmp_path / "m.safetensors", device="cpu", steps="2")
+    x0 = model_images(open_images(files, pipeline.model), range(4), "cpu")
+    expected = np.stack([load_image(file)[0] for file in files])
+    assert np.abs(to_units(x0, WINDOW).numpy() - expected).max() <= 0.1
+    result = inpaint(files, hole=(0, 0, 4, 8), model=pipeline, out=tmp_path / "edited", format="tiff", progress=False)
+    assert [Path(name).suffix for name in result.names] == [".tiff"] * 4
+    for name, before in zip(result.names, expected, strict=True):
+        values, record = load_image(tmp_path / "edited" / name)
+        assert np.abs(values[4:] - before[4:]).max() <= 0.1
+        assert record["value_range"] == [-1000.0, 2000.0]
+    assert read_samples(tmp_path / "edited").images.shape == (4, 8, 8, 1)
+
+
+def test_arrays_and_tensors_are_inputs_in_units(tmp_path: Path) -> None:
+    model = load_diffusion(write_bands(tmp_path / "m.safetensors", 2))
+    units = np.random.default_rng(0).uniform(-1000, 2000, (3, 8, 8, 2))
+    x0 = model_images(open_images(units, model), range(3), "cpu")
+    assert np.abs(to_units(x0, WINDOW).numpy() - units).max() <= 1e-2
+    assert torch.allclose(model_images(open_images(x0, model), range(3), "cpu"), x0, atol=1e-5)
+    np.save(tmp_path / "a.npy", units.astype(np.float32))
+    assert torch.allclose(model_images(open_images(tmp_path / "a.npy", model), range(3), "cpu"), x0, atol=1e-5)
+
+
+def test_likelihood_of_a_model_in_units_is_that_of_its_levels(tmp_path: Path) -> None:
+    write_bands(tmp_path / "m.safetensors", 1)
+    write_bands(tmp_path / "l.safetensors", 1, None)
+    levels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
+    units = levels / 255 * 3000 - 1000
+    bits = [
+        measure(str(tmp_path / name), data, device="cpu", terms=3, progress=False).bits_per_dim
+        for name, data in (("m.safetensors", units + 2), ("l.safetensors", levels))
+    ]
+    assert bits[0] == pytest.approx(bits[1], rel=1e-6)

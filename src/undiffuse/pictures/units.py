@@ -22,8 +22,8 @@ from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
 
 __all__ = [
-    "ENDINGS", "IN_UNITS", "ImageFormat", "as_stored", "check_format", "default_format", "format_of", "load_image",
-    "preview", "preview_text", "read_record", "save_image",
+    "ENDINGS", "IN_UNITS", "ImageFormat", "as_stored", "check_format", "decode_image", "default_format", "format_of",
+    "load_image", "preview", "preview_text", "read_record", "save_image",
 ]  # fmt: skip
 
 ImageFormat = Literal["png", "png16", "tiff", "npy"]
@@ -116,7 +116,11 @@ def load_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, Any]
         OSError: It cannot be read.
     """
     source = Path(path)
-    data = source.read_bytes()
+    return decode_image(source.read_bytes(), source)
+
+
+def decode_image(data: bytes, source: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Reads the contents of a file as `load_image` does; `source` is its name for messages."""
     if data[:6] == b"\x93NUMPY":
         return np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32), {}
     if data[:4] == b"II*\0":

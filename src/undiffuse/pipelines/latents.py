@@ -30,6 +30,7 @@ from undiffuse.pipelines.classes import class_names, class_numbers
 from undiffuse.pipelines.inputs import Images, labels_of, model_images, open_images
 from undiffuse.pipelines.pipeline import Pipeline
 from undiffuse.pipelines.samples import Samples
+from undiffuse.pixels import from_pixels, to_uint8
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
 from undiffuse.util.progress import NoProgress, Progress
@@ -245,8 +246,8 @@ def reconstruction_errors(
     decoded = decode(pipeline, stored, batch=batch, progress=progress)
     errors = []
     for i, image in enumerate(decoded.images):
-        difference = torch.from_numpy(image.astype(float) - images.plain(i).image.astype(float))
-        errors.append(difference.square().mean().sqrt())
+        before = to_uint8(from_pixels(images.plain(i).image[None]))[0]
+        errors.append((torch.from_numpy(image).double() - before.double()).square().mean().sqrt())
     return torch.stack(errors)
 
 
