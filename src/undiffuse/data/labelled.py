@@ -64,7 +64,7 @@ def label_files(
         if data is None:
             raise FileNotFoundError(f"there is no label table {spec.file}, neither as given nor inside {source.where}")
         found = interpret(read_table(data, spec.file), names, spec, complain, source.held_names)
-        return _by_table(source, found, spec.file, label_names)
+        return _by_table(source, found, spec.file, label_names, absent=True)
     if how not in _HOW:
         raise ValueError(
             f"labels={how!r}: expected {', '.join(_HOW)}, or a table ending in {', '.join(TABLE_SUFFIXES)}"
@@ -88,7 +88,7 @@ def label_files(
                 source.notes.append(f"{name} is not used: {error}")
                 continue
             source.notes += extra
-            labelled = _by_table(source, found, name, label_names)
+            labelled = _by_table(source, found, name, label_names, absent=name in _OWN_TABLES)
             if found.kind == "class" or not isinstance(labelled, FileSource):
                 return labelled
             source, names, folder_names = labelled, labelled.names, None  # classes may still come from folders
@@ -137,8 +137,13 @@ def _unlabelled(source: FileSource, values: Sequence[object], why: Mapping[str, 
     return [Excluded(name=name, reason=f"no label, {why[name]}" if name in why else "no label") for name in names]
 
 
-def _by_table(source: FileSource, found: Labelling, table: str, label_names: Sequence[str] | None) -> FileSource:
-    """The source with what a table says."""
+def _by_table(
+    source: FileSource, found: Labelling, table: str, label_names: Sequence[str] | None, absent: bool
+) -> FileSource:
+    """The source with what a table says; with `absent`, files of the table that are not there count as left out."""
+    if absent and found.absent:
+        gone = [Excluded(name=name, reason=f"in {table}, but not there") for name in found.absent]
+        source.excluded = [*source.excluded, *gone]
     ending = f"files ending in {PurePosixPath(table).suffix.lower()}"
     if source.left_out.get(ending) and not Path(table).is_absolute():
         left = {**source.left_out, ending: source.left_out[ending] - 1}  # a table that is used is not left out
