@@ -12,11 +12,9 @@ import numpy as np
 from PIL import Image
 
 from undiffuse.pictures import SampleWriter, claim_output, draw_grid
-from undiffuse.pictures.arrays import from_picture
 from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import open_rows, packed_files
-from undiffuse.pictures.png import open_picture
-from undiffuse.pictures.stored import RUN, keeps_names, sample_files
+from undiffuse.pictures.stored import RUN, keeps_names, read_file, sample_files
 from undiffuse.solvers.registry import current_record
 
 MOST_COLUMNS = 12
@@ -61,11 +59,7 @@ def first_images(folder: Path, seed: int, count: int) -> np.ndarray:
                 if name is not None and name.seed == seed and name.index < count:
                     wanted[name.index] = Path(entry.path)
     if all(index in wanted for index in range(count)):
-        pictures = []
-        for index in range(count):
-            with open_picture(wanted[index]) as picture:
-                pictures.append(from_picture(picture))
-        return np.stack(pictures)
+        return np.stack([read_file(wanted[index]) for index in range(count)])
     packed = packed_files(folder)
     if not packed:
         raise ValueError(f"{folder} does not hold the first {count} images of the run any more")

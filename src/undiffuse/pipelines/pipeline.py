@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -251,10 +250,11 @@ class Pipeline:
         images = []
         with Progress("sampling", count, "images") if progress else NoProgress() as bar:
             for start in range(0, count, size):
-                images.append(source.make(indices[start : start + size], bar, watch=watch).numpy())
+                images.append(source.make_float(indices[start : start + size], bar, watch=watch))
         labels = source.labels(indices)
         run = {"command": "sample", "seed": seed, **self.record, "classes": recorded_classes(chosen, names)}
-        return Samples(np.concatenate(images), labels, names, indices, run, self.notes, self.text())
+        about = (labels, names, indices, run, self.notes, self.text())
+        return Samples.of(torch.cat(images), self.model.value_range, *about)
 
     def encode(self, images: Any, classes: Any = None) -> Any:
         """Encodes images into latents by DDIM inversion, see `undiffuse.pipelines.latents.encode`."""
