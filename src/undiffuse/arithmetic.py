@@ -20,7 +20,7 @@ _PLAIN = ("none", "ieee")
 
 def _switches(device: str) -> dict[str, tuple[Any, Any]]:
     """The switches of a kind of device by operation: (the switch, the one it inherits from); {} before PyTorch 2.9."""
-    backends = torch.backends
+    backends: Any = torch.backends
     if not hasattr(getattr(backends, "mkldnn", None), "matmul"):
         return {}
     if device == "cpu":

@@ -335,7 +335,8 @@ class Doors:
 
         honest = {
             "steps": "ddim50", "grid": "karras:rho=7", "solver": "dpmpp", "solver_options": "order=2",
-            "clip": "dynamic:0.995", "precision": "fp32", "eta": 0.5, "interval": "sigma:0.2,1.6", "cfg": 2.0, "scale": 1.0, "every": 1,
+            "clip": "dynamic:0.995", "precision": "fp32", "eta": 0.5, "interval": "sigma:0.2,1.6",
+            "cfg": 2.0, "scale": 1.0, "every": 1,
         }  # fmt: skip
         name = rng.choice(list(honest))
         value = odd(rng, honest[name])

@@ -157,7 +157,7 @@ class Pipeline:
             **config.record(),
             **guides.record,
         }
-        notes = {"model_file": reference(str(config.model)), "version": undiffuse.__version__}
+        notes: dict[str, Any] = {"model_file": reference(str(config.model)), "version": undiffuse.__version__}
         notes |= {"torch": torch.__version__, **guides.notes, "device": where.type}
         if where.type != "cpu" and (switches := float32_switches(where)):
             notes["float32"] = switches

@@ -96,7 +96,9 @@ class Run:
                 if isinstance(self.dataset, ImageDataset):
                     self.content = content_index(self.dataset.source)
                 resumed = self._folder.resume(
-                    self.identity(), lambda *found: self.state.load(*found, self.config), self.content
+                    self.identity(),
+                    lambda tensors, progress: self.state.load(tensors, progress, self.config),
+                    self.content,
                 )
                 remove_after(self._folder.path, images_of(resumed.path) if resumed is not None else 0)
                 self.checkpoint = resumed.path if resumed is not None else None

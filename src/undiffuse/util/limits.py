@@ -31,8 +31,8 @@ LIMITS = {
     "UNDIFFUSE_MAX_DOWNLOAD": 200 * 10**9,
 }
 """The limits by the environment variables that change them: bytes that a member of an archive unpacks to; the ratio of
-that to its packed size; bytes and rows of a table of labels; members of an archive; bytes of a safetensors header; bytes
-of a download."""
+that to its packed size; bytes and rows of a table of labels; members of an archive; bytes of a safetensors header;
+bytes of a download."""
 
 _FREE = 1 << 26
 """Up to this many bytes any ratio is allowed: images of one colour shrink to nothing."""

@@ -172,7 +172,8 @@ def _members(shard: str, left_out: Counter[str]) -> Iterator[tuple[str, int, int
     """(name, offset of its data, bytes) of every file in a tar; of a large one the list is kept in the cache folder."""
 
     def build() -> index.Arrays:
-        members, others = [], 0
+        members: list[tuple[str, int, int]] = []
+        others = 0
         try:
             with open_shard(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
                 while (member := archive.next()) is not None:
