@@ -131,7 +131,7 @@ def test_a_stopped_run_goes_on_and_nothing_is_made_twice(
     assert made == [(8, [0, 1]), (8, [2, 3]), (16, [0, 1]), (16, [2, 3])]
     capsys.readouterr()
     assert call(*order) == 0
-    assert capsys.readouterr().out.count("all images were there already") == 2
+    assert capsys.readouterr().out.count("all images already exist") == 2
     assert len(made) == 4
 
     assert call(*words(files, tmp_path / "a", "--count", 6, "--batch", 2)) == 0

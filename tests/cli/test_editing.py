@@ -44,7 +44,7 @@ def test_the_page(
     name = "0_1.png" if "--variants" in words else "0.png"
     assert read_record(tmp_path / "out" / "left" / name)["command"] == words[0]
     assert call(*given) == 0
-    assert "all images were there already" in capsys.readouterr().out
+    assert "all images already exist" in capsys.readouterr().out
 
 
 def test_one_image_is_one_image(model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

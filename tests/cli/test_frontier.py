@@ -130,7 +130,7 @@ def test_tuned_steps_are_printed_and_written(place: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--solver", "ddpm"), "'ddpm' is none of ddim"),
+        (("--solver", "ddpm"), "'ddpm': expected one of ddim"),
         (("--steps", "1"), "2 or more steps"),
         (("--solver", "heun", "--solver-options", "churn=3"), "draws noise"),
         (("--classifier", "judge.safetensors", "--guidance-interval", "steps:0,0.5"), "in log-SNR or sigma"),

@@ -59,7 +59,7 @@ def test_a_first_look_comes_early(
     assert call("quickstart", "--out", tmp_path, "--per-class", 1, "--steps", 11, "--seed", 3) == 0
     assert seen == [(1, False), (2, True)]
     told = capsys.readouterr().out
-    assert told.index(f"A first look, in 10 steps only: {first}") < told.index("Done in")
+    assert told.index(f"Preview of 10 steps: {first}") < told.index("Done in")
     record = read_record(first)
     assert (record["command"], record["seed"], record["steps"], record["guidance"]) == ("quickstart", 3, "10", 0.0)
     look, plain = pixels(first), pixels(tmp_path / "unguided.png")

@@ -129,7 +129,7 @@ def test_train_classifier_reports_accuracy_by_noise(images: Path, capsys: pytest
     assert "18 images, 6 others to validate" in told
     assert "Accuracy on 6 held-out images by noise level" in told
     assert "18..19" in told
-    assert "About 1 a line: too few to compare lines" in told
+    assert "About 1 image per row, too few to compare rows" in told
     assert "--classifier runs/photos-classifier/model.safetensors" in told
     classifier = load_classifier("runs/photos-classifier/model.safetensors")
     assert classifier.process == load_diffusion("runs/photos").process

@@ -37,7 +37,7 @@ def overview() -> str:
         rows.append([name, kind, _size(recipe), f"{parameters(recipe) / 1e6:.1f}M", _result(recipe)])
     head = ("recipe", "kind", "size", "weights", "published, or measured here")
     return (
-        f"{table(rows, head, right=(3,))}\n\n`undiffuse recipes NAME` prints all settings of one, "
+        f"{table(rows, head, right=(3,))}\n\n`undiffuse recipes NAME` prints all settings of a recipe. "
         "`undiffuse train DATA --recipe NAME` trains with it."
     )
 
@@ -47,7 +47,7 @@ def details(recipe: Recipe) -> str:
     rows: list[tuple[str, object]] = [
         ("kind", recipe.kind),
         ("network", f"{parameters(recipe):,} parameters"),
-        ("made for", recipe.data_path),
+        ("data", recipe.data_path),
         ("enlarges", f"from {recipe.low_size} pixels" if recipe.low_size else None),
         ("measured here", recipe.measured),
     ]
@@ -55,7 +55,7 @@ def details(recipe: Recipe) -> str:
              for key, value in recipe.published.items()]  # fmt: skip
     advice = recipe.advice
     if recipe.kind == "diffusion":
-        sampled = f"{advice.solver}, {advice.steps} steps"
+        sampled = f"{advice.solver}, steps {advice.steps}"
         sampled += f", guidance {advice.guidance:g}" if advice.guidance else ""
         rows.append(("sampled by", sampled + (f", classifier {advice.classifier}" if advice.classifier else "")))
     parts = [f"{recipe.name}: {recipe.summary}", fields(rows)]
@@ -66,7 +66,7 @@ def details(recipe: Recipe) -> str:
     if recipe.kind == "classifier":
         parts.append(f"\n  clean images  {100 * recipe.clean_fraction:g}%")
     command = "train-classifier" if recipe.kind == "classifier" else "train"
-    parts.append(f"\nUse it:\n  undiffuse {command} {recipe.data_path or 'DATA'} --recipe {recipe.name}")
+    parts.append(f"\nTo train with it:\n  undiffuse {command} {recipe.data_path or 'DATA'} --recipe {recipe.name}")
     return "\n".join(parts)
 
 

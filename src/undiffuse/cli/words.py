@@ -1,4 +1,4 @@
-"""Options in the place of the library's arguments in messages."""
+"""Replaces the library's arguments by options in messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WORDS = re.compile(
 
 
 def in_options(text: str) -> str:
-    """A message of the library with options for its arguments: on_broken="skip" becomes --on-broken skip."""
+    """Rewrites a message of the library: on_broken="skip" becomes --on-broken skip."""
 
     def option(found: re.Match[str]) -> str:
         if found[5] is not None:

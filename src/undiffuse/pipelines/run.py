@@ -166,7 +166,7 @@ class SamplingRun:
 
     def _summary(self, made: int, seconds: float, result: Path) -> list[str]:
         pipeline = self.source.pipeline
-        done = f"{count_of(made, 'image')} made" if made else "all images were there already"
+        done = f"{count_of(made, 'image')} made" if made else "all images already exist"
         kept = f" ({self.count - made:,} were there already)" if made and made < self.count else ""
         lines = [f"{done}{kept} in {duration(seconds)} on {pipeline.device.type}: {pipeline.text()}"]
         lines += [f"  images  {result}", f"  grid    {self.folder / GRID}"]
