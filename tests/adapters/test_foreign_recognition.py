@@ -14,7 +14,7 @@ from support.foreign_files import layout_of
 from support.golden_files import Golden, constructor_arguments, for_each, kind_of
 from undiffuse.adapters import openai_weights, published
 from undiffuse.adapters.interpretation import Like, interpret
-from undiffuse.adapters.openai_weights import Recognised, recognise, told_by
+from undiffuse.adapters.openai_weights import Recognised, recognise, recognised_from
 from undiffuse.nets import ClassifierConfig, UNetConfig
 
 FILE = Path("somebody/weights.pt")
@@ -48,10 +48,10 @@ def test_golden_networks_are_recognised(path: Path) -> None:
         config = UNetConfig(**arguments, super_resolution=kind_of(path.name) == "superres")
     shapes = {name: tuple(shape) for name, shape in golden.meta["state_dict"].items()}
     found = recognise(shapes)
-    told = dict(told_by(config).told)
+    told = dict(recognised_from(config).fields)
     if "image_size" in told:
         told["image_size"] = config.size[0]
-    assert dict(found.told) == told
+    assert dict(found.fields) == told
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -62,7 +62,7 @@ def test_channels_variance_and_upsampling_are_told_apart(channels: int, learns: 
         **SMALL, in_channels=channels, out_channels=channels * (2 if learns else 1), super_resolution=enlarges
     )
     found = recognise(shapes_of(config))
-    assert found == told_by(config)
+    assert found == recognised_from(config)
     assert found.learns_variance == learns
     assert found.kind == ("upsampler" if enlarges else "diffusion")
 
@@ -78,15 +78,15 @@ def test_channels_variance_and_upsampling_are_told_apart(channels: int, learns: 
 )  # fmt: skip
 def test_shapes_tell_unusual_networks(changes: dict[str, Any]) -> None:
     config = UNetConfig(**{**SMALL, **changes})
-    assert recognise(shapes_of(config)) == told_by(config)
+    assert recognise(shapes_of(config)) == recognised_from(config)
 
 
 @pytest.mark.parametrize("pool", ["adaptive", "spatial", "spatial_v2", "attention"])
 def test_classifiers_and_their_pools(pool: str) -> None:
     config = ClassifierConfig(**SMALL, out_channels=9, image_size=16, num_head_channels=32, pool=pool)
     found = recognise(shapes_of(config))
-    assert found == told_by(config)
-    assert found.told.get("image_size") == (16 if pool == "attention" else None)
+    assert found == recognised_from(config)
+    assert found.fields.get("image_size") == (16 if pool == "attention" else None)
 
 
 def test_where_several_networks_have_the_same_shapes_one_must_be_named() -> None:
@@ -98,7 +98,7 @@ def test_where_several_networks_have_the_same_shapes_one_must_be_named() -> None
     shapes = shapes_of(config)
     with pytest.raises(ValueError, match="how many residual blocks a level has, 3 or 1"):
         recognise(shapes)
-    assert recognise(shapes, blocks=1) == told_by(config)
+    assert recognise(shapes, blocks=1) == recognised_from(config)
 
 
 def spoiled(change: Any) -> dict[str, tuple[int, ...]]:
@@ -134,7 +134,7 @@ def test_published_shapes_need_nothing_said() -> None:
         assert "images of" in told.facts[f"{name}, by its shapes"]
 
 
-def test_files_that_mean_the_same_are_told_by_name_or_hash_else_not_at_all() -> None:
+def test_files_that_mean_the_same_are_recognised_from_name_or_hash_else_not_at_all() -> None:
     found = recognised("lsun_cat")
     for told, entry, by in (
         (meaning(found, path=Path("x/lsun_cat.pt")), "lsun_cat", "name"),
@@ -294,6 +294,6 @@ def test_descriptions_name_what_was_told() -> None:
         "learned",
     ):
         assert word in text
-    found: Mapping[str, Any] = recognised("lsun_uncond_100M_1200K_bs128").told
+    found: Mapping[str, Any] = recognised("lsun_uncond_100M_1200K_bs128").fields
     assert found["use_scale_shift_norm"] is False
     assert "addition" in openai_weights.describe(recognised("lsun_uncond_100M_1200K_bs128"))
