@@ -199,7 +199,7 @@ def test_mistakes(files: dict[str, Path], tmp_path: Path, capsys: pytest.Capture
     assert "the classes of" in refused(*pair, named)
     assert "none is published for" in refused(*pair, "auto")
     small = write_images(tmp_path / "small", each=1)
-    assert "give one of them" in refused(*pair, files["up"], "--low-res", small)
+    assert "omit one" in refused(*pair, files["up"], "--low-res", small)
     assert "must make them from noise" in refused("--model", files["up"], "--upsampler", files["up"])
     assert "--upsampler-steps needs --upsampler" in refused("--model", files["base"], "--upsampler-steps", 3)
     assert "cannot keep 99" in refused(*pair, files["up"], "--upsampler-steps", 99)

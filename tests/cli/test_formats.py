@@ -102,7 +102,7 @@ def test_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_vectors_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "v.npz", x=X, y=np.linspace(0, 1, COUNT * 2).reshape(COUNT, 2))
     told = inspected(capsys, tmp_path / "v.npz")
-    assert "none; a vector of 2 numbers for each image" in told
+    assert "none; a vector of 2 numbers per image" in told
     assert "the numbers are not used" in remarks(commands(told)[0])
 
 

@@ -65,7 +65,7 @@ def test_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (tmp_path / "young").mkdir()
     (tmp_path / "young" / "metrics.jsonl").write_text("")
     assert call("inspect", tmp_path / "young") == 0
-    assert "no checkpoint yet" in capsys.readouterr().out
+    assert "without a checkpoint yet" in capsys.readouterr().out
 
 
 def test_samples_latents_and_pictures(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +115,7 @@ def test_tiny_files_and_transparency_are_told(tmp_path: Path, capsys: pytest.Cap
     assert "tiny 1 smaller than the training size 64x64: small.png" in told
     assert "90x40 (1)" in told
     assert "--on-tiny skip to leave" in told
-    assert "in 1 of them: it is laid over white unless --channels 4" in told
+    assert "1 image has transparency: the background becomes white. Use --channels 4" in told
     assert "Not all images are square" in told
     assert "--size" not in told  # nothing keeps images of several shapes whole
 
@@ -167,7 +167,7 @@ def test_files_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("other.safetensors", "1 tensor, 6 numbers"),
         ("stats.npz", "feature statistics"),
         ("samples.npz", "8x8 (3)"),
-        ("plain.jpg", "JPEG picture, 4x5 RGB (height x width)\nIt carries no record of undiffuse: an ordinary picture"),
+        ("plain.jpg", "JPEG picture, 4x5 RGB (height x width)\nIt has no record of undiffuse"),
         ("bare.png", "PNG picture, 4x5 RGB (height x width)\nIt carries no record"),
     ):
         assert call("inspect", tmp_path / name) == 0

@@ -32,7 +32,7 @@ def test_there_and_back(model: Path, images: Path, tmp_path: Path, capsys: pytes
     said = capsys.readouterr().out
     assert said.startswith("6 images encoded in")
     assert f"latents  {file}.safetensors (6 x 1x8x8)" in said
-    assert re.search(r"the error is [\d.]+ of 255", said)
+    assert re.search(r"RMS error of decoding is [\d.]+ of 255", said)
     assert call(*words) == 0
     assert "0 images encoded (6 were there already)" in capsys.readouterr().out
     out = tmp_path / "decoded"

@@ -111,7 +111,7 @@ def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: 
         (ValueError("wrong number"), 2, "undiffuse: error: wrong number\n"),
         (PermissionError(13, "Permission denied", "/x"), 2, "undiffuse: error: Permission denied: /x\n"),
         (MemoryError("no room"), 2, "undiffuse: error: no room\n"),
-        (KeyboardInterrupt(), 130, "undiffuse: interrupted. Files written so far are kept; repeat the command to resume"),
+        (KeyboardInterrupt(), 130, "undiffuse: interrupted. Files written so far are kept; repeat"),
     ],
 )
 def test_errors_of_a_command(

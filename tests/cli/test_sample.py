@@ -227,7 +227,7 @@ def test_ctrl_c_keeps_what_was_written(
         patch.setattr(SampleWriter, "write", interrupted)
         assert call(*words) == 130
     told = capsys.readouterr().err
-    assert "what was written stays" in told
+    assert "repeat the command to resume" in told
     assert "Traceback" not in told
     assert len(list(tmp_path.glob("*_seed*.png"))) == 4
     assert call(*words) == 0
