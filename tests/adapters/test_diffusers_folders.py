@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from undiffuse.cli.sampler import Settings
 
 from support.cli_runs import call
 from support.foreign_files import layout_of
@@ -22,6 +21,7 @@ from support.unet2d_cases import BASE
 from undiffuse import models
 from undiffuse.adapters import diffusers_scheduler, diffusers_unet
 from undiffuse.checkpoints import CheckpointError
+from undiffuse.config.sampler import SamplerConfig
 from undiffuse.denoiser import clip_function
 from undiffuse.models import load_diffusion
 from undiffuse.nets import UNet2DConfig
@@ -73,7 +73,7 @@ def test_a_pipeline_is_a_model_with_process_and_advice(tmp_path: Path) -> None:
     assert model.net.config == CONFIG
     assert (model.process.schedule, model.process.target, model.process.variance) == ("cosine", "eps", "fixed_small")
     assert model.advice is not None
-    settings = Settings().resolved(model.process, model.advice)
+    settings = SamplerConfig().resolved(model.process, model.advice)
     assert (settings.solver, settings.steps, settings.clip) == ("ddpm", "leading1000", "static")
     models.save_model(tmp_path / "slim.safetensors", model)
     assert load_diffusion(tmp_path / "slim.safetensors").advice == model.advice
@@ -212,12 +212,12 @@ def test_schedulers_as_advice(name: str) -> None:
     settings, expected = ADVICE[name]
     schedule = diffusers_scheduler.read({"beta_schedule": "linear", **settings})
     assert {key: getattr(schedule.sampling, key) for key in expected} == expected
-    resolved = Settings().resolved(schedule.process, schedule.sampling)
+    resolved = SamplerConfig().resolved(schedule.process, schedule.sampling)
     assert resolved.solver == schedule.sampling.solver
     clip_function(resolved.clip or "")
     if schedule.sampling.clip:
         assert resolved.clip == schedule.sampling.clip
-    assert Settings(clip="none", solver="ddim").resolved(schedule.process, schedule.sampling).clip == "none"
+    assert SamplerConfig(clip="none", solver="ddim").resolved(schedule.process, schedule.sampling).clip == "none"
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_images_are_those_of_diffusers(library: Any, name: str, tmp_path: Path) 
     scheduler = SAMPLED[name](library)
     library.DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(tmp_path / "p")
     model = load_diffusion(tmp_path / "p")
-    settings = Settings(steps="10").resolved(model.process, model.advice)
+    settings = SamplerConfig(steps="10").resolved(model.process, model.advice)
     assert settings.solver and settings.steps and settings.grid and settings.clip
     denoiser = ChainDenoiser(model.net, model.process, settings.clip)
     path = grid(denoiser.chain, settings.steps, settings.grid)

@@ -12,13 +12,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from undiffuse.cli.sampler import Settings
 
 from support.cli_runs import call
 from support.foreign_files import layout_of
 from support.golden_files import draw_weights
 from undiffuse.adapters import edm_weights, pickled
 from undiffuse.checkpoints import CheckpointError
+from undiffuse.config.sampler import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser
 from undiffuse.models import load_diffusion, load_model
 from undiffuse.nets import EDMUNetConfig, config_from_dict
@@ -120,7 +120,7 @@ def test_a_pickle_is_sampled_as_edm_does(tmp_path: Path, capsys: pytest.CaptureF
     file = pickle_of(tmp_path / "edm.pkl", CASES["classes"], draw_weights(frozen()["layouts"]["classes"], 2))
     model = load_diffusion(file)
     assert (model.num_classes, model.null_class, model.weights) == (10, 10, "ema")
-    settings = Settings().resolved(model.process, model.advice)
+    settings = SamplerConfig().resolved(model.process, model.advice)
     assert (settings.solver, settings.steps, settings.grid, settings.clip) == ("heun", "18", "karras", "none")
     words = ("--model", file, "--count", 1, "--class", 3, "--steps", 3, "--device", "cpu", "--out", tmp_path / "o")
     assert call("sample", *words) == 0

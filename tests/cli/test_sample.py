@@ -176,12 +176,12 @@ def test_a_super_resolution_model_enlarges_images(tmp_path: Path, capsys: pytest
             ["--guidance", "2"],
             "needs a classifier of noisy images, and none is known for this model: give --classifier",
         ),
-        (["--steps", "99"], "holds 20 of the 20 steps and cannot keep 99"),
+        (["--steps", "99"], "cannot keep 99 steps: it has 20 of the 20"),
         (["--steps", "many"], "cannot read the respacing 'many'"),
         (["--solver", "ddpm", "--eta", "0.5"], "--eta is the noise of ddim"),
         (["--weights", "0.5"], "has no weights '0.5'; it has: net"),
         (["--low-res", "."], "this model does not enlarge images"),
-        (["--device", "toaster"], "there is no kind of device called 'toaster'; expected auto, cpu, cuda"),
+        (["--device", "toaster"], "unknown device 'toaster'; expected auto, cpu, cuda"),
     ],
 )
 def test_mistakes(words: list[str], told: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

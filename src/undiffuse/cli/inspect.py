@@ -34,7 +34,7 @@ from undiffuse.util.text import count_of
 PICTURES = (*IMAGE_SUFFIXES, ".apng")
 RUN, BITS, BITS_PARTIAL = "run.json", "bits.json", "bits.partial.jsonl"
 MOST_RUNS = 40
-_PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+_PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pt2", ".onnx")  # files of weights of other programs
 
 
 def run(args: argparse.Namespace) -> int:

@@ -389,11 +389,12 @@ class SamplerConfig:
                 fits, expected = declared.kind.accepts(value), declared.kind.expected
             if not fits:
                 raise ValueError(f"{where} has {name} = {shown(value)}; expected {expected}")
-        own = _UNSAID | given(cls, record) | {"weights": record["weights"], "model": model or record["model_file"]}
+        here = record["model_file"] if model is None else model
+        own = _UNSAID | given(cls, record) | {"weights": record["weights"], "model": here}
         guidance = given(GuidanceConfig, record)
         guidance["classifier"], guidance["scale"] = _recorded_classifiers(record, classifier, where)
         if "autoguide" in record:
-            guidance["autoguide"] = autoguide or record.get("autoguide_file")
+            guidance["autoguide"] = record.get("autoguide_file") if autoguide is None else autoguide
             if not Text().accepts(guidance["autoguide"]):
                 raise ValueError(f"{where} lacks autoguide_file, the model that guides: give its file as autoguide")
         return cls(guidance=GuidanceConfig(**guidance), **own)

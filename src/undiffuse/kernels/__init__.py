@@ -1,9 +1,9 @@
-"""Fused operations that PyTorch does not have, in PyTorch's own operations and, optionally, compiled.
+"""Fused operations in PyTorch and, optionally, compiled C.
 
-The compiled ones are written in C. The machine's own compiler builds them within a second when they are first used, and
-they are kept in the cache folder. Without a compiler PyTorch's operations do the same work: only the speed differs. The
-environment variable `UNDIFFUSE_KERNELS` chooses: "auto" (the default), "pure", or "compiled", which makes their absence
-an error. `status` returns what is used and why.
+The machine's C compiler builds the C kernels on first use, in about a second, and they are stored in the cache folder.
+Without a compiler, PyTorch's operations do the same work; only the speed differs. The environment variable
+`UNDIFFUSE_KERNELS` selects the kernels: "auto" (the default), "pure" for PyTorch, or "compiled", which raises an error
+if they are not available. `status` returns the choice and its reason.
 """
 
 from undiffuse.kernels.allocator import keep_memory, return_memory

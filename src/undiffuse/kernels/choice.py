@@ -1,4 +1,4 @@
-"""Chooses the kernels: by the environment, by a block of code, and by what is possible here."""
+"""Selection of the kernels: by the environment, by a block of code, and by availability."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from undiffuse.kernels.building import Unavailable, load
 
 CHOICES = ("auto", "pure", "compiled")
 _UNSET: Any = object()
-_chosen: str | None = None  # by `using`
-_library: ctypes.CDLL | None = _UNSET  # once built, or tried in vain
-_reason = ""  # why there is none
-_active: ctypes.CDLL | None = _UNSET  # what `library` answers until the choice changes
+_chosen: str | None = None  # set by `using`
+_library: ctypes.CDLL | None = _UNSET  # set after the first attempt to build; None if it failed
+_reason = ""  # why it failed
+_active: ctypes.CDLL | None = _UNSET  # result of `library` until the choice changes
 
 
 @dataclass(frozen=True)
 class Status:
-    """The kernels in use.
+    """Describes the kernels in use.
 
     Attributes:
         active: "compiled" or "pure".
-        reason: Why, in words; of compiled kernels the library's path.
+        reason: The reason; for compiled kernels, the path of the library.
     """
 
     active: str
@@ -33,7 +33,7 @@ class Status:
 
 
 def choice() -> str:
-    """Return the choice made by `using` or UNDIFFUSE_KERNELS. Raises ValueError if it is none of `CHOICES`."""
+    """Returns the choice made by `using` or UNDIFFUSE_KERNELS; raises ValueError if it is not one of `CHOICES`."""
     wanted = _chosen or os.environ.get("UNDIFFUSE_KERNELS", "").strip().lower() or "auto"
     if wanted not in CHOICES:
         raise ValueError(f"UNDIFFUSE_KERNELS is {wanted!r}; expected one of {', '.join(CHOICES)}")
@@ -41,13 +41,13 @@ def choice() -> str:
 
 
 def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, built and loaded at the first call; None if they are not wanted or not available.
+    """Returns the compiled kernels, built and loaded by the first call; None if they are not selected or not available.
 
     Raises:
         RuntimeError: They are required, but not available.
     """
     global _active, _library, _reason
-    if _active is not _UNSET:  # asked some hundred times a second
+    if _active is not _UNSET:  # a fast path: this is called hundreds of times per second
         return _active
     wanted = choice()
     if wanted != "pure" and _library is _UNSET:
@@ -57,23 +57,27 @@ def library() -> ctypes.CDLL | None:
             _library, _reason = None, str(error)
     if wanted == "compiled" and _library is None:
         raise RuntimeError(
-            f"UNDIFFUSE_KERNELS=compiled, but {_reason}. Leave it out: PyTorch's own operations do the same work"
+            f"UNDIFFUSE_KERNELS=compiled, but {_reason}. Unset it to use PyTorch's operations, which do the same work"
         )
     _active = None if wanted == "pure" else _library
     return _active
 
 
 def status() -> Status:
-    """Return what is used here, and why."""
+    """Returns the kernels in use and the reason."""
     if choice() == "pure":
-        return Status("pure", "as chosen")
+        return Status("pure", "selected")
     found = library()
     return Status("compiled", str(found._name)) if found is not None else Status("pure", _reason)
 
 
 @contextmanager
 def using(wanted: str) -> Iterator[None]:
-    """Use "pure", "compiled" or "auto" kernels inside the block, in the whole process, despite the environment."""
+    """Selects "pure", "compiled" or "auto" kernels inside the block, for the whole process; overrides the environment.
+
+    Raises:
+        ValueError: `wanted` is not one of them.
+    """
     global _active, _chosen
     if wanted not in CHOICES:
         raise ValueError(f"unknown kernels {wanted!r}; choose one of {', '.join(CHOICES)}")

@@ -1,4 +1,4 @@
-"""3x3 convolutions by Winograd's minimal filtering, compiled: less than half of the multiplications."""
+"""Compiled 3x3 convolutions by Winograd's minimal filtering, with less than half of the multiplications."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 from undiffuse.kernels.choice import library
 from undiffuse.kernels.norm_act import LANES
 
-BLOCK, ROWS, PANEL, SKEW = 16, 8, 32, 32  # tiles at a time, and constants of the source
+BLOCK, ROWS, PANEL, SKEW = 16, 8, 32, 32  # tiles per block, and constants of the C source
 LEAST = 256
-"""Tiles of 2x2 results from which on it beats oneDNN: the filters are transformed at each call."""
+"""Number of 2x2 output tiles from which the kernel is faster than oneDNN; each call transforms the filters."""
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 def conv_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return conv(x) + bias [B, out, H, W] of stride 1 and padding 1. It can be differentiated twice.
+    """Returns conv(x) + bias [B, out, H, W] with stride 1 and padding 1. It can be differentiated twice.
 
-    The compiled kernel serves large inputs on a CPU in float32 and bfloat16, autocast included, and their gradients
-    with respect to x; everything else is PyTorch's convolution.
+    The compiled kernel computes large float32 and bfloat16 inputs on a CPU, including autocast, and their gradients
+    with respect to x. PyTorch computes everything else.
 
     Args:
         x: Input [B, in, H, W].
@@ -68,13 +68,13 @@ class _Conv3x3(torch.autograd.Function):
             grad, x, weight, None if bias is None else bias.shape, (1, 1), (1, 1), (1, 1), False, (0, 0), 1,
             (needs[0] and not fast, needs[1], needs[2]),
         )  # fmt: skip
-        if fast:  # the convolution with the filters turned round, from outputs to inputs
+        if fast:  # convolution with the flipped filters, from outputs to inputs
             gx = filter_3x3(grad, weight.flip(2, 3).permute(2, 3, 0, 1).contiguous(), None)
         return gx, gw, None if gb is None else gb.to(bias.dtype)
 
 
 def filters_fast(size: torch.Size | tuple[int, ...], out_channels: int, dtype: torch.dtype) -> bool:
-    """Whether there is a compiled kernel for inputs [B, C, H, W] in that precision, and it is worth while."""
+    """Returns whether a compiled kernel exists for inputs [B, C, H, W] of this precision and is faster."""
     batch, channels, height, width = size
     tiles = batch * -(-height // 2) * -(-width // 2)
     if dtype not in _NAMES or tiles < LEAST or channels % PANEL or out_channels % LANES:
@@ -83,15 +83,23 @@ def filters_fast(size: torch.Size | tuple[int, ...], out_channels: int, dtype: t
 
 
 def taps(weight: Tensor) -> Tensor:
-    """A convolution's weight [out, in, 3, 3] as `filter_3x3` wants it, [3, 3, in, out]."""
+    """Transposes a convolution's weight [out, in, 3, 3] to [3, 3, in, out] for `filter_3x3`."""
     return weight.permute(2, 3, 1, 0).contiguous()
 
 
 def filter_3x3(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None = None) -> Tensor:
-    """conv(x) + bias + base [B, out, H, W] of stride 1 and padding 1, without gradients.
+    """Returns conv(x) + bias + base [B, out, H, W] with stride 1 and padding 1, without gradients.
 
-    x [B, in, H, W] and base, channels-last in the weight's precision; weight [3, 3, in, out] from `taps`; bias [out].
-    Only where `filters_fast` says so. Results depend neither on the number of threads nor on the batch.
+    Use it only if `filters_fast` is True. Results depend neither on the number of threads nor on the batch.
+
+    Args:
+        x: Input [B, in, H, W], channels-last, in the weight's precision.
+        weight: Filters [3, 3, in, out] from `taps`.
+        bias: Bias [out], or None.
+        base: Summand [B, out, H, W], channels-last, or None.
+
+    Raises:
+        ValueError: There is no kernel for this precision or shape.
     """
     batch, channels, height, width = x.shape
     out = weight.shape[3]
