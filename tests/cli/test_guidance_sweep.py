@@ -85,7 +85,7 @@ def test_autoguidance_is_swept_beside_a_classifier(place: Path) -> None:
         (("--over", "autoguide"), "add --autoguide WEAK"),
         (("--over", "autoguide", "--autoguide", "weak.safetensors", "--autoguide-scale", "2"), "--autoguide-scale is"),
         (("--classifier", "judge.safetensors", "--classifier", "judge.safetensors"), "a sweep takes one classifier"),
-        (("--solvers", "ddim", "--nfe", "2", "--guidance-interval", "0,1"), "--guidance-interval cannot be used with a"),
+        (("--solvers", "ddim", "--nfe", "2", "--guidance-interval", "0,1"), "--guidance-interval cannot be used with"),
         (("--solvers", "ddim", "--nfe", "2", "--over", "cfg", "--cfg", "2"), "--cfg cannot be used with a frontier"),
     ],
 )

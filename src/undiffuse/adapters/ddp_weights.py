@@ -1,8 +1,8 @@
 """Reads files of denoising-diffusion-pytorch: milestones of a `Trainer`, or the state dict of a U-Net.
 
-A Trainer's file contains the network inside its process (`GaussianDiffusion`), and an EMA of both. Shapes show the whole
-network, the tables stored with the weights give the noise levels, and the loss weights show what is predicted. The
-image size is not stored.
+A Trainer's file contains the network inside its process (`GaussianDiffusion`), and an EMA of both. Shapes show the
+whole network, the tables stored with the weights give the noise levels, and the loss weights show what is predicted.
+The image size is not stored.
 """
 
 from __future__ import annotations

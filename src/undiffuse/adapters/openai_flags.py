@@ -1,7 +1,7 @@
-"""Command-line flags of OpenAI's guided-diffusion and improved-diffusion as our configurations.
+"""Converts command-line flags of OpenAI's guided-diffusion and improved-diffusion to our configurations.
 
-The published files hold weights only; what network and what process they belong to is told by the flags of the
-READMEs. Three families share most flags and differ in defaults and in what the image size implies:
+The published files contain only weights; the flags in the READMEs describe their networks and processes. Three families
+share most flags and differ in their defaults and in what the image size implies:
 
     diffusion          image_size, num_channels, ... (both releases)
     super-resolution   large_size and small_size instead of image_size
@@ -87,11 +87,16 @@ command line or a dump of all arguments holds them beside the flags that matter.
 
 
 def unet_config(flags: Flags, family: str = GUIDED) -> UNetConfig:
-    """The U-Net of a diffusion or super-resolution model.
+    """Returns the U-Net of a diffusion or super-resolution model.
 
-    `family` is the release the flags belong to, "guided-diffusion ..." or "improved-diffusion ..."; it decides the
-    defaults. Flags with `large_size` make a super-resolution network. ValueError for unknown flags, for a size
-    without implied channel_mult, and for attention resolutions that do not divide the image size.
+    Args:
+        flags: Flags by name; with `large_size` they describe a super-resolution network.
+        family: The release that the flags belong to, "guided-diffusion ..." or "improved-diffusion ...". It decides
+            the defaults.
+
+    Raises:
+        ValueError: A flag is unknown, the size implies no channel_mult, or an attention resolution does not divide the
+            image size.
     """
     f = _complete(flags, _defaults(family), family)
     upsampler = "large_size" in flags
@@ -118,7 +123,7 @@ def unet_config(flags: Flags, family: str = GUIDED) -> UNetConfig:
 
 
 def classifier_config(flags: Flags, channel_mult: Sequence[float] = ()) -> ClassifierConfig:
-    """The noisy-image classifier of guided diffusion: 1000 classes, heads of 64 channels, legacy qkv order.
+    """Returns the noisy-image classifier of guided diffusion: 1000 classes, heads of 64 channels, legacy qkv order.
 
     The release has no flag for `channel_mult`: without it the image size implies it.
     """

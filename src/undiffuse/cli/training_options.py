@@ -45,7 +45,6 @@ NAMES = {
 """Options of the arguments that have another name."""
 
 
-
 @contextmanager
 def naming_options(**names: str) -> Iterator[None]:
     """Replaces the library's argument names in errors by the names of options.

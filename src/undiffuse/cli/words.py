@@ -22,4 +22,6 @@ def in_options(text: str) -> str:
         value = f'"{found[2]}"' if " " in found[2] else found[2]
         return f"{name} {value}" + (f"{found[3]}{name} {found[4]}" if found[3] else "")
 
+    for argument, typed in (("overwrite=True", "--overwrite"), ("weights=NAME", "--weights NAME")):
+        text = text.replace(f"pass {argument} to replace it", f"add {typed}").replace(argument, typed)
     return _WORDS.sub(option, text)
