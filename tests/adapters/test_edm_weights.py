@@ -24,7 +24,7 @@ from undiffuse.models import load_diffusion, load_model
 from undiffuse.nets import EDMUNetConfig, config_from_dict
 from undiffuse.noise_levels import Level
 
-DATA = Path(__file__).parent / "data" / "edm_unet.safetensors"
+DATA = Path(__file__).parents[1] / "data" / "edm_unet.safetensors"
 CLOSE = 1e-5
 SIZE = 16
 CASES: dict[str, dict[str, Any]] = {
@@ -173,5 +173,5 @@ def _reconstruct_persistent_obj(about: Any) -> Any:
 
 
 def test_advice_for_larger_images() -> None:
-    assert edm_weights.advice(EDMUNetConfig(image_size=64))["steps"] == "40"
+    assert edm_weights.advice(EDMUNetConfig(image_size=64)).steps == "40"
     assert layout_of(EDMUNetConfig(image_size=16, channel_mult=(1,), num_res_blocks=1))["enc.16x16_conv.weight"]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from undiffuse.adapters import ddp_weights, ddpm_weights, openai_args, openai_weights, pickled, programs
 from undiffuse.checkpoints import METADATA_KEY, CheckpointError
+from undiffuse.util.limits import check_header
 from undiffuse.util.text import count_of
 
 ALONE = "net"
@@ -57,6 +58,7 @@ class Weights:
 def is_ours(path: Path) -> bool:
     """Returns whether `undiffuse.checkpoints` should read a file, including a damaged one of ours."""
     try:
+        check_header(path)
         with safetensors.safe_open(str(path), framework="pt") as file:
             return METADATA_KEY in (file.metadata() or {})
     except (safetensors.SafetensorError, OSError, RuntimeError, ValueError):
@@ -143,6 +145,7 @@ def _open(path: Path) -> Any:
         if programs.is_onnx(start, path):
             raise CheckpointError(f"{path} {programs.ONNX_REASON}")
         if start[8:9] == b"{" and path.suffix.lower() not in (".pt", ".pth"):
+            check_header(path)
             with safetensors.safe_open(str(path), framework="pt") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  (not a mapping)
         with warnings.catch_warnings():  # about pickles of unusual kinds; those that matter are errors

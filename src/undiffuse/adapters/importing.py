@@ -4,8 +4,9 @@
     convert(path)                converts a PyTorch file, another safetensors file or a diffusers folder
     identify(path)               determines what a file is, without converting it
 
-The name of a converted file contains the hash of its source and of the interpretation (network and process), so cached
-files are never out of date. Processes that need the same file wait for each other. The manifest records the source.
+The name of a converted file contains the hash of its source and of the interpretation (network, process and published
+model), so cached files are never out of date. Processes that need the same file wait for each other. The manifest
+records the source.
 """
 
 from __future__ import annotations
@@ -34,12 +35,15 @@ from undiffuse.adapters import (
     openai_flags,
     programs,
     published,
+    published_consistency,
     returning,
 )
 from undiffuse.adapters.interpretation import REASONS, Interpretation, Like, interpret
-from undiffuse.adapters.openai_weights import looks_like, recognise
-from undiffuse.adapters.published_entry import DDPM, Published
+from undiffuse.adapters.openai_weights import as_ours, looks_like, recognise
+from undiffuse.adapters.published_entry import CONSISTENCY, DDPM, Published
 from undiffuse.checkpoints import CheckpointError
+from undiffuse.config import SamplerConfig
+from undiffuse.config.advice import to_manifest
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, DDPMConfig
 
@@ -188,6 +192,7 @@ def _of_folder(folder: diffusers_config.Folder, files: tuple[Path, ...], path: P
 
 def _of_file(path: Path, digest: str, said: Like | None, which: str | None, known: Published | None) -> _Found:
     """Interprets a weights file."""
+    more: dict[str, Any] = {}
     if returning.is_program(path):
         back = returning.of_program(path)
         return _returned(back, path)
@@ -202,8 +207,11 @@ def _of_file(path: Path, digest: str, said: Like | None, which: str | None, know
         blocks = said.flags.get("num_res_blocks") or said.flags.get("classifier_depth") if said else None
         found = recognise(weights.shapes, int(blocks) if blocks and blocks.isdigit() else None)
         meaning = interpret(found, path, digest, said, known, weights.arguments)
-        more = {"objective": {"loss": "cross-entropy", "noise": False}} if meaning.clean_only else {}
-        return meaning, weights.tensors, weights.name, more
+        if meaning.clean_only:
+            more = {"objective": {"loss": "cross-entropy", "noise": False}}
+        elif meaning.entry is None and meaning.process.target == "edm":
+            more = {"sampling": to_manifest(published_consistency.TEACHER)}
+        return meaning, as_ours(weights.tensors), weights.name, more
     if ddp_weights.looks_like(weights.tensors):
         return _of_ddp(weights, said)
     meaning, state = _ddpm(weights.tensors, path, said, known)
@@ -219,7 +227,7 @@ def _of_edm(weights: foreign.Weights, said: Like | None) -> _Found:
     config, process, state = edm_weights.read(module, weights.tensors)
     facts = {"its own arguments": f"EDM's network, {config.design}, images of {config.size[0]} pixels",
              "licence": edm_weights.LICENCE}  # fmt: skip
-    more = {"sampling": edm_weights.advice(config)}
+    more = {"sampling": to_manifest(edm_weights.advice(config))}
     return Interpretation(config, process, facts), state, weights.name, more
 
 
@@ -237,8 +245,8 @@ def _of_ddp(weights: foreign.Weights, said: Like | None) -> _Found:
         "shapes": f"the U-Net of denoising-diffusion-pytorch {version}".rstrip(),
         "its tables": f"{process.levels_text}, predicts {process.target}, variance {process.variance}",
     }
-    advice = {"solver": "ddpm", "steps": str(process.steps), "clip": "static"}
-    return Interpretation(config, process, facts), state, weights.name, {"sampling": advice}
+    advice = SamplerConfig(solver="ddpm", steps=str(process.steps), clip="static")
+    return Interpretation(config, process, facts), state, weights.name, {"sampling": to_manifest(advice)}
 
 
 def _returned(back: returning.Returned, path: Path) -> _Found:
@@ -273,7 +281,8 @@ def convert(
         OSError: The cache is not writable.
     """
     found = identify(path, like, which, known, digest)
-    target = _target(found.source["sha256"], found.weights, found.meaning.config, found.meaning.process, found.more)
+    meaning = found.meaning
+    target = _target(found.source["sha256"], found.weights, meaning.config, meaning.process, meaning.entry, found.more)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with downloads.alone(target.with_name("converting")):
@@ -302,7 +311,7 @@ def published_checkpoint(name: str) -> Path:
     entry = published.get(name)
     digest = entry.sha256 or downloads.recorded(place_of(entry))
     if digest is not None:
-        target = _target(digest, foreign.ALONE, entry.net, entry.process)
+        target = _target(digest, foreign.ALONE, entry.net, entry.process, entry)
         if _is_sound(target):
             return target
     file = published_file(name)
@@ -339,7 +348,7 @@ def is_here(name: str) -> bool:
     """Returns whether a published model can be used offline."""
     entry = published.get(name)
     digest = entry.sha256 or downloads.recorded(place_of(entry))
-    converted = digest is not None and _is_sound(_target(digest, foreign.ALONE, entry.net, entry.process))
+    converted = digest is not None and _is_sound(_target(digest, foreign.ALONE, entry.net, entry.process, entry))
     return converted or place_of(entry).is_file()
 
 
@@ -439,15 +448,19 @@ def _objective(entry: Published) -> dict[str, Any]:
     """Returns the training objective of a published model as fields of `undiffuse.objectives.ObjectiveConfig`."""
     if entry.release == DDPM:
         return {"loss": "simple"}
+    if entry.release == CONSISTENCY:
+        return {"loss": "simple", "weighting": "edm"}
     loss = openai_flags.loss_name(entry.flags, entry.family)
     kind = "vlb" if loss == "RESCALED_KL" else "hybrid" if entry.process.learns_variance else "simple"
     low = {} if entry.low_size is None else {"low_size": [entry.low_size, entry.low_size]}
     return {"loss": kind, "rescale": loss != "MSE", "decoder": "tanh", **low}
 
 
-def _target(digest: str, weights: str, config: Any, process: Any, more: Any = None) -> Path:
+def _target(
+    digest: str, weights: str, config: Any, process: Any, entry: Published | None = None, more: Any = None
+) -> Path:
     """Returns the path of the conversion of a file with this hash and this interpretation."""
-    about = [FORMAT, digest, weights, asdict(config), asdict(process), *([more] if more else [])]
+    about = [FORMAT, digest, weights, asdict(config), asdict(process), entry and entry.name, *([more] if more else [])]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return downloads.cache_dir("models", "converted", f"{digest[:12]}-{key[:12]}.safetensors")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from undiffuse.adapters import openai_args, openai_flags, published
 from undiffuse.adapters.openai_weights import KINDS, Recognised, describe, recognised_from
-from undiffuse.adapters.published_entry import CLASSIFIER, DDPM, GUIDED, IMPROVED, UPSAMPLER, Published
+from undiffuse.adapters.published_entry import CLASSIFIER, CONSISTENCY, DDPM, GUIDED, IMPROVED, UPSAMPLER, Published
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, UNetConfig
 
@@ -32,11 +32,12 @@ REASONS = {
     "like": "as asked",
 }
 Flags = dict[str, Any]
-RELEASES = (GUIDED, IMPROVED, DDPM)
+RELEASES = (GUIDED, IMPROVED, CONSISTENCY, DDPM)
 _FREE = {"num_classes", "in_channels"}  # fields that fine-tuning may change, besides a classifier's classes
 _PROCESS = ("noise_schedule", "diffusion_steps", "rescale_timesteps")
 _OF_CLASSIFIERS = {*_PROCESS, "image_size", "noised"}
-_TELLING = {"image_size", "noise_schedule", "diffusion_steps"}  # contained in every full dump of training arguments
+# A full dump of training arguments contains one of these sets of flags.
+_TELLING = ({"image_size", "noise_schedule", "diffusion_steps"}, {"image_size", "training_mode"})
 _SAME_AS = {  # our fields by the flags that set them
     "num_channels": "model_channels",
     "classifier_width": "model_channels",
@@ -82,8 +83,9 @@ class Like:
             guided = any(name.startswith("classifier_") for name in wanted)  # only guided diffusion has these
             release = self.release or (GUIDED if guided and self.entry is None else None)
             return replace(self, release=release, flags={**wanted, **self.flags}, stored={})
-        wanted = {**self.stored, **self.flags}
-        return replace(self, flags={n: v for n, v in wanted.items() if not n.startswith("classifier_")}, stored={})
+        wanted = {n: v for n, v in {**self.stored, **self.flags}.items() if not n.startswith("classifier_")}
+        alone = self.release is None and "training_mode" in wanted  # a flag that one release has
+        return replace(self, release=CONSISTENCY if alone else self.release, flags=wanted, stored={})
 
     @classmethod
     def parse(cls, text: str) -> Like:
@@ -169,7 +171,7 @@ def interpret(
     elif not like.flags and like.release is None:
         entries, by = _known(found, path, sha256)
         beside = Like(stored=arguments or {}).of_kind(found.kind)
-        if by != "hash" and (set(beside.flags) >= _TELLING or not entries):
+        if by != "hash" and (any(set(beside.flags) >= telling for telling in _TELLING) or not entries):
             like, entries, by = beside, [], ""
     if not entries:
         _check_complete(found, like, path)
@@ -239,11 +241,17 @@ def _check_complete(found: Recognised, like: Like, path: Path) -> None:
     """Raises ValueError unless the flags give everything that the shapes do not show."""
     given = like.flags
     missing = []
+    same = candidates(found)
+    alike = found.planar or (bool(same) and all(entry.release == CONSISTENCY for entry in same))
+    karras = like.release == CONSISTENCY or (like.release is None and alike and "noise_schedule" not in given)
     if not {"image_size", "large_size"} & set(given) and "image_size" not in found.fields:
         missing.append("image_size (pixels)")
-    if like.release is None:
-        if not {"num_heads", "num_head_channels"} & set(given):
-            missing.append("num_head_channels" + (" or num_heads" if found.kind != "classifier" else ""))
+    if like.release is None and not {"num_heads", "num_head_channels"} & set(given):
+        missing.append("num_head_channels" + (" or num_heads" if found.kind != "classifier" else ""))
+    if karras:
+        if "training_mode" not in given:
+            missing.append(f"training_mode ({', '.join(openai_flags.MODES)})")
+    elif like.release is None:
         if found.kind != "classifier" and "use_new_attention_order" not in given:
             missing.append("use_new_attention_order (True or False)")
         missing += [name for name in ("noise_schedule (linear or cosine)", "diffusion_steps")
@@ -252,14 +260,13 @@ def _check_complete(found: Recognised, like: Like, path: Path) -> None:
             missing.append("rescale_timesteps (True or False)")
     if not missing:
         return
-    same = candidates(found)
     near = same or [e for e in _openais() if e.kind == found.kind and not _differences(found, recognised_from(e.net))]  # type: ignore[arg-type]
     why = "several published files have these shapes" if same else "no published file has these shapes"
     raise ValueError(
         f"the shapes in {path} do not show {', '.join(missing)}, and {why} ({describe(found)}). Append the published "
         f"model that it was trained like to the path: {path}@{near[0].name if near else 'NAME'}"
         + (f" (or {', '.join(entry.name for entry in near[1:])})" if near[1:] else "")
-        + f'; or append its training flags: "{path}@guided-diffusion --image_size 64 ..."'
+        + f'; or append its training flags: "{path}@{CONSISTENCY if karras else GUIDED} --image_size 64 ..."'
     )
 
 
@@ -386,7 +393,7 @@ def _not_in_shapes(config: UNetConfig | ClassifierConfig, process: ProcessConfig
     scaled = ", times rescaled to 1000" if process.rescale_timesteps and process.steps != 1000 else ""
     target = "" if isinstance(config, ClassifierConfig) else f", predicts {process.target}"
     size = f"{height} pixels" if height == width else f"{height}x{width} pixels"
-    return f"images of {size}, {heads}, {order} order of qkv, {process.steps} {process.schedule} steps{scaled}{target}"
+    return f"images of {size}, {heads}, {order} order of qkv, {process.levels_text}{scaled}{target}"
 
 
 def _shown(value: Any) -> str:

@@ -1,17 +1,20 @@
 """Recognises networks of OpenAI's code (U-Nets, upsamplers and classifiers) by the names and shapes of their weights.
 
-Guided and improved diffusion save bare state dicts without a description of the network. Names and shapes show most of
-it (`recognise`): widths, blocks per level, attention levels, resampling, the conditioning, classes, a learned variance
-and the kind of network. They do not show the image size (except in a classifier with attention pooling), the number of
-attention heads, the order of queries, keys and values, or the diffusion process: see `interpretation`.
+Guided diffusion, improved diffusion and consistency_models save bare state dicts without a description of the network.
+Names and shapes show most of it (`recognise`): widths, blocks per level, attention levels, resampling, conditioning,
+classes, a learned variance and the kind of network. They do not show the image size (except in a classifier with
+attention pooling), the number of attention heads, the order of queries, keys and values, or the diffusion process: see
+`interpretation`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from undiffuse.nets import ClassifierConfig, UNetConfig
 from undiffuse.nets.meta import build_on_meta
@@ -21,6 +24,7 @@ ANCHOR = "time_embed.0.weight"
 """A parameter that all of these networks have."""
 
 KINDS = {"diffusion": "a diffusion model", "upsampler": "an upsampler", "classifier": "a classifier"}
+_PROJECTION = re.compile(r"\.\d+\.(qkv|proj_out)\.weight$")  # attention's projections, both linear
 _CHANNELS = (3, 1, 4)  # likely numbers of image channels, most likely first
 
 
@@ -32,10 +36,12 @@ class Recognised:
         kind: "diffusion", "upsampler" or "classifier".
         fields: The fields of `UNetConfig` or `ClassifierConfig` that shapes show; of the attention resolutions only
             those that the network reaches.
+        planar: Whether attention's projections are 2-d convolutions, as in consistency_models.
     """
 
     kind: str
     fields: Mapping[str, Any]
+    planar: bool = field(default=False, compare=False)
 
     @property
     def learns_variance(self) -> bool:
@@ -68,6 +74,8 @@ def recognise(shapes: Shapes, blocks: int | None = None) -> Recognised:
             "these are not weights of guided or improved diffusion: expected "
             f"{ANCHOR}, input_blocks and middle_block, got {_some(shapes)}"
         )
+    planar = any(_PROJECTION.search(name) and shape[2:] == (1, 1) for name, shape in shapes.items())
+    shapes = {name: _linear(name, shape) for name, shape in shapes.items()}
     fitting, problems = [], []
     for guess in _guesses(shapes):
         try:
@@ -87,7 +95,19 @@ def recognise(shapes: Shapes, blocks: int | None = None) -> Recognised:
     if len(chosen) > 1:
         counts = " or ".join(str(guess.fields["num_res_blocks"]) for guess in fitting)
         raise ValueError(f"the shapes do not show the number of residual blocks per level ({counts})")
-    return (chosen or fitting)[0]
+    return replace((chosen or fitting)[0], planar=planar)
+
+
+def as_ours(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Returns weights with attention's projections as 1-d convolutions [out, in, 1], which ours are.
+
+    consistency_models has 2-d convolutions [out, in, 1, 1].
+    """
+    return {name: value.reshape(_linear(name, tuple(value.shape))) for name, value in state.items()}
+
+
+def _linear(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:3] if _PROJECTION.search(name) and len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
 def recognised_from(config: UNetConfig | ClassifierConfig) -> Recognised:
@@ -132,6 +152,7 @@ def describe(found: Recognised) -> str:
     else:
         parts += [f"{fields['num_classes']} classes" if fields["num_classes"] else "no classes"]
         parts += ["learned variance" if found.learns_variance else "fixed variance"]
+        parts += ["attention of 2-d convolutions, as in consistency_models"] if found.planar else []
     return f"{KINDS[found.kind]}, {fields['in_channels']} channels: " + ", ".join(parts)
 
 

@@ -165,6 +165,8 @@ def _images(parser: Any, count: str | None) -> Any:
     size = "resize and crop stored images to this size, as for training (default: the model's size, else unchanged)"
     group.add_argument("--size", type=values.size, metavar="S|HxW", help=size)
     options.data_options(group)
+    given = "values of stored images that become 0 and 255, if they are not 8-bit (default: the model's)"
+    group.add_argument("--range", dest="value_range", type=values.pair, metavar="LOW,HIGH", help=given)
     return group
 
 

@@ -29,6 +29,8 @@ from undiffuse.pictures import read_record
 from undiffuse.pictures.stored import sample_files
 from undiffuse.pipelines.grids import quoted
 from undiffuse.pipelines.latents import KEY, read_about
+from undiffuse.util.limits import check_header, npz_headers
+from undiffuse.util.store import BROKEN_NPZ
 from undiffuse.util.text import count_of
 
 PICTURES = (*IMAGE_SUFFIXES, ".apng")
@@ -274,6 +276,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _safetensors(args: argparse.Namespace, path: Path) -> str:
     import safetensors
 
+    check_header(path)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
@@ -343,9 +346,8 @@ def _record(record: Mapping[str, Any]) -> str:
 
 def _npz(args: argparse.Namespace, path: Path) -> str:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: (archive[name].dtype, archive[name].shape) for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
+        arrays = npz_headers(path)
+    except BROKEN_NPZ as error:
         raise ValueError(f"{path} is not a readable npz file ({error})") from error
     listed = [[name, str(dtype), "x".join(map(str, shape)) or "scalar"] for name, (dtype, shape) in arrays.items()]
     text = "an npz file without images to train on (for example arr_0, images or x_train); it holds\n"

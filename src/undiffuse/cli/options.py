@@ -368,7 +368,9 @@ def output_options(group: Any, out: str, default: str | None = None) -> None:
 
 def format_option(group: Any) -> None:
     """Adds --format."""
-    pick(group, "--format", ("png", "npz", "both"), "format of the images (default png)", "png")
+    what = "format: png or npz (8 bits); png16, tiff (float32) or npy with the values of the training images (default "
+    what += "png, or tiff if PNG cannot hold the channels)"
+    pick(group, "--format", ("png", "npz", "both", "png16", "tiff", "npy"), what)
 
 
 def class_option(group: Any, text: str) -> None:

@@ -57,7 +57,7 @@ depends only on the seed and i, not on --batch or --count. Every PNG records how
     run.add_argument("--low-res", metavar="DATA", help="images to enlarge with a super-resolution model")
     low_size = "size of the --low-res images, if the model does not record it"
     run.add_argument("--low-size", type=values.size, metavar="S|HxW", help=low_size)
-    run.add_argument("--from-record", metavar="PNG", help="repeat the image of a PNG written here and compare")
+    run.add_argument("--from-record", metavar="FILE", help="repeat the image of a PNG or TIFF written here and compare")
     options.device_options(parser)
 
 

@@ -324,7 +324,7 @@ class SamplerConfig:
             raise ConfigError("guidance_at", f'"mean" works with the solver ddpm only, not with {solver}')
         steps = self.steps or usual.steps
         grid = self.grid
-        if steps is None or steps.strip().isdecimal():
+        if steps is None or (steps.strip().isdecimal() and _levels(usual.grid) in (None, int(steps))):
             grid = grid or usual.grid
         steps = steps or _default_steps(solver, process, grid)
         # Steps that are more than a number ("ddim25", "at:0,10,999") name trained ones.
@@ -433,13 +433,16 @@ def _recorded_classifiers(
     return (str(first), *(map(str, files or ()) if more else ())), scales
 
 
-def _default_steps(solver: str, process: Any, grid: str | None) -> str:
-    """The method's default, at most the whole chain; for DDIM the original's spacing where there is one.
+def _levels(grid: str | None) -> int | None:
+    """The number of levels in a grid that lists them, "at:-8,-4,2"; None for any other."""
+    return grid.count(",") + 1 if grid and grid.replace(" ", "").startswith("at:") else None
 
-    For a grid of explicit levels as many as it has.
-    """
-    if grid and grid.replace(" ", "").startswith("at:"):
-        return str(grid.count(",") + 1)
+
+def _default_steps(solver: str, process: Any, grid: str | None) -> str:
+    """The method's default, at most the whole chain or the levels of the grid; for DDIM the original's spacing."""
+    levels = _levels(grid)
+    if levels is not None:
+        return str(levels)
     count = min(solver_info(solver).steps, process.steps)
     if solver == "ddim" and grid in (None, "chain") and not process.needs_last_level:
         from undiffuse.noise_levels import ddim_spec  # imports torch, which help must not

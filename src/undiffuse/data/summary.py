@@ -97,7 +97,19 @@ class DataSummary:
 
     def pixel_remarks(self) -> list[str]:
         """Returns remarks about the pixels: dark 16-bit images, values beyond the range, large crops."""
-        return [*(self._range_text(mode, *ends) for mode, ends in self.ranges.items()), *self._crop_text()]
+        ranges = [self._range_text(mode, *ends) for mode, ends in self.ranges.items()]
+        return [*ranges, *self._shallow_text(), *self._crop_text()]
+
+    def _shallow_text(self) -> list[str]:
+        """Returns a remark about 8-bit images if the declared range is wider than theirs."""
+        declared = None if self.config is None else self.config.value_range
+        shallow = sum(count for mode, count in self.modes.items() if mode not in self.ranges)
+        if declared is None or not shallow or abs(declared[1] - declared[0]) <= 255 or not self.ranges:
+            return []
+        low, high = declared
+        black, white = (min(255, max(0, round((value - low) * 255 / (high - low)))) for value in (0, 255))
+        images = f"{shallow:,} 8-bit image{'s' if shallow > 1 else ''}"
+        return [f"{images}: 0 becomes {black} and 255 becomes {white} of 255, because their values are not rescaled"]
 
     def _range_text(self, mode: str, low: float, high: float) -> str:
         name = {"I;16": "16-bit grey", "RGB;16": "16-bit RGB", "RGBA;16": "16-bit RGBA"}.get(mode, mode)
@@ -111,6 +123,8 @@ class DataSummary:
         text = f"{name}, {low:g}..{high:g}: the brightest becomes {round(high / 257)} of 255"
         if high >= _DARK:
             return text
+        if any(";16" not in other and not other.endswith("uint16") for other in self.modes):
+            return f"{text}; there are 8-bit images too, whose white is 255: convert all images to the same depth"
         return f"{text}; use value_range=(0, {declared_for(high)}) to train on the full range of values"
 
     def _crop_text(self) -> list[str]:

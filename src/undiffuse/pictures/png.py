@@ -16,7 +16,7 @@ from undiffuse.pictures.arrays import Images, as_picture
 from undiffuse.util.files import atomic_file
 from undiffuse.util.records import check_record, parse_json
 
-__all__ = ["RECORD_KEY", "is_whole_png", "open_picture", "read_record", "record_text", "save_png"]
+__all__ = ["RECORD_KEY", "is_whole_png", "open_picture", "read_png_record", "record_text", "save_png"]
 
 RECORD_KEY = "undiffuse"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -59,7 +59,7 @@ def save_png(
     return target
 
 
-def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_png_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads the record of a PNG or GIF file written by this library.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is written beside single images: grids with class headings; opening and clearing a folder of samples."""
+"""Draws grids with class headings; opens and clears folders of samples."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ import numpy as np
 from PIL import Image
 
 from undiffuse.pictures import SampleWriter, claim_output, draw_grid
-from undiffuse.pictures.arrays import from_picture
 from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import open_rows, packed_files
-from undiffuse.pictures.png import open_picture
-from undiffuse.pictures.stored import RUN, keeps_names, sample_files
+from undiffuse.pictures.stored import RUN, keeps_names, read_file, sample_files
 from undiffuse.solvers.registry import current_record
 
 MOST_COLUMNS = 12
@@ -24,7 +22,7 @@ MOST_IN_GRID = 100
 
 
 def grid_count(count: int, classes: Sequence[int] | None) -> int:
-    """How many of a run's first images its grid shows: at most 100, in whole rows of classes where possible."""
+    """Returns how many of a run's first images its grid shows: at most 100, in whole rows of classes if possible."""
     if classes and len(classes) <= MOST_COLUMNS:
         return min(count, MOST_IN_GRID // len(classes) * len(classes))
     return min(count, MOST_IN_GRID)
@@ -33,7 +31,7 @@ def grid_count(count: int, classes: Sequence[int] | None) -> int:
 def class_grid(
     images: np.ndarray, classes: Sequence[int] | None, names: Sequence[str] | None, title: str, caption: str
 ) -> Image.Image:
-    """Images uint8 [N, H, W, C] that cycle through `classes`: a column a class where there are few, else a square."""
+    """Draws images uint8 [N, H, W, C] that cycle through `classes`: a column per class if there are few, else a square."""
     if classes and names and len(classes) <= MOST_COLUMNS and len(images) >= len(classes):
         heads = [names[k] for k in classes]
         if len(heads) > 1:
@@ -61,14 +59,10 @@ def first_images(folder: Path, seed: int, count: int) -> np.ndarray:
                 if name is not None and name.seed == seed and name.index < count:
                     wanted[name.index] = Path(entry.path)
     if all(index in wanted for index in range(count)):
-        pictures = []
-        for index in range(count):
-            with open_picture(wanted[index]) as picture:
-                pictures.append(from_picture(picture))
-        return np.stack(pictures)
+        return np.stack([read_file(wanted[index]) for index in range(count)])
     packed = packed_files(folder)
     if not packed:
-        raise ValueError(f"{folder} does not hold the first {count} images of the run any more")
+        raise ValueError(f"{folder} no longer contains the first {count} images of the run")
     return np.stack(list(open_rows(packed[-1][1], count)))
 
 
@@ -119,6 +113,6 @@ def clear_samples(folder: Path, also: Sequence[str] = ()) -> None:
 
 
 def quoted(text: str) -> str:
-    """`text` as one word of a shell's command line."""
+    """Quotes a text as one word of a shell command."""
     plain = text and all(c.isalnum() or c in "-_./:,=+%@" for c in text)
     return text if plain else '"' + text.replace('"', '\\"') + '"'

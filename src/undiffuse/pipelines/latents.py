@@ -24,14 +24,16 @@ from undiffuse.checkpoints import weights_hash
 from undiffuse.data import ImageDataset
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import save_png
+from undiffuse.pictures.units import check_format, default_format
 from undiffuse.pipelines import grids
 from undiffuse.pipelines.classes import class_names, class_numbers
 from undiffuse.pipelines.inputs import Images, labels_of, model_images, open_images
 from undiffuse.pipelines.pipeline import Pipeline
 from undiffuse.pipelines.samples import Samples
-from undiffuse.pixels import to_uint8
+from undiffuse.pixels import from_pixels, to_uint8
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
+from undiffuse.util.limits import check_header
 from undiffuse.util.progress import NoProgress, Progress
 from undiffuse.util.records import check_record, read_json
 from undiffuse.util.store import Parts, Store
@@ -136,7 +138,7 @@ def encode(
                 writer.write(indices, latents)
             bar.advance(len(indices))
     if report is not None:
-        kept = f" ({len(dataset) - len(todo):,} were there already)" if len(todo) < len(dataset) else ""
+        kept = f" ({len(dataset) - len(todo):,} already existed)" if len(todo) < len(dataset) else ""
         report(f"{count_of(len(todo), 'image')} encoded{kept}")
     if writer is not None:
         return writer.finish(len(dataset), labels)
@@ -177,11 +179,12 @@ def decode(
             chosen = None if labels is None else [labels[i] for i in part]
             x_T = stored.latents[part].to(pipeline.device)
             x = pipeline.from_noise(NoiseSource(0, part), chosen, x_T=x_T, progress=bar)
-            made.append(to_uint8(x.float()).cpu())
+            made.append(x.float().cpu())
     # No noise is drawn on the way; the seed is part of file names only.
     run = {**pipeline.record, "command": "decode", "seed": 0, "latents": stored.digest}
     chosen = None if labels is None else [labels[i] for i in todo]
-    return Samples(torch.cat(made).numpy(), chosen, class_names(pipeline), todo, run, pipeline.notes, pipeline.text())
+    about = (chosen, class_names(pipeline), todo, run, pipeline.notes, pipeline.text())
+    return Samples.of(torch.cat(made), pipeline.model.value_range, *about)
 
 
 def decode_into(
@@ -190,7 +193,7 @@ def decode_into(
     encoded: Latents | str | Path,
     *,
     classes: Any = None,
-    format: Any = "png",
+    format: Any = None,
     overwrite: bool = False,
     batch: int | None = None,
     notes: Mapping[str, Any] | None = None,
@@ -201,7 +204,7 @@ def decode_into(
     Args:
         folder: Where the images go.
         pipeline, encoded, classes, batch, progress: See `decode`.
-        format: "png", "npz" or "both", see `pictures.SampleWriter`.
+        format: As in `pipelines.run.SamplingRun`.
         overwrite: Whether to remove images of another job.
         notes: What records of the images also say.
 
@@ -213,14 +216,19 @@ def decode_into(
     run = _decoding_run(pipeline, stored, classes)
     about, place = {**pipeline.notes, **(notes or {})}, Path(folder)
     names = class_names(pipeline)
-    writer = grids.open_writer(place, format, overwrite, (GRID,), run=run, notes=about, label_names=names)
+    format = default_format(pipeline.shape[0]) if format is None else format
+    check_format(format, pipeline.shape[0])
+    writer = grids.open_writer(
+        place, format, overwrite, (GRID,), run=run, notes=about, label_names=names,
+        value_range=pipeline.model.value_range,
+    )  # fmt: skip
     todo, size = writer.missing(len(stored)), pipeline.batch_size(batch)
     with Progress("decoding", len(todo), "images") if progress else NoProgress() as bar:
         for start in range(0, len(todo), size):
             made = decode(
                 pipeline, stored, classes=labels, indices=todo[start : start + size], batch=size, progress=bar
             )
-            writer.write(made.indices, made.images, made.labels)
+            writer.write(made.indices, made.values if writer.in_units else made.images, made.labels)
     result, shown = writer.finish(len(stored)), grids.grid_count(len(stored), None)
     title = count_of(len(stored), "decoded image") + (f", the first {shown}" if shown < len(stored) else "")
     grid = grids.class_grid(grids.first_images(place, 0, shown), None, names, title, pipeline.text())
@@ -239,8 +247,8 @@ def reconstruction_errors(
     decoded = decode(pipeline, stored, batch=batch, progress=progress)
     errors = []
     for i, image in enumerate(decoded.images):
-        difference = torch.from_numpy(image.astype(float) - images.plain(i).image.astype(float))
-        errors.append(difference.square().mean().sqrt())
+        before = to_uint8(from_pixels(images.plain(i).image[None]))[0]
+        errors.append((torch.from_numpy(image).double() - before.double()).square().mean().sqrt())
     return torch.stack(errors)
 
 
@@ -285,18 +293,19 @@ def read_about(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    check_header(path)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
     if text is None:
-        raise ValueError(f"{path} holds no latents of `undiffuse encode`; `undiffuse inspect {path}` says what it is")
+        raise ValueError(f"{path} has no latents of `undiffuse encode`; to describe it: undiffuse inspect {path}")
     where = f"the header of {path}"
     about = read_json(text, where)
     for name in ("record", "notes"):
         if not isinstance(about.get(name), dict):
-            raise ValueError(f"{where} does not say how the latents were made: {name!r} is missing or no JSON object")
+            raise ValueError(f"{where} does not describe the latents: {name!r} is missing or not a JSON object")
     return about
 
 
@@ -355,7 +364,7 @@ class LatentsWriter(Store):
             self.check(read_about(self.place))
         elif any(self.parts.folder.glob("*" + SUFFIX)):
             raise ValueError(
-                f"{self.parts.folder} holds parts of an earlier version, which cannot be resumed: delete that folder"
+                f"{self.parts.folder} contains parts of an earlier version, which cannot be resumed: delete that folder"
             )
         elif (self.parts.folder / "about.json").exists():
             self.claim(self.parts.folder / "about.json")
@@ -380,7 +389,7 @@ class LatentsWriter(Store):
         self.require(count)
         rows = [torch.from_numpy(row["latents"]) for row in self.parts.rows(range(count))]
         if len({row.shape for row in rows}) > 1:
-            raise ValueError(f"{self.parts.folder} holds latents of several shapes: delete it, and begin anew")
+            raise ValueError(f"{self.parts.folder} contains latents of several shapes: delete it and start again")
         made = Latents(torch.stack(rows), None if labels is None else torch.tensor(labels), self.settings)
         made.save(self.place)
         shutil.rmtree(self.parts.folder, ignore_errors=True)

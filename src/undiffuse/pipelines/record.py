@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from undiffuse.pictures import read_record
-from undiffuse.pictures.arrays import from_picture
-from undiffuse.pictures.png import open_picture
+from undiffuse.pictures import load_image, read_record, save_image
+from undiffuse.pictures.stored import read_file
+from undiffuse.pictures.units import as_stored, format_of
 from undiffuse.pipelines import cascade
 from undiffuse.pipelines.classes import class_names
 from undiffuse.pipelines.low_res import LowRes
 from undiffuse.pipelines.pipeline import Pipeline
 from undiffuse.pipelines.source import SampleSource
+from undiffuse.pixels import to_uint8, to_units
 from undiffuse.util.progress import Progress
 from undiffuse.util.text import shown
 
@@ -30,11 +31,13 @@ class Regenerated:
     """An image that was made again.
 
     Attributes:
-        image: uint8 [H, W, C].
-        original: The picture it was compared with, uint8 [H, W, C].
+        image: uint8 [H, W, C], or float32 in units if the original has them.
+        original: The picture it was compared with, of the same kind.
         record: The record with the notes of this time.
         index, seed: The image's number and seed.
         text: The sampler in a few words.
+        format: The format of the original, see `pictures.save_image`.
+        value_range: (low, high) of the units; None is (0, 255).
     """
 
     image: np.ndarray
@@ -43,13 +46,23 @@ class Regenerated:
     index: int
     seed: int
     text: str
+    format: Any = "png"
+    value_range: tuple[float, float] | None = None
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Writes the image with its record, in the format of the original."""
+        return save_image(
+            path, self.image, self.format, self.value_range if self.format != "png" else None, record=self.record,
+            overwrite=overwrite,
+        )  # fmt: skip
 
     @property
-    def difference(self) -> int | None:
-        """The largest difference in levels of 255; None for images of different shapes."""
+    def difference(self) -> float | None:
+        """The largest difference in levels of which the range has 255; None for images of different shapes."""
         if self.image.shape != self.original.shape:
             return None
-        return int(np.abs(self.original.astype(int) - self.image.astype(int)).max())
+        low, high = self.value_range if self.value_range is not None and self.format != "png" else (0.0, 255.0)
+        return float(np.abs(self.original.astype(float) - self.image.astype(float)).max() * (255 / (high - low)))
 
     @property
     def share(self) -> float:
@@ -73,10 +86,10 @@ def regenerate(
     low_size: Any = None,
     device: str = "auto",
 ) -> Regenerated:
-    """Makes the image of a PNG again from its record.
+    """Makes the image of a file again from its record.
 
     Args:
-        path: The PNG.
+        path: The PNG or TIFF.
         model, classifier, autoguide, upsampler, low_res: Where the models and images are now, if not where the record
             says; of a cascade, model, classifier and autoguide are the base's.
         low_size: See `Cascade`.
@@ -89,22 +102,22 @@ def regenerate(
     record = read_record(original)
     if record.get("command") != "sample" or "index" not in record:
         raise ValueError(
-            f"{original} is no single sample: its record is of `undiffuse {record.get('command', '?')}`. Give one of "
-            f"the images; `undiffuse inspect {original}` shows the record"
+            f"{original} is not a single sample: its record is of `undiffuse {record.get('command', '?')}`. Give one "
+            f"of the images. To show the record: undiffuse inspect {original}"
         )
     where = f"the record in {original}"
     index, seed = _whole(record, "index", 2**32, where), _whole(record, "seed", 2**64, where)
     now: dict[str, Any] = {"model": model, "classifier": classifier, "autoguide": autoguide}
     if cascade.BASE in record:
         if low_res is not None:
-            raise ValueError("the image is of a cascade, whose small images are made again: leave low_res out")
+            raise ValueError("the image is from a cascade, which makes its small images again: omit low_res")
         source = cascade.source_of_record(
             record, index, seed, lambda small: _label(record, small, where), where=where, device=device, base=now,
             upsampler=upsampler, low_size=low_size,
         )  # fmt: skip
     else:
         if upsampler is not None:
-            raise ValueError(f"{original} was made without an upsampler: leave it out")
+            raise ValueError(f"{original} was made without an upsampler: omit it")
         if record.get("low_res_data") is not None and not isinstance(record["low_res_data"], str):
             raise ValueError(f"{where} has low_res_data = {shown(record['low_res_data'])}; expected text")
         pipeline = Pipeline.from_record(record, device=device, where=where, **now)
@@ -116,10 +129,14 @@ def regenerate(
             raise ValueError(f"the images in {data} are not those the record was made with: give them as low_res")
         source = SampleSource(pipeline, seed, label, low)
     with Progress("sampling", 1, "image") as progress:
-        image = source.make([index], progress)[0].numpy()
-    with open_picture(original) as picture:
-        before = from_picture(picture)
-    return Regenerated(image, before, {**record, **source.pipeline.notes}, index, seed, source.pipeline.text())
+        x = source.make_float([index], progress)
+    form, values = format_of(original), source.pipeline.model.value_range
+    if form == "png":
+        image, before = to_uint8(x, source.rounding)[0].numpy(), read_file(original)
+    else:
+        image, before = as_stored(to_units(x, values)[0].numpy(), form, values), load_image(original)[0]
+    about, text = {**record, **source.pipeline.notes}, source.pipeline.text()
+    return Regenerated(image, before, about, index, seed, text, form, values)
 
 
 def _label(record: Mapping[str, Any], pipeline: Pipeline, where: str) -> list[int] | None:
@@ -127,7 +144,7 @@ def _label(record: Mapping[str, Any], pipeline: Pipeline, where: str) -> list[in
     names = class_names(pipeline)
     if "class" not in record:
         if names is not None:
-            raise ValueError(f"{where} lacks class, which the model needs")
+            raise ValueError(f"{where} lacks the class, which the model requires")
         return None
     if names is None:
         raise ValueError(f"{where} has class = {shown(record['class'])}, but the model has no classes")

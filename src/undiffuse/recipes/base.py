@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from undiffuse.adapters import published
+from undiffuse.config import SamplerConfig
+from undiffuse.config.advice import advice, to_manifest
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
 from undiffuse.objectives import ObjectiveConfig
@@ -28,16 +30,6 @@ class Preparation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advice:
-    """The authors' sampling settings: solver, steps, guidance scale, and the recipe of the paired classifier."""
-
-    solver: str = "ddpm"
-    steps: str = "250"
-    guidance: float = 0.0
-    classifier: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A named set of hyper-parameters.
 
@@ -47,6 +39,7 @@ class Recipe:
             weights of the recipe) and "unverified" (settings that the sources leave open).
         label_dropout: Probability of dropping a label, 0 to 1, for classifier-free guidance.
         measured: Results measured by this project, or a note that there are none.
+        advice: The authors' sampling settings; guidance names the recipe of the classifier.
         low_size: For an upsampler, the shorter side of its low-resolution images in pixels.
         clean_fraction: For a classifier, the share of clean images, 0 to 1.
     """
@@ -60,7 +53,7 @@ class Recipe:
     measured: str
     objective: ObjectiveConfig | None = None
     published: Mapping[str, str] = field(default_factory=dict, hash=False)  # mappings have no hash
-    advice: Advice = field(default_factory=Advice)
+    advice: SamplerConfig = field(default_factory=advice)
     data_path: str | None = None
     low_size: int | None = None
     label_dropout: float = 0.0
@@ -118,7 +111,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a dictionary for JSON."""
-        return asdict(self)
+        return {**asdict(self), "advice": to_manifest(self.advice)}
 
 
 def figures_of(name: str, unverified: str = "", same_network: bool = True) -> dict[str, str]:
@@ -144,15 +137,11 @@ def figures_of(name: str, unverified: str = "", same_network: bool = True) -> di
     }
 
 
-def advice_of(name: str, classifier: str | None = None) -> Advice:
+def advice_of(name: str, classifier: str | None = None) -> SamplerConfig:
     """Returns the authors' sampling settings of a published file; `classifier` is the recipe of its classifier."""
-    sampling = published.get(name).sampling or published.Sampling()
-    return Advice(
-        solver=sampling.solver,
-        steps=sampling.steps or "250",
-        guidance=sampling.guidance,
-        classifier=classifier if sampling.classifier else None,
-    )
+    sampling = published.get(name).sampling or advice()
+    guides = (classifier,) if classifier and sampling.guidance.classifier else ()
+    return sampling.replace(classifier=guides, guidance=sampling.guidance.scale if guides else ())
 
 
 def paper_training(*, batch: int, steps: int, lr: float, **settings: Any) -> TrainConfig:
