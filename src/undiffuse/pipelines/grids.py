@@ -31,7 +31,7 @@ def grid_count(count: int, classes: Sequence[int] | None) -> int:
 def class_grid(
     images: np.ndarray, classes: Sequence[int] | None, names: Sequence[str] | None, title: str, caption: str
 ) -> Image.Image:
-    """Draws images uint8 [N, H, W, C] that cycle through `classes`: a column per class if there are few, else a square."""
+    """Draws images uint8 [N, H, W, C] that cycle through `classes`, in a column per class if there are few."""
     if classes and names and len(classes) <= MOST_COLUMNS and len(images) >= len(classes):
         heads = [names[k] for k in classes]
         if len(heads) > 1:
