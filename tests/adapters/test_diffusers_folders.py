@@ -144,7 +144,7 @@ def test_what_is_said_of_a_folder(tmp_path: Path) -> None:
     assert (model.num_classes, model.null_class) == (10, 10)
     with pytest.raises(CheckpointError, match="can be said image_size.*not num_heads"):
         load_diffusion(f"{folder}@num_heads=4")
-    with pytest.raises(CheckpointError, match="says itself what it is"):
+    with pytest.raises(CheckpointError, match="has its own configuration"):
         load_diffusion(f"{folder}@64x64_diffusion")
     doubled = pipeline(tmp_path / "q", out_channels=6)
     with pytest.raises(CheckpointError, match="say variance=learned_range"):
