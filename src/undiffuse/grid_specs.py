@@ -21,3 +21,8 @@ def brief(grid: str) -> str:
     """Shortens a grid for captions: of explicit levels, only the ends remain, "at:-8.7641,...,9.2103"."""
     ends = grid.split(",")
     return f"{ends[0]},...,{ends[-1]}" if grid.startswith("at:") and len(ends) > 3 else grid
+
+
+def levels_listed(grid: str | None) -> int | None:
+    """Returns the number of levels in a grid that lists them, "at:-8,-4,2", None for any other."""
+    return grid.count(",") + 1 if grid and grid.replace(" ", "").startswith("at:") else None

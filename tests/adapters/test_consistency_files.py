@@ -97,8 +97,8 @@ def test_weights_alone_do_not_tell_a_consistency_model_from_its_teacher(tmp_path
         load_diffusion(file)
     text = str(caught.value)
     for word in (
-        "do not tell image_size (pixels), num_head_channels or num_heads, training_mode (edm, consistency_distillation",
-        "several published files have its shapes", *NAMES, "consistency_models --image_size",
+        "do not show image_size (pixels), num_head_channels or num_heads, training_mode (edm, consistency_distillation",
+        "several published files have these shapes", *NAMES, "consistency_models --image_size",
         "as in consistency_models",
     ):  # fmt: skip
         assert word in text
@@ -107,7 +107,7 @@ def test_weights_alone_do_not_tell_a_consistency_model_from_its_teacher(tmp_path
 
 
 def test_in_the_form_of_guided_diffusion_they_are_not_guessed_either(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="do not tell .*training_mode"):
+    with pytest.raises(CheckpointError, match="do not show .*training_mode"):
         load_diffusion(write(tmp_path / "w.pt", weights_of(published.get("cd_imagenet64_l2"))))
 
 
@@ -151,12 +151,12 @@ def test_two_models_of_one_meaning_keep_their_own_advice(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("like", "told"),
     [
-        ("consistency_models --image_size 16 --num_head_channels 16", "do not tell training_mode"),
+        ("consistency_models --image_size 16 --num_head_channels 16", "do not show training_mode"),
         ("consistency_models --image_size 16 --training_mode lcm", "one of edm, consistency_distillation.*got 'lcm'"),
         ("consistency_models --image_size 16 --training_mode edm --noise_schedule linear", "unknown.*noise_schedule"),
         ("consistency_models --image_size 16 --training_mode edm --learn_sigma True", "learn_sigma True"),
         ("consistency_models --image_size 16 --training_mode edm --sigma_min 90", "sigma_min"),
-        ("edm_bedroom256_ema", "model_channels 32, there 256"),
+        ("edm_bedroom256_ema", "model_channels 32 .not 256"),
     ],
 )
 def test_what_does_not_fit_is_refused(like: str, told: str, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_name_is_downloaded_checked_and_used_offline(tmp_path: Path, monkeypat
             entry = replace(published.get(name), url=server.url)
             monkeypatch.setitem(published.ENTRIES, name, entry)  # type: ignore[arg-type]
         server.content = served(weights_of(DIFFUSION))
-        with pytest.raises(DownloadError, match="not like ct_imagenet64: its shapes say"):
+        with pytest.raises(DownloadError, match="does not match ct_imagenet64: its shapes give"):
             load_diffusion("ct_imagenet64")
         server.content = served(weights_of(CLASSIFIER))
         with pytest.raises(DownloadError, match="holds a classifier"):

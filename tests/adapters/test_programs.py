@@ -60,7 +60,7 @@ def consistency(folder: Path) -> None:
     file = write(folder / "w.pt", with_planes(weights_of(DIFFUSION) | {
         name: value[:3] for name, value in weights_of(DIFFUSION).items() if name.startswith("out.2.")
     }))  # fmt: skip
-    with pytest.raises(CheckpointError, match="do not tell .*training_mode"):
+    with pytest.raises(CheckpointError, match="do not show .*training_mode"):
         load_diffusion(file)
     said = "consistency_models --image_size 32 --num_head_channels 16 --training_mode"
     for mode, target in (("edm", "edm"), ("consistency_training", "consistency")):

@@ -19,7 +19,7 @@ from undiffuse.config.kinds import (
     clipping,
     interval,
 )
-from undiffuse.grid_specs import GRIDS
+from undiffuse.grid_specs import GRIDS, levels_listed
 from undiffuse.solvers.registry import SOLVERS, current_record, read_options, solver_info, write_options
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import join_names, shown
@@ -324,7 +324,7 @@ class SamplerConfig:
             raise ConfigError("guidance_at", f'"mean" works with the solver ddpm only, not with {solver}')
         steps = self.steps or usual.steps
         grid = self.grid
-        if steps is None or (steps.strip().isdecimal() and _levels(usual.grid) in (None, int(steps))):
+        if steps is None or (steps.strip().isdecimal() and levels_listed(usual.grid) in (None, int(steps))):
             grid = grid or usual.grid
         steps = steps or _default_steps(solver, process, grid)
         # Steps that are more than a number ("ddim25", "at:0,10,999") name trained ones.
@@ -433,14 +433,9 @@ def _recorded_classifiers(
     return (str(first), *(map(str, files or ()) if more else ())), scales
 
 
-def _levels(grid: str | None) -> int | None:
-    """The number of levels in a grid that lists them, "at:-8,-4,2"; None for any other."""
-    return grid.count(",") + 1 if grid and grid.replace(" ", "").startswith("at:") else None
-
-
 def _default_steps(solver: str, process: Any, grid: str | None) -> str:
     """The method's default, at most the whole chain or the levels of the grid; for DDIM the original's spacing."""
-    levels = _levels(grid)
+    levels = levels_listed(grid)
     if levels is not None:
         return str(levels)
     count = min(solver_info(solver).steps, process.steps)
