@@ -242,7 +242,7 @@ def test_a_release_gives_its_defaults() -> None:
         told = meaning(found, f"{release} {said}")
         assert told.process.rescale_timesteps is rescale
         assert told.config.num_heads == 4
-        assert f"flags, and {release}'s defaults" in told.facts
+        assert f"flags and defaults of {release}" in told.facts
     with pytest.raises(ValueError, match="rescale_timesteps"):
         meaning(found, f"{said} num_heads=4 use_new_attention_order=False")
     told = meaning(found, f"{said} num_heads=2 use_new_attention_order=False rescale_timesteps=True")
