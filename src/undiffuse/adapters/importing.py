@@ -92,7 +92,7 @@ class Identified:
             "weights": self.weights,
             "source": dict(self.source),
         }
-        if entry is not None and self.kind == "diffusion":
+        if entry is not None and self.kind == "diffusion" and entry.process.target != "consistency":
             manifest["objective"] = _objective(entry)
         return {**manifest, **self.more}
 
