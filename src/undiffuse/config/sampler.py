@@ -1,15 +1,15 @@
-"""How a model is sampled: solver, steps, grid, clipping, and what guides it."""
+"""How a model is sampled: solver, steps, grid, clipping; what guides it is in `config.guidance`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from undiffuse.config.fields import check_values, given, setting, settings_of
+from undiffuse.config.guidance import GuidanceConfig
 from undiffuse.config.kinds import (
     CLIPPING,
-    INTERVAL,
     Choice,
     Flag,
     Number,
@@ -17,193 +17,16 @@ from undiffuse.config.kinds import (
     SolverName,
     Text,
     clipping,
-    interval,
 )
 from undiffuse.grid_specs import GRIDS
 from undiffuse.solvers.registry import SOLVERS, current_record, read_options, solver_info, write_options
 from undiffuse.util.errors import ConfigError
-from undiffuse.util.text import join_names, shown
+from undiffuse.util.text import shown
 
-__all__ = ["GuidanceConfig", "SamplerConfig"]
+__all__ = ["SamplerConfig"]
 
-CLASSIFIER, COMPARISON, EXTENT = "classifier guidance", "classifier-free guidance and autoguidance", "guidance extent"
 SAMPLER, RUNTIME = "sampler", "device and precision"
 STEPS = '"250", sections "90,60,60,20,20", "ddim25", "leading25", "trailing25", or "at:0,10,999"'
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuidanceConfig:
-    """What guides a sampler. The defaults mean no guidance.
-
-    Classifier-free guidance is applied first, then autoguidance, then the classifiers in their order; all of them act
-    within `interval`, on `schedule`, at every `every`-th call of the network.
-
-    Raises:
-        ConfigError: If a value is not possible, or there are several classifiers and another number of scales.
-    """
-
-    classifier: tuple[str, ...] = setting(
-        (), "classifier of noisy images: file, run folder or name (default: the model's own); repeatable", Text(),
-        metavar="C", group=CLASSIFIER, many=True,
-    )  # fmt: skip
-    scale: tuple[float, ...] = setting(
-        (), "scale of classifier guidance (default: 1 with --classifier, else 0); once for each classifier", Number(),
-        name="guidance", metavar="SCALE", group=CLASSIFIER, many=True,
-    )  # fmt: skip
-    at: str = setting(
-        "x_t", "where the gradient is taken: x_t (as released, default), mean (as in the paper; ddpm only), or x0 "
-        "(the denoised image, through the network)", Choice("x_t", "mean", "x0"),
-        name="guidance_at", group=CLASSIFIER, advanced=True,
-    )  # fmt: skip
-    temperature: float = setting(
-        1.0, "divide the classifier's logits by T (default 1)", Number(0, above=True), name="guidance_temperature",
-        metavar="T", group=CLASSIFIER, advanced=True,
-    )  # fmt: skip
-    normalize: bool = setting(
-        False, "scale every gradient to unit size, so that SCALE is relative to the noise", Flag(),
-        name="guidance_normalize", group=CLASSIFIER, advanced=True,
-    )  # fmt: skip
-    cfg: float | None = setting(
-        None, "scale of classifier-free guidance: 1 is none (default), 0 is unconditional (needs a model trained with "
-        "label dropout)", Number(), metavar="SCALE", group=COMPARISON,
-    )  # fmt: skip
-    cfg_rescale: float = setting(
-        0.0, "rescale the guided prediction to the unguided standard deviation (Lin et al. 2023): 0 off (default), "
-        "1 full", Number(0, 1), metavar="PHI", group=COMPARISON, advanced=True,
-    )  # fmt: skip
-    cfg_two_passes: bool = setting(
-        False, "run the conditional and the unconditional pass one after the other: half the memory", Flag(),
-        group=COMPARISON, advanced=True,
-    )  # fmt: skip
-    autoguide: str | None = setting(
-        None, "a smaller or less trained version of the model to steer away from (Karras et al. 2024)", Text(),
-        metavar="WEAK", group=COMPARISON, advanced=True,
-    )  # fmt: skip
-    autoguide_weights: str | None = setting(
-        None, "which of its weights to use; without --autoguide: of the model itself", Text(), metavar="W",
-        group=COMPARISON, advanced=True,
-    )  # fmt: skip
-    autoguide_scale: float = setting(
-        2.0, "scale of autoguidance: 1 is none, default 2", Number(), metavar="SCALE", group=COMPARISON, advanced=True
-    )
-    interval: str | None = setting(
-        None, "guide only at these noise levels: log-SNR -1,3, sigma:0.2,1.6, or fractions of the steps steps:0.2,0.8",
-        Parsed(interval, INTERVAL), name="guidance_interval", metavar="LO,HI", group=EXTENT, advanced=True,
-    )  # fmt: skip
-    schedule: str = setting(
-        "constant", "constant (default), or a scale that grows from noise to image with the same mean",
-        Choice("constant", "linear", "cosine"), name="guidance_schedule", group=EXTENT, advanced=True,
-    )  # fmt: skip
-    every: int = setting(
-        1, "evaluate guidance only at every K-th network call and reuse the last update in between (default 1)",
-        Number(1, whole=True), name="guidance_every", metavar="K", group=EXTENT, advanced=True,
-    )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        for name in ("classifier", "scale"):
-            value = getattr(self, name)
-            value = () if value is None else value
-            one = isinstance(value, (str, int, float))
-            object.__setattr__(self, name, (value,) if one else tuple(value))
-        check_values(self)
-        counts = len(self.classifier), len(self.scale)
-        if max(counts) > 1 and counts[0] != counts[1]:
-            raise ConfigError(
-                "guidance", f"needs one scale for each classifier: got {counts[0]} classifiers and {counts[1]} scales"
-            )
-
-    @property
-    def judges(self) -> tuple[tuple[str, float], ...]:
-        """The classifiers with their scales; a single classifier with scale 0 is left out, since it does nothing."""
-        pairs = tuple(zip(self.classifier, self.scale, strict=False))
-        return pairs if len(pairs) > 1 else tuple(pair for pair in pairs if pair[1])
-
-    @property
-    def strength(self) -> float:
-        """The scale of the first classifier; 0 without one."""
-        return self.scale[0] if self.scale else 0.0
-
-    @property
-    def compares(self) -> bool:
-        """Whether two predictions are compared at each step: classifier-free guidance or autoguidance."""
-        return self.cfg not in (None, 1) or self.autoguide is not None
-
-    def resolved(self, model: str | None, paired: Callable[[str], str | None]) -> GuidanceConfig:
-        """Fills in what follows from the model, and drops settings of guidance that does not act.
-
-        Args:
-            model: Reference of the model that is guided.
-            paired: Returns the reference of the classifier made for a model, or None.
-
-        Raises:
-            ConfigError: If there is no classifier for a scale, or a setting shapes guidance that was not requested.
-        """
-        out = self
-        if out.classifier and not out.scale:
-            out = replace(out, scale=(1.0,) * len(out.classifier))
-        if out.strength and not out.classifier:
-            found = paired(model) if model is not None else None
-            if found is None:
-                raise ConfigError(
-                    "guidance",
-                    f"{out.strength:g} needs a classifier of noisy images, and none is known for this model: give "
-                    f"`classifier` (`undiffuse train-classifier DATA --for {model}` trains one)",
-                )
-            out = replace(out, classifier=(found,))
-        if out.autoguide_weights is not None and out.autoguide is None:
-            out = replace(out, autoguide=model)
-        strengths: dict[str, Sequence[float]] = {
-            "guidance": out.scale,
-            "cfg": () if out.cfg is None else (out.cfg - 1,),
-            "autoguide": () if out.autoguide is None else (out.autoguide_scale - 1,),
-        }
-        requested = [name for name, values in strengths.items() if values]
-        acting = [name for name, values in strengths.items() if any(values)]
-        if out.at != "x_t":
-            _check_requested("guidance_at", ("guidance",), requested)
-        idle: dict[str, Any] = {}
-        for f, declared in settings_of(GuidanceConfig):
-            shaped = _SHAPES.get(declared.name)
-            if shaped and getattr(out, f.name) != f.default and not set(shaped) & set(acting):
-                _check_requested(declared.name, shaped, requested)
-                idle[f.name] = f.default
-        if "autoguide" in requested and "autoguide" not in acting:
-            idle |= {"autoguide": None, "autoguide_weights": None}
-        if not out.judges:
-            idle |= {"classifier": (), "scale": ()}
-        return replace(out, cfg=None if out.cfg == 1 else out.cfg, **idle)
-
-    def text(self) -> list[str]:
-        """A few words for each setting in use, for captions; classifiers by their scales."""
-        at = {"mean": " at the mean", "x0": " at x0"}.get(self.at, "")
-        parts = [f"guidance {self.strength:g}{at}"] if self.strength else []
-        parts += [f"and {scale:g}" for scale in self.scale[1:]]
-        parts += [f"temperature {self.temperature:g}"] if self.temperature != 1 else []
-        parts += ["normalised"] if self.normalize else []
-        parts += [f"cfg {self.cfg:g}"] if self.cfg not in (None, 1) else []
-        parts += [f"autoguided {self.autoguide_scale:g}"] if self.autoguide else []
-        parts += [f"rescaled {self.cfg_rescale:g}"] if self.cfg_rescale else []
-        parts += [f"interval {self.interval}"] if self.interval else []
-        parts += [self.schedule] if self.schedule != "constant" else []
-        parts += [f"every {self.every}"] if self.every != 1 else []
-        return parts
-
-
-_ALL = ("guidance", "cfg", "autoguide")
-_SHAPES = {
-    **dict.fromkeys(("guidance_interval", "guidance_schedule", "guidance_every"), _ALL),
-    **dict.fromkeys(("guidance_temperature", "guidance_normalize"), ("guidance",)),
-    "cfg_rescale": ("cfg", "autoguide"),
-    "cfg_two_passes": ("cfg",),
-    "autoguide_scale": ("autoguide",),
-}
-"""Settings of how guidance acts, each with the kinds of guidance that it shapes."""
-
-
-def _check_requested(name: str, shaped: Sequence[str], requested: Collection[str]) -> None:
-    if not set(shaped) & set(requested):
-        kinds = join_names([f"`{kind}`" for kind in shaped], last=" or ")
-        raise ConfigError(name, f"has no effect without guidance; add {kinds}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,44 +43,44 @@ class SamplerConfig:
     model: str | None = None
     weights: str | None = None
     solver: str | None = setting(
-        None, "sampling method, one of those listed below (default: as published; else ddpm for learned "
-        "variances; else ddim)", SolverName(SOLVERS), metavar="NAME", group=SAMPLER,
+        None, "sampling method, see --help-all (default: the published one; else ddpm for learned variances; else "
+        "ddim)", SolverName(SOLVERS), metavar="NAME", group=SAMPLER,
     )  # fmt: skip
     steps: str | None = setting(
-        None, f"{STEPS} (default: as published, else by the method)", Text(), metavar="SPEC", group=SAMPLER
+        None, f"number or list of steps: {STEPS} (default: the solver's)", Text(), metavar="SPEC", group=SAMPLER
     )
     budget: int | None = setting(
         None, "use the best sampler measured for this model within N network calls per image", Number(1, whole=True),
         metavar="N", group=SAMPLER,
     )  # fmt: skip
     grid: str | None = setting(
-        None, f"spacing of the steps: {', '.join(GRIDS)} (default: by the method)", Text(), metavar="SPEC",
+        None, f"spacing of the steps: {', '.join(GRIDS)} (default: the solver's)", Text(), metavar="SPEC",
         group=SAMPLER, advanced=True,
     )  # fmt: skip
     solver_options: str = setting(
-        "", "options of the method, for example churn=30,s_max=50", Text(empty=True), metavar="KEY=VALUE,...",
+        "", "options of the solver, for example churn=30,s_max=50", Text(empty=True), metavar="KEY=VALUE,...",
         group=SAMPLER, advanced=True,
     )  # fmt: skip
     eta: float = setting(
-        0.0, "noise of ddim: 0 is deterministic (default), 1 as much as ancestral", Number(0), metavar="E",
+        0.0, "noise of ddim: 0 is deterministic (default), 1 adds as much noise as DDPM", Number(0), metavar="E",
         group=SAMPLER, advanced=True,
     )  # fmt: skip
     clip: str | None = setting(
-        None, "clamp the denoised image (static, static:RANGE), threshold it (dynamic, dynamic:QUANTILE), or neither "
+        None, "clamp the denoised image (static, static:RANGE), threshold it (dynamic, dynamic:QUANTILE), or leave it "
         "(none); default: as published, else static", Parsed(clipping, CLIPPING), metavar="static|dynamic|none",
         group=SAMPLER, advanced=True,
     )  # fmt: skip
     clip_after_guidance: bool = setting(
-        True, "do not clamp the denoised image again after guidance (as the original's ddim)", Flag(),
+        True, "do not clamp the denoised image again after guidance (as OpenAI's ddim)", Flag(),
         group=SAMPLER, advanced=True, off="no-clip-after-guidance",
     )  # fmt: skip
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     precision: str = setting(
-        "fp32", "precision of the network: fp32 (default), bf16, or on GPUs fp16", Choice("fp32", "bf16", "fp16"),
+        "fp32", "precision of the network: fp32 (default), bf16, or fp16 (GPU only)", Choice("fp32", "bf16", "fp16"),
         group=RUNTIME,
     )  # fmt: skip
     compile: bool = setting(
-        False, "torch.compile the network: minutes at first, faster afterwards; with CUDA graphs on GPUs", Flag(),
+        False, "compile the network with torch.compile (with CUDA graphs on GPUs); takes minutes once", Flag(),
         group=RUNTIME, advanced=True,
     )  # fmt: skip
 
