@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from undiffuse.editing.operators import divided
@@ -111,6 +110,8 @@ def read_mask(
         FileNotFoundError: There is no such file.
         ConfigError: It is no picture, has another size, or its brightest value is neither white nor 1 ("mask").
     """
+    from PIL import Image
+
     from undiffuse.data import prepare
     from undiffuse.data.channels import to_mode, values_of
     from undiffuse.data.decoding import describe
