@@ -9,20 +9,23 @@ Metadata:  the key "undiffuse" holds the manifest, a JSON object:
     labels    names of the classes              ema       names of the averages, ["0.999", "0.9999"]
     progress  {"images": ..., "steps": ...}     version   of this package
     sha256    hash of the net's weights         hashes    the same for every group of tensors
+    manifest_sha256  hash of the manifest itself, without this entry (older files lack it)
 
 Shipped weights use the same format with "net." tensors only. No file is ever unpickled.
 
 A file is written under a temporary name, flushed to disk and renamed, so its final name always holds a complete file.
-Every group of tensors has a hash that reveals damage. The files of a run are named by the number of images seen:
+Every group of tensors and the manifest have a hash, which reveals damage anywhere in the file. The files of a run are
+named by the number of images seen:
 `checkpoints/0000123456.safetensors`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,9 +35,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from undiffuse.util.hashing import weights_hash
+from undiffuse.util.limits import check_header
 
 FORMAT = 1
 METADATA_KEY = "undiffuse"
+MANIFEST_HASH = "manifest_sha256"
 FOLDER = "checkpoints"
 _NAME = re.compile(r"^(\d{10,})\.safetensors$")
 
@@ -83,7 +88,7 @@ def write(path: Path | str, tensors: Mapping[str, Tensor], manifest: Mapping[str
     Args:
         path: The file; missing folders are created.
         tensors: Tensors by name, see the module.
-        manifest: The manifest, to which "format", "sha256" and "hashes" are added.
+        manifest: The manifest, to which "format", "sha256", "hashes" and "manifest_sha256" are added.
 
     Returns:
         The manifest as written.
@@ -103,6 +108,7 @@ def write(path: Path | str, tensors: Mapping[str, Tensor], manifest: Mapping[str
         raise CheckpointError("a checkpoint needs the network's weights, but no tensor name starts with 'net.'")
     full = {**manifest, "format": FORMAT, "hashes": _hashes(ready, manifest.get("ema", []))}
     full["sha256"] = full["hashes"]["net"]
+    full[MANIFEST_HASH] = _manifest_hash(full)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -154,12 +160,18 @@ def read(path: Path | str, group: str | None = None, verify: bool = True) -> tup
             raise CheckpointError(f"{path} cannot be read ({error}); it may be truncated") from error
     if verify:
         expected = manifest.get("hashes", {"net": manifest.get("sha256")})
-        for name, value in _hashes(tensors, emas).items():
+        found = _hashes(tensors, emas)
+        for name, value in found.items():
             if expected.get(name) not in (None, value):
                 raise CheckpointError(
                     f"{path} is damaged: the hash of its {name!r} tensors is {value[:12]}..., "
-                    f"the manifest says {expected[name][:12]}..."
+                    f"the manifest says {_short(expected[name])}"
                 )
+        lost = set(expected) - set(found) if group is None and "hashes" in manifest else set()
+        strange = set(found) - set(expected) if MANIFEST_HASH in manifest else set()
+        if lost or strange:
+            what = f"has no {min(lost)!r} tensors" if lost else f"has {min(strange)!r} tensors"
+            raise CheckpointError(f"{path} is damaged: it {what}, unlike its manifest")
     return tensors, manifest
 
 
@@ -226,8 +238,15 @@ def latest(run_dir: Path | str) -> Path | None:
     return (checkpoints(run_dir) or [None])[-1]  # type: ignore[list-item]
 
 
-def newest_sound(run_dir: Path | str) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str]] | None:
+def newest_sound(
+    run_dir: Path | str, load: Callable[[Path, dict[str, Tensor], dict[str, Any]], None] | None = None
+) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str]] | None:
     """Reads the newest checkpoint that is readable and whose hashes match.
+
+    Args:
+        run_dir: The run folder.
+        load: Takes over the path, tensors and manifest of a checkpoint. If it raises CheckpointError, the file is
+            skipped like a damaged one.
 
     Returns:
         (path, tensors, manifest, problems), where `problems` says for every newer file why it was skipped. None if
@@ -240,7 +259,9 @@ def newest_sound(run_dir: Path | str) -> tuple[Path, dict[str, Tensor], dict[str
     for path in reversed(checkpoints(run_dir)):
         try:
             tensors, manifest = read(path)
-        except CheckpointError as error:
+            if load is not None:
+                load(path, tensors, manifest)
+        except (CheckpointError, OSError) as error:
             problems.append(str(error))
         else:
             return path, tensors, manifest, problems
@@ -296,11 +317,20 @@ def _hashes(tensors: Mapping[str, Tensor], emas: Iterable[str]) -> dict[str, str
         return dict(zip(groups, pool.map(weights_hash, groups.values()), strict=True))
 
 
+def _manifest_hash(manifest: Mapping[str, Any]) -> str:
+    """The sha256 of a manifest without its own hash: of its JSON with sorted keys and no spaces."""
+    plain = json.loads(json.dumps({key: value for key, value in manifest.items() if key != MANIFEST_HASH}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def _open(path: Path | str) -> Any:
     if not Path(path).is_file():
         raise CheckpointError(f"there is no file {path}")
     try:
+        check_header(path)
         return safetensors.safe_open(str(path), framework="pt")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated") from error
 
@@ -318,6 +348,11 @@ def _manifest(path: Path | str, file: Any) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         given = manifest.get("format") if isinstance(manifest, dict) else None
         raise CheckpointError(f"{path} has format {given!r}; this version reads format {FORMAT}")
+    if MANIFEST_HASH in manifest and manifest[MANIFEST_HASH] != _manifest_hash(manifest):
+        raise CheckpointError(
+            f"{path} is damaged: the hash of its manifest is {_manifest_hash(manifest)[:12]}..., the manifest says "
+            f"{_short(manifest[MANIFEST_HASH])}"
+        )
     for key, (kind, expected) in _TYPES.items():
         if key in manifest and not isinstance(manifest[key], kind):
             raise CheckpointError(f"{path}: {key} in the manifest is {_short(manifest[key])}; expected {expected}")

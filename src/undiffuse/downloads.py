@@ -28,11 +28,17 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal
 
+from undiffuse.util.limits import limit
+
 __all__ = ["DownloadError", "alone", "cache_dir", "digest_of", "fetch", "recorded", "report", "reporting"]
 
 _BLOCK = 1 << 18
 _CORRUPT_LIMIT = 2
 """Number of complete downloads with a wrong checksum that are tolerated."""
+_WORTHWHILE = 1 << 14
+"""Bytes that an attempt must bring to count as progress."""
+_SLOWEST = 1024
+"""Bytes per second below which a connection counts as broken."""
 
 Content = Literal["file", "gunzipped"]
 Report = Callable[[str, int, "int | None"], None]
@@ -153,10 +159,11 @@ def fetch(
         check: Returns what is wrong with a complete file, used if there is no SHA-256.
         content: What the checksum refers to: the "file" itself, or its "gunzipped" content, which accepts recompressed
             files from mirrors and distributions.
-        size: Maximum number of bytes; a server that sends more is cut off.
-        retries: Number of consecutive attempts without new bytes before giving up.
-        timeout: Seconds without data after which a connection counts as broken.
-        wait: Seconds before the first retry; doubled after each attempt without new bytes, up to 30.
+        size: Maximum number of bytes; a server that sends more is cut off. None uses UNDIFFUSE_MAX_DOWNLOAD, see
+            `undiffuse.util.limits`.
+        retries: Number of consecutive attempts that bring less than 16 KiB before giving up.
+        timeout: Seconds without data, or with less than 1 KiB per second, after which a connection counts as broken.
+        wait: Seconds before the first retry; doubled after each attempt without progress, up to 30.
         progress: Called as `progress(bytes_done, bytes_total_or_None)`.
 
     Raises:
@@ -288,10 +295,12 @@ def _download(
     """Downloads into `part` until the file is verified."""
     idle = corrupt = 0
     servers_md5 = ""
+    said: dict[str, int] = {}
+    most = limit("UNDIFFUSE_MAX_DOWNLOAD") if size is None else size
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            servers_md5 = _attempt(url, part, size, timeout, progress) or servers_md5
+            servers_md5 = _attempt(url, part, most, timeout, progress, said) or servers_md5
         except urllib.error.HTTPError as error:
             if error.code == 416:  # nothing after the last byte: the file is complete, or the partial file is not ours
                 reason = ""
@@ -301,6 +310,13 @@ def _download(
                 reason = f"the server answered {error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reason = str(getattr(error, "reason", "") or error or type(error).__name__)
+        except _Contradiction as error:
+            part.unlink(missing_ok=True)
+            said.clear()
+            corrupt += 1
+            if corrupt > _CORRUPT_LIMIT:
+                raise _Fatal(str(error)) from error
+            continue
         else:
             reason = ""
         if not reason:
@@ -313,7 +329,7 @@ def _download(
             if corrupt > _CORRUPT_LIMIT:
                 raise _Fatal(problem)
             continue
-        grew = part.exists() and part.stat().st_size > before
+        grew = part.exists() and part.stat().st_size >= before + _WORTHWHILE
         idle = 0 if grew else idle + 1
         if idle > retries:
             raise _Fatal(f"{reason} ({idle} attempts)")
@@ -321,10 +337,23 @@ def _download(
             time.sleep(min(30.0, wait * 2 ** max(0, idle - 1)))
 
 
+class _Contradiction(Exception):
+    """A server contradicts what it said about a file before."""
+
+
 def _attempt(
-    url: str, part: Path, size: int | None, timeout: float, progress: Callable[[int, int | None], None] | None
+    url: str,
+    part: Path,
+    size: int,
+    timeout: float,
+    progress: Callable[[int, int | None], None] | None,
+    said: dict[str, int],
 ) -> str:
     """Appends the missing bytes to `part` over one connection; raises if the server's data ends early.
+
+    Args:
+        size: Maximum number of bytes of the file.
+        said: Receives the "total" bytes of the whole file from the first answer; later answers must agree.
 
     Returns:
         The MD5 sum of the whole file from the server, or "".
@@ -342,19 +371,28 @@ def _attempt(
                 part.unlink(missing_ok=True)
                 raise http.client.HTTPException("the server sent a different part of the file than requested")
         length = answer.headers.get("Content-Length")
-        total = start + int(length) if length is not None and length.isdigit() else None
-        if size is not None and total is not None and total > size:
+        total = start + int(length) if length is not None and length.isdigit() and len(length) < 16 else None
+        if total is not None and total != said.setdefault("total", total):
+            raise _Contradiction(f"the server first said that the file has {said['total']} bytes, then {total}")
+        if total is not None and total > size:
             raise _Fatal(f"the server offers {total} bytes, expected at most {size}")
         got = start
+        marked, mark = got, time.monotonic()
         with open(part, "ab" if start else "wb") as out:
             try:
                 while block := _read(answer):
                     out.write(block)
                     got += len(block)
-                    if size is not None and got > size:
+                    if got > size:
                         raise _Fatal(f"the server sent more than the expected {size} bytes")
                     if progress is not None:
                         progress(got, total)
+                    if time.monotonic() - mark >= timeout:
+                        if got - marked < _SLOWEST * timeout:
+                            raise http.client.HTTPException(
+                                f"the server sent {got - marked} bytes in {timeout:.0f} seconds"
+                            )
+                        marked, mark = got, time.monotonic()
             finally:
                 out.flush()
                 os.fsync(out.fileno())

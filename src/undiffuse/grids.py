@@ -169,6 +169,8 @@ def grid(chain: DiscreteSchedule, steps: str | int | Sequence[int], spec: str = 
     Raises:
         ValueError: `steps` or `spec` is invalid.
     """
+    if not isinstance(spec, str):
+        raise ValueError(f"a grid is given as text, for example 'karras:rho=7'; got {spec!r}")
     name, _, rest = spec.replace(" ", "").partition(":")
     if name not in GRIDS:
         raise ValueError(f"unknown grid {name!r}; choose one of {', '.join(GRIDS)}")

@@ -9,6 +9,7 @@ counter under a 64-bit key. It has no state that would have to be saved or synch
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections.abc import Sequence
@@ -22,6 +23,26 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
+_TWISTER_WORDS = slice(24, 24 + 624 * 8)  # bytes of the Mersenne twister in the state of torch's CPU generator
+
+
+def seed_generator(generator: torch.Generator, seed: int) -> None:
+    """Seeds a generator of PyTorch by all 64 bits of a seed.
+
+    PyTorch's own seeding of CPU generators ignores the upper 32 bits. Seeds below 2^32 give the same numbers as there;
+    for others the whole state of the generator is a hash of the seed.
+
+    Args:
+        generator: The generator.
+        seed: 0 <= seed < 2^64.
+    """
+    generator.manual_seed(seed)
+    if seed >> 32 and generator.device.type == "cpu":
+        state = generator.get_state()
+        words = hashlib.shake_256(b"undiffuse seed" + seed.to_bytes(8, "little")).digest(624 * 4)
+        wide = torch.frombuffer(bytearray(words), dtype=torch.int32).to(torch.int64) & _MASK
+        state[_TWISTER_WORDS] = wide.view(torch.uint8)
+        generator.set_state(state)
 
 
 def philox4x32(counter: Words, key: tuple[int, int], rounds: int = 10) -> Words:

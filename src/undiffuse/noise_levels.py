@@ -393,7 +393,8 @@ def _spaced(steps: int, name: str, rest: str) -> list[int]:
 
 
 def _explicit(steps: int, kept: list[int]) -> list[int]:
-    if not kept or sorted(set(kept)) != sorted(kept) or min(kept) < 0 or max(kept) >= steps:
+    whole = all(isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in kept)
+    if not whole or not kept or sorted(set(kept)) != sorted(kept) or min(kept) < 0 or max(kept) >= steps:
         raise ValueError(f"explicit steps must be one or more distinct numbers from 0 to {steps - 1}, got {kept}")
     return sorted(int(k) for k in kept)
 

@@ -74,7 +74,12 @@ def test_a_pipeline_is_a_model_with_process_and_advice(tmp_path: Path) -> None:
     assert (model.process.schedule, model.process.target, model.process.variance) == ("cosine", "eps", "fixed_small")
     assert model.advice is not None
     settings = SamplerConfig().resolved(model.process, model.advice)
-    assert (settings.solver, settings.steps, settings.clip) == ("ddpm", "leading1000", "static")
+    assert (settings.solver, settings.steps, settings.grid, settings.clip) == (
+        "ddpm",
+        "1000",
+        "chain:leading",
+        "static",
+    )
     models.save_model(tmp_path / "slim.safetensors", model)
     assert load_diffusion(tmp_path / "slim.safetensors").advice == model.advice
 
@@ -139,7 +144,7 @@ def test_what_is_said_of_a_folder(tmp_path: Path) -> None:
     assert (model.num_classes, model.null_class) == (10, 10)
     with pytest.raises(CheckpointError, match="can be said image_size.*not num_heads"):
         load_diffusion(f"{folder}@num_heads=4")
-    with pytest.raises(CheckpointError, match="says itself what it is"):
+    with pytest.raises(CheckpointError, match="has its own configuration"):
         load_diffusion(f"{folder}@64x64_diffusion")
     doubled = pipeline(tmp_path / "q", out_channels=6)
     with pytest.raises(CheckpointError, match="say variance=learned_range"):
@@ -166,7 +171,7 @@ def test_the_command_line_samples_and_tells(tmp_path: Path, capsys: pytest.Captu
     folder = pipeline(tmp_path / "p", ddim)
     words = ("--count", 1, "--steps", 3, "--device", "cpu", "--out", tmp_path / "o")
     assert call("sample", "--model", folder, *words) == 0
-    assert "note: otherwise than in diffusers: the last step goes to the clean image" in capsys.readouterr().out
+    assert "note: this differs from diffusers: the last step goes to the clean image" in capsys.readouterr().out
     assert call("inspect", folder) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "as with set_alpha_to_one = true" in told
@@ -174,23 +179,24 @@ def test_the_command_line_samples_and_tells(tmp_path: Path, capsys: pytest.Captu
     assert call("inspect", tmp_path / "o") == 0
     out = capsys.readouterr().out
     assert "dynamic:0.995,2" in out, out
-    assert "leading3+1" in out
+    assert "chain:leading+1" in out
 
 
 ADVICE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "ddpm": ({"_class_name": "DDPMScheduler"}, {"solver": "ddpm", "clip": "static", "spacing": "leading"}),
+    "ddpm": ({"_class_name": "DDPMScheduler"}, {"solver": "ddpm", "clip": "static", "grid": "chain:leading"}),
     "ddpm, unclipped": ({"_class_name": "DDPMScheduler", "clip_sample": False}, {"clip": "none"}),
     "ddpm, range": ({"_class_name": "DDPMScheduler", "clip_sample_range": 2.5}, {"clip": "static:2.5"}),
     "ddpm, thresholds of 1": ({"_class_name": "DDPMScheduler", "thresholding": True}, {"clip": "static"}),
-    "ddpm, trailing": ({"_class_name": "DDPMScheduler", "timestep_spacing": "trailing"}, {"spacing": "trailing"}),
+    "ddpm, trailing": ({"_class_name": "DDPMScheduler", "timestep_spacing": "trailing"}, {"grid": "chain:trailing"}),
     "ddim": ({"_class_name": "DDIMScheduler", "steps_offset": 1}, {"solver": "ddim", "steps": "50",
-                                                                   "spacing": "leading+1"}),
+                                                                   "grid": "chain:leading+1"}),
     "euler": ({"_class_name": "EulerDiscreteScheduler"}, {"solver": "ddim", "clip": "none", "grid": "uniform"}),
     "euler a": ({"_class_name": "EulerAncestralDiscreteScheduler"}, {"solver": "ddim", "eta": 1.0, "clip": "none"}),
     "heun": ({"_class_name": "HeunDiscreteScheduler", "use_karras_sigmas": True}, {"solver": "heun", "grid": "karras"}),
-    "pndm": ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, {"solver": "pndm", "options": "warmup=plms"}),
+    "pndm": ({"_class_name": "PNDMScheduler", "skip_prk_steps": True},
+             {"solver": "pndm", "solver_options": "warmup=plms"}),
     "unipc": ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"},
-              {"solver": "unipc", "options": "order=2,variant=bh1"}),
+              {"solver": "unipc", "solver_options": "order=2,variant=bh1"}),
     "dpm 2m": ({"_class_name": "DPMSolverMultistepScheduler", "variance_type": None}, {"solver": "dpmpp-2m"}),
     "dpm 3m": ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, {"solver": "dpmpp-3m"}),
     "dpm sde": ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
@@ -201,7 +207,7 @@ ADVICE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dpm thresholds": ({"_class_name": "DPMSolverMultistepScheduler", "thresholding": True, "sample_max_value": 1.5,
                         "dynamic_thresholding_ratio": 0.9}, {"clip": "dynamic:0.9,1.5"}),
     "dpm single": ({"_class_name": "DPMSolverSinglestepScheduler"}, {"solver": "dpmpp-2s"}),
-    "deis": ({"_class_name": "DEISMultistepScheduler"}, {"solver": "deis", "options": "order=2"}),
+    "deis": ({"_class_name": "DEISMultistepScheduler"}, {"solver": "deis", "solver_options": "order=2"}),
     "lms": ({"_class_name": "LMSDiscreteScheduler"}, {"solver": "deis"}),
     "kdpm2": ({"_class_name": "KDPM2DiscreteScheduler"}, {"solver": "dpmpp-2s"}),
 }  # fmt: skip

@@ -31,8 +31,8 @@ def one_thread() -> Any:
     torch.set_num_threads(threads)
 
 
-class Interrupt(Exception):
-    """Stands for a crash in the middle of a run."""
+class Interrupt(BaseException):
+    """Stands for a kill in the middle of a run: no exception that anything handles."""
 
 
 def interrupted(folder: Path, at_step: int, **changes: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from undiffuse import recipes
 from undiffuse.cli.console import fields, say, table
+from undiffuse.config.advice import describe
 from undiffuse.nets.meta import build_on_meta
 from undiffuse.recipes import Recipe
 
@@ -37,7 +38,7 @@ def overview() -> str:
         rows.append([name, kind, _size(recipe), f"{parameters(recipe) / 1e6:.1f}M", _result(recipe)])
     head = ("recipe", "kind", "size", "weights", "published, or measured here")
     return (
-        f"{table(rows, head, right=(3,))}\n\n`undiffuse recipes NAME` prints all settings of one, "
+        f"{table(rows, head, right=(3,))}\n\n`undiffuse recipes NAME` prints all settings of a recipe. "
         "`undiffuse train DATA --recipe NAME` trains with it."
     )
 
@@ -47,17 +48,14 @@ def details(recipe: Recipe) -> str:
     rows: list[tuple[str, object]] = [
         ("kind", recipe.kind),
         ("network", f"{parameters(recipe):,} parameters"),
-        ("made for", recipe.data_path),
+        ("data", recipe.data_path),
         ("enlarges", f"from {recipe.low_size} pixels" if recipe.low_size else None),
         ("measured here", recipe.measured),
     ]
     rows += [(f"published {key}" if key not in _NO_FIGURES else key, value)
              for key, value in recipe.published.items()]  # fmt: skip
-    advice = recipe.advice
     if recipe.kind == "diffusion":
-        sampled = f"{advice.solver}, {advice.steps} steps"
-        sampled += f", guidance {advice.guidance:g}" if advice.guidance else ""
-        rows.append(("sampled by", sampled + (f", classifier {advice.classifier}" if advice.classifier else "")))
+        rows.append(("sampled by", describe(recipe.advice)))
     parts = [f"{recipe.name}: {recipe.summary}", fields(rows)]
     for title, section in (("data", recipe.data), ("net", recipe.net), ("process", recipe.process),
                            ("objective", recipe.objective), ("train", recipe.train)):  # fmt: skip
@@ -66,7 +64,7 @@ def details(recipe: Recipe) -> str:
     if recipe.kind == "classifier":
         parts.append(f"\n  clean images  {100 * recipe.clean_fraction:g}%")
     command = "train-classifier" if recipe.kind == "classifier" else "train"
-    parts.append(f"\nUse it:\n  undiffuse {command} {recipe.data_path or 'DATA'} --recipe {recipe.name}")
+    parts.append(f"\nTo train with it:\n  undiffuse {command} {recipe.data_path or 'DATA'} --recipe {recipe.name}")
     return "\n".join(parts)
 
 

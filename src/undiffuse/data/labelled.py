@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from undiffuse.data.formats.base import PARTS, part_of
+from undiffuse.data.formats.files import read_table_member
 from undiffuse.data.formats.imagenet import translated
 from undiffuse.data.labelling import Labelling, interpret
 from undiffuse.data.labels import apply_table, class_table, folder_labels, join_names, prefix_labels
@@ -246,8 +247,8 @@ def _inside(source: FileSource, name: str) -> bytes | None:
             inner = f"{next(iter(tops))}/{name}" if len(tops) == 1 else name
             found = name if name in held else inner if inner in held else None
             try:
-                return archive.read(found) if found else None
-            except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+                return read_table_member(archive, found, str(source.path)) if found else None
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
                 raise ValueError(f"{source.path}: {found} in it cannot be read: {error}") from error
     if not isinstance(source, FolderSource):
         return None

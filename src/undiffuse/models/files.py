@@ -90,10 +90,11 @@ def paired_classifier(reference: str | Path) -> str | None:
         return SHIPPED[1]
     file, like = split_reference(reference)
     entry = published.ENTRIES.get(like or file) or published.of_file(file)
-    if entry is None or entry.sampling is None or entry.sampling.classifier is None:
+    if entry is None or entry.sampling is None or not entry.sampling.guidance.classifier:
         return None
-    beside = Path(file).parent / published.get(entry.sampling.classifier).file
-    return str(beside) if os.path.isfile(file) and os.path.isfile(beside) else entry.sampling.classifier
+    name = entry.sampling.guidance.classifier[0]
+    beside = Path(file).parent / published.get(name).file
+    return str(beside) if os.path.isfile(file) and os.path.isfile(beside) else name
 
 
 def load_model(
@@ -130,7 +131,9 @@ def load_model(
         config: Any = manifest["net"] if net is not None else registry.config_from_dict(manifest["net"], kind)
         process = ProcessConfig(**manifest["process"])
         labels = tuple(manifest["labels"]) if manifest.get("labels") else None
-        net = registry.build(config) if net is None else net
+        if net is None:
+            registry.check_size(config, len(state))
+            net = registry.build(config)
         net = _with_weights(net, state if which == "net" else _complete(net, state, path))
         spec = _spec_of(net, manifest)
         process.chain()
@@ -138,7 +141,7 @@ def load_model(
         raise checkpoints.CheckpointError(
             f"{path} cannot be loaded: {error}. Or pass a network that takes its weights: load_model(..., net=net)"
         ) from error
-    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         raise checkpoints.CheckpointError(f"{path} does not describe a model that can be built: {reason}") from error
     if labels is not None and spec.num_classes not in (None, len(labels)):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from undiffuse import checkpoints
 from undiffuse.adapters import imagenet_classes, published
-from undiffuse.adapters.published_entry import Sampling
 from undiffuse.config import SamplerConfig
+from undiffuse.config.advice import from_manifest
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier
 from undiffuse.nets.protocol import NetworkSpec, describe, memory_format
@@ -94,10 +94,8 @@ class _Model:
         """How the model's authors sample it: of a published model, or of one that came with its scheduler."""
         saved = self.manifest.get("sampling")
         if isinstance(saved, Mapping):
-            known = {item.name for item in fields(Sampling)}
-            return Sampling(**{name: value for name, value in saved.items() if name in known}).config
-        sampling = self.published.sampling if self.published is not None else None
-        return None if sampling is None else sampling.config
+            return from_manifest(saved)
+        return self.published.sampling if self.published is not None else None
 
     @property
     def differences(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from undiffuse.arithmetic import steady_float32
 from undiffuse.nets.ddpm import DDPMUNet
 from undiffuse.nets.edm_unet import EDMUNet
 from undiffuse.nets.encoder import Encoder
@@ -83,7 +84,10 @@ class NetworkRunner:
             if self._prepared.outdated():
                 self._use(self._prepared.again())
         x = x.contiguous(memory_format=self._layout)
-        with torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None):
+        with (
+            steady_float32(self._device),
+            torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None),
+        ):
             out = self._call(x, t, **conditions)
         if not isinstance(out, Tensor):
             raise TypeError(

@@ -15,6 +15,7 @@ from typing import IO
 import numpy as np
 
 from undiffuse.util.files import atomic_file
+from undiffuse.util.limits import open_npz
 from undiffuse.util.store import BROKEN_NPZ
 
 __all__ = ["load_npz", "open_rows", "pack", "packed_files", "packed_name"]
@@ -44,7 +45,7 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         ValueError: The file is damaged or has another content.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open_npz(path) as archive:
             names = list(archive.files) if hasattr(archive, "files") else []
             images = archive["arr_0"] if "arr_0" in names else None
             labels = archive["arr_1"] if "arr_1" in names else None
@@ -54,6 +55,8 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise ValueError(
             f"{path} is not a readable npz file ({error}): it is damaged or contains Python objects."
         ) from error
+    if not all(isinstance(array, (np.ndarray, type(None))) for array in (images, labels)):
+        raise ValueError(f"{path}: arr_0 or arr_1 is no array of NumPy.")
     if images is None:
         raise ValueError(
             f"{path} has no 'arr_0' (found: {', '.join(names) or 'nothing'}): "

@@ -14,6 +14,7 @@ from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import load_npz, open_rows, pack, packed_files
 from undiffuse.pictures.png import is_whole_png, open_picture
 from undiffuse.pictures.units import format_of, load_image, preview, read_record
+from undiffuse.util.limits import open_npz
 from undiffuse.util.records import read_json
 from undiffuse.util.store import Parts
 
@@ -145,7 +146,7 @@ def sample_rows(folder: Path, order: Sequence[int]) -> Iterator[_Row]:
     packed = packed_files(folder)
     count = min(packed[-1][0], len(order)) if packed else 0
     if count:
-        with np.load(packed[-1][1], allow_pickle=False) as archive:
+        with open_npz(packed[-1][1]) as archive:
             labels = archive["arr_1"] if "arr_1" in archive.files else None
         for k, image in enumerate(open_rows(packed[-1][1], count)):
             yield image, None if labels is None else int(labels[k])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import undiffuse
+from undiffuse.arithmetic import float32_switches, steady_float32
 from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, Denoiser
 from undiffuse.distributed import resolve_device
@@ -126,7 +127,7 @@ class Pipeline:
         """
         where = resolve_device(device)
         if config.precision == "fp16" and where.type == "cpu":
-            raise ConfigError("precision", "fp16 is for GPUs; on a CPU use bf16, which is as small, or fp32")
+            raise ConfigError("precision", "fp16 requires a GPU; on a CPU use bf16, which is as small, or fp32")
         if model is None:
             if config.model is None:
                 raise ConfigError("model", "is missing: give a model file, a run folder, or a name")
@@ -156,8 +157,10 @@ class Pipeline:
             **config.record(),
             **guides.record,
         }
-        notes = {"model_file": reference(str(config.model)), "version": undiffuse.__version__}
+        notes: dict[str, Any] = {"model_file": reference(str(config.model)), "version": undiffuse.__version__}
         notes |= {"torch": torch.__version__, **guides.notes, "device": where.type}
+        if where.type != "cpu" and (switches := float32_switches(where)):
+            notes["float32"] = switches
         if measured:
             notes["measured"] = measured
         eta = {"eta": config.eta} if config.solver == "ddim" else {}
@@ -282,7 +285,7 @@ class Pipeline:
                 called = role if name == "model" else name
                 raise ValueError(
                     f"the {called} {file} is not the one of {where}: its weights are {_short(self.record[name])}, "
-                    f"the record's {_short(record.get(name))}. Give the {called} it was made with"
+                    f"the record's {_short(record.get(name))}. Give the {called} that made the image"
                 )
         check_identity(self.record, record, where)
 
@@ -337,11 +340,12 @@ class Pipeline:
         """
         cond, last = self.condition(labels, low_res), None
         steps = sample(self.denoiser, self.path, self.solver, noise, self.shape, cond=cond, x_T=x_T, device=self.device)
-        for last in steps:
-            if on_step is not None:
-                on_step(last)
-            if progress is not None:
-                progress.advance(len(noise) / last.total)
+        with steady_float32(self.device):
+            for last in steps:
+                if on_step is not None:
+                    on_step(last)
+                if progress is not None:
+                    progress.advance(len(noise) / last.total)
         assert last is not None  # a path has at least one step
         return last.x
 
@@ -374,7 +378,7 @@ class Pipeline:
 
 
 def recorded_classes(classes: list[int] | None, names: Sequence[str] | None) -> list[int] | str | None:
-    """The classes of a run as its record has them: "all" where it cycles through every one."""
+    """Returns the classes of a run for its record: "all" if it cycles through every class."""
     return "all" if names is not None and classes == list(range(len(names))) else classes
 
 

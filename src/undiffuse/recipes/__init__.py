@@ -1,8 +1,8 @@
 """Recipes: Python functions that return frozen configurations, by name.
 
-    fashion-mnist-32, smoke     this project's own: the shipped weights and a two-minute run
-    tiny                        a first look at any images, grey or colour, on a CPU
-    general-*                   for pictures of your own; -v, -edm, -flow: with later processes than the papers'
+    fashion-mnist-32, smoke     the shipped models, and a run of two minutes
+    tiny                        a small model of any images, grey or colour, for a CPU
+    general-*                   models of your own images; -v, -edm, -flow with newer processes than ADM's
     ddpm-*, improved-*, adm-*   the published models, with the papers' settings and results; not run here
 
 A recipe holds everything about a run except the data. Looking one up builds nothing.
@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 
 from undiffuse.recipes import adm, classifiers, ddpm, fashion_mnist, general, improved, modern
-from undiffuse.recipes.base import Advice, Preparation, Recipe
+from undiffuse.recipes.base import Preparation, Recipe
 from undiffuse.recipes.general import for_data
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -33,12 +33,12 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def names() -> list[str]:
-    """Names of all recipes: our own first, then the published ones in the order of the papers."""
+    """Returns the names of all recipes: our own first, then the published ones in the order of the papers."""
     return list(RECIPES)
 
 
 def get(name: str) -> Recipe:
-    """The recipe of this name. ValueError for an unknown name lists those near it."""
+    """Returns the recipe of this name; ValueError for an unknown name suggests similar ones."""
     if name in RECIPES:
         return RECIPES[name]()
     wanted = name.strip().casefold()
@@ -50,4 +50,4 @@ def get(name: str) -> Recipe:
     raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
 
 
-__all__ = ["RECIPES", "Advice", "Preparation", "Recipe", "for_data", "get", "names"]
+__all__ = ["RECIPES", "Preparation", "Recipe", "for_data", "get", "names"]

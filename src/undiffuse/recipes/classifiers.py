@@ -3,7 +3,7 @@
 The encoder half of a U-Net of 128 channels with an attention pool at 8x8, trained on the chain of the diffusion model
 it guides: cross-entropy, timesteps uniform, learning rate falling linearly to zero, random crops and flips, and no
 moving average. Weight decay and crops are there against overfitting. The paper reports no accuracies; how well a
-classifier guides is reported with the diffusion model (`advice.classifier` of adm-imagenet-*).
+classifier guides is reported with the diffusion model (`advice.guidance.classifier` of adm-imagenet-*).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _classifier(
 
 
 def imagenet_64() -> Recipe:
-    """64x64: 65M parameters, four blocks a level, batch 1,024, learning rate 6e-4, weight decay 0.2, cosine chain."""
+    """64x64: 65M parameters, four blocks per level, batch 1,024, learning rate 6e-4, weight decay 0.2, cosine chain."""
     return _classifier(64, "65M", 300_000, blocks=4, process=COSINE, batch=1024, lr=6e-4, weight_decay=0.2)
 
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from undiffuse.config.advice import advice
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import UNetConfig
 from undiffuse.objectives import ObjectiveConfig
-from undiffuse.recipes.base import NOT_RUN, Advice, Preparation, Recipe, figures_of, paper_training
+from undiffuse.recipes.base import NOT_RUN, Preparation, Recipe, figures_of, paper_training
 
 _WARMUP_STEPS = 5_000
 
@@ -39,11 +40,11 @@ def cifar10() -> Recipe:
         train=paper_training(
             batch=128, steps=800_000, lr=2e-4, warmup_images=_WARMUP_STEPS * 128, grad_clip=1.0, precision="fp32"
         ),
-        advice=Advice(steps="1000"),
+        advice=advice("1000"),
         published=figures_of(
             "ddpm_ema_cifar10",
-            "warm-up over 5,000 updates and clipping are in the script only, which has no end; the 800K updates are "
-            "the paper's, and its FID is the best one on the way",
+            "warm-up over 5,000 updates and clipping are only in the script, which never stops; the 800K updates are "
+            "the paper's, whose FID is the best one during training",
             same_network=False,
         ),
         measured=NOT_RUN,
@@ -51,7 +52,7 @@ def cifar10() -> Recipe:
 
 
 def _large(name: str, summary: str, steps: int, flip: bool, published: dict[str, str]) -> Recipe:
-    """The 114M network for 256x256, the same for all data sets: six levels, attention at 16x16, no dropout."""
+    """Returns a recipe with the 114M network for 256x256 of all data sets: six levels, attention at 16x16."""
     return Recipe(
         name=name,
         summary=summary,
@@ -68,7 +69,7 @@ def _large(name: str, summary: str, steps: int, flip: bool, published: dict[str,
         train=paper_training(
             batch=64, steps=steps, lr=2e-5, warmup_images=_WARMUP_STEPS * 64, grad_clip=1.0, precision="fp32"
         ),
-        advice=Advice(steps="1000"),
+        advice=advice("1000"),
         published=published,
         measured=NOT_RUN,
     )
@@ -125,7 +126,7 @@ def lsun_church() -> Recipe:
         True,
         figures_of(
             "ddpm_ema_lsun_church",
-            "1.2M updates according to the paper; the weights in circulation are of update 4,432,000",
+            "1.2M updates according to the paper; the converted weights are from update 4,432,000",
             same_network=False,
         ),
     )
