@@ -125,7 +125,7 @@ def test_a_changed_value_is_noticed_in_units(tmp_path: Path, capsys: pytest.Capt
     values[0, 0] = values[0, 0] + 300 if values[0, 0, 0] < 1000 else values[0, 0] - 300
     save_image(file, values, "tiff", WINDOW, record=record, overwrite=True)
     assert call("sample", "--from-record", file, "--device", "cpu", "--out", tmp_path / "again.tiff") == 1
-    assert "by 25.5 of 255" in capsys.readouterr().out  # 300 of 3000
+    assert "25.5 of 255" in capsys.readouterr().out  # 300 of 3000
 
 
 def test_samples_save_in_units(tmp_path: Path) -> None:
