@@ -137,6 +137,8 @@ def read_mask(
     values = np.asarray(to_mode(picture, 1, background=0)) if depth == "8" else values_of(picture)[..., 0]
     white, brightest = 255 if depth == "8" else 65535, float(values.max())
     if brightest == 1 and not lossy:
+        from PIL import Image
+
         picture = Image.fromarray(np.where(values >= 0.5, 255, 0).astype(np.uint8))
         if zero_one is not None:
             zero_one.append(str(path))
