@@ -110,6 +110,8 @@ def read_mask(
         FileNotFoundError: There is no such file.
         ConfigError: It is no picture, has another size, or its brightest value is neither white nor 1 ("mask").
     """
+    from PIL import Image
+
     from undiffuse.data import prepare
     from undiffuse.data.channels import to_mode, values_of
     from undiffuse.data.decoding import describe
