@@ -25,7 +25,6 @@ from torch import Tensor
 from undiffuse import checkpoints, downloads
 from undiffuse.adapters import (
     ddp_weights,
-    ddpm_weights,
     diffusers_config,
     diffusers_import,
     edm_weights,
@@ -38,6 +37,7 @@ from undiffuse.adapters import (
     published_consistency,
     returning,
 )
+from undiffuse.adapters.ddpm_interpretation import interpret_ddpm
 from undiffuse.adapters.interpretation import Interpretation, Like, interpret
 from undiffuse.adapters.openai_weights import as_ours, looks_like, recognise
 from undiffuse.adapters.published_entry import CONSISTENCY, DDPM, Published
@@ -213,7 +213,7 @@ def _of_file(path: Path, digest: str, said: Like | None, which: str | None, know
         return meaning, as_ours(weights.tensors), weights.name, more
     if ddp_weights.looks_like(weights.tensors):
         return _of_ddp(weights, said)
-    meaning, state = ddpm_weights.interpret(weights.tensors, path, said, known)
+    meaning, state = interpret_ddpm(weights.tensors, path, said, known)
     return meaning, state, weights.name, {}
 
 
