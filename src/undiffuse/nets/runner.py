@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from undiffuse.kernels.autotune import Plan, planned
 from undiffuse.nets.ddpm import DDPMUNet
 from undiffuse.nets.edm_unet import EDMUNet
 from undiffuse.nets.encoder import Encoder
@@ -47,6 +48,7 @@ class NetworkRunner:
         self._dtype = AUTOCAST.get(precision)
         self._compile = compiled
         self._prepared: _Prepared | None = None
+        self._plan = Plan()  # for calls outside a run, which has a plan of its own
         self._use(net)
 
     def _use(self, net: nn.Module) -> None:
@@ -83,7 +85,8 @@ class NetworkRunner:
             if self._prepared.outdated():
                 self._use(self._prepared.again())
         x = x.contiguous(memory_format=self._layout)
-        with torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None):
+        autocast = torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None)
+        with planned(self._plan, outermost=True), autocast:
             out = self._call(x, t, **conditions)
         if not isinstance(out, Tensor):
             raise TypeError(

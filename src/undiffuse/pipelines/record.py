@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from undiffuse.kernels import Plan, planned
 from undiffuse.pictures import read_record
 from undiffuse.pictures.arrays import from_picture
 from undiffuse.pictures.png import open_picture
@@ -35,6 +36,7 @@ class Regenerated:
         record: The record with the notes of this time.
         index, seed: The image's number and seed.
         text: The sampler in a few words.
+        remarks: Kernels of the record that are not available here, in words.
     """
 
     image: np.ndarray
@@ -43,6 +45,7 @@ class Regenerated:
     index: int
     seed: int
     text: str
+    remarks: tuple[str, ...] = ()
 
     @property
     def difference(self) -> int | None:
@@ -95,6 +98,28 @@ def regenerate(
     where = f"the record in {original}"
     index, seed = _whole(record, "index", 2**32, where), _whole(record, "seed", 2**64, where)
     now: dict[str, Any] = {"model": model, "classifier": classifier, "autoguide": autoguide}
+    kernels = Plan(recorded=record.get("kernels"))
+    with planned(kernels):
+        image, source = _made(record, original, now, index, seed, upsampler, low_res, low_size, device)
+    with open_picture(original) as picture:
+        before = from_picture(picture)
+    notes = {**record, **source.pipeline.notes, **kernels.note()}
+    return Regenerated(image, before, notes, index, seed, source.pipeline.text(), tuple(kernels.notes))
+
+
+def _made(
+    record: Mapping[str, Any],
+    original: Path,
+    now: dict[str, Any],
+    index: int,
+    seed: int,
+    upsampler: str | None,
+    low_res: str | None,
+    low_size: Any,
+    device: str,
+) -> tuple[np.ndarray, SampleSource]:
+    """The image uint8 [H, W, C] of a record, and what made it. See `regenerate`."""
+    where = f"the record in {original}"
     if cascade.BASE in record:
         if low_res is not None:
             raise ValueError("the image is of a cascade, whose small images are made again: leave low_res out")
@@ -116,10 +141,7 @@ def regenerate(
             raise ValueError(f"the images in {data} are not those the record was made with: give them as low_res")
         source = SampleSource(pipeline, seed, label, low)
     with Progress("sampling", 1, "image") as progress:
-        image = source.make([index], progress)[0].numpy()
-    with open_picture(original) as picture:
-        before = from_picture(picture)
-    return Regenerated(image, before, {**record, **source.pipeline.notes}, index, seed, source.pipeline.text())
+        return source.make([index], progress)[0].numpy(), source
 
 
 def _label(record: Mapping[str, Any], pipeline: Pipeline, where: str) -> list[int] | None:
