@@ -58,6 +58,7 @@ def times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Times]:
 
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a new process with the same cache."""
+    autotune._again.clear()
     table = TimingTable(autotune.timings().path)
     monkeypatch.setattr(autotune, "timings", lambda: table)
 
@@ -312,7 +313,7 @@ def test_a_network_in_every_way(times: Times) -> None:
             assert float((runner(x[1:2], t[1:2]) - outs[-1][1:2]).abs().max()) < 1e-5 * largest
             assert plan.record()["batch"] == 4
     for out in outs[1:]:
-        assert float((out - outs[0]).abs().max()) < 1e-5 * float(outs[0].abs().max())
+        assert float((out - outs[0]).abs().max()) < 3e-5 * float(outs[0].abs().max())
 
 
 @needs_kernel
