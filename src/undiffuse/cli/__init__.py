@@ -21,6 +21,7 @@ from typing import Any
 
 from undiffuse.cli.options import settle
 from undiffuse.cli.parser import COMMANDS, build_parser
+from undiffuse.cli.waiting import set_wait_policy
 from undiffuse.cli.words import in_options
 from undiffuse.util.errors import ConfigError
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     body: Any = None
     try:
         settle(args)
+        set_wait_policy()
         body, files = _imported(f"undiffuse.cli.{args.module}", "undiffuse.cli.downloading")
         with files.downloading(offline=getattr(args, "offline", False)):
             status = int(body.run(args))

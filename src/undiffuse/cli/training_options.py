@@ -44,6 +44,7 @@ NAMES = {
 }  # fmt: skip
 """Names of options for the arguments that are not called alike."""
 
+
 @contextmanager
 def naming_options(**names: str) -> Iterator[None]:
     """Puts the names of options in the place of the library's arguments in errors.
