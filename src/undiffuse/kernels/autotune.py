@@ -11,14 +11,16 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from undiffuse.kernels import timing
 from undiffuse.kernels.building import processor
 from undiffuse.kernels.choice import OPERATIONS, setting
-from undiffuse.kernels.timing_table import Case, Entry, TimingTable, case_of, table_path
+
+if TYPE_CHECKING:  # imported by the functions that need them, since few runs time anything
+    from undiffuse.kernels.timing import Trial
+    from undiffuse.kernels.timing_table import Case, Entry, TimingTable
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 LEAST = 256
@@ -33,6 +35,7 @@ _began = time.monotonic()
 _spent = 0.0
 _disturbed = 0  # cases that could not be timed because the machine is busy
 _table: TimingTable | None = None
+_assumed: set[str] = set()  # cases that stay untimed in this process, so that all its runs decide alike
 _again: set[str] = set()  # what UNDIFFUSE_KERNELS=measure has timed in this process
 
 Key = tuple[str, str, int, int, int, int]  # operation, precision, channels, output channels, height, width
@@ -58,7 +61,7 @@ class Plan:
                 keys = map(_key_of, cases) if isinstance(cases, list) else ()
                 self._recorded |= {key: way for key in keys if key is not None and way in OPERATIONS[key[0]]}
 
-    def choose(self, key: Key, batch: int, ways: tuple[str, ...], trial: timing.Trial) -> str:
+    def choose(self, key: Key, batch: int, ways: tuple[str, ...], trial: Trial) -> str:
         """Return the implementation to use.
 
         Args:
@@ -129,6 +132,8 @@ def planned(plan: Plan | None = None, *, outermost: bool = False) -> Iterator[Pl
 def timings() -> TimingTable:
     """Return the table of this machine's times."""
     global _table
+    from undiffuse.kernels.timing_table import TimingTable, table_path
+
     if _table is None:
         _table = TimingTable(table_path())
     return _table
@@ -147,23 +152,30 @@ def rule(key: Key, batch: int, ways: tuple[str, ...]) -> str:
     return "packed" if "packed" in ways else "torch"
 
 
-def _decide(key: Key, batch: int, ways: tuple[str, ...], trial: timing.Trial) -> str:
+def _decide(key: Key, batch: int, ways: tuple[str, ...], trial: Trial) -> str:
+    from undiffuse.kernels.timing_table import Case
+
     assumed, how = rule(key, batch, ways), setting().timing
     if "winograd" not in ways or how == "rule":  # oneDNN's packed weights are never slower than its others
         return assumed
     case, table = Case.of(*key, batch), timings()
     again = how == "measure" and str(case) not in _again
     known = None if again else table.entries.get(str(case))
-    if known is None:
+    if known is None and (again or str(case) not in _assumed):
         known = _measured(case, assumed, ways, trial, table, again)
+        if known is None:
+            _assumed.add(str(case))
     return known.way if known is not None and known.way in ways else assumed
 
 
 def _measured(
-    case: Case, assumed: str, ways: tuple[str, ...], trial: timing.Trial, table: TimingTable, again: bool
+    case: Case, assumed: str, ways: tuple[str, ...], trial: Trial, table: TimingTable, again: bool
 ) -> Entry | None:
     """Time a case, or take over the choice of a near one if there is no time left; None if neither is possible."""
     global _disturbed, _spent
+    from undiffuse.kernels import timing
+    from undiffuse.kernels.timing_table import Entry
+
     begin = time.monotonic()
     if _disturbed >= _PATIENCE:
         return None
@@ -181,6 +193,8 @@ def _measured(
 
 
 def _taken_over(case: Case, table: TimingTable) -> Entry | None:
+    from undiffuse.kernels.timing_table import Entry, case_of
+
     others = [(case.distance(other), text) for text in table.entries if (other := case_of(text)) is not None]
     timed = [(far, text) for far, text in others if far <= _FAR and not table.entries[text].near]
     if not timed:

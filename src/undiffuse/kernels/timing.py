@@ -9,11 +9,6 @@ import torch
 
 from undiffuse.kernels.timing_table import Case
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
-
 Trial = Callable[[str, int, int, int, int], Callable[[], object]]
 """Makes a call: (implementation, batch, channels in and out, height, width) to a function without arguments."""
 
@@ -106,4 +101,8 @@ def _tiles(height: int, width: int) -> int:
 
 def _interruptions() -> int:
     """How often other programs took a core from this process."""
-    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
