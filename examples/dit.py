@@ -56,7 +56,7 @@ class DiTConfig:
     depth: int = 3
     heads: int = 4
 
-    def build_solver(self) -> DiT:
+    def build(self) -> DiT:
         return DiT(self)
 
 

@@ -39,7 +39,7 @@ class OwnUNetConfig:
     num_classes: int | None = 2
     width: int = 32
 
-    def build_solver(self) -> OwnUNet:
+    def build(self) -> OwnUNet:
         return OwnUNet(self)
 
 

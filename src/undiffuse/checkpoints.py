@@ -1,4 +1,4 @@
-"""One self-describing file per checkpoint: safetensors, with a JSON manifest in its header.
+"""Checkpoints: one self-describing safetensors file each, with a JSON manifest in its header.
 
 Tensors:   "net.<parameter>", "ema.<decay>.<parameter>", "optimizer.<parameter>.<state>", "sampler.<array>"
 Metadata:  the key "undiffuse" holds the manifest, a JSON object:
@@ -9,20 +9,23 @@ Metadata:  the key "undiffuse" holds the manifest, a JSON object:
     labels    names of the classes              ema       names of the averages, ["0.999", "0.9999"]
     progress  {"images": ..., "steps": ...}     version   of this package
     sha256    hash of the net's weights         hashes    the same for every group of tensors
+    manifest_sha256  hash of the manifest itself, without this entry (older files lack it)
 
-A file that carries only "net." tensors (shipped weights) is the same format. No file here is ever unpickled.
+Shipped weights use the same format with "net." tensors only. No file is ever unpickled.
 
-Files are written beside their final name, forced to the disk and renamed, so that a name always stands for a whole
-file; every group of tensors is hashed, so that a damaged file is noticed. A run's files are called by the images seen:
+A file is written under a temporary name, flushed to disk and renamed, so its final name always holds a complete file.
+Every group of tensors and the manifest have a hash, which reveals damage anywhere in the file. The files of a run are
+named by the number of images seen:
 `checkpoints/0000123456.safetensors`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,9 +35,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from undiffuse.util.hashing import weights_hash
+from undiffuse.util.limits import check_header
 
 FORMAT = 1
 METADATA_KEY = "undiffuse"
+MANIFEST_HASH = "manifest_sha256"
 FOLDER = "checkpoints"
 _NAME = re.compile(r"^(\d{10,})\.safetensors$")
 
@@ -61,7 +66,7 @@ _FORMER_VALUES: dict[tuple[str, str], dict[str, str]] = {
 
 
 def with_current_names(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a manifest with today's names of fields and values in place of those that older files have."""
+    """Returns a manifest with former names of fields and values, as in older files, replaced by the current ones."""
     current = dict(manifest)
     for section, former in _FORMER_FIELDS.items():
         if isinstance(current.get(section), dict):
@@ -74,36 +79,47 @@ def with_current_names(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class CheckpointError(ValueError):
-    """The file is not a checkpoint, is damaged, or does not contain what was asked for."""
+    """The file is not a checkpoint, is damaged, or lacks the requested content."""
 
 
 def write(path: Path | str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes one checkpoint so that `path` is, at every moment, either the old file or the whole new one.
+    """Writes a checkpoint atomically: `path` holds either the old file or the complete new one.
 
-    "format", "sha256" and "hashes" are added to the manifest; the manifest as written is returned.
+    Args:
+        path: The file; missing folders are created.
+        tensors: Tensors by name, see the module.
+        manifest: The manifest, to which "format", "sha256", "hashes" and "manifest_sha256" are added.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        CheckpointError: There are no "net." tensors.
+        OSError: The file cannot be written.
     """
     path = Path(path)
     ready = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
     owners: set[int] = set()
-    for name, tensor in ready.items():  # tied parameters: safetensors refuses tensors that share memory
+    for name, tensor in ready.items():  # tied parameters: safetensors rejects tensors that share memory
         if tensor.numel() and tensor.data_ptr() in owners:
             ready[name] = tensor.clone()
         owners.add(tensor.data_ptr())
     if not any(name.startswith("net.") for name in ready):
-        raise CheckpointError("a checkpoint needs the network's weights: no tensor's name begins with 'net.'")
+        raise CheckpointError("a checkpoint needs the network's weights, but no tensor name starts with 'net.'")
     full = {**manifest, "format": FORMAT, "hashes": _hashes(ready, manifest.get("ema", []))}
     full["sha256"] = full["hashes"]["net"]
+    full[MANIFEST_HASH] = _manifest_hash(full)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors makes files that only their owner can read; follow the umask
+        mode = temporary.stat().st_mode  # safetensors makes files readable by their owner only; follow the umask
         save_file(ready, temporary, metadata={METADATA_KEY: json.dumps(full, allow_nan=True)})
         with open(temporary, "rb+") as file:
             os.chmod(temporary, mode)
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except safetensors.SafetensorError as error:  # its own kind of error for a full disk
+    except safetensors.SafetensorError as error:  # raised for a full disk, too
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -112,16 +128,24 @@ def write(path: Path | str, tensors: Mapping[str, Tensor], manifest: Mapping[str
 
 
 def read_manifest(path: Path | str) -> dict[str, Any]:
-    """The manifest alone: reads the header of the file, not its tensors. CheckpointError if it has none."""
+    """Reads the manifest from the header, without the tensors; raises CheckpointError if there is none."""
     with _open(path) as file:
         return _manifest(path, file)
 
 
 def read(path: Path | str, group: str | None = None, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors on the CPU by their full names, and the manifest.
+    """Reads a checkpoint.
 
-    group: only one group, "net", "ema.0.9999", "optimizer" or "sampler"; None for all. verify: compare with the hashes
-    in the manifest. CheckpointError if the file is truncated, damaged or lacks the group.
+    Args:
+        path: The file.
+        group: One group of tensors: "net", "ema.0.9999", "optimizer" or "sampler"; None for all.
+        verify: Compare the tensors with the hashes in the manifest.
+
+    Returns:
+        Tensors on the CPU by their full names, and the manifest.
+
+    Raises:
+        CheckpointError: The file is truncated or damaged, or lacks the group.
     """
     with _open(path) as file:
         manifest = _manifest(path, file)
@@ -136,32 +160,46 @@ def read(path: Path | str, group: str | None = None, verify: bool = True) -> tup
             raise CheckpointError(f"{path} cannot be read ({error}); it may be truncated") from error
     if verify:
         expected = manifest.get("hashes", {"net": manifest.get("sha256")})
-        for name, value in _hashes(tensors, emas).items():
+        found = _hashes(tensors, emas)
+        for name, value in found.items():
             if expected.get(name) not in (None, value):
                 raise CheckpointError(
                     f"{path} is damaged: the hash of its {name!r} tensors is {value[:12]}..., "
-                    f"the manifest says {expected[name][:12]}..."
+                    f"the manifest says {_short(expected[name])}"
                 )
+        lost = set(expected) - set(found) if group is None and "hashes" in manifest else set()
+        strange = set(found) - set(expected) if MANIFEST_HASH in manifest else set()
+        if lost or strange:
+            what = f"has no {min(lost)!r} tensors" if lost else f"has {min(strange)!r} tensors"
+            raise CheckpointError(f"{path} is damaged: it {what}, unlike its manifest")
     return tensors, manifest
 
 
 def weight_names(manifest: Mapping[str, Any]) -> list[str]:
-    """The weights a file holds: "net" and its averages; of a slim file only those it was made from."""
+    """Returns the names of a file's weights: "net" and its averages; for a slim file, the weights it was made from."""
     averages = list(manifest.get("ema", []))
     return ["net", *averages] if averages else [manifest.get("weights", "net")]
 
 
 def default_weights(manifest: Mapping[str, Any]) -> str:
-    """The usual choice for sampling: the slowest average there is, otherwise the only weights."""
+    """Returns the weights to sample from by default: the slowest average, or the only weights."""
     averages = manifest.get("ema", [])
     return max(averages, key=float) if averages else weight_names(manifest)[0]
 
 
 def load_weights(path: Path | str, which: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A network's weights by parameter name, and the manifest.
+    """Reads a network's weights.
 
-    which: one of `weight_names`, "net" (the trained weights as they are) or the name of an average, "0.9999"; None
-    takes `default_weights`.
+    Args:
+        path: The checkpoint.
+        which: One of `weight_names`: "net" for the trained weights, or the name of an average ("0.9999"). None uses
+            `default_weights`.
+
+    Returns:
+        Weights by parameter name, and the manifest.
+
+    Raises:
+        CheckpointError: The file cannot be read or lacks these weights.
     """
     manifest = read_manifest(path)
     names = weight_names(manifest)
@@ -174,41 +212,56 @@ def load_weights(path: Path | str, which: str | None = None) -> tuple[dict[str, 
 
 
 def checkpoint_path(run_dir: Path | str, images: int) -> Path:
-    """Where the checkpoint of a run after `images` images lies."""
+    """Returns the path of a run's checkpoint after `images` images."""
     return Path(run_dir) / FOLDER / f"{images:010d}.safetensors"
 
 
 def checkpoints(run_dir: Path | str) -> list[Path]:
-    """The checkpoints of a run, oldest first (found by name; not opened)."""
+    """Lists the checkpoints of a run, oldest first, by file name (they are not opened)."""
     folder = Path(run_dir) / FOLDER
     found = [(int(m.group(1)), p) for p in folder.glob("*.safetensors") if (m := _NAME.match(p.name))]
     return [path for _, path in sorted(found)]
 
 
 def images_of(path: Path | str) -> int:
-    """The number of images seen, from the file's name."""
+    """Returns the number of images seen, from the file's name."""
     match = _NAME.match(Path(path).name)
     if match is None:
-        raise CheckpointError(f"{path} is not named like a checkpoint of a run (0000123456.safetensors)")
+        raise CheckpointError(
+            f"{path} does not have the name of a checkpoint; expected one like 0000123456.safetensors"
+        )
     return int(match.group(1))
 
 
 def latest(run_dir: Path | str) -> Path | None:
-    """The newest checkpoint of a run, or None."""
+    """Returns the newest checkpoint of a run, or None."""
     return (checkpoints(run_dir) or [None])[-1]  # type: ignore[list-item]
 
 
-def newest_sound(run_dir: Path | str) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str]] | None:
-    """The newest checkpoint that can be read and whose hashes agree: (path, tensors, manifest, problems).
+def newest_sound(
+    run_dir: Path | str, load: Callable[[Path, dict[str, Tensor], dict[str, Any]], None] | None = None
+) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str]] | None:
+    """Reads the newest checkpoint that is readable and whose hashes match.
 
-    `problems` says of every newer file why it was passed over. None if there are no checkpoints; CheckpointError if
-    there are some, but none is sound.
+    Args:
+        run_dir: The run folder.
+        load: Takes over the path, tensors and manifest of a checkpoint. If it raises CheckpointError, the file is
+            skipped like a damaged one.
+
+    Returns:
+        (path, tensors, manifest, problems), where `problems` says for every newer file why it was skipped. None if
+        there are no checkpoints.
+
+    Raises:
+        CheckpointError: There are checkpoints, but none is intact.
     """
     problems: list[str] = []
     for path in reversed(checkpoints(run_dir)):
         try:
             tensors, manifest = read(path)
-        except CheckpointError as error:
+            if load is not None:
+                load(path, tensors, manifest)
+        except (CheckpointError, OSError) as error:
             problems.append(str(error))
         else:
             return path, tensors, manifest, problems
@@ -216,16 +269,22 @@ def newest_sound(run_dir: Path | str) -> tuple[Path, dict[str, Tensor], dict[str
         raise CheckpointError(
             f"no checkpoint of {run_dir} can be read:\n  "
             + "\n  ".join(problems)
-            + "\nmove them away to start from the beginning"
+            + "\nmove these files away to start from the beginning"
         )
     return None
 
 
 def prune(run_dir: Path | str, keep: int, milestones: int | None = None, batch: int = 1) -> list[Path]:
-    """Deletes all but the last `keep` checkpoints and the milestones; returns what was deleted.
+    """Deletes all checkpoints but the last `keep` and the milestones.
 
-    A milestone is the first checkpoint at or after a multiple of `milestones` images: runs advance by `batch` images,
-    so that is the one with images % milestones < batch.
+    Args:
+        run_dir: Folder of the run.
+        keep: Number of checkpoints to keep; at least one is kept.
+        milestones: Interval in images. A milestone is the first checkpoint at or after a multiple of it.
+        batch: Images per update; milestones are the checkpoints with images % milestones < batch.
+
+    Returns:
+        The deleted files.
     """
     gone = []
     for path in checkpoints(run_dir)[: -max(keep, 1)]:
@@ -258,11 +317,20 @@ def _hashes(tensors: Mapping[str, Tensor], emas: Iterable[str]) -> dict[str, str
         return dict(zip(groups, pool.map(weights_hash, groups.values()), strict=True))
 
 
+def _manifest_hash(manifest: Mapping[str, Any]) -> str:
+    """The sha256 of a manifest without its own hash: of its JSON with sorted keys and no spaces."""
+    plain = json.loads(json.dumps({key: value for key, value in manifest.items() if key != MANIFEST_HASH}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def _open(path: Path | str) -> Any:
     if not Path(path).is_file():
         raise CheckpointError(f"there is no file {path}")
     try:
+        check_header(path)
         return safetensors.safe_open(str(path), framework="pt")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated") from error
 
@@ -271,7 +339,7 @@ def _manifest(path: Path | str, file: Any) -> dict[str, Any]:
     text = (file.metadata() or {}).get(METADATA_KEY)
     if text is None:
         raise CheckpointError(
-            f"{path} is a safetensors file, but not a checkpoint of undiffuse: its header has no {METADATA_KEY!r}"
+            f"{path} is a safetensors file, but not an undiffuse checkpoint: its header has no {METADATA_KEY!r}"
         )
     try:
         manifest = json.loads(text)
@@ -280,6 +348,11 @@ def _manifest(path: Path | str, file: Any) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         given = manifest.get("format") if isinstance(manifest, dict) else None
         raise CheckpointError(f"{path} has format {given!r}; this version reads format {FORMAT}")
+    if MANIFEST_HASH in manifest and manifest[MANIFEST_HASH] != _manifest_hash(manifest):
+        raise CheckpointError(
+            f"{path} is damaged: the hash of its manifest is {_manifest_hash(manifest)[:12]}..., the manifest says "
+            f"{_short(manifest[MANIFEST_HASH])}"
+        )
     for key, (kind, expected) in _TYPES.items():
         if key in manifest and not isinstance(manifest[key], kind):
             raise CheckpointError(f"{path}: {key} in the manifest is {_short(manifest[key])}; expected {expected}")
@@ -291,7 +364,7 @@ def _manifest(path: Path | str, file: Any) -> dict[str, Any]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable. Windows cannot open folders; there the file system's own journal must do."""
+    """Makes a rename durable. Windows cannot open folders; its file system keeps a journal."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)

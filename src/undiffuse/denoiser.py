@@ -238,7 +238,7 @@ class ChainDenoiser:
             function.
 
     Attributes:
-        levels: The process's preconditioning of noise levels.
+        preconditioning: The process's preconditioning of noise levels.
         chain: Its discrete view.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Several processes training one model: the only place that imports `torch.distributed`.
+"""Training with several processes. This is the only module that imports `torch.distributed`.
 
-A process started by `torchrun` finds RANK, WORLD_SIZE and LOCAL_RANK in its environment; without them (or with one
-process) every operation here does nothing. What travels between processes is tensors and JSON text, never pickled
-objects. All operations are collective: every rank must call them in the same order.
+A process started by `torchrun` reads RANK, WORLD_SIZE and LOCAL_RANK from its environment. Without them, or with a
+single process, every operation does nothing. Processes exchange tensors and JSON text, never pickled objects. All
+operations are collective: every rank must call them in the same order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ TIMEOUT = timedelta(hours=2)  # rank 0 draws previews and writes checkpoints whi
 
 @dataclass(frozen=True, kw_only=True)
 class DistContext:
-    """This process's place among `world_size` processes, and what they can do together (nothing at all when alone)."""
+    """Identifies this process among `world_size` processes and provides their collective operations.
+
+    Attributes:
+        rank: Number of this process.
+        world_size: Number of processes.
+        local_rank: Number of this process on its machine.
+        device: Device of this process.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -34,23 +41,23 @@ class DistContext:
 
     @property
     def is_main(self) -> bool:
-        """True in the one process that writes files and reports."""
+        """Returns whether this is rank 0, the process that writes files and reports."""
         return self.rank == 0
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """Sums `tensor` over all ranks, in place; every rank gets the same bits."""
+        """Sums `tensor` over all ranks in place; every rank gets the same bits."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """True on every rank if it is true on one."""
+        """Returns True on every rank if `flag` is true on at least one."""
         if self.world_size == 1:
             return flag
         return bool(self.sum_(torch.tensor(float(flag), device=self.device)).item() > 0)
 
     def sum_bucketed_(self, tensors: Sequence[Tensor]) -> None:
-        """Sums many tensors (gradients) over all ranks, in place, as few large messages."""
+        """Sums many tensors (gradients) over all ranks in place, in a few large messages."""
         if self.world_size == 1:
             return
         bucket: list[Tensor] = []
@@ -72,7 +79,7 @@ class DistContext:
         lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world_size)]
         dist.all_gather(lengths, torch.tensor([tensor.shape[0]], dtype=torch.int64, device=self.device))
         counts = [int(n.item()) for n in lengths]
-        # all_gather wants equal shapes: pad to the longest, cut afterwards
+        # all_gather requires equal shapes: pad to the longest, then cut
         padded = torch.zeros((max(counts), *tensor.shape[1:]), dtype=tensor.dtype, device=self.device)
         padded[: tensor.shape[0]] = tensor
         parts = [torch.empty_like(padded) for _ in range(self.world_size)]
@@ -80,7 +87,7 @@ class DistContext:
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).to(tensor.device)
 
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
-        """Gives every rank the tensors of rank 0, in place."""
+        """Copies the tensors of rank 0 to every rank, in place."""
         if self.world_size == 1:
             return
         for tensor in tensors:
@@ -90,7 +97,7 @@ class DistContext:
                 tensor.copy_(sent)
 
     def broadcast_json(self, value: Any) -> Any:
-        """Gives every rank the JSON value of rank 0 (what the other ranks pass is ignored)."""
+        """Returns the JSON value of rank 0 on every rank; the argument of the other ranks is ignored."""
         if self.world_size == 1:
             return value
         data = json.dumps(value).encode() if self.is_main else b""
@@ -103,46 +110,55 @@ class DistContext:
         return json.loads(bytes(content.cpu().numpy()).decode())
 
     def barrier(self) -> None:
-        """Returns when every rank has arrived."""
+        """Waits until every rank has arrived."""
         if self.world_size > 1:
             dist.all_reduce(torch.zeros(1, device=self.device))
 
 
 def resolve_device(name: str | None, local_rank: int = 0) -> torch.device:
-    """The device to run on: `name`, or the best there is (CUDA, then MPS, then CPU). With several GPUs each process
-    takes its own.
+    """Returns the device to run on.
 
-    Raises ValueError naming what is available when the device asked for is not there.
+    Args:
+        name: A device for PyTorch ("cpu", "cuda", "cuda:1", "mps"). None and "auto" choose the best available: CUDA,
+            then MPS, then CPU.
+        local_rank: Number of this process on its machine, which chooses its GPU.
+
+    Raises:
+        ValueError: The device is unknown or not available; the message names what is.
     """
     if name in (None, "auto"):
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(str(name))
     except RuntimeError as error:
-        raise ValueError(
-            f"there is no kind of device called {name!r}; expected auto, cpu, cuda, cuda:1, mps"
-        ) from error
+        raise ValueError(f"unknown device {name!r}; expected auto, cpu, cuda, cuda:1 or mps") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"device {name!r} was asked for, but this PyTorch sees no CUDA device; use --device cpu")
+            raise ValueError(f"device {name!r} is not available: this PyTorch sees no CUDA device; use the device cpu")
         index = device.index if device.index is not None else local_rank
         if index >= torch.cuda.device_count():
             raise ValueError(
-                f"process {local_rank} of this machine wants CUDA device {index}, but only "
-                f"{torch.cuda.device_count()} are visible: start no more processes than there are devices (torchrun "
-                "--nproc-per-node), or see CUDA_VISIBLE_DEVICES"
+                f"process {local_rank} of this machine needs CUDA device {index}, but only "
+                f"{torch.cuda.device_count()} are visible: start at most one process per device (torchrun "
+                "--nproc-per-node), or check CUDA_VISIBLE_DEVICES"
             )
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device 'mps' was asked for, but this PyTorch cannot use it; use --device cpu")
+        raise ValueError("device 'mps' is not available in this PyTorch; use the device cpu")
     return device
 
 
 @contextmanager
 def session(device: str | None = None) -> Iterator[DistContext]:
-    """Joins the other processes that `torchrun` started (if any) and leaves them at the end.
+    """Joins the processes that `torchrun` started, if any, and leaves them at the end of the block.
 
-    gloo on the CPU, NCCL on CUDA. A process group that exists already is used and left alone.
+    The backend is gloo on CPU and NCCL on CUDA. An existing process group is used and not destroyed.
+
+    Args:
+        device: See `resolve_device`.
+
+    Raises:
+        ValueError: The environment is incomplete, or the device does not support several processes.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -158,18 +174,17 @@ def session(device: str | None = None) -> Iterator[DistContext]:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ValueError(
-            f"WORLD_SIZE={world_size} says there are several processes, but {', '.join(missing)} is not set; "
-            "start them with torchrun"
+            f"WORLD_SIZE is {world_size}, but {', '.join(missing)} is not set; start the processes with torchrun"
         )
     where = resolve_device(device, local_rank)
     if where.type == "cuda":
         torch.cuda.set_device(where)
     elif where.type == "mps":
-        raise ValueError("several processes can train on CPU or CUDA, not on MPS; use --device cpu or one process")
+        raise ValueError("several processes can train on cpu or cuda, not on mps; use one process or the device cpu")
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=TIMEOUT)
     ranks = DistContext(rank=rank, world_size=world_size, local_rank=local_rank, device=where)
     try:
-        ranks.barrier()  # a process that ends with an error at once would break the connecting of the others
+        ranks.barrier()  # if a process failed before the others have connected, they would fail too
         yield ranks
     finally:
         dist.destroy_process_group()

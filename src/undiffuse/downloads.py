@@ -1,11 +1,11 @@
-"""Downloads that can be trusted: pinned by SHA-256, resumed where they broke off, put in place atomically.
+"""Verified downloads: pinned by SHA-256, resumed after interruptions, and put in place atomically.
 
-Only the standard library is used. A download goes to ``NAME.part`` beside its destination, continues there with an HTTP
-``Range`` request after an interruption (of the connection or of the process), is compared with its checksum, and is
-only then renamed to its final name. A file under its final name is therefore always complete and right.
+Only the standard library is used. A download is written to `NAME.part` next to its destination. After an interruption
+of the connection or the process, it resumes there with an HTTP `Range` request. It is compared with its checksum, and
+only then renamed, so a file under its final name is always complete and correct.
 
-Of a file whose SHA-256 nobody published the first download is examined by what is known (its MD5 sum, the one its
-server tells, its own structure) and its SHA-256 written to ``NAME.sha256`` beside it: from then on it is pinned too.
+If the publisher gives no SHA-256, the first download is verified by other means: its MD5 sum, the MD5 sum from the
+server, or its structure. Its SHA-256 is then written to `NAME.sha256` next to it and pins the file from then on.
 """
 
 from __future__ import annotations
@@ -28,33 +28,41 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal
 
+from undiffuse.util.limits import limit
+
 __all__ = ["DownloadError", "alone", "cache_dir", "digest_of", "fetch", "recorded", "report", "reporting"]
 
 _BLOCK = 1 << 18
 _CORRUPT_LIMIT = 2
-"""How many complete downloads with a wrong checksum are accepted before giving up."""
+"""Number of complete downloads with a wrong checksum that are tolerated."""
+_WORTHWHILE = 1 << 14
+"""Bytes that an attempt must bring to count as progress."""
+_SLOWEST = 1024
+"""Bytes per second below which a connection counts as broken."""
 
 Content = Literal["file", "gunzipped"]
 Report = Callable[[str, int, "int | None"], None]
 Check = Callable[[Path], str]
-"""Looks at a file and says what is wrong with it; an empty text if nothing is."""
+"""Checks a file and returns a description of the problem, or an empty text."""
 
 _REPORT: ContextVar[Report | None] = ContextVar("report", default=None)
 
 
 class DownloadError(OSError):
-    """A file could not be brought here; the message names it, the reason, and how to place it by hand."""
+    """A file could not be downloaded. The message names the file and the reason, and says how to place it by hand."""
 
 
 class _Fatal(Exception):
-    """A reason for which trying again would be pointless (for example HTTP 404)."""
+    """A failure for which a retry is pointless, for example HTTP 404."""
 
 
 def cache_dir(*parts: str) -> Path:
-    """The folder for downloaded files: ``$UNDIFFUSE_CACHE``, else ``$XDG_CACHE_HOME/undiffuse``, else
-    ``~/.cache/undiffuse``.
+    """Returns the folder for downloaded files; it is not created.
 
-    The folder is not created; `parts` are appended to it.
+    It is `$UNDIFFUSE_CACHE`, else `$XDG_CACHE_HOME/undiffuse`, else `~/.cache/undiffuse`.
+
+    Args:
+        parts: Path components to append.
     """
     own = os.environ.get("UNDIFFUSE_CACHE")
     if own:
@@ -65,10 +73,14 @@ def cache_dir(*parts: str) -> Path:
 
 
 def digest_of(path: str | Path, content: Content = "file") -> str:
-    """SHA-256 of a file as 64 hexadecimal digits, or of what is inside it when `content` is ``"gunzipped"``.
+    """Computes the SHA-256 of a file.
 
-    A gzip file that cannot be unpacked has no digest of its content: the answer then says ``"not a readable gzip
-    file"``.
+    Args:
+        path: The file.
+        content: "file" for the file itself, "gunzipped" for its uncompressed content.
+
+    Returns:
+        64 hexadecimal digits, or "not a readable gzip file" if the content cannot be unpacked.
     """
     sha = hashlib.sha256()
     try:
@@ -82,7 +94,11 @@ def digest_of(path: str | Path, content: Content = "file") -> str:
 
 @contextlib.contextmanager
 def reporting(to: Report) -> Iterator[None]:
-    """Within it, `to(what, bytes_so_far, bytes_in_all_or_None)` hears of long work on files: downloads, conversions."""
+    """Sends the progress of long work on files (downloads, conversions) to a callback inside the block.
+
+    Args:
+        to: Called as `to(what, bytes_done, bytes_total_or_None)`.
+    """
     token = _REPORT.set(to)
     try:
         yield
@@ -91,16 +107,22 @@ def reporting(to: Report) -> Iterator[None]:
 
 
 def report(what: str, done: int, total: int | None) -> None:
-    """Tell whoever listens (see `reporting`) how far some work on a file is."""
+    """Reports progress to the callback of `reporting`, if there is one.
+
+    Args:
+        what: Description of the work.
+        done: Bytes done so far.
+        total: Total bytes; None if unknown.
+    """
     listener = _REPORT.get()
     if listener is not None:
         listener(what, done, total)
 
 
 def recorded(path: str | Path) -> str | None:
-    """The SHA-256 that the first download of `path` gave, from ``NAME.sha256`` beside it; None if there is none.
+    """Returns the SHA-256 of the first download of `path`, recorded in `NAME.sha256`; None if there is no record.
 
-    The record is in the format of the program ``sha256sum``.
+    The record has the format of `sha256sum`.
     """
     try:
         found = re.match(r"([0-9a-f]{64})  ", _record(Path(path)).read_text(encoding="utf-8"))
@@ -123,39 +145,39 @@ def fetch(
     wait: float = 1.0,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Path:
-    """Make sure that `path` holds the file at `url`, and return `path`.
+    """Downloads `url` to `path`, unless the file is already there, and returns `path`.
 
-    A file that is already there and has the right checksum is used without any connection; one with a wrong checksum is
-    replaced. Interrupted transfers go on where they stopped. Several processes may ask for the same file at once: one
-    downloads, the others wait for it (on POSIX systems).
+    A file with the right checksum is used without a connection; one with a wrong checksum is replaced. Interrupted
+    transfers resume. If several processes fetch the same file, one downloads it and the others wait (on POSIX systems).
 
     Args:
-        url: ``http://`` or ``https://`` address.
-        path: where the file shall be; missing folders are created.
-        sha256: the expected SHA-256, 64 hexadecimal digits. None where nobody published it: then the file is examined
-            by `md5` and `check` when it first comes, its SHA-256 is recorded beside it, and holds from then on.
-        md5: the expected MD5 sum, used where there is no SHA-256.
-        check: looks at a whole file and says what is wrong with it, used where there is no SHA-256.
-        content: what the checksum is of: the ``"file"`` itself, or its ``"gunzipped"`` content. The latter accepts
-            every re-compression of the same data, which is what mirrors and distributions make.
-        size: the most bytes the file may have, if known; a server that sends more is cut off.
-        retries: how often in a row an attempt may bring nothing new before giving up.
-        timeout: seconds without a byte after which a connection counts as broken.
-        wait: seconds before the first new attempt; doubled after each attempt that brought nothing, at most 30.
-        progress: called as ``progress(bytes_so_far, bytes_in_all_or_None)`` while the file comes in.
+        url: `http://` or `https://` address.
+        path: Destination; missing folders are created.
+        sha256: Expected SHA-256, 64 hexadecimal digits. If None, `md5` and `check` verify the first download, and its
+            recorded SHA-256 verifies the file from then on.
+        md5: Expected MD5 sum, used if there is no SHA-256.
+        check: Returns what is wrong with a complete file, used if there is no SHA-256.
+        content: What the checksum refers to: the "file" itself, or its "gunzipped" content, which accepts recompressed
+            files from mirrors and distributions.
+        size: Maximum number of bytes; a server that sends more is cut off. None uses UNDIFFUSE_MAX_DOWNLOAD, see
+            `undiffuse.util.limits`.
+        retries: Number of consecutive attempts that bring less than 16 KiB before giving up.
+        timeout: Seconds without data, or with less than 1 KiB per second, after which a connection counts as broken.
+        wait: Seconds before the first retry; doubled after each attempt without progress, up to 30.
+        progress: Called as `progress(bytes_done, bytes_total_or_None)`.
 
     Raises:
-        ValueError: the address is not HTTP(S), the checksum is not a SHA-256, or there is nothing to examine a file by.
-        DownloadError: it did not work (no network, ``UNDIFFUSE_OFFLINE=1``, HTTP error, wrong content every time).
+        ValueError: The address is not HTTP(S), the checksum is not a SHA-256, or nothing can verify the file.
+        DownloadError: The download failed (no network, `UNDIFFUSE_OFFLINE=1`, HTTP error, or repeatedly wrong content).
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(f"cannot download {url!r}: expected an address starting with http:// or https://")
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise ValueError(f"{sha256!r} is not a SHA-256 checksum: expected 64 hexadecimal digits")
     if sha256 is None and md5 is None and check is None:
-        raise ValueError(f"nothing is known to examine {url} by: give its SHA-256, its MD5 sum or a check")
+        raise ValueError(f"cannot verify {url}: give sha256, md5 or check")
     if sha256 is None and content != "file":
-        raise ValueError(f"the content of {url} needs a SHA-256 to be compared with")
+        raise ValueError(f"content={content!r} requires sha256, to verify {url}")
     path = Path(path)
     pinned = (sha256 or recorded(path) or "").lower()
     if pinned and path.is_file() and digest_of(path, content) == pinned:
@@ -166,15 +188,15 @@ def fetch(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with alone(path) as part:
-            # Another process may have finished the file while this one waited for its turn.
+            # Another process may have finished the file while this one waited.
             pinned = pinned or recorded(path) or ""
             examine = _Examiner(path, content, pinned, "" if sha256 else md5 or "", None if sha256 else check)
             if path.is_file() and not examine(path, ""):
-                if not pinned:  # it was brought here by hand
+                if not pinned:  # the user has placed it
                     _write_record(path, path, url)
                 return path
             if os.environ.get("UNDIFFUSE_OFFLINE", "") not in ("", "0"):
-                raise _Fatal(f"this is offline (--offline, or UNDIFFUSE_OFFLINE is set){examine.told}")
+                raise _Fatal(f"downloads are disabled (UNDIFFUSE_OFFLINE is set){examine.told}")
             _download(url, part, examine, size, retries, timeout, wait, progress)
             if sha256 is None:
                 _write_record(path, part, url)
@@ -187,9 +209,9 @@ def fetch(
 
 
 class _Examiner:
-    """Says what is wrong with a file: examine(file, md5 told by the server) -> "" if nothing is.
+    """Verifies a file: examine(file, server_md5) returns the problem, or "".
 
-    `told` is what it last said, as an addition to another message.
+    `told` is the last problem, phrased as an addition to another message.
     """
 
     def __init__(self, path: Path, content: Content, pinned: str, md5: str, check: Check | None) -> None:
@@ -198,7 +220,7 @@ class _Examiner:
 
     def __call__(self, file: Path, servers_md5: str) -> str:
         problem = self._problem(file, servers_md5)
-        self.told = f"; the file that is there is not the right one: {problem}" if problem else ""
+        self.told = f"; the existing file is wrong: {problem}" if problem else ""
         return problem
 
     def _problem(self, file: Path, servers_md5: str) -> str:
@@ -209,9 +231,9 @@ class _Examiner:
             what = "content" if self.content == "gunzipped" else "file"
             problem = f"the {what} has the wrong checksum (SHA-256 {found}, expected {self.pinned})"
             if recorded(self.path) == self.pinned:
-                problem += f"; that of the first download is recorded in {_record(self.path)}, delete it to begin anew"
+                problem += f"; {_record(self.path)} records that of the first download, delete it to start again"
             return problem
-        for expected, whose in ((self.md5, "expected"), (servers_md5, "its server says")):
+        for expected, whose in ((self.md5, "expected"), (servers_md5, "the server gives")):
             found = _md5_of(file) if expected else expected
             if found != expected:
                 return f"the file has the wrong checksum (MD5 {found}, {whose} {expected})"
@@ -223,7 +245,7 @@ def _record(path: Path) -> Path:
 
 
 def _write_record(path: Path, file: Path, url: str) -> None:
-    """Record the SHA-256 and size of `file`, which is or will be `path`."""
+    """Records the SHA-256 and size of `file`, which is or will be `path`."""
     record = _record(path)
     text = f"{digest_of(file)}  {path.name}\n# {file.stat().st_size} bytes, from {url}\n"
     new = record.with_name(record.name + ".new")
@@ -241,21 +263,21 @@ def _md5_of(path: Path) -> str:
 
 def _by_hand(url: str, path: Path, reason: str) -> str:
     return (
-        f"could not download {url}: {reason}. Without a network, bring the file here by hand: save it as {path} "
-        "and run the same command again (UNDIFFUSE_CACHE chooses another cache folder)."
+        f"could not download {url}: {reason}. Without a network, get the file by hand, save it as {path} "
+        "and run the same command again (UNDIFFUSE_CACHE sets the cache folder)."
     )
 
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[Path]:
-    """Hold the right to write `path`, which one process has at a time, and give the name of its partial file."""
+    """Locks `path` for this process inside the block and yields the name of its partial file."""
     try:
         import fcntl
-    except ImportError:  # no advisory locks here: a partial file of one's own instead, at the price of no resuming
+    except ImportError:  # no advisory locks: use one partial file per process, which cannot be resumed
         yield path.with_name(f"{path.name}.{os.getpid()}.part")
         return
     with open(path.with_name(path.name + ".lock"), "w") as lock:
-        # The lock goes away with the process, so a killed download never blocks the next one.
+        # The lock ends with the process, so a killed download never blocks the next one.
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield path.with_name(path.name + ".part")
 
@@ -270,13 +292,15 @@ def _download(
     wait: float,
     progress: Callable[[int, int | None], None] | None,
 ) -> None:
-    """Fill `part` until nothing is wrong with it."""
+    """Downloads into `part` until the file is verified."""
     idle = corrupt = 0
     servers_md5 = ""
+    said: dict[str, int] = {}
+    most = limit("UNDIFFUSE_MAX_DOWNLOAD") if size is None else size
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            servers_md5 = _attempt(url, part, size, timeout, progress) or servers_md5
+            servers_md5 = _attempt(url, part, most, timeout, progress, said) or servers_md5
         except urllib.error.HTTPError as error:
             if error.code == 416:  # nothing after the last byte: the file is complete, or the partial file is not ours
                 reason = ""
@@ -286,6 +310,13 @@ def _download(
                 reason = f"the server answered {error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reason = str(getattr(error, "reason", "") or error or type(error).__name__)
+        except _Contradiction as error:
+            part.unlink(missing_ok=True)
+            said.clear()
+            corrupt += 1
+            if corrupt > _CORRUPT_LIMIT:
+                raise _Fatal(str(error)) from error
+            continue
         else:
             reason = ""
         if not reason:
@@ -293,12 +324,12 @@ def _download(
             if not problem:
                 return
             part.unlink(missing_ok=True)
-            # A partial file left by an older attempt may be the culprit, so a bad sum is worth a fresh start.
+            # An older partial file may be the cause, so a wrong checksum is worth a fresh start.
             corrupt += 1
             if corrupt > _CORRUPT_LIMIT:
                 raise _Fatal(problem)
             continue
-        grew = part.exists() and part.stat().st_size > before
+        grew = part.exists() and part.stat().st_size >= before + _WORTHWHILE
         idle = 0 if grew else idle + 1
         if idle > retries:
             raise _Fatal(f"{reason} ({idle} attempts)")
@@ -306,12 +337,26 @@ def _download(
             time.sleep(min(30.0, wait * 2 ** max(0, idle - 1)))
 
 
-def _attempt(
-    url: str, part: Path, size: int | None, timeout: float, progress: Callable[[int, int | None], None] | None
-) -> str:
-    """One connection: append to `part` what is missing. Raises if it ended before the server's own length.
+class _Contradiction(Exception):
+    """A server contradicts what it said about a file before."""
 
-    Returns the MD5 sum of the whole file as the server tells it, or "".
+
+def _attempt(
+    url: str,
+    part: Path,
+    size: int,
+    timeout: float,
+    progress: Callable[[int, int | None], None] | None,
+    said: dict[str, int],
+) -> str:
+    """Appends the missing bytes to `part` over one connection; raises if the server's data ends early.
+
+    Args:
+        size: Maximum number of bytes of the file.
+        said: Receives the "total" bytes of the whole file from the first answer; later answers must agree.
+
+    Returns:
+        The MD5 sum of the whole file from the server, or "".
     """
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "undiffuse", "Accept-Encoding": "identity"})
@@ -324,21 +369,30 @@ def _attempt(
             start = int(match.group(1)) if match else -1
             if start != have:
                 part.unlink(missing_ok=True)
-                raise http.client.HTTPException("the server answered with another part of the file than asked for")
+                raise http.client.HTTPException("the server sent a different part of the file than requested")
         length = answer.headers.get("Content-Length")
-        total = start + int(length) if length is not None and length.isdigit() else None
-        if size is not None and total is not None and total > size:
+        total = start + int(length) if length is not None and length.isdigit() and len(length) < 16 else None
+        if total is not None and total != said.setdefault("total", total):
+            raise _Contradiction(f"the server first said that the file has {said['total']} bytes, then {total}")
+        if total is not None and total > size:
             raise _Fatal(f"the server offers {total} bytes, expected at most {size}")
         got = start
+        marked, mark = got, time.monotonic()
         with open(part, "ab" if start else "wb") as out:
             try:
                 while block := _read(answer):
                     out.write(block)
                     got += len(block)
-                    if size is not None and got > size:
+                    if got > size:
                         raise _Fatal(f"the server sent more than the expected {size} bytes")
                     if progress is not None:
                         progress(got, total)
+                    if time.monotonic() - mark >= timeout:
+                        if got - marked < _SLOWEST * timeout:
+                            raise http.client.HTTPException(
+                                f"the server sent {got - marked} bytes in {timeout:.0f} seconds"
+                            )
+                        marked, mark = got, time.monotonic()
             finally:
                 out.flush()
                 os.fsync(out.fileno())
@@ -348,9 +402,10 @@ def _attempt(
 
 
 def _told_md5(answer: http.client.HTTPResponse) -> str:
-    """The MD5 sum of the whole file in an answer's header, in hexadecimal digits; "" if there is none.
+    """Returns the MD5 sum of the whole file from an answer's headers, in hexadecimal digits; "" if there is none.
 
-    Azure's name for it, which also comes with a part of the file, is asked first; the common one is of what was sent.
+    Azure's header also describes the whole file in partial answers, so it is read first; Content-MD5 describes the
+    bytes sent.
     """
     told = answer.headers.get("x-ms-blob-content-md5")
     if told is None and answer.status == 200:
@@ -363,7 +418,7 @@ def _told_md5(answer: http.client.HTTPResponse) -> str:
 
 
 def _read(answer: http.client.HTTPResponse) -> bytes:
-    """The next bytes; what breaks the connection (TLS too) becomes an HTTPException, unlike errors of the disk."""
+    """Reads the next bytes; connection errors (TLS included) become HTTPException, unlike errors of the disk."""
     try:
         return answer.read1(_BLOCK)
     except OSError as error:

@@ -1,13 +1,14 @@
-"""Keeps frontiers of quality against network calls: what settings of a sampler were measured to give.
+"""Frontiers: the measured quality of sampler settings against their network calls.
 
-A frontier belongs to the weights it was measured with (their digest). It is a small JSON file: in the folder of the
-sweep that made it, in the cache, where a sampler with a budget finds it, or beside a model that comes with this
-package.
+A frontier belongs to the weights it was measured with, identified by their digest. It is a small JSON file in the
+folder of the sweep that made it, in the cache, where a sampler with a budget finds it, or next to a model shipped with
+this package.
 
-**Equality.** Two values are called equal if they differ by at most 1.96 standard errors of their difference, which a
-two-sided test at 5 % does not distinguish from none. That error is over the same images (`metrics.paired_error`): what
-two settings share, the reference images and the initial noise, cancels. Where it is not known, both errors are taken as
-independent, which is too lenient. This does not prove equality: differences below `resolution` cannot be seen.
+**Equality.** Two values are called equal if they differ by at most 1.96 standard errors of their difference, so that a
+two-sided test at 5 % finds no difference. This standard error is computed over the same images
+(`metrics.paired_error`), so the variation that two settings share, from reference images and initial noise, cancels. If
+it is unknown, both errors are taken as independent, which is too lenient. This does not prove equality: differences
+below `resolution` are not detectable.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from undiffuse.util.files import atomic_file
 __all__ = ["Frontier", "Point", "keep", "known", "pareto"]
 
 FORMAT = 1
-Z = 1.96  # of a two-sided test at 5 %
+Z = 1.96  # two-sided test at 5 %
 ENDING = ".frontier.json"
 _SETTINGS = ("solver", "steps", "grid", "solver_options", "eta", "guidance", "guidance_at")
 
@@ -37,17 +38,17 @@ _SETTINGS = ("solver", "steps", "grid", "solver_options", "eta", "guidance", "gu
 class Point:
     """Holds one setting of the sampler and its measured value.
 
-    Args:
+    Attributes:
         solver: Name of the solver.
-        steps: Its steps.
-        grid: How the steps are spaced.
-        calls: Calls of the model's network for an image; calls of a classifier come on top.
+        steps: Number of steps.
+        grid: Spacing of the steps.
+        nfe: Calls of the model's network per image, excluding those of a classifier.
         value: Value of the frontier's metric.
-        stderr: Its standard error; None if it is not known.
-        difference_stderr: Standard error of the difference from the reference over the same images; None if not known.
+        stderr: Its standard error; None if unknown.
+        difference_stderr: Standard error of the difference from the reference over the same images; None if unknown.
         solver_options: Options of the solver.
         eta: Noise of DDIM.
-        guidance: Scale of a classifier's guidance.
+        guidance: Scale of classifier guidance.
         guidance_at: Where its gradient is taken.
         label: Name of a grid of many levels in tables and plots, for example "tuned".
     """
@@ -67,17 +68,17 @@ class Point:
 
     @property
     def way(self) -> str:
-        """How the steps are spaced, in a word."""
+        """Returns a short name of the spacing of the steps."""
         return self.label or brief(self.grid)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that decide the images."""
+        """Returns the settings that determine the images."""
         return {name: getattr(self, name) for name in _SETTINGS}
 
     @property
     def text(self) -> str:
-        """The settings in a few words: "dpmpp-2m 10 logsnr, guidance 1"."""
+        """Returns a summary of the settings: "dpmpp-2m 10 logsnr, guidance 1"."""
         parts = [self.solver, self.steps, *([] if self.way == "chain" else [self.way])]
         parts += [self.solver_options] if self.solver_options else []
         parts += [f"eta {self.eta:g}"] if self.eta else []
@@ -88,12 +89,12 @@ class Point:
 class Frontier:
     """Holds all points of one sweep.
 
-    Args:
+    Attributes:
         model: Digest of the weights.
         metric: Name of the metric.
-        rising: Whether larger values are better.
-        points: What was swept.
-        references: Settings that the points are compared with, at most one for each guidance scale.
+        higher_is_better: Whether larger values are better.
+        points: Points of the sweep.
+        references: Reference settings that points are compared with, at most one per guidance scale.
         about: How it was measured: samples, reference images, seed, extractor.
     """
 
@@ -105,11 +106,11 @@ class Frontier:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def best(self, nfe: int, guidance: float = 0.0, guidance_at: str = "x_t") -> Point:
-        """Returns the best point with at most a number of network calls.
+        """Returns the best point within a number of network calls.
 
         Args:
-            calls: The most calls for an image.
-            guidance: Scale of guidance that the point must have.
+            nfe: Maximum number of calls per image.
+            guidance: Required guidance scale.
             guidance_at: Where the gradient is taken.
 
         Raises:
@@ -119,26 +120,25 @@ class Frontier:
         alike = [p for p in alike if not guidance or p.guidance_at == guidance_at]
         if not alike:
             known = ", ".join(f"{g:g}" for g in sorted({p.guidance for p in self.points}))
-            raise ValueError(f"this frontier was not measured at guidance {guidance:g} ({guidance_at}), but at {known}")
+            raise ValueError(f"this frontier has no points at guidance={guidance:g} ({guidance_at}); it has: {known}")
         within = [p for p in alike if p.nfe <= nfe]
         if not within:
-            raise ValueError(
-                f"nothing was measured with as few as {nfe} calls; the least is {min(p.nfe for p in alike)}"
-            )
+            raise ValueError(f"no point has {nfe} or fewer calls; the smallest number is {min(p.nfe for p in alike)}")
         return min(within, key=lambda p: (self._cost(p), p.nfe))
 
     def pareto(self) -> list[Point]:
-        """Returns the points that no other one beats, by rising calls: see `pareto`."""
+        """Returns the points that no other point beats, by increasing calls, see `pareto`."""
         return pareto((*self.points, *self.references), self.higher_is_better)
 
     def reference_of(self, point: Point) -> Point | None:
-        """Returns the reference setting of the same guidance."""
+        """Returns the reference with the same guidance; None if there is none."""
         return next((r for r in self.references if r.guidance == point.guidance), None)
 
     def verdict(self, point: Point) -> str:
-        """Returns "equal", "better" or "worse" than the reference of the same guidance, by the module's test.
+        """Compares a point with the reference of the same guidance, by the test of this module.
 
-        It is "" without a reference, or if an error is not known.
+        Returns:
+            "equal", "better" or "worse"; "" without a reference, or if an error is unknown.
         """
         reference, reach = self.reference_of(point), self.resolution(point)
         if reference is None or reach is None or point.settings == reference.settings:
@@ -147,7 +147,7 @@ class Frontier:
         return "equal" if abs(difference) <= reach else "worse" if difference > 0 else "better"
 
     def resolution(self, point: Point) -> float | None:
-        """Returns the smallest difference from the reference that the test distinguishes from none."""
+        """Returns the smallest difference from the reference that the test can detect; None if it is unknown."""
         reference = self.reference_of(point)
         if reference is None or None in (point.stderr, reference.stderr):
             return None
@@ -159,7 +159,7 @@ class Frontier:
         return -point.value if self.higher_is_better else point.value
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Writes the JSON file atomically; FileExistsError if it exists, unless `overwrite`."""
+        """Writes the JSON file atomically; raises FileExistsError if it exists and `overwrite` is False."""
         content = {"kind": "frontier", "format": FORMAT, **asdict(self)}
         with atomic_file(path, overwrite=overwrite) as file:
             file.write(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
@@ -167,7 +167,7 @@ class Frontier:
 
     @classmethod
     def load(cls, path: str | Path) -> Frontier:
-        """Reads a file of `save`; ValueError for anything else."""
+        """Reads a file of `save`; raises ValueError for anything else."""
         return cls._read(Path(path).read_bytes(), str(path))
 
     @classmethod
@@ -175,21 +175,28 @@ class Frontier:
         try:
             content = json.loads(data)
             if content.pop("kind") != "frontier" or content.pop("format") != FORMAT:
-                raise ValueError("not a frontier of this version")
+                raise ValueError("it is not a frontier of this version")
             content = {"higher_is_better" if key == "rising" else key: value for key, value in content.items()}
             for name in ("points", "references"):
                 content[name] = tuple(_point(entry) for entry in content[name])
             if not content["points"] or not isinstance(content["model"], str):
-                raise ValueError("no points, or no model")
+                raise ValueError("it has no points or no model")
             return cls(**content)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{where} is no frontier, or it is damaged ({error}): make it by `undiffuse sweep`"
+                f"{where} is not a frontier, or it is damaged ({error}): create one with `undiffuse sweep`"
             ) from None
 
 
 def pareto(points: Sequence[Point], higher_is_better: bool) -> list[Point]:
-    """Returns the points better than every point with as few or fewer calls, by rising calls; errors do not count."""
+    """Returns the points that are better than every point with as few or fewer calls, by increasing calls.
+
+    Standard errors are ignored.
+
+    Args:
+        points: The points.
+        higher_is_better: Whether larger values are better.
+    """
     found: list[Point] = []
     for point in sorted(points, key=lambda p: (p.nfe, -p.value if higher_is_better else p.value)):
         if not found or (point.value > found[-1].value if higher_is_better else point.value < found[-1].value):
@@ -198,17 +205,27 @@ def pareto(points: Sequence[Point], higher_is_better: bool) -> list[Point]:
 
 
 def keep(frontier: Frontier) -> Path:
-    """Puts a frontier where `known` finds it, in place of an earlier one of the same weights."""
+    """Stores a frontier in the cache, where `known` finds it, and replaces an earlier one of the same weights."""
     return frontier.save(_place(frontier.model), overwrite=True)
 
 
 def known(model: str) -> Frontier | None:
-    """Returns the frontier of the weights with this digest, measured here or shipped; None if there is none."""
+    """Finds the frontier of some weights in the cache or among those shipped.
+
+    Args:
+        model: Digest of the weights.
+
+    Returns:
+        The frontier; None if there is none.
+
+    Raises:
+        ValueError: The file in the cache is damaged or belongs to other weights.
+    """
     path = _place(model)
     if path.is_file():
         found = Frontier.load(path)
         if found.model != model:
-            raise ValueError(f"{path} is the frontier of another model: remove it")
+            raise ValueError(f"{path} is the frontier of another model: delete it")
         return found
     for entry in (resources.files("undiffuse") / "assets").iterdir():
         if entry.name.endswith(ENDING):
@@ -231,5 +248,5 @@ def _point(entry: Mapping[str, Any]) -> Point:
     texts = (point.solver, point.steps, point.grid, point.solver_options, point.guidance_at, point.label)
     numbers = [*errors, point.eta, point.guidance, point.nfe]
     if not all(isinstance(t, str) for t in texts) or not all(math.isfinite(n) for n in numbers) or point.nfe < 1:
-        raise ValueError(f"a point has {entry!r}"[:120])
+        raise ValueError(f"invalid point {entry!r}"[:120])
     return point

@@ -1,8 +1,8 @@
-"""Ways from noise to image at any noise levels, also between the trained steps.
+"""Sampling paths through arbitrary noise levels, also between the trained steps.
 
-A `Grid` is to a sampler what a `DiscreteSchedule` is: levels, and the transitions between them. Its levels come from a
-chain by a rule (`grid`): even in log-SNR, in EDM's root of sigma / alpha, in t or its root, or given one by one. A
-network hears of a level between its steps as a fraction of t (`denoiser.TimeAdapter`).
+A `Grid` offers a sampler the same as a `DiscreteSchedule`: levels, and the transitions between them. `grid` spaces its
+levels evenly in log-SNR, in EDM's root of sigma / alpha, in t or in the root of t, or takes explicit levels. For a
+level between two trained steps, the network receives a fractional step number (`preconditioning.TimeAdapter`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from undiffuse.grid_specs import GRIDS
 from undiffuse.noise_levels import Array, DiscreteSchedule, Index, Level, Transition
 
 FARTHEST = 80.0
-"""sigma / alpha where grids by log-SNR or by EDM's rule begin at most (EDM's sigma_max): a cosine chain goes on to
-20,000, through levels in which nothing of an image is left, and a rule by sigma would spend most steps there."""
+"""Largest sigma / alpha at which "logsnr" and "karras" grids start by default (EDM's sigma_max). A cosine chain reaches
+20,000; nothing of the image is left at these levels, yet spacing by sigma would put most steps there."""
 
 
 class Grid:
-    """Levels from noise to image: `steps` transitions, number `steps` - 1 first (as in a chain), number 0 last.
+    """Holds the levels of a sampling path: transition `steps` - 1 comes first, transition 0 last, as in a chain.
 
-    `parent_steps`  length of the trained chain that it belongs to; None if it fits any
-    `spec`          the text it was made from
+    Attributes:
+        steps: Number of transitions.
+        parent_steps: Length of the trained chain that the grid belongs to; None if it fits any model.
+        spec: The text that the grid was made from.
     """
 
     def __init__(
@@ -37,23 +39,33 @@ class Grid:
         chain: DiscreteSchedule | None = None,
         spec: str = "",
     ) -> None:
-        """`alpha`, `sigma` of the levels, noisiest first; the last one is where the grid ends, mostly (1, 0).
+        """Checks and stores the levels.
 
-        The path need not be variance preserving. ValueError unless every level is cleaner than the one before it.
+        Args:
+            alpha: alphas of the levels, noisiest first; the last level is where the path ends, usually the clean image
+                (1, 0). The path need not be variance preserving.
+            sigma: sigmas of the levels.
+            chain: The trained chain, for the step numbers that the network receives.
+            spec: The text that the grid was made from.
+
+        Raises:
+            ValueError: There are fewer than two levels, a number is negative or not finite, or a level is not cleaner
+                than the one before it.
         """
         given = [np.asarray(values, dtype=np.float64) for values in (alpha, sigma)]
         if given[0].ndim != 1 or given[0].shape != given[1].shape or len(given[0]) < 2:
             raise ValueError(
-                f"a grid needs the alphas and sigmas of at least 2 levels, got {given[0].shape} and {given[1].shape}"
+                "alpha and sigma must be lists of the same length, at least 2; got shapes "
+                f"{given[0].shape} and {given[1].shape}"
             )
         self._alpha, self._sigma = given[0][::-1].copy(), given[1][::-1].copy()
         with np.errstate(divide="ignore"):
             self._logsnr = 2 * (np.log(self._alpha) - np.log(self._sigma))
         if not (np.isfinite(given).all() and min(given[0].min(), given[1].min()) >= 0):
-            raise ValueError("alphas and sigmas are finite numbers of 0 or more")
+            raise ValueError("alpha and sigma must be finite numbers of 0 or more")
         if not (self._logsnr[:-1] > self._logsnr[1:]).all():
             raise ValueError(
-                "the levels of a grid go from noisy to clean, each with a log-SNR above the one before; got "
+                "the levels of a grid must go from noisy to clean, with increasing log-SNR; got "
                 + ", ".join(f"{value:.4g}" for value in self._logsnr[::-1])
             )
         self.steps = len(self._alpha) - 1
@@ -72,15 +84,22 @@ class Grid:
         return f"Grid({self.steps} steps, log-SNR {self._logsnr[-1]:.4g}..{self._logsnr[0]:.4g})"
 
     def level(self, k: Index) -> Level:
-        """Where transition `k` begins: 0 is the cleanest, `steps` - 1 the noisiest. An int, or a LongTensor [B]."""
+        """Returns the level where transition `k` starts.
+
+        Args:
+            k: Number of the transition, an int or a LongTensor [B]: 0 is the cleanest, `steps` - 1 the noisiest.
+        """
         return self._level(self._checked(k) + 1)
 
     def transition(self, k: Index) -> Transition:
-        """The reverse step `k`, from its level to the next cleaner one; int or LongTensor [B].
+        """Returns the reverse step `k`, from its level to the next cleaner one.
 
-        With t the source and s the target: sigma_{t|s}^2 = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, the posterior
-        variance is sigma_{t|s}^2 sigma_s^2 / sigma_t^2, and the upper bound of the reverse variance the one that is
-        exact for data of unit variance (beta, where the path preserves the variance).
+        With t the source and s the target, sigma_{t|s}^2 = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2. The posterior
+        variance is sigma_{t|s}^2 sigma_s^2 / sigma_t^2. The upper bound of the reverse variance is the variance that is
+        exact for data of unit variance (beta on a variance-preserving path).
+
+        Args:
+            k: Number of the transition, an int or a LongTensor [B].
         """
         at = self._checked(k)
         alpha, sigma, logsnr = self._alpha, self._sigma, self._logsnr
@@ -90,7 +109,7 @@ class Grid:
         upper = posterior + coef_x0**2 / (1 + alpha[at + 1] ** 2 / sigma[at + 1] ** 2)
         coef_xt = alpha[at + 1] / alpha[at] * (sigma[at] / sigma[at + 1]) ** 2
         last = sigma[at] == 0
-        # As in a chain: the step onto the clean image is given the clipped variance of the one before it.
+        # As in a chain, the step onto the clean image has the clipped variance of the step before it.
         before = self._posterior(1) if self.steps > 1 else upper
         return Transition(
             source=self._level(at + 1),
@@ -114,30 +133,44 @@ class Grid:
     def _checked(self, k: Index) -> NDArray[np.int64]:
         at = np.atleast_1d(k.cpu().numpy() if isinstance(k, Tensor) else np.asarray(k, dtype=np.int64))
         if (at < 0).any() or (at >= self.steps).any():
-            raise ValueError(f"step {at.tolist()} is not in a grid of {self.steps} steps (0..{self.steps - 1})")
+            raise ValueError(f"step {at.tolist()} is out of range: this grid has the steps 0 to {self.steps - 1}")
         return at
 
 
 NoisePath = DiscreteSchedule | Grid
-"""What a sampler goes down."""
+"""A sequence of noise levels that a sampler follows from noise to image."""
 
 
 def grid(chain: DiscreteSchedule, steps: str | int | Sequence[int], spec: str = "chain") -> NoisePath:
-    """The path of `steps` steps through the levels of a trained chain by the rule `spec`, ending on the clean image.
+    """Builds the sampling path through the levels of a trained chain, ending on the clean image.
 
-    "chain"                `chain.respaced(steps)`: the original's spacings; `steps` may be any of its specifications
-    "chain:leading+1"      the trained steps that diffusers takes: "leading" with its offset, "trailing" or "linspace";
-                           `steps` is a plain number
-    "logsnr"               even in log-SNR
-    "karras:rho=7"         even in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5)
-    "uniform"              even in t, both ends included; "trailing" leaves out the first trained step (t = 0),
-                           "leading" the last (Lin et al. 2023, table 2)
-    "quadratic"            even in the root of t (DDIM, D.2)
-    "at:-8,-4,-1,2,8"      these log-SNRs; `steps` must be as many
+    Spacings:
 
-    "logsnr" and "karras" take the log-SNR of both ends: "logsnr:from=-8,to=9". By default they are the chain's own, but
-    not noisier than `FARTHEST`. ValueError for what cannot be read.
+        "chain"                `chain.respaced(steps)`: the original's spacings; `steps` may be any of its
+        specifications
+        "chain:leading+1"      the trained steps that diffusers uses: "leading" with its offset, "trailing" or
+        "linspace";
+                               `steps` is a plain number
+        "logsnr"               even in log-SNR
+        "karras:rho=7"         even in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5)
+        "uniform"              even in t, both ends included; "trailing" leaves out the first trained step (t = 0),
+                               "leading" the last (Lin et al. 2023, table 2)
+        "quadratic"            even in the root of t (DDIM, D.2)
+        "at:-8,-4,-1,2,8"      these log-SNRs; `steps` must be their number
+
+    "logsnr" and "karras" accept the log-SNR of both ends: "logsnr:from=-8,to=9". The defaults are the ends of the
+    chain, but nothing noisier than `FARTHEST`.
+
+    Args:
+        chain: The trained chain.
+        steps: Number of steps; for "chain" any respacing (see `noise_levels.respacing_indices`).
+        spec: One of the spacings above.
+
+    Raises:
+        ValueError: `steps` or `spec` is invalid.
     """
+    if not isinstance(spec, str):
+        raise ValueError(f"a grid is given as text, for example 'karras:rho=7'; got {spec!r}")
     name, _, rest = spec.replace(" ", "").partition(":")
     if name not in GRIDS:
         raise ValueError(f"unknown grid {name!r}; choose one of {', '.join(GRIDS)}")
@@ -152,14 +185,16 @@ def grid(chain: DiscreteSchedule, steps: str | int | Sequence[int], spec: str = 
         first = options.get("from", max(ends[0], -2 * math.log(FARTHEST)))
         last = options.get("to", ends[1])
         if not (math.isfinite(first) and math.isfinite(last) and first < last):
-            raise ValueError(f"a grid goes from a lower to a higher log-SNR; got from {first:g} to {last:g}")
+            raise ValueError(
+                f"the grid {name!r} must start at a lower log-SNR than it ends; got from={first:g}, to={last:g}"
+            )
         rho = options.get("rho", 7.0)
         return _levels(chain, _spread(first, last, count, rho if name == "karras" else None), spec)
     return _at_times(chain, _times(name, chain.steps, count), spec)
 
 
 def _chain_steps(steps: str | int | Sequence[int], spacing: str) -> str | int | Sequence[int]:
-    """A plain number of steps with a spacing, as `DiscreteSchedule.respaced` reads it; anything else as it is."""
+    """Joins a number of steps and a spacing into a respacing; returns any other `steps` unchanged."""
     name, plus, offset = spacing.partition("+")
     if not spacing or (isinstance(steps, str) and not steps.strip().isdecimal()) or isinstance(steps, (list, tuple)):
         return steps
@@ -171,7 +206,7 @@ def _chain_steps(steps: str | int | Sequence[int], spacing: str) -> str | int | 
 
 
 def _spread(first: float, last: float, count: int, rho: float | None) -> Array:
-    """Log-SNRs from first to last: even, or with `rho` even in (sigma / alpha)^(1 / rho)."""
+    """Returns log-SNRs from first to last: even, or with `rho` even in (sigma / alpha)^(1 / rho)."""
     if rho is None:
         return np.linspace(first, last, count, dtype=np.float64)
     roots = np.linspace(math.exp(-first / 2 / rho), math.exp(-last / 2 / rho), count, dtype=np.float64)
@@ -180,9 +215,9 @@ def _spread(first: float, last: float, count: int, rho: float | None) -> Array:
 
 
 def _times(name: str, total: int, count: int) -> Array:
-    """Step numbers from noisy to clean, fractional where they fall between."""
+    """Returns step numbers from noisy to clean, which may be fractional."""
     if count > total:
-        raise ValueError(f"a grid even in t cannot have more steps than the {total} trained ones; got {count}")
+        raise ValueError(f"the grid {name!r} can have at most the {total} trained steps; got {count}")
     if name == "trailing":
         return total - np.arange(count, dtype=np.float64) * (total / count) - 1
     if name == "leading":
@@ -192,15 +227,15 @@ def _times(name: str, total: int, count: int) -> Array:
 
 
 def _at_times(chain: DiscreteSchedule, times: Array, spec: str) -> Grid:
-    """Levels at step numbers: exactly the chain's at whole ones, between them even in log-SNR."""
+    """Builds the grid at step numbers: whole ones are exactly the chain's levels, others interpolate in log-SNR."""
     logsnr = chain.level(torch.arange(chain.steps)).logsnr.numpy()
     whole = np.abs(times - np.round(times)) < 1e-9
     below = np.floor(times + 1e-9).astype(np.int64)
     above = np.minimum(below + 1, chain.steps - 1)
     if not np.isfinite(logsnr[above[~whole]]).all():
         raise ValueError(
-            f"this chain ends in pure noise, and between that and the step before there are no levels to put "
-            f"{len(times)} steps by {spec!r}; take as many steps as fall on trained ones, or a grid by log-SNR"
+            f"the grid {spec!r} with {len(times)} steps needs a level between pure noise, where this chain ends, and "
+            "the step before it; choose a number of steps that fall on trained ones, or the grid 'logsnr' or 'karras'"
         )
     part = np.where(whole, 0.0, times - below)
     with np.errstate(invalid="ignore"):
@@ -216,12 +251,12 @@ def _levels(chain: DiscreteSchedule, logsnr: Array, spec: str) -> Grid:
 
 
 def _count(steps: str | int | Sequence[int], name: str) -> int:
-    """A plain number of steps."""
+    """Reads a plain number of steps."""
     text = steps.strip() if isinstance(steps, str) else steps
     if isinstance(text, str) and text.isdecimal():
         text = int(text)
     if isinstance(text, bool) or not isinstance(text, int) or not 1 <= text <= 1_000_000:
-        raise ValueError(f"the grid {name!r} needs a plain number of steps, such as 20; got {steps!r}")
+        raise ValueError(f"the grid {name!r} needs a plain number of steps, for example 20; got {steps!r}")
     return text
 
 
@@ -229,9 +264,9 @@ def _explicit(text: str, count: int) -> Array:
     try:
         values = sorted(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"cannot read log-SNRs from 'at:{text}'; give for example at:-8,-4,-1,2,8") from None
+        raise ValueError(f"cannot read log-SNRs from 'at:{text}'; expected for example at:-8,-4,-1,2,8") from None
     if len(values) != count:
-        raise ValueError(f"'at:{text}' has {len(values)} levels, which are as many steps, but {count} are asked for")
+        raise ValueError(f"'at:{text}' has {len(values)} levels, but steps is {count}; the two must agree")
     return np.array(values)
 
 
@@ -247,5 +282,5 @@ def _options(name: str, text: str) -> dict[str, float]:
         except ValueError:
             raise ValueError(f"the grid {name!r}: {key}={value!r} is not a number") from None
     if not found.get("rho", 1.0) > 0:
-        raise ValueError(f"the grid {name!r}: rho is a number above 0; got {found['rho']:g}")
+        raise ValueError(f"the grid {name!r}: rho must be above 0; got {found['rho']:g}")
     return found

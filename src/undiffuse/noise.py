@@ -1,14 +1,15 @@
-"""Randomness as an argument: noise that is a pure function of (seed, image, step, purpose).
+"""Reproducible noise: every number is a pure function of (seed, image, step, purpose).
 
-Image number i of a run gets the same numbers whatever the batch size, micro-batch, worker, rank or device. The
-generator is Philox 4x32 with 10 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), a
-bijection of a 128-bit counter under a 64-bit key: no state, so nothing has to be saved or kept in step.
+Image i of a run gets the same numbers for any batch size, micro-batch, worker, rank or device. The generator is Philox
+4x32 with 10 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), a bijection of a 128-bit
+counter under a 64-bit key. It has no state that would have to be saved or synchronised.
 
     key = seed,   counter = (block of four elements, step, image, purpose)
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections.abc import Sequence
@@ -22,14 +23,34 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
+_TWISTER_WORDS = slice(24, 24 + 624 * 8)  # bytes of the Mersenne twister in the state of torch's CPU generator
+
+
+def seed_generator(generator: torch.Generator, seed: int) -> None:
+    """Seeds a generator of PyTorch by all 64 bits of a seed.
+
+    PyTorch's own seeding of CPU generators ignores the upper 32 bits. Seeds below 2^32 give the same numbers as there;
+    for others the whole state of the generator is a hash of the seed.
+
+    Args:
+        generator: The generator.
+        seed: 0 <= seed < 2^64.
+    """
+    generator.manual_seed(seed)
+    if seed >> 32 and generator.device.type == "cpu":
+        state = generator.get_state()
+        words = hashlib.shake_256(b"undiffuse seed" + seed.to_bytes(8, "little")).digest(624 * 4)
+        wide = torch.frombuffer(bytearray(words), dtype=torch.int32).to(torch.int64) & _MASK
+        state[_TWISTER_WORDS] = wide.view(torch.uint8)
+        generator.set_state(state)
 
 
 def philox4x32(counter: Words, key: tuple[int, int], rounds: int = 10) -> Words:
-    """The Philox 4x32 bijection on int64 tensors that hold 32-bit words; broadcasts over the counter's shapes."""
+    """Applies the Philox 4x32 bijection to int64 tensors that hold 32-bit words; the counter's shapes broadcast."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
-        # 64-bit products wrap around in int64, which keeps the low word exact; masking mends the sign of the high one.
+        # 64-bit products wrap around in int64: the low word is exact, and masking removes the sign of the high word.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((p1 >> 32) & _MASK) ^ c1 ^ k0,
@@ -42,41 +63,48 @@ def philox4x32(counter: Words, key: tuple[int, int], rounds: int = 10) -> Words:
 
 
 class Noise(Protocol):
-    """Where a sampler's noise comes from: a `NoiseSource`, or noise that was given."""
+    """Provides a sampler's noise: a `NoiseSource`, or given noise."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Returns the number of images."""
 
     def normal(
         self, shape: Sequence[int], step: int = ..., purpose: str = ..., device: torch.device | str = ...
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Returns standard normal numbers [B, *shape] in float32."""
 
 
 class NoiseSource:
-    """The random numbers of a set of images.
+    """Generates the random numbers of a set of images.
 
-    `seed`     of the run, 0 <= seed < 2^64
-    `indices`  [B] number of each image in the run, 0 <= index < 2^32
+    `purpose` separates streams ("x_T", "step", "train", "time", ...): it may be any string, and numbers of different
+    purposes are independent.
 
-    `purpose` separates streams ("x_T", "step", "train", "time", ...): any string, numbers of different purposes are
-    independent. `stream` is put before every purpose: the second of two models that make image i together, such as
-    the upsampler of a cascade, has noise of its own by it.
+    Args:
+        seed: Seed of the run, 0 <= seed < 2^64.
+        indices: Number of each image in the run [B], 0 <= index < 2^32.
+        stream: Prefix of every purpose. It gives independent noise to the second of two models that make image i
+            together (the upsampler of a cascade).
+
+    Raises:
+        ValueError: The seed or an index is out of range, or there are no images.
     """
 
     def __init__(self, seed: int, indices: Tensor | Sequence[int], stream: str = "") -> None:
         if not 0 <= seed < 2**64:
-            raise ValueError(f"the seed must be from 0 to 2^64 - 1, got {seed}")
+            raise ValueError(f"seed must be from 0 to 2^64 - 1, got {seed}")
         self.seed, self.stream = seed, stream
         self.indices = torch.as_tensor(indices, dtype=torch.int64).reshape(-1).cpu()
         if len(self.indices) == 0 or self.indices.min() < 0 or self.indices.max() > _MASK:
-            raise ValueError("image numbers must be from 0 to 2^32 - 1, at least one")
+            raise ValueError("indices must be one or more image numbers from 0 to 2^32 - 1")
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def words(self, blocks: int, step: int, purpose: str, device: torch.device | str = "cpu") -> Words:
-        """Four tensors [B, blocks] of 32-bit words."""
+        """Returns four tensors [B, blocks] of random 32-bit words."""
         if not 0 <= step <= _MASK:
-            raise ValueError(f"the step must be from 0 to 2^32 - 1, got {step}")
+            raise ValueError(f"step must be from 0 to 2^32 - 1, got {step}")
         block = torch.arange(blocks, dtype=torch.int64, device=device)[None]
         image = self.indices.to(device)[:, None]
         constant = torch.zeros((1, 1), dtype=torch.int64, device=device)
@@ -92,9 +120,9 @@ class NoiseSource:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Standard normal numbers [B, *shape] by the Box-Muller transform, computed in float32 on `device`."""
+        """Returns standard normal numbers [B, *shape] by the Box-Muller transform, computed in float32 on `device`."""
         size = math.prod(shape)
-        # MPS lacks some 64-bit integer arithmetic; its noise is made on the CPU and moved.
+        # MPS lacks some 64-bit integer arithmetic, so its noise is computed on the CPU and copied.
         place = "cpu" if torch.device(device).type == "mps" else device
         a, b, c, d = self.words(-(-size // 4), step, purpose, place)
         first, second = _box_muller(a, b), _box_muller(c, d)
@@ -102,7 +130,7 @@ class NoiseSource:
         return out.reshape(len(self), *shape).to(device=device, dtype=dtype)
 
     def uniform(self, step: int = 0, purpose: str = "time") -> Tensor:
-        """Uniform numbers [B] in (0, 1), float64 on the CPU, with 52 random bits."""
+        """Returns uniform numbers [B] in (0, 1), float64 on the CPU, with 52 random bits."""
         a, b, _, _ = self.words(1, step, purpose)
         bits = ((a[:, 0] << 20) | (b[:, 0] >> 12)).to(torch.float64)
         return (bits + 0.5) * 2.0**-52

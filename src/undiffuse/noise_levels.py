@@ -1,10 +1,10 @@
-"""Noise levels, chains of them, and strided sub-chains.
+"""Noise levels, discrete noise schedules and strided sub-schedules.
 
-A noise level is the pair (alpha, sigma) in x_t = alpha x_0 + sigma eps; its log-SNR log(alpha^2 / sigma^2) is the
-common currency of everything that samples. A `DiscreteSchedule` is a finite variance-preserving path of T levels
-(alpha^2 + sigma^2 = 1) with the tables of its Gaussian posteriors in float64.
+A noise level is the pair (alpha, sigma) in x_t = alpha x_0 + sigma eps. Samplers compare levels by their log-SNR,
+log(alpha^2 / sigma^2). A `DiscreteSchedule` is a finite variance-preserving sequence of T levels (alpha^2 + sigma^2 =
+1) with the tables of its Gaussian posteriors in float64.
 
-Index k = 0..T-1 is the paper's t - 1: index 0 has had one noising step applied.
+Index k = 0..T-1 is t - 1 in the papers: at index 0, one noising step has been applied.
 """
 
 from __future__ import annotations
@@ -32,44 +32,57 @@ Index = int | Tensor
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level a sample, alpha and sigma float64 on the CPU, [B], or [1] when the whole batch shares it."""
+    """Holds one noise level per sample.
+
+    Attributes:
+        alpha: Coefficient of the clean image, float64 on the CPU, [B], or [1] if the whole batch shares it.
+        sigma: Coefficient of the noise, of the same shape.
+    """
 
     alpha: Tensor
     sigma: Tensor
 
     @property
     def logsnr(self) -> Tensor:
-        """log(alpha^2 / sigma^2) [B]; +inf for a clean image, -inf for pure noise."""
+        """Returns log(alpha^2 / sigma^2) [B]: +inf for a clean image, -inf for pure noise."""
         return 2 * (self.alpha.log() - self.sigma.log())
 
     @classmethod
     def from_alpha_bar(cls, alpha_bar: float | NDArray[np.floating] | Tensor) -> Level:
-        """The variance-preserving level with alpha^2 = `alpha_bar`, in [0, 1]."""
+        """Returns the variance-preserving level with alpha^2 = `alpha_bar`, in [0, 1]."""
         alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64).reshape(-1)
         return cls(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
     @classmethod
     def from_logsnr(cls, logsnr: float | NDArray[np.floating] | Tensor) -> Level:
-        """The variance-preserving level with log(alpha^2 / sigma^2) = `logsnr`, infinite at both ends."""
+        """Returns the variance-preserving level with log(alpha^2 / sigma^2) = `logsnr`, which may be infinite."""
         logsnr = torch.as_tensor(logsnr, dtype=torch.float64).reshape(-1)
         return cls(torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt())
 
     @classmethod
     def clean(cls) -> Level:
-        """No noise: alpha = 1, sigma = 0."""
+        """Returns the level without noise: alpha = 1, sigma = 0."""
         return cls.from_alpha_bar(1.0)
 
     @classmethod
     def noise(cls) -> Level:
-        """Pure noise: alpha = 0, sigma = 1."""
+        """Returns the level of pure noise: alpha = 0, sigma = 1."""
         return cls.from_alpha_bar(0.0)
 
 
 def expand(coefficient: Tensor, like: Tensor) -> Tensor | float:
-    """A float64 coefficient [B] (or [1]) as something that multiplies `like` [B, C, H, W].
+    """Makes a coefficient multiply images by broadcasting.
 
-    A shared coefficient becomes a Python number; one a sample becomes [B, 1, 1, 1] in `like`'s precision and device
-    (converted before it moves, because not every device knows float64).
+    Args:
+        coefficient: One value per sample, float64 [B], or one for all, [1].
+        like: Images [B, C, H, W].
+
+    Returns:
+        A Python number for a shared coefficient. Otherwise a tensor [B, 1, 1, 1] in the precision and on the device of
+        `like`; it is converted before it is moved, because some devices lack float64.
+
+    Raises:
+        ValueError: The number of coefficients is neither 1 nor the batch size.
     """
     if coefficient.numel() == 1:
         return float(coefficient)
@@ -79,19 +92,34 @@ def expand(coefficient: Tensor, like: Tensor) -> Tensor | float:
 
 
 def diffuse(x0: Tensor, level: Level, noise: Tensor) -> Tensor:
-    """x_t = alpha x_0 + sigma eps, the forward process in closed form (DDPM eq. 4). Shapes [B, C, H, W]."""
+    """Applies the forward process in closed form: x_t = alpha x_0 + sigma eps (DDPM eq. 4).
+
+    Args:
+        x0: Clean images [B, C, H, W].
+        level: Their noise levels.
+        noise: Standard normal noise eps [B, C, H, W].
+    """
     return expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * noise
 
 
 @dataclass(frozen=True)
 class Transition:
-    """A reverse step from level `source` (noisier) to level `target`, with its posterior (DDPM eq. 6-7), float64 [B].
+    """Describes a reverse step with its posterior (DDPM eq. 6-7). All tensors are [B] or [1], floats in float64.
 
         q(x_s | x_t, x_0) = N(coef_x0 x_0 + coef_xt x_t, posterior variance)
 
-    `log_beta` and `log_posterior_variance` are the upper and lower bound of the reverse variance; the latter's log is
-    clipped: the step onto the clean image, whose posterior variance is 0, takes the value of the step before it.
-    `last` marks that step; `source_index`, `target_index` are step numbers of the trained chain (-1: clean).
+    Attributes:
+        source: The level t that the step starts from.
+        target: The level s that it ends on, which is cleaner.
+        log_beta: Logarithm of the upper bound of the reverse variance.
+        log_posterior_variance: Logarithm of the lower bound. The step onto the clean image, whose posterior variance is
+            0, has the value of the step before it.
+        posterior_variance: The posterior variance itself.
+        coef_x0: Weight of x_0 in the posterior mean.
+        coef_xt: Weight of x_t in the posterior mean.
+        last: Whether the step ends on the clean image.
+        source_index: Step number of the source in the trained chain.
+        target_index: Step number of the target in the trained chain; -1 is the clean image.
     """
 
     source: Level
@@ -107,20 +135,22 @@ class Transition:
 
     @property
     def adjacent(self) -> Tensor:
-        """[B] bool: whether this is a step of the trained chain itself, not a stride over several."""
+        """Returns, as bool [B], whether the step is one of the trained chain, not a stride over several."""
         return self.target_index == self.source_index - 1
 
 
 class DiscreteSchedule:
-    """T variance-preserving levels and the tables of their posteriors (float64 NumPy arrays of length T).
+    """Holds T variance-preserving levels and the tables of their posteriors (float64 NumPy arrays of length T).
 
-    `betas`                            variance added by step k, 0 < beta <= 1
-    `alphas_cumprod`                   abar_k = prod_{j<=k} (1 - beta_j) = alpha_k^2
-    `posterior_variance`               beta~_k = beta_k (1 - abar_{k-1}) / (1 - abar_k); 0 at k = 0
-    `posterior_log_variance_clipped`   its log with entry 0 replaced by entry 1 (a one-step chain: by log beta_0,
-                                       the only variance it has)
-    `posterior_mean_coef1`, `_coef2`   weights of x_0 and x_t in the posterior mean
-    `indices`                          step numbers in the trained chain, of `parent_steps` steps
+    Attributes:
+        betas: Variance that step k adds, 0 < beta <= 1.
+        alphas_cumprod: abar_k = prod_{j<=k} (1 - beta_j) = alpha_k^2.
+        posterior_variance: beta~_k = beta_k (1 - abar_{k-1}) / (1 - abar_k); 0 at k = 0.
+        posterior_log_variance_clipped: Its logarithm, with entry 0 replaced by entry 1. With a single step it is log
+            beta_0, the only variance there is.
+        posterior_mean_coef1: Weight of x_0 in the posterior mean.
+        posterior_mean_coef2: Weight of x_t in the posterior mean.
+        indices: Step numbers in the trained chain, which has `parent_steps` steps.
     """
 
     def __init__(
@@ -130,12 +160,22 @@ class DiscreteSchedule:
         parent_steps: int | None = None,
         alphas_cumprod: Array | None = None,
     ) -> None:
-        """`alphas_cumprod` may be given where it is known better than as a product of the betas."""
+        """Computes the tables from the betas.
+
+        Args:
+            betas: Variances [T] of the forward steps, in (0, 1]; only the last may be 1.
+            indices: Step numbers in the trained chain; default: 0..T-1.
+            parent_steps: Length of the trained chain; default: T.
+            alphas_cumprod: abar [T], for callers that know it more precisely than as a product of 1 - beta.
+
+        Raises:
+            ValueError: There are no betas, or one is out of range or too small for float64.
+        """
         self.betas = np.asarray(betas, dtype=np.float64)
         if self.betas.ndim != 1 or len(self.betas) == 0:
-            raise ValueError(f"a chain needs a list of at least one beta, got an array of shape {self.betas.shape}")
+            raise ValueError(f"betas must be a list of at least one number, got an array of shape {self.betas.shape}")
         wrong = ~((self.betas > 0) & (self.betas <= 1))
-        wrong[:-1] |= self.betas[:-1] == 1  # nothing of the image would be left for the later steps
+        wrong[:-1] |= self.betas[:-1] == 1  # later steps would have no image left
         if wrong.any():
             bad = int(np.flatnonzero(wrong)[0])
             raise ValueError(
@@ -148,7 +188,7 @@ class DiscreteSchedule:
         given = np.cumprod(1 - self.betas) if alphas_cumprod is None else alphas_cumprod
         self.alphas_cumprod: Array = np.asarray(given, dtype=np.float64)
         if self.alphas_cumprod[0] == 1:
-            raise ValueError(f"the first beta, {self.betas[0]:g}, is too small to change anything in float64")
+            raise ValueError(f"the first beta, {self.betas[0]:g}, is too small to have an effect in float64")
         before = np.append(1.0, self.alphas_cumprod[:-1])
         self.posterior_variance = self.betas * (1 - before) / (1 - self.alphas_cumprod)
         clipped = np.append(
@@ -163,7 +203,7 @@ class DiscreteSchedule:
 
     @property
     def ends_in_noise(self) -> bool:
-        """Whether nothing at all of the image is left at the last level."""
+        """Returns whether the last level is pure noise (abar = 0)."""
         return bool(self.alphas_cumprod[-1] == 0)
 
     def __repr__(self) -> str:
@@ -174,23 +214,31 @@ class DiscreteSchedule:
         )
 
     def respaced(self, spec: str | int | Sequence[int]) -> DiscreteSchedule:
-        """The sub-chain of the steps `spec` keeps (see `respacing_indices`); abar is preserved at every kept step.
+        """Returns the strided sub-chain that keeps the steps of `spec`; abar is preserved at every kept step.
 
         beta_i = 1 - abar_i / abar_previous (Improved DDPM, eq. 19); all posterior tables follow from these betas.
+
+        Args:
+            spec: The steps to keep, see `respacing_indices`.
+
+        Raises:
+            ValueError: This chain is already strided, or `spec` is invalid.
         """
         if self.steps != self.parent_steps:
-            raise ValueError("this chain is already strided; stride the full chain instead")
+            raise ValueError(
+                f"this chain is already strided ({self.steps} of {self.parent_steps} steps): respace the full chain"
+            )
         kept = respacing_indices(self.steps, spec)
         abar = self.alphas_cumprod[kept]
         betas = 1 - abar / np.append(1.0, abar[:-1])
         return DiscreteSchedule(betas, indices=kept, parent_steps=self.steps, alphas_cumprod=abar)
 
     def level(self, k: Index) -> Level:
-        """The level of step `k`: an int (shared by the batch) or a LongTensor [B]."""
+        """Returns the level of step `k`: an int (shared by the batch) or a LongTensor [B]."""
         return Level.from_alpha_bar(self.alphas_cumprod[self._checked(k)])
 
     def transition(self, k: Index) -> Transition:
-        """The reverse step from level k to level k - 1 (the clean image for k = 0); int or LongTensor [B]."""
+        """Returns the reverse step from level k (an int or a LongTensor [B]) to k - 1, or to the clean image."""
         at = self._checked(k)
         before = np.append(1.0, self.alphas_cumprod)[at]
         targets = np.append(-1, self.indices)[at]
@@ -212,10 +260,14 @@ class DiscreteSchedule:
         )
 
     def index_of(self, level: Level) -> Tensor:
-        """Step numbers [B] (float64, fractional between steps) of levels: interpolation in log-SNR.
+        """Returns the step numbers of levels by interpolation in log-SNR.
 
-        Levels of the chain itself give whole numbers exactly; cleaner or noisier ones than the chain holds give its
-        first or last step.
+        Args:
+            level: Levels [B] of any process.
+
+        Returns:
+            Step numbers [B] in float64, fractional between steps. The chain's own levels give whole numbers exactly;
+            levels outside its range give its first or last step.
         """
         query = level.logsnr.numpy()
         index = np.interp(-np.clip(query, -_FAR, _FAR), -self._logsnr, np.arange(self.steps, dtype=np.float64))
@@ -225,7 +277,7 @@ class DiscreteSchedule:
     def _checked(self, k: Index) -> NDArray[np.int64]:
         at = np.atleast_1d(k.cpu().numpy() if isinstance(k, Tensor) else np.asarray(k, dtype=np.int64))
         if (at < 0).any() or (at >= self.steps).any():
-            raise ValueError(f"step {at.tolist()} is not in a chain of {self.steps} steps (0..{self.steps - 1})")
+            raise ValueError(f"step {at.tolist()} is out of range: this chain has the steps 0 to {self.steps - 1}")
         return at
 
     @cached_property
@@ -237,34 +289,55 @@ class DiscreteSchedule:
         return np.clip(Level.from_alpha_bar(self.alphas_cumprod).logsnr.numpy(), -_FAR, _FAR)
 
 
-_FAR = 200.0  # beyond any log-SNR a float64 chain can hold, so that pure noise and clean images interpolate finitely
+_FAR = 200.0  # exceeds every log-SNR of a float64 chain; it replaces infinities in interpolation
 
 
 def named_schedule(schedule: str, steps: int) -> DiscreteSchedule:
-    """The chain of a named schedule ("linear", "cosine+zero-terminal", see `schedules`) with any number of steps."""
+    """Builds the chain of a named schedule.
+
+    Args:
+        schedule: Name with modifiers, for example "linear" or "cosine+zero-terminal" (see `schedules`).
+        steps: Number of steps, at least 1.
+
+    Raises:
+        ValueError: The schedule is unknown, or there are too few steps.
+    """
     if steps < 1:
-        raise ValueError(f"a chain needs at least one step, got {steps}")
+        raise ValueError(f"steps must be at least 1, got {steps}")
     betas, alphas_cumprod = schedule_levels(schedule, steps)
     return DiscreteSchedule(betas, alphas_cumprod=alphas_cumprod)
 
 
 def respacing_indices(steps: int, spec: str | int | Sequence[int]) -> list[int]:
-    """The steps, ascending, that a specification keeps of a chain of `steps`.
+    """Returns the steps of a chain that a respacing keeps.
 
-    "250"               250 steps from the first to the last (fractional stride, rounded)
-    "90,60,60,20,20"    the chain is cut into five equal sections, least noisy first, each strided by itself
-    "ddim25"            every n-th step from step 0, with the n that gives 25 (the last step is not reached)
-    "leading50"         diffusers' spacings (Lin et al. 2023, table 2): multiples of the whole number steps // 50 from
-                        step 0; "leading50+1" moved up by one
-    "trailing50"        every (steps / 50)-th step down from the last one, rounded
-    "linspace50"        evenly from the first to the last step, rounded
-    "at:0,10,999"       these steps; a list or tuple of ints means the same
-    ""                  all
+    Specifications:
 
-    The grids of the first three are those of the original code. ValueError tells which specifications are possible.
+        "250"               250 steps from the first to the last (fractional stride, rounded)
+        "90,60,60,20,20"    five equal sections of the chain, least noisy first, each strided separately
+        "ddim25"            every n-th step from step 0, with the n that gives 25 steps (it stops short of the last
+        step)
+        "leading50"         multiples of the integer steps // 50, from step 0 (diffusers; Lin et al. 2023, table 2);
+                            "leading50+1" adds an offset of 1
+        "trailing50"        every (steps / 50)-th step down from the last one, rounded (diffusers)
+        "linspace50"        evenly from the first to the last step, rounded (diffusers)
+        "at:0,10,999"       these steps; the same as a list or tuple of ints
+        ""                  all steps
+
+    The first three give exactly the grids of the original code.
+
+    Args:
+        steps: Length of the chain.
+        spec: One of the specifications above; an int is a number of steps.
+
+    Returns:
+        The kept step numbers, ascending.
+
+    Raises:
+        ValueError: The specification is invalid for this chain; the message lists valid ones.
     """
     if isinstance(spec, bool) or not isinstance(spec, (str, int, Sequence)):
-        raise ValueError(f"cannot read a respacing from {spec!r}; give for example '250', 'ddim25' or a list of steps")
+        raise ValueError(f"cannot read the respacing {spec!r}; expected for example '250', 'ddim25' or a list of steps")
     if isinstance(spec, int):
         return _sections(steps, [spec])
     if not isinstance(spec, str):
@@ -285,16 +358,16 @@ def respacing_indices(steps: int, spec: str | int | Sequence[int]) -> list[int]:
         if "invalid literal" not in str(error):
             raise
         raise ValueError(
-            f"cannot read the respacing {spec!r}; give a number of steps ('250'), sections ('90,60,60,20,20'), "
-            "'ddim25', or steps ('at:0,10,999')"
+            f"cannot read the respacing {spec!r}; expected a number of steps ('250'), sections ('90,60,60,20,20'), "
+            "'ddim25', or explicit steps ('at:0,10,999')"
         ) from None
 
 
 def ddim_spec(steps: int, count: int) -> str:
-    """The specification of about `count` steps that suits DDIM: the original's "ddimN" where there is one.
+    """Returns the respacing of about `count` steps that suits DDIM.
 
-    That grid stops short of the noisiest step, which on a cosine chain is hardly usable with guidance; where no whole
-    stride keeps `count` steps, the fractional grid.
+    It is the original's "ddimN" where an integer stride keeps `count` steps. That grid stops short of the noisiest
+    step, which is hardly usable with guidance on a cosine chain. Otherwise it is the fractional grid.
     """
     if count >= steps:
         return ""
@@ -303,7 +376,7 @@ def ddim_spec(steps: int, count: int) -> str:
 
 
 def _spaced(steps: int, name: str, rest: str) -> list[int]:
-    """The grids of diffusers' timestep_spacing; `rest` is the number of steps and, of "leading", an offset."""
+    """Returns the steps of diffusers' `timestep_spacing`; `rest` is their number, with an offset for "leading"."""
     text, _, offset = rest.partition("+")
     count, moved = int(text), int(offset or 0)
     if not 1 <= count <= steps:
@@ -315,26 +388,26 @@ def _spaced(steps: int, name: str, rest: str) -> list[int]:
     else:
         kept = np.round(np.linspace(0, steps - 1, count)).astype(np.int64)
     if kept[-1] >= steps:
-        raise ValueError(f"{name}{rest} goes beyond the last of {steps} steps: take fewer steps, or a smaller offset")
+        raise ValueError(f"{name}{rest} exceeds the last of {steps} steps: use fewer steps or a smaller offset")
     return [int(k) for k in kept]
 
 
 def _explicit(steps: int, kept: list[int]) -> list[int]:
-    if not kept or sorted(set(kept)) != sorted(kept) or min(kept) < 0 or max(kept) >= steps:
-        raise ValueError(f"explicit steps must be distinct numbers from 0 to {steps - 1}, at least one; got {kept}")
+    whole = all(isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in kept)
+    if not whole or not kept or sorted(set(kept)) != sorted(kept) or min(kept) < 0 or max(kept) >= steps:
+        raise ValueError(f"explicit steps must be one or more distinct numbers from 0 to {steps - 1}, got {kept}")
     return sorted(int(k) for k in kept)
 
 
 def _ddim(steps: int, count: int) -> list[int]:
     possible: dict[int, int] = {}
-    for stride in range(1, steps):  # the original knows no "ddim1"
+    for stride in range(1, steps):  # the original has no "ddim1"
         possible.setdefault(len(range(0, steps, stride)), stride)
     if count not in possible:
         near = sorted(possible, key=lambda n: abs(n - count))[:8]
         raise ValueError(
-            f"no whole stride through {steps} steps keeps {count}; 'ddimN' is possible for N = "
-            f"{', '.join(map(str, sorted(near)))} (nearest), or use "
-            f"'{min(max(count, 1), steps)}', which strides fractionally"
+            f"no integer stride keeps {count} of {steps} steps; the nearest N for 'ddimN' are "
+            f"{', '.join(map(str, sorted(near)))}; or use '{min(max(count, 1), steps)}' for a fractional stride"
         )
     return list(range(0, steps, possible[count]))
 
@@ -349,8 +422,8 @@ def _sections(steps: int, counts: list[int]) -> list[int]:
         length = size + (i < extra)
         if count > length:
             raise ValueError(
-                f"section {i + 1} of {len(counts)} holds {length} of the {steps} steps and cannot keep {count}; "
-                f"ask for at most {length} there"
+                f"section {i + 1} of {len(counts)} cannot keep {count} steps: it has {length} of the {steps}; "
+                f"give at most {length} there"
             )
         stride = 1.0 if count <= 1 else (length - 1) / (count - 1)
         position = 0.0

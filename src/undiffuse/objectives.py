@@ -1,4 +1,4 @@
-"""What is regressed in training: the simple loss, the variational bound, and the hybrid of both."""
+"""Training objectives: the simple loss, the variational bound, and the hybrid of both."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ DECODERS = ("exact", "tanh")
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """A training objective.
+    """Configures a training objective.
 
-    `loss`       "simple": mean squared error of the network's target (DDPM eq. 14)
-                 "hybrid": simple + `vb_weight` * T * L_t, the bound's gradient reaching the variance only
-                 (Improved DDPM section 3.1)
-                 "vlb": the variational bound itself, T * L_t (DDPM eq. 5)
-    `weighting`  of the mean squared error by noise level, see `weightings`: "native" (none), "min-snr:5", "p2", ...
-    `rescale`    False leaves the factors `vb_weight` * T and T out of the bound's term, as the original's plain "MSE"
-                 and "KL" losses do; True is its RESCALED_MSE and RESCALED_KL
-    `vb_weight`  lambda of the hybrid loss
-    `decoder`    log-probability of 8-bit pixels: "exact", or the original's "tanh" approximation
+    Attributes:
+        loss: "simple" is the mean squared error of the network's target (DDPM eq. 14). "hybrid" is simple + `vb_weight`
+            * T * L_t, where the gradient of the bound reaches the variance only (Improved DDPM section 3.1). "vlb" is
+            the variational bound, T * L_t (DDPM eq. 5).
+        weighting: Weighting of the mean squared error by noise level, see `weightings`: "native" (none), "min-snr:5",
+            "p2", ...
+        rescale: Whether the bound's term has the factors `vb_weight` * T and T: True corresponds to the original's
+            RESCALED_MSE and RESCALED_KL, False to its plain MSE and KL.
+        vb_weight: lambda of the hybrid loss, at least 0.
+        decoder: Log-probability of 8-bit pixels: "exact", or the original's "tanh" approximation.
     """
 
     loss: str = "simple"
@@ -44,50 +45,66 @@ class ObjectiveConfig:
         parse_weighting(self.weighting)
         if self.loss == "vlb" and self.weighting != NATIVE:
             raise ValueError(
-                f"the bound weighs the noise levels itself: weighting={self.weighting!r} goes with loss='simple' or "
-                "'hybrid'"
+                f"weighting={self.weighting!r} requires loss='simple' or 'hybrid': the bound fixes the weights of the "
+                "noise levels"
             )
         if not 0 <= self.vb_weight < math.inf:
-            raise ValueError(f"vb_weight must be 0 or more, got {self.vb_weight}")
+            raise ValueError(f"vb_weight must be a finite number of 0 or more, got {self.vb_weight}")
         if self.decoder not in DECODERS:
             raise ValueError(f"unknown decoder {self.decoder!r}; choose one of {', '.join(DECODERS)}")
 
 
 class Objective:
-    """objective(x0, t, noise, cond) -> terms by name, each [B]: "loss", and "mse" and "vb" where they are part of it.
+    """Computes the losses of a training batch with one pass of the network.
 
-    "mse" is the squared error of the network's target before any weighting, "vb" the single term L_t of the bound in
-    bits per dimension, before any factor. The denoised image is not clipped in training, and the whole batch goes
-    through the network once.
+    The denoised image is not clipped in training.
+
+    Args:
+        denoiser: The denoiser to train.
+        config: The objective.
+
+    Raises:
+        ValueError: The objective does not fit the process.
     """
 
     def __init__(self, denoiser: ChainDenoiser, config: ObjectiveConfig) -> None:
         if denoiser.process.target == "consistency":
             raise ValueError(
-                "a consistency model is trained by a consistency loss (undiffuse.distillation), not by regression: "
-                "choose target='edm' for its teacher"
+                "regression cannot train target='consistency': use the consistency loss (undiffuse.distillation), or "
+                "target='edm' to train its teacher"
             )
         if config.loss == "hybrid" and not denoiser.process.learns_variance:
             raise ValueError(
-                f"the hybrid loss trains a learned variance, but the process has variance="
+                f"loss='hybrid' requires a learned variance, but the process has variance="
                 f"{denoiser.process.variance!r}; use variance='learned_range', or loss='simple'"
             )
         if config.loss == "simple" and denoiser.process.learns_variance:
             raise ValueError(
-                f"the simple loss gives a learned variance ({denoiser.process.variance!r}) no gradient; use "
+                f"loss='simple' does not train the learned variance {denoiser.process.variance!r}; use "
                 "loss='hybrid', or variance='fixed_small' or 'fixed_large'"
             )
         if config.loss == "vlb" and denoiser.process.continuous:
             raise ValueError(
-                "the bound is a sum over the steps of a chain, and the preconditioning "
+                "loss='vlb' is a sum over the steps of a chain, but the preconditioning "
                 f"{denoiser.process.preconditioning!r} has continuous levels; use loss='simple'"
             )
         self.denoiser = denoiser.clipping("none")
         self.config = config
 
     def __call__(self, x0: Tensor, t: Tensor, noise: Tensor, cond: Condition | None = None) -> dict[str, Tensor]:
-        """x0, noise [B, C, H, W] (x0 in [-1, 1]); t [B] positions among the process's levels: step numbers (int64) of a
-        chain, any numbers (float64) of a continuous preconditioning.
+        """Computes the terms of the loss.
+
+        Args:
+            x0: Images [B, C, H, W] in [-1, 1].
+            t: Positions [B] of the noise levels: step numbers (int64) of a chain, or any numbers (float64) of a
+                continuous preconditioning.
+            noise: Standard normal noise [B, C, H, W].
+            cond: Conditions by name.
+
+        Returns:
+            Terms by name, each [B]: "loss"; "mse", the squared error of the network's target before any weighting;
+            "vb", the single term L_t of the bound in bits per dimension before any factor. "mse" and "vb" are present
+            if the loss uses them.
         """
         process, config, chain = self.denoiser.process, self.config, self.denoiser.chain
         transition = None if process.continuous else chain.transition(t)
@@ -95,7 +112,7 @@ class Objective:
         x_t = diffuse(x0, level, noise)
         prediction = self.denoiser(x_t, level, cond)
         if config.loss == "vlb":
-            assert transition is not None  # refused for continuous levels when the objective was made
+            assert transition is not None  # __init__ rejects continuous levels
             vb = bound_term(prediction, x0, transition, config.decoder)
             return {"loss": vb * chain.steps if config.rescale else vb, "vb": vb}
         target = regression_target(process.target, x0, x_t, noise, transition or level, process.sigma_data)
@@ -118,7 +135,16 @@ class Objective:
 def regression_target(
     kind: str, x0: Tensor, x_t: Tensor, noise: Tensor, at: Transition | Level, sigma_data: float = 1.0
 ) -> Tensor:
-    """What a network of target `kind` should return at x_t [B, C, H, W]; `at` is the level, for "mean" the step."""
+    """Returns the regression target [B, C, H, W] of a network.
+
+    Args:
+        kind: What the network predicts, for example "eps" or "v".
+        x0: Clean images [B, C, H, W].
+        x_t: Noisy images.
+        noise: Their noise.
+        at: The noise level; for "previous_mean", the reverse step.
+        sigma_data: Standard deviation of the data, for "edm".
+    """
     if kind == "eps":
         return noise
     if kind == "x0":
@@ -129,7 +155,7 @@ def regression_target(
     if kind == "v":
         return expand(level.alpha, x0) * noise - expand(level.sigma, x0) * x0
     if kind == "edm":
-        # (x0 - c_skip x) / c_out with x = alpha x0 + sigma eps put in, which cancels nothing where sigma is small
+        # (x0 - c_skip x) / c_out with x = alpha x0 + sigma eps substituted: no cancellation where sigma is small
         q = (level.sigma**2 + sigma_data**2 * level.alpha**2).sqrt()
         of_x0, of_noise = level.sigma / (sigma_data * q), sigma_data * level.alpha / q
         return expand(of_x0, x0) * x0 - expand(of_noise, x0) * noise
@@ -138,10 +164,16 @@ def regression_target(
 
 
 def bound_term(prediction: Prediction, x0: Tensor, transition: Transition, decoder: str = "exact") -> Tensor:
-    """One term of the variational bound in bits per dimension [B] (DDPM eq. 5).
+    """Computes one term of the variational bound in bits per dimension [B] (DDPM eq. 5).
 
-    KL(q(x_s | x_t, x0) || p(x_s | x_t)) for steps onto a noisy level; -log p(x0 | x_t) of 8-bit pixels for the step
-    onto the clean image.
+    It is KL(q(x_s | x_t, x0) || p(x_s | x_t)) for steps onto a noisy level, and -log p(x0 | x_t) of 8-bit pixels for
+    the step onto the clean image.
+
+    Args:
+        prediction: The model's prediction at x_t.
+        x0: Clean images [B, C, H, W] in [-1, 1].
+        transition: The reverse steps.
+        decoder: "exact" or "tanh", see `discretized_log_likelihood`.
     """
     x = prediction.x
     true_mean = expand(transition.coef_x0, x) * x0 + expand(transition.coef_xt, x) * x
@@ -151,19 +183,19 @@ def bound_term(prediction: Prediction, x0: Tensor, transition: Transition, decod
     last = transition.last.expand(len(x)).to(x.device)
     if not bool(last.any()):
         return kl
-    # Only the rows concerned: elsewhere the decoder's gradient may overflow, and 0 * inf would poison the batch.
+    # Only the rows of the last step: elsewhere the decoder's gradient may overflow, and 0 * inf is NaN.
     std = (0.5 * log_variance).expand_as(mean)
     nll = -mean_flat(discretized_log_likelihood(x0[last], mean[last], std[last], decoder)) / math.log(2)
     return kl.masked_scatter(last, nll)
 
 
 def mean_flat(x: Tensor) -> Tensor:
-    """Mean over all axes but the first."""
+    """Returns the mean over all axes but the first."""
     return x.flatten(1).mean(dim=1)
 
 
 def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
-    """KL(N1 || N2) of diagonal Gaussians, element by element, in nats."""
+    """Returns KL(N1 || N2) of diagonal Gaussians, elementwise, in nats."""
     return 0.5 * (
         log_variance2
         - log_variance1
@@ -174,11 +206,17 @@ def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2
 
 
 def discretized_log_likelihood(x0: Tensor, mean: Tensor, log_std: Tensor, decoder: str = "exact") -> Tensor:
-    """log p of 8-bit pixel values x0 (in [-1, 1], bins of width 2/255) under N(mean, std^2), in nats (DDPM eq. 13).
+    """Returns log p of 8-bit pixel values under N(mean, std^2), elementwise, in nats (DDPM eq. 13).
 
-    The outer bins reach to infinity. "exact" integrates the Gaussian in the log domain, so that it neither
-    saturates nor vanishes far from the mean; "tanh" is the original's approximation of the normal distribution
-    function, with probabilities floored at 1e-12. Shapes [B, C, H, W], log_std may broadcast.
+    The outer bins extend to infinity.
+
+    Args:
+        x0: Pixels [B, C, H, W] in [-1, 1], in bins of width 2/255.
+        mean: Means [B, C, H, W].
+        log_std: Logarithm of std, broadcastable to the shape of `mean`.
+        decoder: "exact" integrates the Gaussian in the log domain, which neither saturates nor vanishes far from the
+            mean. "tanh" is the original's approximation of the normal distribution function, with probabilities floored
+            at 1e-12.
     """
     inverse_std = torch.exp(-log_std)
     upper = inverse_std * (x0 - mean + 1 / 255)
@@ -189,7 +227,7 @@ def discretized_log_likelihood(x0: Tensor, mean: Tensor, log_std: Tensor, decode
         first, last = cdf_upper.clamp(min=1e-12).log(), (1 - cdf_lower).clamp(min=1e-12).log()
     else:
         first, last = log_normal_cdf(upper), log_normal_cdf(-lower)
-        # The tail nearer to zero probability loses no digits: mirror bins above the mean.
+        # Mirror bins above the mean: the lower tail keeps all digits.
         above = lower > 0
         high = torch.where(above, -lower, upper)
         low = torch.where(above, -upper, lower)
@@ -200,14 +238,14 @@ def discretized_log_likelihood(x0: Tensor, mean: Tensor, log_std: Tensor, decode
 
 
 def log_normal_cdf(z: Tensor) -> Tensor:
-    """log Phi(z) with value and gradient accurate in both tails.
+    """Returns log Phi(z) with value and gradient accurate in both tails.
 
         z < -1: log(erfcx(-z / sqrt 2) / 2) - z^2 / 2,    otherwise log1p(-erfc(z / sqrt 2) / 2)
 
-    (torch.special.log_ndtr has the value right, but its gradient goes wrong far out in float32.)
+    (`torch.special.log_ndtr` has the right value, but its float32 gradient is wrong far out in the tail.)
     """
     left = z < -1
-    tail = torch.where(left, z, -1.0)  # neither branch sees the other's numbers, so neither spoils its gradient
+    tail = torch.where(left, z, -1.0)  # each branch has only its own numbers, so both gradients are finite
     middle = torch.where(left, 0.0, z)
     below = torch.log(0.5 * torch.special.erfcx(tail * -math.sqrt(0.5))) - 0.5 * tail**2
     return torch.where(left, below, torch.log1p(-0.5 * torch.erfc(middle * math.sqrt(0.5))))

@@ -1,16 +1,16 @@
-"""Which noise levels a network is trained at, and how it is shown one: the preconditionings of diffusion processes.
+"""Preconditionings of diffusion processes: the noise levels that a network is trained at, and its input at each.
 
-    chain   T discrete levels; the network sees x at alpha^2 + sigma^2 = 1 and is told the step number
-    edm     sigma / alpha = s anywhere between two ends (Karras et al. 2022); the network sees
-            x / (alpha sqrt(s^2 + d^2)) with d = sigma_data, of unit variance, and is told ln(s) / 4, or ln(s) times
+    chain   T discrete levels; the network receives x at alpha^2 + sigma^2 = 1 and the step number
+    edm     sigma / alpha = s anywhere between two ends (Karras et al. 2022); the network receives
+            x / (alpha sqrt(s^2 + d^2)) with d = sigma_data, which has unit variance, and ln(s) / 4, or ln(s) times
             another `time_factor` (250 in OpenAI's consistency models)
-    flow    alpha = 1 - t, sigma = t for t in (0, 1] (Lipman et al. 2023; Liu et al. 2023); the network sees x there and
-            is told 1000 t
+    flow    alpha = 1 - t, sigma = t for t in (0, 1] (Lipman et al. 2023; Liu et al. 2023); the network receives this x
+            and 1000 t
 
-Levels come in as variance preserving ones, which a preconditioning scales to what its network is used to; log-SNR is
-all that matters. A **position** is a number on the line of a preconditioning's levels, whole at those of its discrete
-view, the chain: position k is the chain's step k, -1 the clean end. Ancestral sampling, the bound and strides go by
-that view; training and solvers may stand anywhere between.
+Levels are given as variance-preserving ones, and the preconditioning scales x for its network; only the log-SNR
+matters. A **position** numbers the levels of a preconditioning. Integer positions form its discrete view, the chain:
+position k is step k of the chain, and -1 is the clean end. Ancestral sampling, the variational bound and strides use
+this view; training and the other solvers may use any position between.
 """
 
 from __future__ import annotations
@@ -25,44 +25,60 @@ from torch import Tensor
 from undiffuse.noise_levels import DiscreteSchedule, Level
 
 PRECONDITIONINGS = ("chain", "edm", "flow")
-RHO = 7.0  # of the grid of Karras et al. (2022), on which positions of "edm" lie
-TOLD = 1000.0  # what a flow's network is told at t = 1, the range that time embeddings are made for
+RHO = 7.0  # exponent of the grid of Karras et al. (2022), which defines the positions of "edm"
+TOLD = 1000.0  # time input of a flow's network at t = 1, the range that time embeddings are made for
 
 
 class TimeAdapter:
-    """Tells a network the time of a level: the step number in its chain, interpolated in log-SNR between steps."""
+    """Computes a network's time input: the step number of a level in its chain, interpolated in log-SNR between steps.
+
+    Args:
+        chain: The trained chain.
+        rescale: Whether the network receives k * 1000 / steps instead of k.
+    """
 
     def __init__(self, chain: DiscreteSchedule, rescale: bool) -> None:
         self.chain = chain
         self.scale = 1000.0 / chain.steps if rescale else 1.0
 
     def __call__(self, level: Level, like: Tensor) -> Tensor:
-        """Times [B] in float32 on the device of `like` [B, ...]."""
+        """Returns times [B] in float32 on the device of `like` [B, ...]."""
         return _told(self.chain.index_of(level) * self.scale, like)
 
 
 class Preconditioning(Protocol):
-    """The levels of a process. Levels given to the methods are variance preserving, tensors float64 on the CPU.
+    """Describes the levels of a process. Levels passed to its methods are variance preserving, in float64 on the CPU.
 
-    `chain`       the discrete view; `continuous` whether there are levels between its own
-    `level`       positions [B] -> level (whole ones of a preconditioning that is not continuous)
-    `position`    level -> positions [B], the inverse
-    `scale`       what x of a level is multiplied with to be the network's input [B] or [1]; None: nothing
-    `time`        what the network is told of a level, float32 [B] on the device of `like` [B, ...]
+    Attributes:
+        continuous: Whether there are levels between those of the chain.
     """
 
     continuous: bool
 
     @property
-    def chain(self) -> DiscreteSchedule: ...
-    def level(self, position: Tensor) -> Level: ...
-    def position(self, level: Level) -> Tensor: ...
-    def scale(self, level: Level) -> Tensor | None: ...
-    def time(self, level: Level, like: Tensor) -> Tensor: ...
+    def chain(self) -> DiscreteSchedule:
+        """Returns the discrete view."""
+
+    def level(self, position: Tensor) -> Level:
+        """Maps positions [B] to levels; positions of a preconditioning that is not continuous are integers."""
+
+    def position(self, level: Level) -> Tensor:
+        """Maps levels to positions [B], the inverse of `level`."""
+
+    def scale(self, level: Level) -> Tensor | None:
+        """Returns the factor [B] or [1] that turns x of a level into the network's input; None for no scaling."""
+
+    def time(self, level: Level, like: Tensor) -> Tensor:
+        """Returns the network's time input at a level, float32 [B] on the device of `like` [B, ...]."""
 
 
 class ChainPreconditioning:
-    """The steps of a chain. `rescale`: the network is told k * 1000 / steps instead of k."""
+    """Describes the steps of a chain.
+
+    Args:
+        chain: The chain.
+        rescale: Whether the network receives k * 1000 / steps instead of k.
+    """
 
     continuous = False
 
@@ -71,20 +87,31 @@ class ChainPreconditioning:
         self.time = TimeAdapter(chain, rescale)
 
     def level(self, position: Tensor) -> Level:
+        """Returns the levels of steps [B]."""
         return self.chain.level(position)
 
     def position(self, level: Level) -> Tensor:
+        """Returns the step numbers [B], interpolated in log-SNR."""
         return self.chain.index_of(level)
 
     def scale(self, level: Level) -> None:
+        """Returns None: x is not scaled."""
         return None
 
 
 class EDMPreconditioning:
-    """Levels with sigma / alpha = s from `low` to `high`; positions are even in s^(1/7), as on Karras et al.'s grid.
+    """Describes levels with sigma / alpha = s from `low` to `high`.
 
-    Far beyond the ends (training draws such levels now and then) the network sees the time of a tenth of `low`, or of
-    `high`. Midpoint solvers ask at an eighth of `low`, as the original code lets them.
+    Positions are even in s^(1/7), as on Karras et al.'s grid. Beyond `high`, and beyond a tenth of `low`, the network
+    receives the time of these bounds. Training occasionally draws such levels. Midpoint solvers evaluate at an eighth
+    of `low`, as in the original code.
+
+    Args:
+        steps: Number of integer positions.
+        low: Smallest s.
+        high: Largest s.
+        sigma_data: Standard deviation of the data.
+        time_factor: Factor of ln(s) in the network's time input.
     """
 
     continuous = True
@@ -97,24 +124,33 @@ class EDMPreconditioning:
 
     @cached_property
     def chain(self) -> DiscreteSchedule:
+        """Returns the levels of the integer positions."""
         return _chain(self, self.steps)
 
     def level(self, position: Tensor) -> Level:
+        """Returns the levels of positions [B]."""
         root = (self._from + position.double() * self._each).clamp(min=self._from * 1e-3)
         return _of_ratio(root**RHO)
 
     def position(self, level: Level) -> Tensor:
+        """Returns the positions [B] of levels."""
         return ((level.sigma / level.alpha) ** (1 / RHO) - self._from) / self._each
 
     def scale(self, level: Level) -> Tensor:
+        """Returns 1 / sqrt(sigma^2 + sigma_data^2 alpha^2) [B]."""
         return (level.sigma**2 + self.sigma_data**2 * level.alpha**2).rsqrt()
 
     def time(self, level: Level, like: Tensor) -> Tensor:
+        """Returns ln(s) times `time_factor` [B], with s clamped to [low / 10, high]."""
         return _told((level.sigma / level.alpha).clamp(self.low / 10, self.high).log() * self.time_factor, like)
 
 
 class FlowPreconditioning:
-    """Levels with sigma / (alpha + sigma) = t; position k is t = (k + 1) / steps, the last one pure noise."""
+    """Describes levels with sigma / (alpha + sigma) = t; position k is t = (k + 1) / steps, the last one pure noise.
+
+    Args:
+        steps: Number of integer positions.
+    """
 
     continuous = True
 
@@ -123,20 +159,25 @@ class FlowPreconditioning:
 
     @cached_property
     def chain(self) -> DiscreteSchedule:
+        """Returns the levels of the integer positions."""
         return _chain(self, self.steps)
 
     def level(self, position: Tensor) -> Level:
+        """Returns the levels of positions [B]."""
         t = ((position.double() + 1) / self.steps).clamp(0, 1)
         norm = ((1 - t) ** 2 + t**2).sqrt()
         return Level((1 - t) / norm, t / norm)
 
     def position(self, level: Level) -> Tensor:
+        """Returns the positions [B] of levels."""
         return self._t(level) * self.steps - 1
 
     def scale(self, level: Level) -> Tensor:
+        """Returns 1 / (alpha + sigma) [B]."""
         return 1 / (level.alpha + level.sigma)
 
     def time(self, level: Level, like: Tensor) -> Tensor:
+        """Returns 1000 t [B]."""
         return _told(TOLD * self._t(level), like)
 
     @staticmethod
@@ -145,16 +186,16 @@ class FlowPreconditioning:
 
 
 def _of_ratio(s: Tensor) -> Level:
-    """The variance-preserving level with sigma / alpha = s."""
+    """Returns the variance-preserving level with sigma / alpha = s."""
     norm = (1 + s**2).sqrt()
     return Level(1 / norm, s / norm)
 
 
 def _chain(preconditioning: Preconditioning, steps: int) -> DiscreteSchedule:
-    """The whole positions of a continuous preconditioning as a chain."""
+    """Builds the chain of a continuous preconditioning's integer positions."""
     level = preconditioning.level(torch.arange(steps, dtype=torch.float64))
     alpha2, sigma2 = (level.alpha**2).numpy(), (level.sigma**2).numpy()
-    # beta = 1 - (alpha_t / alpha_s)^2 = (sigma_t^2 - sigma_s^2) / alpha_s^2, which loses no digits near the clean image
+    # beta = 1 - (alpha_t / alpha_s)^2 = (sigma_t^2 - sigma_s^2) / alpha_s^2: no cancellation near the clean image
     betas = (sigma2 - np.append(0.0, sigma2[:-1])) / np.append(1.0, alpha2[:-1])
     betas[alpha2 == 0] = 1.0
     return DiscreteSchedule(betas, alphas_cumprod=alpha2)

@@ -1,21 +1,21 @@
-"""What a denoiser says about a noisy image, as a value from which x0, noise, v, score and the reverse step follow.
+"""Conversions of a denoiser's prediction to x0, noise, v, score and the reverse step.
 
-Conversions at x = alpha x0 + sigma eps (variance preserving: alpha^2 + sigma^2 = 1):
+At x = alpha x0 + sigma eps (variance preserving: alpha^2 + sigma^2 = 1):
 
     x0  = (x - sigma eps) / alpha      = alpha x - sigma v
     eps = (x - alpha x0) / sigma       = sigma x + alpha v
     v   = alpha eps - sigma x0                                (Salimans & Ho 2022)
-    u   = eps - x0              x0 = (x - sigma u) / (alpha + sigma)            (flow matching's velocity)
-    F   = (sigma x0 - d^2 alpha eps) / (d q),   q^2 = sigma^2 + d^2 alpha^2     (Karras et al. 2022, d their sigma_data)
+    u   = eps - x0              x0 = (x - sigma u) / (alpha + sigma)            (velocity of flow matching)
+    F   = (sigma x0 - d^2 alpha eps) / (d q),   q^2 = sigma^2 + d^2 alpha^2     (Karras et al. 2022, d is sigma_data)
           x0 = (d^2 alpha x + d sigma q F) / q^2,   eps = (sigma x - d alpha q F) / q^2
     c   : x0 = c_skip x / alpha + c_out c   (consistency models, Song et al. 2023, eq. 5), with s = sigma / alpha,
-          c_skip = d^2 / ((s - s_min)^2 + d^2), c_out = d (s - s_min) / sqrt(s^2 + d^2): at s_min x0 is x / alpha
+          c_skip = d^2 / ((s - s_min)^2 + d^2), c_out = d (s - s_min) / sqrt(s^2 + d^2): at s_min, x0 is x / alpha
     score = -eps / sigma
 
 The formulas with u and F hold at any level, those with v where alpha^2 + sigma^2 = 1. F is -v for d = 1.
 
-Each is computed from what the network gave, not through a third quantity: eps from eps is the identity where
-sigma = 0 would divide by zero, and v is defined at both ends.
+Each quantity is computed directly from the network's output, not through a third one: eps from eps is the identity
+where sigma = 0 would divide by zero, and v is defined at both ends.
 """
 
 from __future__ import annotations
@@ -34,32 +34,36 @@ KINDS = ("x0", "eps", "v", "previous_mean", "velocity", "edm", "consistency")
 
 
 class ReverseVariance(Protocol):
-    """How the variance of a reverse step is found; both methods return [B, C, H, W] or something that broadcasts.
+    """Computes the variance of a reverse step; both methods return [B, C, H, W] or a shape that broadcasts to it."""
 
-    `log_variance` is the clipped one that densities need; `variance` the one by which a mean is shifted.
-    """
+    def log_variance(self, transition: Transition, like: Tensor) -> Tensor:
+        """Returns the clipped log variance that densities need."""
 
-    def log_variance(self, transition: Transition, like: Tensor) -> Tensor: ...
-    def variance(self, transition: Transition, like: Tensor) -> Tensor: ...
+    def variance(self, transition: Transition, like: Tensor) -> Tensor:
+        """Returns the variance by which guidance shifts the mean."""
 
 
 @dataclass(frozen=True)
 class FixedVariance:
-    """beta ("fixed_large", FIXED_LARGE) or the posterior variance ("fixed_small", FIXED_SMALL) of the step (DDPM
-    section 3.2).
+    """Uses beta (FIXED_LARGE) or the posterior variance (FIXED_SMALL) of the step (DDPM section 3.2).
 
     The step onto the clean image uses the clipped posterior variance in both cases, for a better decoder.
+
+    Attributes:
+        kind: "fixed_large" or "fixed_small".
     """
 
     kind: str
 
     def log_variance(self, transition: Transition, like: Tensor) -> Tensor:
+        """See `ReverseVariance.log_variance`."""
         table = transition.log_posterior_variance
         if self.kind == "fixed_large":
             table = torch.where(transition.last, table, transition.log_beta)
         return _tensor(table, like)
 
     def variance(self, transition: Transition, like: Tensor) -> Tensor:
+        """See `ReverseVariance.variance`."""
         if self.kind == "fixed_large":
             return self.log_variance(transition, like).exp()
         return _tensor(transition.posterior_variance, like)  # 0 in the step onto the clean image
@@ -67,40 +71,52 @@ class FixedVariance:
 
 @dataclass(frozen=True)
 class VarianceFraction:
-    """Learned by interpolation (Improved DDPM eq. 15): log Sigma = v log beta + (1 - v) log beta~, v [B, C, H, W].
+    """Interpolates the learned variance (Improved DDPM eq. 15): log Sigma = v log beta + (1 - v) log beta~.
 
-    v is a position between the bounds of whichever step is taken, so one prediction serves any stride. v = 1 is the
-    upper bound beta; it is not clamped.
+    v is a position between the bounds of the current step, so one prediction is valid for any stride.
+
+    Attributes:
+        fraction: v [B, C, H, W]; v = 1 is the upper bound beta. It is not clamped.
     """
 
     fraction: Tensor
 
     def log_variance(self, transition: Transition, like: Tensor) -> Tensor:
+        """See `ReverseVariance.log_variance`."""
         low, high = _tensor(transition.log_posterior_variance, like), _tensor(transition.log_beta, like)
         return self.fraction * high + (1 - self.fraction) * low
 
     def variance(self, transition: Transition, like: Tensor) -> Tensor:
+        """See `ReverseVariance.variance`."""
         return self.log_variance(transition, like).exp()
 
 
 @dataclass(frozen=True)
 class LearnedLogVariance:
-    """Learned directly: the network's log variance [B, C, H, W] of the reverse step `trained` of the full chain.
+    """Uses a directly predicted log variance.
 
-    For another stride the variance is carried over through the data's own uncertainty: from
-    Sigma = beta~ + coef_x0^2 Var(x0 | x_t) of the trained step follows Var(x0 | x_t), and with it the variance of the
-    step taken (exact second moments, Bao et al. 2022). Var(x0 | x_t) is kept in [0, sigma_t^2], its range for data of
-    at most unit variance, because the trained step determines it poorly.
+    For strided steps, the variance follows from the uncertainty about the data: Sigma = beta~ + coef_x0^2 Var(x0 | x_t)
+    of the trained step gives Var(x0 | x_t), which gives the variance of the current step (exact second moments, Bao et
+    al. 2022). Var(x0 | x_t) is clamped to [0, sigma_t^2], its range for data of at most unit variance, because the
+    trained step determines it poorly.
+
+    Attributes:
+        value: Log variance [B, C, H, W] of the reverse step `trained`.
+        trained: The reverse step of the full chain.
     """
 
     value: Tensor
     trained: Transition | None
 
     def log_variance(self, transition: Transition, like: Tensor) -> Tensor:
+        """See `ReverseVariance.log_variance`; raises ValueError between the trained steps."""
         if bool(transition.adjacent.all()):
             return self.value
         if self.trained is None:
-            raise ValueError("a directly learned variance is defined at the steps of its chain only, not between them")
+            raise ValueError(
+                "a directly learned variance is defined only at the trained steps, not between them; use a strided "
+                "chain instead of a grid"
+            )
         data_variance = (self.value.exp() - _tensor(self.trained.log_posterior_variance, like).exp()) / _tensor(
             self.trained.coef_x0**2, like
         )
@@ -110,15 +126,18 @@ class LearnedLogVariance:
         return torch.where(_rows(transition.adjacent, like), self.value, strided)
 
     def variance(self, transition: Transition, like: Tensor) -> Tensor:
+        """See `ReverseVariance.variance`."""
         return self.log_variance(transition, like).exp()
 
 
 @dataclass(frozen=True)
 class Guide:
-    """A gradient of some log-probability with respect to the noisy image: `gradient(x, level)` -> [B, C, H, W].
+    """Holds a gradient of a log-probability with respect to the noisy image.
 
-    `at` says where the ancestral step takes it: "x_t" (as released by ADM's authors) or "mean" (their paper's
-    Algorithm 1: at the mean of the reverse step).
+    Attributes:
+        gradient: (x, level) -> gradient [B, C, H, W].
+        at: Where the ancestral step takes it: "x_t" (as in the code released with ADM) or "mean" (Algorithm 1 of the
+            paper: at the mean of the reverse step).
     """
 
     gradient: Callable[[Tensor, Level], Tensor]
@@ -127,19 +146,23 @@ class Guide:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A denoiser's answer at noisy image `x` [B, C, H, W] of noise level `level`.
+    """Holds a denoiser's prediction for noisy images and converts it.
 
-    `kind`, `value`  what was predicted ("x0", "eps", "v", "velocity", "edm", "consistency", or "previous_mean": the
-                     mean of the trained reverse step) [B, C, H, W]
-    `variance`       of the reverse step, None if the model has no say
-    `guides`         gradients that steer sampling, kept apart so that each sampler applies them in its exact form
-    `trained`        the trained chain's own reverse step from this level (needed by "previous_mean")
-    `direct_mean`    the mean as predicted, which clipping of x0 leaves alone (as in the original)
-    `noise`          the noise [B, C, H, W] where it is known beside `value` (guidance moves both)
-    `clip`           how the denoiser clips x0, None if it does not
-    `sigma_data`     the standard deviation of the data that "edm" and "consistency" refer to
-    `sigma_min`      sigma / alpha at which "consistency" returns its input
-    `raw`            the same prediction before x0 was clipped, None where it was not: what guidance compares
+    Attributes:
+        x: Noisy images [B, C, H, W].
+        level: Their noise levels.
+        kind: What was predicted: "x0", "eps", "v", "velocity", "edm", "consistency", or "previous_mean" (the mean of
+            the trained reverse step).
+        value: The prediction [B, C, H, W].
+        variance: Variance of the reverse step; None if the model does not predict it.
+        guides: Gradients that steer sampling. They are separate so that each sampler applies them in its exact form.
+        trained: Reverse step of the trained chain from this level, needed by "previous_mean".
+        direct_mean: The predicted mean. Clipping x0 does not change it (as in the original).
+        noise: The noise [B, C, H, W] if it is known independently of `value` (guidance moves both).
+        clip: How the denoiser clips x0; None if it does not.
+        sigma_data: Standard deviation of the data, for "edm" and "consistency".
+        sigma_min: sigma / alpha at which "consistency" returns its input.
+        raw: The prediction before x0 was clipped, which guidance compares; None if it was not clipped.
     """
 
     x: Tensor
@@ -158,9 +181,9 @@ class Prediction:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"unknown prediction {self.kind!r}; choose one of {', '.join(KINDS)}")
+            raise ValueError(f"unknown prediction kind {self.kind!r}; choose one of {', '.join(KINDS)}")
         if self.kind == "previous_mean" and self.trained is None:
-            raise ValueError("a prediction of the previous mean is defined at the steps of its chain only")
+            raise ValueError("a predicted mean is defined only at the trained steps; use a strided chain")
 
     @property
     def _alpha(self) -> Tensor | float:
@@ -172,7 +195,7 @@ class Prediction:
 
     @cached_property
     def x0(self) -> Tensor:
-        """The denoised image E[x0 | x_t] [B, C, H, W]."""
+        """Returns the denoised images E[x0 | x_t] [B, C, H, W]."""
         if self.kind == "x0":
             return self.value
         if self.kind == "eps":
@@ -195,7 +218,7 @@ class Prediction:
 
     @cached_property
     def eps(self) -> Tensor:
-        """The noise in x [B, C, H, W]."""
+        """Returns the noise in x [B, C, H, W]."""
         if self.noise is not None:
             return self.noise
         if self.kind == "eps":
@@ -214,47 +237,47 @@ class Prediction:
         return (self.level.sigma**2 + self.sigma_data**2 * self.level.alpha**2).sqrt()
 
     def _combined(self, of_x: Tensor | float, of_value: Tensor, over: Tensor) -> Tensor:
-        """(of_x x + of_value value) / over, with coefficients [B] or [1] in float64."""
+        """Returns (of_x x + of_value value) / over, with coefficients [B] or [1] in float64."""
         return expand(of_x / over, self.x) * self.x + expand(of_value / over, self.x) * self.value
 
     @property
     def v(self) -> Tensor:
-        """alpha eps - sigma x0 [B, C, H, W]."""
+        """Returns alpha eps - sigma x0 [B, C, H, W]."""
         if self.kind == "v":
             return self.value
         if self.kind == "eps":
             return (self.value - self._sigma * self.x) / self._alpha
-        if self.kind in ("velocity", "edm"):  # whose eps and x0 are both good at either end
+        if self.kind in ("velocity", "edm"):  # their eps and x0 are accurate at both ends
             return self._alpha * self.eps - self._sigma * self.x0
         return (self._alpha * self.x - self.x0) / self._sigma
 
     @property
     def score(self) -> Tensor:
-        """grad log p_t(x) = -eps / sigma [B, C, H, W]."""
+        """Returns grad log p_t(x) = -eps / sigma [B, C, H, W]."""
         return -self.eps / self._sigma
 
     def with_x0(self, x0: Tensor) -> Prediction:
-        """The same prediction with another denoised image; noise, v, score and mean follow it."""
+        """Returns the prediction with another denoised image [B, C, H, W]; noise, v, score and mean follow from it."""
         return replace(self, kind="x0", value=x0, noise=None, raw=None)
 
     def detached(self) -> Prediction:
-        """The same with no gradient through what was predicted; the variance keeps its own (hybrid loss)."""
+        """Detaches the prediction from the graph; the variance keeps its gradient (hybrid loss)."""
         mean = None if self.direct_mean is None else self.direct_mean.detach()
         return replace(self, value=self.value.detach(), direct_mean=mean, raw=None)
 
     def mean(self, transition: Transition) -> Tensor:
-        """Mean of the reverse step: coef_x0 x0 + coef_xt x (DDPM eq. 7 with the predicted x0)."""
+        """Returns the mean of the reverse step: coef_x0 x0 + coef_xt x (DDPM eq. 7 with the predicted x0)."""
         mean = expand(transition.coef_x0, self.x) * self.x0 + expand(transition.coef_xt, self.x) * self.x
         if self.direct_mean is None:
             return mean
         return torch.where(_rows(transition.adjacent, self.x), self.direct_mean, mean)
 
     def log_variance(self, transition: Transition) -> Tensor:
-        """Log variance of the reverse step, clipped for densities, [B, C, H, W] or broadcastable to it."""
+        """Returns the clipped log variance of the reverse step, broadcastable to [B, C, H, W]."""
         return self._variance.log_variance(transition, self.x)
 
     def step_variance(self, transition: Transition) -> Tensor:
-        """Variance of the reverse step, by which guidance shifts its mean, [B, C, H, W] or broadcastable to it."""
+        """Returns the variance by which guidance shifts the mean of the reverse step, broadcastable to [B, C, H, W]."""
         return self._variance.variance(transition, self.x)
 
     @property
@@ -262,21 +285,26 @@ class Prediction:
         return self.variance or FixedVariance("fixed_small")
 
     def guided_score(self, clip_after_guidance: bool = False) -> Prediction:
-        """The prediction whose score is moved by the guides' gradients g (ADM, Algorithm 2).
+        """Applies the guides: their gradients g move the score (ADM, Algorithm 2).
 
             eps <- eps - sigma g,    x0 <- x0 + (sigma^2 / alpha) g
 
-        The moved x0 is not clipped again, as in the original; near pure noise, where the factor of g grows without
-        bound, that can throw the image far off. `clip_after_guidance` clips it as the denoiser does and lets the noise
-        follow.
+        As in the original, the new x0 is not clipped. Near pure noise, where the factor of g grows without bound, this
+        can throw the image far off.
+
+        Args:
+            clip_after_guidance: Clip the new x0 as the denoiser does, and let the noise follow from it.
+
+        Raises:
+            ValueError: A guide takes its gradient at the mean of the reverse step.
         """
         if not self.guides:
             return self
         if any(guide.at != "x_t" for guide in self.guides):
-            raise ValueError("guidance at the mean exists for ancestral sampling only; use at='x_t' with this sampler")
+            raise ValueError("guidance at the mean requires ancestral sampling; use at='x_t' with this sampler")
         gradient = sum(guide.gradient(self.x, self.level) for guide in self.guides)
         alpha, sigma = self.level.alpha, self.level.sigma
-        # At pure noise x says nothing of x0, and neither does a gradient with respect to x.
+        # Pure noise carries no information about x0, so neither does a gradient with respect to x.
         factor = torch.where(alpha > 0, sigma**2 / alpha.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
         x0 = self.x0 + expand(factor, self.x) * gradient
         unguided = replace(self, guides=(), direct_mean=None, raw=None)
@@ -286,10 +314,10 @@ class Prediction:
 
 
 def _tensor(coefficient: Tensor, like: Tensor) -> Tensor:
-    """A float64 coefficient [B] or [1] as [B or 1, 1, ...] in like's precision and place."""
+    """Reshapes a float64 coefficient [B] or [1] to [B or 1, 1, ...] in the precision and on the device of `like`."""
     return coefficient.to(like.dtype).to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _rows(chosen: Tensor, like: Tensor) -> Tensor:
-    """A flag a sample [B] or [1] as [B or 1, 1, ...] in like's place."""
+    """Reshapes a flag per sample [B] or [1] to [B or 1, 1, ...] on the device of `like`."""
     return chosen.to(like.device).reshape(-1, *[1] * (like.ndim - 1))

@@ -1,4 +1,4 @@
-"""The one sampling loop, DDIM encoding, and interpolation of latents."""
+"""The sampling loop, DDIM encoding, and interpolation of latents."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ from undiffuse.solvers import Solver, ddim_move
 
 @dataclass(frozen=True)
 class Step:
-    """A finished step: `index` of `total` (0 is the noisiest), the image x [B, C, H, W] after it, its prediction.
+    """Holds the result of one sampling step.
 
-    `nfe`  of the denoiser since the start, this step's included
+    Attributes:
+        index: Number of the step; 0 is the noisiest.
+        total: Number of steps.
+        x: Images [B, C, H, W] after the step.
+        prediction: The prediction that the step used.
+        nfe: Calls of the denoiser since the start, including this step's.
     """
 
     index: int
@@ -41,19 +46,27 @@ def sample(
     x_T: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[Step]:
-    """Go down `path` from noise to images, yielding every step.
+    """Follows `path` from noise to images and yields every step.
 
-    `path`   the denoiser's own chain, a strided sub-chain of it, or a grid of any levels (`grids.grid`)
-    `noise`  numbers of the images; image i gets the same noise whatever else is in the batch
-    `shape`  (C, H, W) of an image
-    `x_T`    [B, C, H, W] to start from instead of the noise source's own
+    Gradients are disabled within the steps; between them, the caller's setting is in effect.
 
-    Gradients are off inside the steps and as the caller left them between the steps.
+    Args:
+        denoiser: The model, with its guidance.
+        path: The denoiser's own chain, a strided sub-chain, or a grid of any levels (`grids.grid`).
+        solver: The sampling method.
+        noise: Source of noise; image i gets the same noise in any batch.
+        shape: (C, H, W) of an image.
+        cond: Conditions by name, [B, ...] each.
+        x_T: Initial noise [B, C, H, W]; default: drawn from `noise`.
+        device: Device to sample on.
+
+    Raises:
+        ValueError: The path or a condition does not fit the denoiser, or `x_T` has the wrong shape.
     """
     check_path(denoiser, path, cond)
     x = noise.normal(shape, step=0, purpose="x_T", device=device) if x_T is None else x_T.to(device)
     if len(noise) != len(x) or tuple(x.shape[1:]) != tuple(shape):
-        raise ValueError(f"x_T is {list(x.shape)}, but {len(noise)} images of {list(shape)} are to be sampled")
+        raise ValueError(f"x_T has shape {list(x.shape)}; expected {[len(noise), *shape]} to match `noise` and `shape`")
     state = solver.init(x, path)
     nfe = 0
 
@@ -85,7 +98,7 @@ def generate(
     x_T: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The images [B, C, H, W] in [-1, 1] at the end of `sample` with the same arguments."""
+    """Returns the final images [B, C, H, W] in [-1, 1] of `sample` with the same arguments."""
     for step in sample(denoiser, path, solver, noise, shape, cond=cond, x_T=x_T, device=device):
         last = step
     return last.x
@@ -94,12 +107,21 @@ def generate(
 def encode(
     denoiser: Denoiser, path: NoisePath, x0: Tensor, *, cond: Condition | None = None, to_noise: bool = False
 ) -> Tensor:
-    """Deterministic DDIM encoding of images x0 [B, C, H, W] into latents x_T that DDIM (eta = 0) decodes again.
+    """Encodes images into latents that deterministic DDIM (eta = 0) decodes.
 
-    The image is taken to be at the chain's first level and carried up level by level; the error of going up and down
-    again is first order in 1 / steps. It ends at the path's noisiest level, where decoding starts. `to_noise` goes
-    one step further, to pure noise, as the original code does (ADM found that leaving this step out reconstructs
-    better).
+    The image is taken to be at the first level of the path and moved up level by level. The round-trip error is first
+    order in 1 / steps.
+
+    Args:
+        denoiser: The model.
+        path: The levels; encoding ends at the noisiest one, where decoding starts.
+        x0: Images [B, C, H, W] in [-1, 1].
+        cond: Conditions by name.
+        to_noise: Take one more step, to pure noise, as the original code does. ADM found that reconstruction is better
+            without this step.
+
+    Returns:
+        Latents x_T [B, C, H, W].
     """
     check_path(denoiser, path, cond)
     x = x0
@@ -111,20 +133,29 @@ def encode(
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """Spherical interpolation of latents [B, C, H, W] (DDIM, Appendix D.5): a at weight 0, b at weight 1.
+    """Interpolates spherically between latents (DDIM, Appendix D.5): a at weight 0, b at weight 1.
 
-    sin((1-w) th) / sin(th) a + sin(w th) / sin(th) b with th the angle between them, image by image; it keeps the
-    norm that the model expects of noise, which a straight line does not. ValueError for latents that are zero or
-    opposite to each other, between which there is no such way.
+        sin((1-w) th) / sin(th) a + sin(w th) / sin(th) b
+
+    with th the angle between them, for each image. Unlike linear interpolation it keeps the norm that the model expects
+    of noise.
+
+    Args:
+        a: Latents [B, C, H, W].
+        b: Latents [B, C, H, W].
+        weight: w, from 0 to 1.
+
+    Raises:
+        ValueError: Latents are zero or opposite to each other, so that there is no shortest arc.
     """
     flat_a, flat_b = a.flatten(1), b.flatten(1)
     norms = flat_a.norm(dim=1) * flat_b.norm(dim=1)
     cosine = (flat_a * flat_b).sum(1) / norms
     if not bool((norms > 0).all()) or bool((cosine < -1 + 1e-7).any()):
-        raise ValueError("these latents are zero or opposite to each other: there is no shortest arc between them")
+        raise ValueError("cannot interpolate latents that are zero or opposite to each other: no shortest arc exists")
     angle = torch.acos(cosine.clamp(-1, 1)).reshape(-1, *[1] * (a.ndim - 1))
     sine = torch.sin(angle)
-    nearly_parallel = sine < 1e-4  # the formula's limit is the straight line
+    nearly_parallel = sine < 1e-4  # the formula tends to linear interpolation
     safe = torch.where(nearly_parallel, torch.ones_like(sine), sine)
     left = torch.where(nearly_parallel, torch.full_like(sine, 1 - weight), torch.sin((1 - weight) * angle) / safe)
     right = torch.where(nearly_parallel, torch.full_like(sine, weight), torch.sin(weight * angle) / safe)
@@ -132,15 +163,15 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 
 
 def check_path(denoiser: Denoiser, path: NoisePath, cond: Condition | None) -> None:
-    """ValueError unless the path is one of the denoiser's own and it can use the conditions."""
+    """Raises ValueError unless the path belongs to the denoiser's chain and the denoiser accepts the conditions."""
     if path.parent_steps not in (None, denoiser.chain.steps):
         raise ValueError(
-            f"the path goes through a chain of {path.parent_steps} steps, but the model was trained on "
-            f"{denoiser.chain.steps}; take denoiser.chain.respaced(...) or grids.grid(denoiser.chain, ...)"
+            f"the path belongs to a chain of {path.parent_steps} steps, but the model was trained on "
+            f"{denoiser.chain.steps}; use denoiser.chain.respaced(...) or grids.grid(denoiser.chain, ...)"
         )
     unused = set(cond or {}) - denoiser.conditions
     if unused:
         raise ValueError(
-            f"the model cannot use the condition {', '.join(sorted(unused))} (it takes "
-            f"{', '.join(sorted(denoiser.conditions)) or 'none'}); leave it out or add guidance that uses it"
+            f"the model does not accept the condition {', '.join(sorted(unused))} (it accepts: "
+            f"{', '.join(sorted(denoiser.conditions)) or 'none'}); remove it or add guidance that uses it"
         )

@@ -1,13 +1,13 @@
-"""Noise schedules by name, and what turns one schedule into another.
+"""Noise schedules by name, and modifiers that change them.
 
-A schedule is written BASE, BASE+MODIFIER or BASE+MODIFIER+MODIFIER, modifiers being applied in this order:
+A schedule is written BASE, BASE+MODIFIER or BASE+MODIFIER+MODIFIER; modifiers are applied in this order:
 
     linear, cosine, sigmoid     bases
-    zero-terminal               rescaled so that the last level is pure noise (Lin et al. 2023)
-    shift:64/256                log-SNR moved by 2 ln(64 / 256), for images of 256 pixels where the base suits 64
+    zero-terminal               rescales so that the last level is pure noise (Lin et al. 2023)
+    shift:64/256                shifts log-SNR by 2 ln(64 / 256), for images of 256 pixels with a base that suits 64
                                 (Hoogeboom et al. 2023); any positive number or fraction
 
-for instance "cosine+shift:64/256" or "linear+zero-terminal".
+For example: "cosine+shift:64/256", "linear+zero-terminal".
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ Array = NDArray[np.float64]
 
 
 def linear_betas(steps: int) -> Array:
-    """DDPM's schedule, 1e-4 to 0.02 for 1000 steps, scaled by 1000 / steps so that the path hardly depends on steps."""
+    """Returns DDPM's schedule [T], 1e-4 to 0.02 for 1000 steps.
+
+    The betas are scaled by 1000 / steps, so that the path is nearly independent of the number of steps.
+
+    Raises:
+        ValueError: There are fewer than 20 steps, so that the last beta would exceed 1.
+    """
     scale = 1000 / steps
     if scale * 0.02 > 1:
         raise ValueError(
@@ -32,9 +38,9 @@ def linear_betas(steps: int) -> Array:
 
 
 def cosine_betas(steps: int, offset: float = 0.008, largest: float = 0.999) -> Array:
-    """Improved DDPM's schedule (eq. 17): beta_t = min(1 - f(t/T) / f((t-1)/T), 0.999).
+    """Returns Improved DDPM's schedule [T] (eq. 17): beta_t = min(1 - f(t/T) / f((t-1)/T), 0.999).
 
-    f(u) = cos^2((u + s) / (1 + s) pi / 2) with s = `offset`.
+    f(u) = cos^2((u + s) / (1 + s) pi / 2) with s = `offset`; `largest` is the upper bound of the betas.
     """
 
     def f(u: float) -> float:
@@ -44,9 +50,9 @@ def cosine_betas(steps: int, offset: float = 0.008, largest: float = 0.999) -> A
 
 
 def sigmoid_betas(steps: int, start: float = -3.0, end: float = 3.0, largest: float = 0.999) -> Array:
-    """The sigmoid schedule (Jabri et al. 2022): abar(u) = (s(end) - s(start + u (end - start))) / (s(end) - s(start)).
+    """Returns the sigmoid schedule [T]: abar(u) = (s(end) - s(start + u (end - start))) / (s(end) - s(start)).
 
-    s is the logistic function; betas are at most `largest`, since abar(1) = 0.
+    s is the logistic function (Jabri et al. 2022). Betas are at most `largest`, since abar(1) = 0.
     """
 
     def f(u: float) -> float:
@@ -64,35 +70,49 @@ NOISE_SCHEDULES: dict[str, Callable[[int], Array]] = {
 
 
 def zero_terminal(alphas_cumprod: Array) -> Array:
-    """abar with its last entry 0 and its first one kept (Lin et al. 2023, Algorithm 1).
+    """Returns abar with its last entry 0 and its first one unchanged (Lin et al. 2023, Algorithm 1).
 
-    r = sqrt(abar) is moved and stretched: r <- (r - r_T) r_1 / (r_1 - r_T). Such a chain begins sampling where training
-    ended, at pure noise; it needs a network that predicts v, x0 or u, and grids that visit the last step.
+    r = sqrt(abar) is shifted and stretched: r <- (r - r_T) r_1 / (r_1 - r_T). With such a chain, sampling starts where
+    training ended, at pure noise. It requires a network that predicts v, x0 or u, and grids that include the last step.
+
+    Args:
+        alphas_cumprod: abar [T].
+
+    Raises:
+        ValueError: There are fewer than 2 steps.
     """
     root = np.sqrt(alphas_cumprod)
     if len(root) < 2:
-        raise ValueError("a schedule that shall end in pure noise needs at least 2 steps")
+        raise ValueError(f"a zero-terminal schedule needs at least 2 steps, got {len(root)}")
     out: Array = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
     out[0] = alphas_cumprod[0]
     return out
 
 
 def shifted(alphas_cumprod: Array, ratio: float) -> Array:
-    """abar with log-SNR moved by 2 ln(`ratio`): sigma / alpha of every level is divided by `ratio`."""
+    """Returns abar with log-SNR shifted by 2 ln(`ratio`): sigma / alpha of every level is divided by `ratio`."""
     signal = ratio**2 * alphas_cumprod
     return signal / (signal + 1 - alphas_cumprod)
 
 
 def schedule_levels(spec: str, steps: int) -> tuple[Array, Array | None]:
-    """(betas, abar) of a schedule with `steps` steps; abar is None where it is simply the product of 1 - beta.
+    """Returns the betas and abar of a schedule.
 
-    ValueError for a schedule that does not exist, told with those that do.
+    Args:
+        spec: Base with modifiers, for example "cosine+shift:64/256".
+        steps: Number of steps T.
+
+    Returns:
+        (betas [T], abar [T]); abar is None where it is the product of 1 - beta.
+
+    Raises:
+        ValueError: The schedule does not exist; the message lists the existing ones.
     """
     base, *modifiers = (part.strip() for part in str(spec).split("+"))
     if base not in NOISE_SCHEDULES:
         raise ValueError(
-            f"unknown schedule {spec!r}; choose one of {', '.join(NOISE_SCHEDULES)}, with +zero-terminal or "
-            "+shift:64/256 behind it, or give betas"
+            f"unknown schedule {spec!r}; choose one of {', '.join(NOISE_SCHEDULES)}, optionally with "
+            "+zero-terminal or +shift:64/256, or give betas"
         )
     betas = NOISE_SCHEDULES[base](steps)
     if not modifiers:
@@ -106,7 +126,7 @@ def schedule_levels(spec: str, steps: int) -> tuple[Array, Array | None]:
             abar = shifted(abar, _ratio(argument, spec))
         else:
             raise ValueError(
-                f"unknown part {modifier!r} of the schedule {spec!r}; possible are zero-terminal and shift:64/256"
+                f"unknown modifier {modifier!r} in the schedule {spec!r}; choose zero-terminal or shift:64/256"
             )
     return 1 - abar / np.append(1.0, abar[:-1]), abar
 
@@ -118,5 +138,5 @@ def _ratio(text: str, spec: str) -> float:
     except (ValueError, ZeroDivisionError):
         ratio = math.nan
     if not 1e-6 <= ratio <= 1e6:
-        raise ValueError(f"cannot read the shift {text!r} of the schedule {spec!r}; give for instance shift:64/256")
+        raise ValueError(f"cannot read the shift {text!r} of the schedule {spec!r}; expected for example shift:64/256")
     return ratio

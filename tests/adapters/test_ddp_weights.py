@@ -22,7 +22,7 @@ from undiffuse.models import load_diffusion, load_model
 from undiffuse.nets import RMSUNetConfig
 from undiffuse.noise_levels import named_schedule
 
-DATA = Path(__file__).parent / "data" / "ddp_unet.safetensors"
+DATA = Path(__file__).parents[1] / "data" / "ddp_unet.safetensors"
 CLOSE = 1e-5
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"dim_mults": (1, 2, 4)},

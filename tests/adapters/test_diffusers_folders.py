@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from undiffuse.cli.sampler import Settings
 
 from support.cli_runs import call
 from support.foreign_files import layout_of
@@ -22,6 +21,7 @@ from support.unet2d_cases import BASE
 from undiffuse import models
 from undiffuse.adapters import diffusers_scheduler, diffusers_unet
 from undiffuse.checkpoints import CheckpointError
+from undiffuse.config.sampler import SamplerConfig
 from undiffuse.denoiser import clip_function
 from undiffuse.models import load_diffusion
 from undiffuse.nets import UNet2DConfig
@@ -73,8 +73,13 @@ def test_a_pipeline_is_a_model_with_process_and_advice(tmp_path: Path) -> None:
     assert model.net.config == CONFIG
     assert (model.process.schedule, model.process.target, model.process.variance) == ("cosine", "eps", "fixed_small")
     assert model.advice is not None
-    settings = Settings().resolved(model.process, model.advice)
-    assert (settings.solver, settings.steps, settings.clip) == ("ddpm", "leading1000", "static")
+    settings = SamplerConfig().resolved(model.process, model.advice)
+    assert (settings.solver, settings.steps, settings.grid, settings.clip) == (
+        "ddpm",
+        "1000",
+        "chain:leading",
+        "static",
+    )
     models.save_model(tmp_path / "slim.safetensors", model)
     assert load_diffusion(tmp_path / "slim.safetensors").advice == model.advice
 
@@ -178,19 +183,20 @@ def test_the_command_line_samples_and_tells(tmp_path: Path, capsys: pytest.Captu
 
 
 ADVICE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "ddpm": ({"_class_name": "DDPMScheduler"}, {"solver": "ddpm", "clip": "static", "spacing": "leading"}),
+    "ddpm": ({"_class_name": "DDPMScheduler"}, {"solver": "ddpm", "clip": "static", "grid": "chain:leading"}),
     "ddpm, unclipped": ({"_class_name": "DDPMScheduler", "clip_sample": False}, {"clip": "none"}),
     "ddpm, range": ({"_class_name": "DDPMScheduler", "clip_sample_range": 2.5}, {"clip": "static:2.5"}),
     "ddpm, thresholds of 1": ({"_class_name": "DDPMScheduler", "thresholding": True}, {"clip": "static"}),
-    "ddpm, trailing": ({"_class_name": "DDPMScheduler", "timestep_spacing": "trailing"}, {"spacing": "trailing"}),
+    "ddpm, trailing": ({"_class_name": "DDPMScheduler", "timestep_spacing": "trailing"}, {"grid": "chain:trailing"}),
     "ddim": ({"_class_name": "DDIMScheduler", "steps_offset": 1}, {"solver": "ddim", "steps": "50",
-                                                                   "spacing": "leading+1"}),
+                                                                   "grid": "chain:leading+1"}),
     "euler": ({"_class_name": "EulerDiscreteScheduler"}, {"solver": "ddim", "clip": "none", "grid": "uniform"}),
     "euler a": ({"_class_name": "EulerAncestralDiscreteScheduler"}, {"solver": "ddim", "eta": 1.0, "clip": "none"}),
     "heun": ({"_class_name": "HeunDiscreteScheduler", "use_karras_sigmas": True}, {"solver": "heun", "grid": "karras"}),
-    "pndm": ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, {"solver": "pndm", "options": "warmup=plms"}),
+    "pndm": ({"_class_name": "PNDMScheduler", "skip_prk_steps": True},
+             {"solver": "pndm", "solver_options": "warmup=plms"}),
     "unipc": ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"},
-              {"solver": "unipc", "options": "order=2,variant=bh1"}),
+              {"solver": "unipc", "solver_options": "order=2,variant=bh1"}),
     "dpm 2m": ({"_class_name": "DPMSolverMultistepScheduler", "variance_type": None}, {"solver": "dpmpp-2m"}),
     "dpm 3m": ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, {"solver": "dpmpp-3m"}),
     "dpm sde": ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
@@ -201,7 +207,7 @@ ADVICE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dpm thresholds": ({"_class_name": "DPMSolverMultistepScheduler", "thresholding": True, "sample_max_value": 1.5,
                         "dynamic_thresholding_ratio": 0.9}, {"clip": "dynamic:0.9,1.5"}),
     "dpm single": ({"_class_name": "DPMSolverSinglestepScheduler"}, {"solver": "dpmpp-2s"}),
-    "deis": ({"_class_name": "DEISMultistepScheduler"}, {"solver": "deis", "options": "order=2"}),
+    "deis": ({"_class_name": "DEISMultistepScheduler"}, {"solver": "deis", "solver_options": "order=2"}),
     "lms": ({"_class_name": "LMSDiscreteScheduler"}, {"solver": "deis"}),
     "kdpm2": ({"_class_name": "KDPM2DiscreteScheduler"}, {"solver": "dpmpp-2s"}),
 }  # fmt: skip
@@ -212,12 +218,12 @@ def test_schedulers_as_advice(name: str) -> None:
     settings, expected = ADVICE[name]
     schedule = diffusers_scheduler.read({"beta_schedule": "linear", **settings})
     assert {key: getattr(schedule.sampling, key) for key in expected} == expected
-    resolved = Settings().resolved(schedule.process, schedule.sampling)
+    resolved = SamplerConfig().resolved(schedule.process, schedule.sampling)
     assert resolved.solver == schedule.sampling.solver
     clip_function(resolved.clip or "")
     if schedule.sampling.clip:
         assert resolved.clip == schedule.sampling.clip
-    assert Settings(clip="none", solver="ddim").resolved(schedule.process, schedule.sampling).clip == "none"
+    assert SamplerConfig(clip="none", solver="ddim").resolved(schedule.process, schedule.sampling).clip == "none"
 
 
 @pytest.mark.parametrize(
@@ -311,7 +317,7 @@ def test_images_are_those_of_diffusers(library: Any, name: str, tmp_path: Path) 
     scheduler = SAMPLED[name](library)
     library.DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(tmp_path / "p")
     model = load_diffusion(tmp_path / "p")
-    settings = Settings(steps="10").resolved(model.process, model.advice)
+    settings = SamplerConfig(steps="10").resolved(model.process, model.advice)
     assert settings.solver and settings.steps and settings.grid and settings.clip
     denoiser = ChainDenoiser(model.net, model.process, settings.clip)
     path = grid(denoiser.chain, settings.steps, settings.grid)

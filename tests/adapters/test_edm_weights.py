@@ -12,19 +12,19 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from undiffuse.cli.sampler import Settings
 
 from support.cli_runs import call
 from support.foreign_files import layout_of
 from support.golden_files import draw_weights
 from undiffuse.adapters import edm_weights, pickled
 from undiffuse.checkpoints import CheckpointError
+from undiffuse.config.sampler import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser
 from undiffuse.models import load_diffusion, load_model
 from undiffuse.nets import EDMUNetConfig, config_from_dict
 from undiffuse.noise_levels import Level
 
-DATA = Path(__file__).parent / "data" / "edm_unet.safetensors"
+DATA = Path(__file__).parents[1] / "data" / "edm_unet.safetensors"
 CLOSE = 1e-5
 SIZE = 16
 CASES: dict[str, dict[str, Any]] = {
@@ -120,7 +120,7 @@ def test_a_pickle_is_sampled_as_edm_does(tmp_path: Path, capsys: pytest.CaptureF
     file = pickle_of(tmp_path / "edm.pkl", CASES["classes"], draw_weights(frozen()["layouts"]["classes"], 2))
     model = load_diffusion(file)
     assert (model.num_classes, model.null_class, model.weights) == (10, 10, "ema")
-    settings = Settings().resolved(model.process, model.advice)
+    settings = SamplerConfig().resolved(model.process, model.advice)
     assert (settings.solver, settings.steps, settings.grid, settings.clip) == ("heun", "18", "karras", "none")
     words = ("--model", file, "--count", 1, "--class", 3, "--steps", 3, "--device", "cpu", "--out", tmp_path / "o")
     assert call("sample", *words) == 0
@@ -173,5 +173,5 @@ def _reconstruct_persistent_obj(about: Any) -> Any:
 
 
 def test_advice_for_larger_images() -> None:
-    assert edm_weights.advice(EDMUNetConfig(image_size=64))["steps"] == "40"
+    assert edm_weights.advice(EDMUNetConfig(image_size=64)).steps == "40"
     assert layout_of(EDMUNetConfig(image_size=16, channel_mult=(1,), num_res_blocks=1))["enc.16x16_conv.weight"]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from undiffuse.cli.sampler import Settings
 
 from support.export_models import SMALL, model
 from undiffuse.adapters import export_diffusers
+from undiffuse.config.sampler import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.grids import grid
 from undiffuse.nets import UNetConfig
@@ -21,7 +21,7 @@ from undiffuse.sampling import generate
 from undiffuse.solvers import build_solver
 from undiffuse.solvers.registry import read_options
 
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 ADM: dict[str, Any] = {**SMALL, "use_scale_shift_norm": True, "resblock_updown": True, "num_head_channels": 16}
 LEVEL = 2 / 255
 
@@ -54,7 +54,7 @@ class Replayed:
 def ours(given: Any, command: str) -> Tensor:
     words = shlex.split(command)
     chosen = {words[i].lstrip("-").replace("-", "_"): words[i + 1] for i in range(0, len(words), 2)}
-    settings = Settings(**chosen).resolved(given.process)
+    settings = SamplerConfig(**chosen).resolved(given.process)
     assert settings.solver and settings.steps and settings.grid and settings.clip
     denoiser = ChainDenoiser(given.net, given.process, settings.clip)
     options = {"eta": 0.0} if settings.solver == "ddim" else {}

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from undiffuse.nets.init_on_meta import init_on_meta
 
 from support.cli_runs import call, write_images
 from support.foreign_files import CLASSIFIER, DIFFUSION, layout_of, outputs, weights_of, write
@@ -21,6 +20,7 @@ from undiffuse.adapters.openai_weights import recognise
 from undiffuse.checkpoints import CheckpointError
 from undiffuse.models import load_classifier, load_diffusion, load_model
 from undiffuse.nets import UNetConfig
+from undiffuse.nets.meta import build_on_meta
 
 ADM_256 = (
     "--attention_resolutions 32,16,8 --class_cond True --diffusion_steps 1000 --image_size 256 --learn_sigma True "
@@ -202,7 +202,7 @@ def test_the_models_of_papers_by_the_lines_of_the_page(tmp_path: Path, monkeypat
     rows = {row[0].split("`")[1]: row[1] for row in table("papers") if "`" in row[0]}
     assert {"ffhq_10m.pt", "imagenet256.pt", "celeba256_250000.pt", "places256_300000.pt"} <= set(rows)
     assert rows["imagenet256.pt"] in published.ENTRIES
-    shapes = {name: tuple(value.shape) for name, value in init_on_meta(FFHQ.build).state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in build_on_meta(FFHQ.build).state_dict().items()}
     for name, text in DPS.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)

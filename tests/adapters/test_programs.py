@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_ddp_weights as ddp
-import test_edm_weights as nvidia
 import torch
-from test_openai_args import FLAGS, LONG, right
 
-from support.cli_runs import write_model
+import tests.adapters.test_ddp_weights as ddp
+import tests.adapters.test_edm_weights as nvidia
+from support.cli_runs import call, write_model
 from support.foreign_files import DIFFUSION, weights_of, write
 from tests.adapters.test_diffusers_folders import SETTINGS, holds, pipeline
 from tests.adapters.test_export_images import table
 from tests.adapters.test_foreign_files import SMALL, ddpm_weights
+from tests.adapters.test_openai_args import FLAGS, LONG, right
 from undiffuse.adapters import exporting, pickled
 from undiffuse.adapters.export_graph import export_torch
 from undiffuse.adapters.export_openai import export_openai
@@ -265,3 +265,13 @@ def test_values_of_pickles(tmp_path: Path) -> None:
         assert read["view"].equal(given["view"]) and read["half"].equal(given["half"])
         assert (read["set"], read["n"], read["big"], read["nested"]) == ([1], 2.5, 10**30, [(1, {"a": ()})])
         assert read["array"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_inspect_names_what_a_file_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"\x08\x0a\x12\x07pytorch\x1a\x062.13.0:\x01")
+    assert call("inspect", tmp_path / "m.onnx") != 0
+    assert "is an ONNX graph" in capsys.readouterr().err
+    given = load_diffusion(f"{write(tmp_path / 'w.pt', weights_of(DIFFUSION))}@{LONG}")
+    export_torch(given, tmp_path / "m.pt2")
+    assert call("inspect", tmp_path / "m.pt2") == 0
+    assert "a model that undiffuse exported" in capsys.readouterr().out

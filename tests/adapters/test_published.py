@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import torch
 
 from undiffuse import recipes
 from undiffuse.adapters import openai_flags, openai_weights, published
+from undiffuse.config import GuidanceConfig, SamplerConfig
+from undiffuse.grids import grid
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINTS: dict[str, Any] = json.loads((GOLDEN / "published_checkpoints.json").read_bytes())
 LAYOUTS: dict[str, list[str]] = json.loads(gzip.decompress((GOLDEN / "published_layouts.json.gz").read_bytes()))
-OPENAI = [name for name, entry in published.ENTRIES.items() if entry.release != "ddpm"]
+OPENAI = [name for name, entry in published.ENTRIES.items() if "-diffusion" in entry.release]
 each = pytest.mark.parametrize("name", list(published.ENTRIES))
 each_of_openai = pytest.mark.parametrize("name", OPENAI)
 
@@ -31,10 +33,10 @@ def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def test_all_files_are_there() -> None:
-    count = dict.fromkeys(("guided-diffusion", "improved-diffusion", "ddpm"), 0)
+    count = dict.fromkeys(("guided-diffusion", "improved-diffusion", "consistency_models", "ddpm"), 0)
     for entry in published.ENTRIES.values():
         count[entry.release] += 1
-    assert count == {"guided-diffusion": 15, "improved-diffusion": 8, "ddpm": 9}
+    assert count == {"guided-diffusion": 15, "improved-diffusion": 8, "consistency_models": 12, "ddpm": 9}
     assert set(OPENAI) == set(CHECKPOINTS) == set(LAYOUTS)
     assert len({entry.file for entry in published.ENTRIES.values()}) == len(published.ENTRIES)
 
@@ -66,7 +68,7 @@ def test_the_network_has_the_layout_of_the_file(name: str) -> None:
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == CHECKPOINTS[name]["layout_sha256"]
 
 
-@pytest.mark.parametrize("name", [n for n in published.ENTRIES if n not in OPENAI])
+@pytest.mark.parametrize("name", [name for name, entry in published.ENTRIES.items() if entry.release == "ddpm"])
 def test_ddpms_files(name: str) -> None:
     """Attention at 16x16, one network for 32 pixels and one for 256; counts of parameters as the papers have them."""
     entry = published.get(name)
@@ -94,18 +96,20 @@ def test_facts_are_of_one_piece(name: str) -> None:
     assert not entry.results or entry.source
     if entry.kind == "classifier":
         assert isinstance(entry.net, ClassifierConfig)
-        guided = [e for e in published.ENTRIES.values() if e.sampling and e.sampling.classifier == name]
+        guided = [e for e in published.ENTRIES.values() if e.sampling and name in e.sampling.guidance.classifier]
         assert guided
         assert {(e.process.schedule, e.process.steps, e.image_size) for e in guided} == {
             (entry.process.schedule, entry.process.steps, entry.image_size)
         }
         return
     assert entry.sampling is not None
-    assert entry.process.chain().respaced(entry.sampling.steps).steps == int(entry.sampling.steps)
-    assert (entry.sampling.guidance > 0) == (entry.sampling.classifier is not None)
-    assert (entry.sampling.base is not None) == (entry.kind == "upsampler")
-    if entry.sampling.base is not None:
-        base = published.get(entry.sampling.base)
+    for config in (entry.sampling, *entry.also):
+        resolved = SamplerConfig().resolved(entry.process, config)
+        assert grid(entry.process.chain(), resolved.steps, resolved.grid).steps == int(config.steps or 0)
+    assert (entry.sampling.guidance.strength > 0) == bool(entry.sampling.guidance.classifier)
+    assert (entry.base is not None) == (entry.kind == "upsampler")
+    if entry.base is not None:
+        base = published.get(entry.base)
         assert (base.image_size, base.num_classes, base.release) == (entry.low_size, entry.num_classes, entry.release)
         assert entry in published.upsamplers_of(base.name)
 
@@ -137,9 +141,10 @@ def test_recipes_say_what_the_registry_says(name: str) -> None:
         ours, theirs = ({k: v for k, v in asdict(net).items() if k not in ignored} for net in (recipe.net, entry.net))
         assert (ours, recipe.process, recipe.low_size) == (theirs, entry.process, entry.low_size)
         assert entry.sampling is not None
-        assert (recipe.advice.steps, recipe.advice.guidance) == (entry.sampling.steps, entry.sampling.guidance)
-        guide = recipe.advice.classifier and recipes.get(recipe.advice.classifier).published["file"]
-        assert guide == (entry.sampling.classifier and f"{entry.sampling.classifier}.pt")
+        assert replace(recipe.advice, guidance=GuidanceConfig()) == replace(entry.sampling, guidance=GuidanceConfig())
+        assert recipe.advice.guidance.scale == entry.sampling.guidance.scale
+        guides = [recipes.get(name).published["file"] for name in recipe.advice.guidance.classifier]
+        assert guides == [f"{name}.pt" for name in entry.sampling.guidance.classifier]
     for result in entry.results:
         assert any(result.how in key and f"{result.fid:.2f}" in text for key, text in recipe.published.items())
 

@@ -12,13 +12,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from undiffuse.nets.forward import inference_forward
 
 from support.foreign_files import layout_of
 from support.golden_files import draw_weights
 from support.unet2d_cases import BASE, CASES, FROZEN
 from undiffuse.adapters import diffusers_unet
 from undiffuse.nets import UNet2D, UNet2DConfig, config_from_dict
+from undiffuse.nets.runner import prepare_for_inference
 
 DATA = Path(__file__).parents[1] / "data" / "unet2d.safetensors"
 CLOSE = 1e-5  # of the largest value, in float32
@@ -51,7 +51,7 @@ def test_outputs_are_those_that_diffusers_gave(name: str) -> None:
     expected = load_file(DATA)[name]
     with torch.no_grad():
         assert difference(network(config)(**inputs(config)), expected) < CLOSE
-        ready = inference_forward(network(config), "fp32", torch.device("cpu"))
+        ready = prepare_for_inference(network(config), "fp32", torch.device("cpu"))
         assert difference(ready(**inputs(config)), expected) < CLOSE
 
 

@@ -73,7 +73,7 @@ def test_impossible_betas_are_refused(betas: tuple[float, ...]) -> None:
 def test_levels_outside_the_chain_are_refused() -> None:
     chain = DiscreteSchedule([0.1, 0.2])
     for k in (-1, 2):
-        with pytest.raises(ValueError, match="not in a chain of 2 steps"):
+        with pytest.raises(ValueError, match="this chain has the steps 0 to 1"):
             chain.level(k)
 
 

@@ -141,9 +141,9 @@ def test_a_chain_that_ends_in_pure_noise() -> None:
         ("10", "karras:p=7", "no option 'p'"),
         ("10", "logsnr:rho=7", "no option 'rho'"),
         ("10", "logsnr:from=x", "not a number"),
-        ("10", "logsnr:from=4,to=-4", "from a lower to a higher"),
-        ("10", "logsnr:to=inf", "from a lower to a higher"),
-        ("10", "chain:5", "takes no options"),
+        ("10", "logsnr:from=4,to=-4", "start at a lower log-SNR than it ends"),
+        ("10", "logsnr:to=inf", "start at a lower log-SNR than it ends"),
+        ("10", "chain:5", "unknown spacing '5'"),
         ("3", "at:1,2", "2 levels"),
         ("2", "at:1,b", "cannot read log-SNRs"),
         ("2", "at:1,1", "go from noisy to clean"),
@@ -158,14 +158,14 @@ def test_what_cannot_be_a_grid_is_explained(steps: str, spec: str, message: str)
 
 def test_levels_that_cannot_be_a_grid_are_explained() -> None:
     for alpha, sigma, message in (
-        ([0.5], [0.5], "at least 2 levels"),
+        ([0.5], [0.5], "the same length, at least 2"),
         ([0.9, 0.1], [0.1, 0.9], "from noisy to clean"),
         ([math.nan, 1], [1, 0], "finite numbers"),
         ([-0.1, 1], [1, 0], "finite numbers"),
     ):
         with pytest.raises(ValueError, match=message), np.errstate(invalid="ignore"):
             Grid(alpha, sigma)
-    with pytest.raises(ValueError, match="is not in a grid"):
+    with pytest.raises(ValueError, match="is out of range: this grid has the steps"):
         grid(LINEAR, 5, "logsnr").level(5)
 
 

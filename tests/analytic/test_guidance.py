@@ -197,7 +197,7 @@ def test_classifier_weights_get_no_gradients() -> None:
 def test_misuse_is_explained() -> None:
     with pytest.raises(ValueError, match="x_t, mean"):
         guided(HALVES, 1.0, at="x_0")
-    with pytest.raises(ValueError, match="give cond"):
+    with pytest.raises(ValueError, match="pass cond"):
         guided(HALVES, 1.0)(torch.zeros(1, 1, 1, 1), FULL.level(3))
-    with pytest.raises(ValueError, match="ancestral sampling only"):
+    with pytest.raises(ValueError, match="requires ancestral sampling"):
         moments(guided(HALVES, 1.0, at="mean"), DDIM(), 5, count=2)

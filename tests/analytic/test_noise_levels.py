@@ -141,7 +141,7 @@ def test_transition_ends() -> None:
     assert t.log_posterior_variance[0] == t.log_posterior_variance[1] == math.log(chain.posterior_variance[1])
     assert (t.coef_x0[0], t.coef_xt[0]) == (pytest.approx(1), 0)
     for outside in (-1, 1000):
-        with pytest.raises(ValueError, match=r"0\.\.999"):
+        with pytest.raises(ValueError, match="0 to 999"):
             chain.transition(outside)
 
 

@@ -214,7 +214,7 @@ def test_misuse_of_the_loop_is_explained() -> None:
     noise, cond = NoiseSource(0, [0, 1]), {"y": torch.tensor([0, 1])}
     with pytest.raises(ValueError, match="trained on 100"):
         generate(denoiser, LINEAR.respaced("5"), DDIM(), noise, (2, 8, 8), cond=cond)
-    with pytest.raises(ValueError, match="x_T is"):
+    with pytest.raises(ValueError, match="x_T has shape"):
         generate(denoiser, denoiser.chain, DDIM(), noise, (2, 8, 8), cond=cond, x_T=torch.zeros(3, 2, 8, 8))
     with pytest.raises(ValueError, match="low_res"):
         generate(denoiser, denoiser.chain, DDIM(), noise, (2, 8, 8), cond={**cond, "low_res": torch.zeros(2, 2, 4, 4)})

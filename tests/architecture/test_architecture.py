@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each room may look at, bottom up. A room is the first name after "undiffuse": a file or a folder.
 GROUND = {
+    "arithmetic",
     "noise_levels",
     "noise",
     "ema",
@@ -42,8 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in GROUND},
     "config": {"grid_specs", "solvers", "noise_levels"},
     "kernels": {"downloads"},
-    "nets": {"kernels"},
-    "data": {"pixels", "downloads", "adapters"},  # of these, ImageNet's classes
+    "nets": {"kernels", "arithmetic"},
+    "data": {"pixels", "downloads", "adapters", "noise"},  # of these, ImageNet's classes
     "pictures": {"pixels"},
     "noise_levels": {"schedules"},
     "prediction": {"noise_levels"},
@@ -66,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distillation": MATHEMATICS,
     "adapters": MATHEMATICS | {"config", "nets", "checkpoints", "downloads"},
     "models": CORE | {"adapters", "checkpoints", "config", "nets"},
-    "metrics": {"pixels", "downloads", "models"},
+    "metrics": {"arithmetic", "pixels", "downloads", "models"},
     "evaluation": MATHEMATICS
     | {"data", "distributed", "downloads", "metrics", "models", "pictures"}
     | {"config", "grid_specs", "solvers", "frontiers", "pipelines", "tuning"},

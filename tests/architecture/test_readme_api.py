@@ -27,12 +27,12 @@ def blocks(page: Path) -> list[str]:
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working folder with the reader's pictures in my_photos."""
+    """A working folder with the reader's pictures in my_photos, grey as the shipped extractor wants them."""
     monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(0)
     (tmp_path / "my_photos").mkdir()
     for k in range(40):
-        Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "my_photos" / f"{k}.png")
+        Image.fromarray(draw.integers(0, 256, (32, 32), np.uint8)).save(tmp_path / "my_photos" / f"{k}.png")
     with one_thread():
         yield tmp_path
     SOLVERS.pop("my-euler", None)

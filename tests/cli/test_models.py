@@ -48,12 +48,14 @@ def test_the_list_has_every_model_with_size_and_result(capsys: pytest.CaptureFix
     text = told(capsys)
     lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
     assert set(lines) == {*SHIPPED, *published.ENTRIES}
-    assert len(published.ENTRIES) == 32
+    assert len(published.ENTRIES) == 44
     for name, expected in {
         "256x256_diffusion": "diffusion 256 ImageNet, 1000 classes 2.2 GB FID 4.59 guided",
         "64_256_upsampler": "upsampler 64->256 ImageNet, 1000 classes 1.2 GB FID 3.94",
         "64x64_classifier": "classifier 64 ImageNet 262 MB",
         "cifar10_uncond_50M_500K": "diffusion 32 CIFAR-10 210 MB FID 3.19",
+        "cd_imagenet64_lpips": "consistency 64 ImageNet, 1000 classes 1.2 GB FID 4.70",
+        "edm_cat256_ema": "diffusion 256 LSUN cats 2.1 GB FID 6.69",
         "ddpm_ema_lsun_church": "diffusion 256 LSUN churches 455 MB FID 7.89",
         "fashion-mnist-32": "diffusion 32 Fashion-MNIST, 10 classes here",
     }.items():
@@ -99,7 +101,7 @@ def test_its_command_lines_can_be_typed(name: str) -> None:
         if args.command == "sample":
             model = published.get(args.model)
             assert (args.low_res is not None) == (model.kind == "upsampler")
-            guidance = model.sampling.guidance  # type: ignore[union-attr]
+            guidance = model.sampling.guidance.strength  # type: ignore[union-attr]
             assert args.guidance == ([guidance] if guidance else None)
             for text in args.classes or []:
                 imagenet_classes.index_of(text)
@@ -124,7 +126,8 @@ def test_json_of_all_and_of_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert one == everything["512x512_diffusion"]
     assert (one["image_size"], one["classes"], one["here"]) == (512, 1000, False)
     assert one["net"]["channel_mult"] == [0.5, 1, 1, 2, 2, 4, 4]
-    assert one["sampling"]["classifier"] == "512x512_classifier"
+    guided = {"classifier": ["512x512_classifier"], "guidance": [4.0]}
+    assert one["sampling"] == {"solver": "ddpm", "steps": "250", **guided}
     assert one["results"][0]["fid"] == 7.72
     assert everything["fashion-mnist-32"]["kind"] == "diffusion"
 

@@ -77,7 +77,7 @@ def test_the_whole_takes_less_than_two_minutes(tmp_path: Path) -> None:
 def test_missing_weights_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(models.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(models.files.resources, "files", lambda package: tmp_path)
     assert call("quickstart", "--out", tmp_path / "out") == 2
     assert "the shipped model fashion-mnist-32 is missing from this installation" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

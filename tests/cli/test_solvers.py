@@ -102,7 +102,7 @@ def test_defaults_by_method() -> None:
         (("--solver", "unipc", "--grid", "kerras"), "unknown grid"),
         (("--solver", "unipc", "--grid", ""), "argument --grid: '': expected text"),
         (("--solver", "unipc", "--eta", "0.5"), "--eta is the noise of ddim; unipc has"),
-        (("--solver", "ddpm", "--steps", "25", "--grid", "uniform"), "cannot have more steps than the 20"),
+        (("--solver", "ddpm", "--steps", "25", "--grid", "uniform"), "at most the 20 trained steps"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

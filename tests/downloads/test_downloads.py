@@ -113,6 +113,25 @@ def test_server_that_sends_too_much_is_cut_off(server: Server, tmp_path: Path) -
         get(server, tmp_path / "g", size=1000)
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("endless", "more than the expected 5000000 bytes"),
+        ("drip", r"bytes in 1 seconds \(3 attempts\)"),
+        ("one byte", r"\(3 attempts\)"),
+        ("another length", "first said that the file has"),
+    ],
+)
+def test_servers_without_an_end_are_given_up(
+    server: Server, tmp_path: Path, fault: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDIFFUSE_MAX_DOWNLOAD", "5000000")
+    server.always = fault
+    with pytest.raises(DownloadError, match=said):
+        fetch(server.url, tmp_path / "f", sha256="0" * 64, retries=2, wait=0, timeout=1)
+    assert len(server.ranges) < 10
+
+
 def test_wrong_file_in_place_is_replaced(server: Server, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"old")
     assert get(server, tmp_path / "f").read_bytes() == CONTENT

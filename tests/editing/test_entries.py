@@ -156,6 +156,26 @@ def test_masks_are_found_by_name(model: SamplerConfig, tmp_path: Path) -> None:
         inpaint(folder, tmp_path / "masks", **words)
 
 
+@pytest.mark.parametrize("mode", ["L", "I;16", "F", "RGB", "1", "bits16"])
+def test_masks_of_zero_and_one(model: SamplerConfig, images: Path, tmp_path: Path, mode: str) -> None:
+    """Segmentation masks are 0 and 1 in any type of pixels; 1 is filled, with one remark."""
+    hole = np.zeros((8, 8), bool)
+    hole[2:6, :4] = True
+    said: list[str] = []
+    white = {"1": True, "bits16": 65535}.get(mode, 1)
+    dtype = {"I;16": np.uint16, "bits16": np.uint16, "F": np.float32, "1": bool}.get(mode, np.uint8)
+    picture = Image.fromarray((hole * white).astype(dtype))
+    file = tmp_path / f"m.{'tif' if mode == 'F' else 'png'}"
+    (picture.convert("RGB") if mode == "RGB" else picture).save(file)
+    words: dict[str, Any] = {"model": model, "resamples": 1, "report": said.append, **FAST}
+    made = inpaint(images, file, **words).images
+    plain = write_mask(tmp_path / "white.png", (8, 8), (0, 2, 4, 6))
+    assert np.array_equal(made, inpaint(images, plain, **words).images)
+    remarks = [line for line in said if "brightest value of 1" in line]
+    assert len(remarks) == (mode not in ("1", "bits16"))
+    assert all("m." in line and "1 is filled" in line for line in remarks)
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
@@ -164,7 +184,11 @@ def test_masks_are_found_by_name(model: SamplerConfig, tmp_path: Path) -> None:
         ("small.png", r"is 5x4 \(width x height\), the images are 8x8, the model's 8x8"),
         ("black.png", "every pixel is known"),
         ("white.png", "nothing of the image is known"),
-        ("zero_one.png", "a brightest value of 1, but the part to fill must be white"),
+        ("zero_one.jpg", "a brightest value of 1, but the part to fill must be white"),
+        (
+            "labels.png",
+            "a brightest value of 2, but the part to fill must be white .255., or 1 where all else is 0: mul",
+        ),
     ],
 )
 def test_masks_that_cannot_be_used(mask: str, message: str, model: SamplerConfig, images: Path, tmp_path: Path) -> None:
@@ -172,7 +196,8 @@ def test_masks_that_cannot_be_used(mask: str, message: str, model: SamplerConfig
     write_mask(tmp_path / "small.png", (5, 4))
     write_mask(tmp_path / "black.png", white=(0, 0, 0, 0))
     write_mask(tmp_path / "white.png", white=(0, 0, 8, 8))
-    Image.fromarray((pixels(write_mask(tmp_path / "m.png")) // 255).astype(np.uint8)).save(tmp_path / "zero_one.png")
+    Image.new("L", (8, 8), 1).save(tmp_path / "zero_one.jpg", quality=100)  # black, as far as a lossy file can tell
+    Image.fromarray((pixels(write_mask(tmp_path / "m.png")) // 127).astype(np.uint8)).save(tmp_path / "labels.png")
     with pytest.raises((ConfigError, FileNotFoundError), match=message) as error:
         inpaint(images, tmp_path / mask, model=model, out=tmp_path / "out", **FAST)
     assert "cannot be read" not in str(error.value) or mask == "text.png"
@@ -331,7 +356,7 @@ def test_names_of_results(tmp_path: Path) -> None:
         (inpaint, {"hole": HOLE, "zeta": 1.0}, "zeta"),
         (inpaint, {"hole": HOLE, "method": "magic"}, "method"),
         (inpaint, {"hole": HOLE, "variants": 0}, "variants"),
-        (inpaint, {"hole": HOLE, "format": "tiff"}, "format"),
+        (inpaint, {"hole": HOLE, "format": "jpeg"}, "format"),
         (inpaint, {"mask": np.zeros((3, 3), bool)}, "mask"),
         (restore, {}, "upscale"),
         (restore, {"upscale": 3}, "upscale"),

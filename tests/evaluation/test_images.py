@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from support.evaluation_sets import images, save_folder, save_npz
+from support.evaluation_sets import Toy, images, save_folder, save_npz
 from undiffuse.data import BrokenImageError
-from undiffuse.evaluation import MadeImages, open_images
+from undiffuse.evaluation import MadeImages, evaluate, open_images
+from undiffuse.evaluation.arrays import ArrayImages
 from undiffuse.metrics import MetricError
+from undiffuse.pictures import preview
 from undiffuse.pictures.writer import SampleWriter
 
 
@@ -82,9 +84,12 @@ def test_counts_are_evenly_spaced_or_the_first(tmp_path: Path) -> None:
     ("arrays", "message"),
     [
         ({"arr_0": np.zeros((4, 8, 8, 3), np.float32)}, "float32"),
-        ({"arr_0": np.zeros((4, 3, 8, 8), np.uint8)}, r"\[N, C, H, W\]"),
-        ({"arr_0": np.zeros((4, 8, 8, 3), np.int64)}, "int64"),
-        ({"images": np.zeros((4, 8, 8, 3), np.uint8)}, "arr_0"),
+        ({"arr_0": np.full((4, 8, 8, 3), 0.5, np.float32)}, r"value_range is missing: .* float32 .*0\.5\.\.0\.5"),
+        ({"arr_0": np.full((4, 8, 8, 3), 200.0, np.float64)}, "value_range is missing: .* float64"),
+        ({"arr_0": np.zeros((4, 8, 8, 3), np.int64)}, "value_range is missing: .* int64"),
+        ({"arr_0": np.full((4, 8, 8, 3), 99, np.int64)}, "value_range is missing: .* int64 .*99"),
+        ({"arr_0": np.full((4, 8, 8, 3), 4000, np.uint16)}, "value_range is missing: .*4000"),
+        ({"nothing": np.zeros(4, np.uint8)}, "nothing"),
         ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, "no images"),
     ],
 )  # fmt: skip
@@ -92,6 +97,65 @@ def test_arrays_that_are_no_images_are_refused(tmp_path: Path, arrays: dict[str,
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         open_images(tmp_path / "bad.npz")
+
+
+def test_declared_values_become_levels_and_are_clipped(tmp_path: Path) -> None:
+    values = np.linspace(-1100, 2100, 4 * 8 * 8 * 3).reshape(4, 8, 8, 3)
+    np.savez(tmp_path / "v.npz", arr_0=values.astype(np.float32))
+    found = open_images(tmp_path / "v.npz", value_range=(-1000, 2000))
+    expected = np.clip((values + 1000) * 255 / 3000, 0, 255)
+    assert found.batch(0, 4).dtype == torch.uint8
+    assert np.abs(found.batch(0, 4).numpy() - expected).max() <= 0.51
+    assert found.about["value_range"] == [-1000.0, 2000.0]
+    array = ArrayImages(values, value_range=(-1000.0, 2000.0))
+    assert np.abs(array.batch(1, 4).numpy() - expected[1:]).max() <= 0.51
+    with pytest.raises(MetricError, match="value_range"):
+        ArrayImages(values)
+
+
+def test_arrays_of_channels_first_and_under_other_names_are_the_same_images(tmp_path: Path) -> None:
+    pictures = images(4)
+    np.savez(tmp_path / "p.npz", images=np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+    assert np.array_equal(open_images(tmp_path / "p.npz").batch(0, 4).numpy(), pictures)
+
+
+def test_files_of_16_bits_are_warned_of_and_files_of_floats_need_a_range(tmp_path: Path) -> None:
+    for kind, dtype in (("deep", np.uint16), ("float", np.float32)):
+        (tmp_path / kind).mkdir()
+        for i in range(3):
+            ending = "png" if kind == "deep" else "tif"
+            Image.fromarray(np.full((8, 8), 4000 + i, dtype)).save(tmp_path / kind / f"{i}.{ending}")
+    assert any("brightest is 16 of 255" in text for text in open_images(tmp_path / "deep").warnings)
+    declared = open_images(tmp_path / "deep", value_range=(0, 4095))
+    assert declared.warnings == []
+    assert declared.batch(0, 1).max() == round(4000 * 255 / 4095)
+    with pytest.raises(ValueError, match=r"float32.*value_range=\(low, high\)"):
+        open_images(tmp_path / "float")
+    assert open_images(tmp_path / "float", value_range=(0, 4095)).batch(0, 1).max() == round(4000 * 255 / 4095)
+
+
+@pytest.mark.parametrize("form", ["png", "png16", "tiff", "npy"])
+def test_samples_in_units_are_evaluated_in_them(tmp_path: Path, form: str) -> None:
+    """Samples of every format, the real data and the model's own samples become the same levels."""
+    values = np.random.default_rng(0).uniform(-1000, 2000, (6, 8, 8, 3)).astype(np.float32)
+    levels = preview(values, (-1000, 2000))
+    writer = SampleWriter(tmp_path / "s", form, run={"seed": 0}, value_range=(-1000, 2000))  # type: ignore[arg-type]
+    writer.write(range(6), levels if form == "png" else values)
+    writer.finish(6)
+    assert np.abs(open_images(tmp_path / "s").batch(0, 6).numpy().astype(int) - levels).max() <= (form == "png16")
+    np.savez(tmp_path / "real.npz", images=values)
+    report = evaluate(tmp_path / "s", tmp_path / "real.npz", Toy(), ["fd"], device="cpu", cache=False, progress=False)
+    distance = report.get("FD-toy")
+    assert distance is not None
+    assert abs(distance.value) < 1e-2
+
+
+def test_samples_of_many_channels_are_refused(tmp_path: Path) -> None:
+    writer = SampleWriter(tmp_path / "s", "tiff", run={"seed": 0})
+    writer.write(range(2), np.zeros((2, 8, 8, 5), np.float32))
+    writer.finish(2)
+    with pytest.raises(MetricError, match="5 channels"):
+        open_images(tmp_path / "s")
 
 
 def test_pickled_and_truncated_arrays_are_refused(tmp_path: Path) -> None:

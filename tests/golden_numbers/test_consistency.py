@@ -88,7 +88,7 @@ def test_golden_consistency_networks_and_denoisers(path: Path) -> None:
     objective = ChainDenoiser(net, process(meta, "edm"), "none")
     for theirs, ours in WEIGHTINGS.items():
         terms = Objective(objective, ObjectiveConfig(weighting=ours))
-        position = objective.levels.position(ve(sigma))
+        position = objective.preconditioning.position(ve(sigma))
         golden.compare(f"edm.loss.{theirs}", terms(x0, position, noise[0], cond)["loss"], NETWORKS)
     assert not golden.failures, golden.failures
 
@@ -160,7 +160,7 @@ def test_unknown_distances_are_refused() -> None:
 @for_each("consistency")
 def test_every_tensor_of_the_golden_file_is_known(path: Path) -> None:
     """What a new file holds beyond these names would go unchecked."""
-    samplers = ("heun", "heun_churn", "euler", "dpm", "ddpm")
+    samplers = ("heun", "heun_churn", "euler", "dpm", "ancestral")
     known = {"x_T", "x_start", "x_t", "noise", "sigmas", "y", "indices", "karras_sigmas", "network_output"}
     known |= {f"edm.{name}{suffix}" for name in samplers for suffix in ("", "_noclip")}
     known |= {f"consistency.{name}{suffix}" for name in ("onestep", "multistep") for suffix in ("", "_noclip")}

@@ -227,11 +227,11 @@ def test_a_real_network_with_a_null_class() -> None:
 
 def test_misuse_is_explained() -> None:
     inner, level, cond = conditional(), FULL.level(3), {"y": Y}
-    with pytest.raises(ValueError, match="give y"):
+    with pytest.raises(ValueError, match="pass cond={'y'"):
         ClassifierFree(inner, 2.0, NULL)(X, level)
     with pytest.raises(ValueError, match="no conditions"):
         ClassifierFree(OracleDenoiser(MIXTURE, FULL), 2.0, NULL)
-    with pytest.raises(ValueError, match="must name some"):
+    with pytest.raises(ValueError, match="null must name conditions"):
         ClassifierFree(inner, 2.0, {})
     with pytest.raises(ValueError, match="from 0"):
         ClassifierFree(inner, 2.0, NULL, rescale=1.5)
@@ -239,7 +239,7 @@ def test_misuse_is_explained() -> None:
         Autoguidance(inner, inner, float("nan"))
     classifier = LevelClassifier(lambda x, t: x.flatten(1)[:, :3], ProcessConfig())
     wrong = ClassifierFree(ClassifierGuidance(inner, classifier, 1.0), 2.0, NULL)
-    with pytest.raises(ValueError, match=r"belongs outside: ClassifierGuidance\(ClassifierFree"):
+    with pytest.raises(ValueError, match=r"nest it outside: ClassifierGuidance\(ClassifierFree"):
         wrong(X, level, cond).guided_score()
 
 

@@ -182,7 +182,7 @@ def test_graphs_are_traced_through_the_plain_operations() -> None:
 
 def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     with kernels.using("pure"):
-        assert kernels.status() == kernels.Status("pure", "as chosen")
+        assert kernels.status() == kernels.Status("pure", "selected")
         assert choice.library() is None
     with kernels.using("off"):
         assert choice.library() is None
@@ -206,7 +206,7 @@ def test_without_a_compiler_everything_works(monkeypatch: pytest.MonkeyPatch, tm
     unbuilt(monkeypatch)
     assert kernels.status().active == "pure"
     if building.sys.platform == "linux":
-        assert "there is no C compiler (no-such-compiler) here" in kernels.status().reason
+        assert "no C compiler (no-such-compiler) was found" in kernels.status().reason
     norm_act(**drawn((1, 32, 2, 2, 32)))
     monkeypatch.setattr(choice, "_chosen", None)
     monkeypatch.setattr(choice, "_active", choice._UNSET)
@@ -243,7 +243,7 @@ def test_built_once_and_not_loaded_if_others_could_have_written_it(
     assert kernels.status() == status and file.stat().st_mtime_ns == before
     file.chmod(file.stat().st_mode | stat.S_IWOTH)
     unbuilt(monkeypatch)
-    assert "can be written by others: delete it" in kernels.status().reason
+    assert "is writable by others: delete it" in kernels.status().reason
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="page faults are counted by Linux")

@@ -159,7 +159,7 @@ def test_foreign_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no file"):
         checkpoints.read_manifest(path)
     save_file({"w": torch.zeros(2)}, path)
-    with pytest.raises(CheckpointError, match="not a checkpoint of undiffuse"):
+    with pytest.raises(CheckpointError, match="not an undiffuse checkpoint"):
         checkpoints.read_manifest(path)
     save_file({"net.w": torch.zeros(2)}, path, metadata={"undiffuse": json.dumps({"format": 2})})
     with pytest.raises(CheckpointError, match="format 2; this version reads format 1"):

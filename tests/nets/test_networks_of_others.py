@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_diffusers_folders import pipeline
-from undiffuse.nets.forward import inference_forward
 
 from support.cli_runs import call, write_images
 from support.export_models import model
 from support.unet2d_cases import BASE
+from tests.adapters.test_diffusers_folders import pipeline
 from undiffuse.adapters import diffusers_unet, export_openai
 from undiffuse.adapters.export_graph import export_torch
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import load_diffusion
 from undiffuse.nets import EDMUNetConfig, RMSUNetConfig
 from undiffuse.nets.memory import activation_bytes
+from undiffuse.nets.runner import prepare_for_inference
 
 CONFIGS: dict[str, Any] = {
     "unet2d": diffusers_unet.network_config(BASE),
@@ -42,10 +41,10 @@ def test_a_network_is_made_ready_and_exported(name: str, tmp_path: Path, monkeyp
     with torch.no_grad():
         expected = given.net(x, t)
         for precision, close in (("fp32", 1e-5), ("bf16", 0.05)):
-            ready = inference_forward(copy.deepcopy(given.net), precision, cpu)
+            ready = prepare_for_inference(given.net, precision, cpu)
             assert (ready(x, t) - expected).abs().max() < close * expected.abs().max()
     leaf = x.clone().requires_grad_()
-    inference_forward(copy.deepcopy(given.net), "fp32", cpu, gradient=True)(leaf, t).sum().backward()
+    prepare_for_inference(given.net, "fp32", cpu, gradient=True)(leaf, t).sum().backward()
     assert leaf.grad is not None and bool(torch.isfinite(leaf.grad).all())
     assert activation_bytes(CONFIGS[name]) > 2 * x[0].numel()
     assert "guided diffusion" in export_openai.obstacles(given)[0]

@@ -151,10 +151,12 @@ def test_a_network_that_says_nothing_is_trained_and_loaded_into_another(tmp_path
     with pytest.raises(checkpoints.CheckpointError) as caught:
         load_model(checkpoint)
     message = str(caught.value)
-    assert "unknown architecture 'test_networks_own.Plain'" in message
-    assert "register_network('test_networks_own.Plain', its_config_class)" in message
+    assert "unknown architecture 'tests.nets.test_networks_own.Plain'" in message
+    assert "register_network('tests.nets.test_networks_own.Plain', its_config_class)" in message
     assert "load_model(..., net=net)" in message
-    assert "'test_networks_own.Plain', which is not registered" in " ".join(describe_model(checkpoint, "run").split())
+    assert "'tests.nets.test_networks_own.Plain', which is not registered" in " ".join(
+        describe_model(checkpoint, "run").split()
+    )
     model = load_diffusion(checkpoint, net=Plain(), weights="net")
     assert torch.equal(model.net.layer.weight, net.layer.weight)
     assert (model.image_shape, model.num_classes) == ((1, 8, 8), 3)
@@ -180,7 +182,7 @@ def test_a_classifier_of_ones_own_is_trained_and_guides(tmp_path: Path) -> None:
         in_channels: int = 1
         num_classes: int = 3
 
-        def build_solver(self) -> nn.Module:
+        def build(self) -> nn.Module:
             return Judge(self)
 
     class Judge(nn.Module):
@@ -253,7 +255,7 @@ def test_export_writes_what_it_can_and_says_why_else(dit: Any, tmp_path: Path) -
     model.net.eval().requires_grad_(False)
     assert export_torch(model, tmp_path / "dit.pt2").difference < 1e-4
     for export, name in ((export_openai, "dit.pt"), (export_diffusers, "dit")):
-        with pytest.raises(ValueError, match="a DiT, is not one of this library's U-Nets; export it as a graph"):
+        with pytest.raises(ValueError, match="its network is a DiT, which computes in another way"):
             export(model, tmp_path / name)
 
     class Undecided(nn.Module):
@@ -304,7 +306,7 @@ def test_mistakes_in_registering_are_noticed() -> None:
         registry.register_network("ddpm", Plain)
     registry.register_network("plain", Plain)
     registry.register_network("plain", Plain)  # a cell of a notebook, run again
-    with pytest.raises(ValueError, match="already registered, for test_networks_own.Plain"):
+    with pytest.raises(ValueError, match="already registered, for tests.nets.test_networks_own.Plain"):
         registry.register_network("plain", UNetConfig)
     with pytest.raises(ValueError, match="must have a config"):
         DiffusionTask(Plain(), PROCESS, ObjectiveConfig(loss="simple"), image_shape=(1, 8, 8))

@@ -97,11 +97,11 @@ def test_finished_pictures_and_generators_are_frames_too(tmp_path: Path) -> None
 def test_bad_input_is_explained_and_leaves_nothing_behind(tmp_path: Path) -> None:
     frames = path_of(2, 1)
     for arguments, message in [
-        ({"path": "a.mp4", "frames": frames}, "end it in .gif"),
+        ({"path": "a.mp4", "frames": frames}, "must end in .gif"),
         ({"path": "a.gif", "frames": []}, "at least one frame"),
         ({"path": "a.gif", "frames": frames, "frame_ms": 5}, "frame_ms=5"),
-        ({"path": "a.gif", "frames": frames, "loops": -1}, "loops=-1"),
-        ({"path": "a.gif", "frames": [frames[0], frames[0][:, :3]], "columns": 4}, "one size"),
+        ({"path": "a.gif", "frames": frames, "loops": -1}, "got -1"),
+        ({"path": "a.gif", "frames": [frames[0], frames[0][:, :3]], "columns": 4}, "the same size"),
         ({"path": "a.png", "frames": frames, "record": {"a": float("nan")}}, "record entry 'a'"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -178,5 +178,5 @@ def test_text_is_shortened_wrapped_and_made_legible() -> None:
 def test_spaced_holds_both_ends() -> None:
     assert spaced(50, 6) == [0, 10, 20, 29, 39, 49]
     assert spaced(3, 8) == [0, 1, 2] and spaced(10, 1) == [9] and spaced(1, 4) == [0]
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="at least 1"):
         spaced(0, 3)

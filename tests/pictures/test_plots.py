@@ -17,7 +17,7 @@ FRONTIER = Panel(
     lines={f"solver {k}": [(c, (40 + k) / c) for c in CALLS] for k in range(9)},
     errors={f"solver {k}": [0.5, 0.4, 0.3, 9.0] for k in range(9)},
     notes={"solver 0": ["a solver 5", "a solver 10", "a solver 20", "a solver 50"]},
-    density={"a long run (250 calls)": 0.9}, title="model", x_label="calls", y_label="FD", log_x=True, log_y=True,
+    hlines={"a long run (250 calls)": 0.9}, title="model", x_label="calls", y_label="FD", log_x=True, log_y=True,
 )  # fmt: skip
 CURVE = Panel(
     lines={"loss": [(5000 * k, 0.5 * k**-0.3) for k in range(1, 300)], "validation": [(10**6, 0.1)]},
@@ -90,7 +90,7 @@ def test_lines_errors_and_levels_are_drawn() -> None:
     lines = {"a": [(0, 1.0), (1, 2.0), (2, 4.0)]}
     plain = draw_plot(Panel(lines=lines))
     assert inked(plain, plots.COLOURS[0]) > 200
-    assert inked(draw_plot(Panel(lines=lines, density={"real": 3.0})), plots.COLOURS[1]) > 100
+    assert inked(draw_plot(Panel(lines=lines, hlines={"real": 3.0})), plots.COLOURS[1]) > 100
     assert draw_plot(Panel(lines=lines, errors={"a": [0.5, 0.0, 0.5]})).tobytes() != plain.tobytes()
     single = draw_plot(Panel(lines={"a": [(0, 1.0)]}))
     assert inked(single, plots.COLOURS[0]) > 20

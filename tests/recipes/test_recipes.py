@@ -107,9 +107,10 @@ def test_advice_can_be_followed(name: str) -> None:
     advice = recipe.advice
     steps = f"ddim{advice.steps}" if advice.solver == "ddim" else advice.steps
     assert recipe.process.chain().respaced(steps).steps == int(advice.steps)
-    assert not advice.guidance or advice.classifier
-    if advice.classifier:
-        paired = get(advice.classifier)
+    assert not advice.guidance.strength or advice.guidance.classifier
+    if advice.guidance.classifier:
+        (classifier,) = advice.guidance.classifier
+        paired = get(classifier)
         assert paired.kind == "classifier"
         assert (paired.process, paired.net.size) == (recipe.process, recipe.net.size)
         assert isinstance(recipe.net, UNetConfig)
@@ -280,7 +281,7 @@ def test_general_recipe_for_a_folder(size: int, chosen: int, channels: int, clas
     assert (config.in_channels, config.out_channels) == (channels, 2 * channels)
     if classes is not None:
         paired = for_data(size, channels, classes, kind="classifier")
-        assert (paired.name, paired.process) == (recipe.advice.classifier, recipe.process)
+        assert ((paired.name,), paired.process) == (recipe.advice.guidance.classifier, recipe.process)
         assert build(paired.net).config.num_classes == classes
 
 

@@ -35,12 +35,12 @@ def reason(cell: Cell) -> str | None:
     at_mean = cell.guidance == "classifier at the mean" and cell.solver != "ddpm"
     if cell.kind == "previous_mean" and off:
         if at_mean and cell.place == "trained":
-            return "guidance at the mean exists for ancestral sampling only"  # asked before the path is left
-        return "a prediction of the previous mean is defined at the steps of its chain only"
+            return "guidance at the mean requires ancestral sampling"  # asked before the path is left
+        return "a predicted mean is defined only at the trained steps"
     if at_mean:
-        return "guidance at the mean exists for ancestral sampling only"
+        return "guidance at the mean requires ancestral sampling"
     if cell.variance == "learned" and cell.solver == "ddpm" and cell.place == "between":
-        return "a directly learned variance is defined at the steps of its chain only"
+        return "a directly learned variance is defined only at the trained steps"
     return None
 
 

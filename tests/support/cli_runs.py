@@ -18,6 +18,9 @@ from undiffuse.models import ClassifierModel, DiffusionModel, save_model
 from undiffuse.nets import UNetConfig
 from undiffuse.training import seeded
 
+WINDOW = (-1000.0, 2000.0)
+"""Values of black and white of the models of `write_bands`."""
+
 
 def write_model(path: Path, seed: int = 0) -> Path:
     """A conditional diffusion model of 8x8 grey images, three classes, twenty steps."""
@@ -48,6 +51,21 @@ def write_upsampler(path: Path) -> Path:
     process = ProcessConfig(schedule="cosine", steps=20, variance="fixed_small")
     manifest = {"objective": {"loss": "simple", "low_size": [4, 4]}}
     save_model(path, DiffusionModel(net=net, process=process, manifest=manifest))
+    return path
+
+
+def write_bands(path: Path, channels: int, value_range: tuple[float, float] | None = WINDOW) -> Path:
+    """An unconditional model of 8x8 images with any number of channels, trained on values in a range."""
+    with seeded(0):
+        net = UNetConfig(
+            image_size=8, in_channels=channels, out_channels=channels, model_channels=8, channel_mult=(1, 2),
+            num_res_blocks=1, attention_resolutions=(),
+        ).build()  # fmt: skip
+        for parameter in net.parameters():
+            parameter.data += 0.05 * torch.randn(parameter.shape)
+    process = ProcessConfig(schedule="cosine", steps=20, variance="fixed_small")
+    config = {"size": [8, 8], "channels": channels} | ({"value_range": list(value_range)} if value_range else {})
+    save_model(path, DiffusionModel(net=net, process=process, manifest={"data": {"config": config}}))
     return path
 
 

@@ -6,8 +6,9 @@ import base64
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -27,6 +28,7 @@ class Server(ThreadingHTTPServer):
         self.faults: list[str] = []
         self.ranges: list[str | None] = []
         self.md5_header = ""
+        self.always = ""  # the fault of every request without one of its own
 
     @property
     def url(self) -> str:
@@ -42,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
         self.server.ranges.append(asked)
-        fault = self.server.faults.pop(0) if self.server.faults else ""
+        fault = self.server.faults.pop(0) if self.server.faults else self.server.always
         data, start = self.server.content, 0
         if fault.isdigit():
             self.send_error(int(fault))
@@ -62,12 +64,26 @@ class Handler(BaseHTTPRequestHandler):
             shown = start + 1 if fault == "other range" else start
             self.send_header("Content-Range", f"bytes {shown}-{len(data) - 1}/{len(data)}")
         length = {"claims more": len(body) + 1000, "claims less": len(body) - 1000}.get(fault, len(body))
-        if fault != "no length":
+        if fault == "another length":
+            length += len(self.server.ranges)
+        if fault not in ("no length", "endless"):
             self.send_header("Content-Length", str(length))
         if self.server.md5_header:
             self.send_header(self.server.md5_header, base64.b64encode(hashlib.md5(data).digest()).decode())
         self.end_headers()
-        self.wfile.write(body[: len(body) // 3] if fault == "break" else body)
+        if fault == "endless":
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(body)
+        elif fault in ("drip", "one byte"):
+            with suppress(OSError):
+                for k in range(1 if fault == "one byte" else 100):
+                    self.wfile.write(body[k : k + 1])
+                    time.sleep(0.05 if fault == "drip" else 0)
+        elif fault == "another length":
+            self.wfile.write(body[: len(body) // 3])
+        else:
+            self.wfile.write(body[: len(body) // 3] if fault == "break" else body)
         self.close_connection = True
 
 

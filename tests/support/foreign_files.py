@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from support.golden_files import draw_weights
-from undiffuse.adapters.published import Published, Sampling
+from undiffuse.adapters.published import Published
+from undiffuse.config.advice import advice
 
 DIFFUSION = Published(
     name="tiny_diffusion",
@@ -36,7 +37,7 @@ DIFFUSION = Published(
     page="http://127.0.0.1:9/",
     licence="of the tests",
     paper="none",
-    sampling=Sampling(steps="3", guidance=1.0, classifier="tiny_classifier"),
+    sampling=advice("3", guidance=1.0, classifier="tiny_classifier"),
 )
 CLASSIFIER = Published(
     name="tiny_classifier",
@@ -67,6 +68,12 @@ def layout_of(config: Any) -> dict[str, list[int]]:
 def weights_of(entry: Published, seed: int = 5) -> dict[str, torch.Tensor]:
     """Weights for the network of an entry, by the golden recipe."""
     return draw_weights(layout_of(entry.net), seed)
+
+
+def with_planes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same weights as consistency_models writes them: attention's projections are 1x1 convolutions of images."""
+    ends = (".qkv.weight", ".proj_out.weight")
+    return {name: value.unsqueeze(-1) if name.endswith(ends) else value for name, value in weights.items()}
 
 
 def write(path: Path, content: Any, legacy: bool = False) -> Path:

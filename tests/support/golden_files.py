@@ -29,6 +29,7 @@ KINDS = (
     "loss_second_moment",
     "published_checkpoints",
     "published_layouts",
+    "published_consistency_layouts",
     "published_consistency",
     "consistency",
 )

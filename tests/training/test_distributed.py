@@ -144,6 +144,6 @@ def test_alone_everything_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> No
         assert ranks.broadcast_json("é") == "é"
         assert ranks.is_main
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="RANK, MASTER_ADDR, MASTER_PORT is not set; start them with torchrun"):  # noqa: SIM117
+    with pytest.raises(ValueError, match="RANK, MASTER_ADDR, MASTER_PORT is not set; start the processes"):  # noqa: SIM117
         with distributed.session("cpu"):
             pass

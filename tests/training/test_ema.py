@@ -70,7 +70,7 @@ def test_averages_are_float32_and_named_as_in_files() -> None:
     assert all(t.dtype == torch.float32 for t in ema.tensors().values())
 
 
-@pytest.mark.parametrize(("decays", "message"), [((1.0,), "0.9999"), ((-0.1,), "0.9999"), ((0.9, 0.9), "differ")])
+@pytest.mark.parametrize(("decays", "message"), [((1.0,), "0.9999"), ((-0.1,), "0.9999"), ((0.9, 0.9), "distinct")])
 def test_bad_decays(decays: tuple[float, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EMA(nn.Linear(1, 1), decays)

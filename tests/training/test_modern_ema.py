@@ -182,5 +182,5 @@ def test_settings_that_need_each_other() -> None:
         tiny_config(posthoc_every=100)
     with pytest.raises(ValueError, match=r"0\.2887"):
         tiny_config(posthoc_widths=(0.4,), posthoc_every=100)
-    with pytest.raises(ValueError, match="must differ"):
+    with pytest.raises(ValueError, match="must be distinct"):
         PowerEMA(nn.Linear(1, 1), (0.1, 0.10))

@@ -67,8 +67,8 @@ def test_sigmoid_schedule_is_symmetric() -> None:
     ("schedule", "message"),
     [
         ("quadratic", "unknown schedule 'quadratic'"),
-        ("linear+zero", "unknown part 'zero'"),
-        ("linear+zero-terminal:1", "unknown part"),
+        ("linear+zero", "unknown modifier 'zero'"),
+        ("linear+zero-terminal:1", "unknown modifier"),
         ("linear+shift", "cannot read the shift"),
         ("linear+shift:0", "shift:64/256"),
         ("linear+shift:1/0", "shift:64/256"),

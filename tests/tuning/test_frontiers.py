@@ -35,9 +35,9 @@ def test_the_best_point_within_a_budget() -> None:
     higher_is_better = replace(FRONTIER, higher_is_better=True)
     assert higher_is_better.best(20) is POINTS[0]
     for calls, guidance, at, message in (
-        (4, 0.0, "x_t", "as few as 4 calls; the least is 5"),
-        (50, 2.0, "x_t", "not measured at guidance 2"),
-        (50, 1.0, "x0", "not measured at guidance 1"),
+        (4, 0.0, "x_t", "no point has 4 or fewer calls; the smallest number is 5"),
+        (50, 2.0, "x_t", "no points at guidance=2"),
+        (50, 1.0, "x0", "no points at guidance=1"),
     ):
         with pytest.raises(ValueError, match=message):
             FRONTIER.best(calls, guidance, at)
@@ -79,7 +79,7 @@ def test_it_is_kept_by_the_weights_and_found_again(tmp_path: Path, monkeypatch: 
     assert frontiers.keep(newer) == path
     assert frontiers.known("a" * 64) == newer
     path.write_text(json.dumps({**json.loads(path.read_text()), "model": "c" * 64}))
-    with pytest.raises(ValueError, match="of another model: remove it"):
+    with pytest.raises(ValueError, match="of another model: delete it"):
         frontiers.known("a" * 64)
     with pytest.raises(FileExistsError):
         FRONTIER.save(path)
@@ -97,12 +97,12 @@ def test_other_files_are_refused(change: dict[str, Any], tmp_path: Path) -> None
     path = FRONTIER.save(tmp_path / "f.json")
     assert Frontier.load(path) == FRONTIER
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ValueError, match="is no frontier, or it is damaged"):
+    with pytest.raises(ValueError, match="is not a frontier, or it is damaged"):
         Frontier.load(path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{"])
 def test_what_is_no_json_object_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "f.json").write_text(text)
-    with pytest.raises(ValueError, match="is no frontier"):
+    with pytest.raises(ValueError, match="is not a frontier"):
         Frontier.load(tmp_path / "f.json")

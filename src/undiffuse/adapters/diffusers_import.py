@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from undiffuse.adapters import ddpm_weights, diffusers_scheduler, diffusers_unet, returning
 from undiffuse.adapters.diffusers_config import Folder
 from undiffuse.adapters.diffusers_scheduler import Schedule
+from undiffuse.config.advice import to_manifest
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import DDPMConfig
 from undiffuse.nets.unet2d import UNet2DConfig
@@ -84,7 +85,7 @@ def read(folder: Folder, state: Mapping[str, Tensor], flags: Mapping[str, str]) 
     if folder.called != "net":
         facts["weights"] = f"those in {folder.called}"
     facts |= {f"otherwise than diffusers ({i + 1})": note for i, note in enumerate(schedule.notes)}
-    more = {"sampling": {k: v for k, v in asdict(schedule.sampling).items() if k not in ("classifier", "base")}}
+    more = {"sampling": to_manifest(schedule.sampling)}
     if folder.scheduler is None:
         more = {}
     return Imported(config, schedule.process, ours, facts, more, folder.called)

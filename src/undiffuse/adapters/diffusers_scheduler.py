@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from undiffuse.adapters.published_entry import Sampling
+from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ProcessConfig
 
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
@@ -80,7 +80,7 @@ class Schedule:
     """
 
     process: ProcessConfig
-    sampling: Sampling
+    sampling: SamplerConfig
     notes: tuple[str, ...] = ()
 
 
@@ -205,7 +205,7 @@ def _zero_terminal(process: ProcessConfig) -> ProcessConfig:
     return replace(process, betas=tuple(betas.tolist()))
 
 
-def _sampling(settings: Mapping[str, Any], process: ProcessConfig) -> tuple[Sampling, list[str]]:
+def _sampling(settings: Mapping[str, Any], process: ProcessConfig) -> tuple[SamplerConfig, list[str]]:
     """How the scheduler samples in our terms, and what is otherwise."""
     name = str(settings.get("_class_name", "DDPMScheduler"))
     notes: list[str] = []
@@ -233,7 +233,7 @@ def _sampling(settings: Mapping[str, Any], process: ProcessConfig) -> tuple[Samp
             )
         spaced = f"{spacing}+{offset}" if offset else spacing
         count = min(steps, process.steps - offset)
-        return Sampling(solver=solver, steps=str(count), spacing=spaced, clip=clip, eta=eta), notes
+        return SamplerConfig(solver=solver, steps=str(count), grid=f"chain:{spaced}", clip=clip, eta=eta), notes
     grid = {"leading": "leading", "trailing": "trailing", "linspace": "uniform"}[spacing]
     if settings.get("use_karras_sigmas"):
         grid = "karras"
@@ -247,7 +247,7 @@ def _sampling(settings: Mapping[str, Any], process: ProcessConfig) -> tuple[Samp
         notes.append(f"{solver} is the same kind of method as {name}, but not step for step the same")
     if solver != "ddpm" and not process.continuous:
         notes.append(f"levels between trained steps are those of the grid {grid!r}, not rounded to whole steps")
-    return Sampling(solver=solver, steps=None, grid=grid, clip=clip, eta=eta, options=options), notes
+    return SamplerConfig(solver=solver, grid=grid, clip=clip, eta=eta, solver_options=options), notes
 
 
 def _solver(name: str, settings: Mapping[str, Any], notes: list[str]) -> tuple[str, str, float]:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from undiffuse.adapters import programs
+from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets.edm_unet import EDMUNetConfig
 from undiffuse.nets.meta import build_on_meta
@@ -92,6 +93,6 @@ def read(module: Any, state: Mapping[str, Tensor]) -> tuple[EDMUNetConfig, Proce
     return config, process, {key: bare[key].detach().float().contiguous() for key in expected}
 
 
-def advice(config: EDMUNetConfig) -> dict[str, Any]:
+def advice(config: EDMUNetConfig) -> SamplerConfig:
     """How EDM samples: Heun's method on its grid, 18 steps for 32 pixels and 40 for more, no clipping."""
-    return {"solver": "heun", "steps": "18" if config.size[0] <= 32 else "40", "grid": "karras", "clip": "none"}
+    return SamplerConfig(solver="heun", steps="18" if config.size[0] <= 32 else "40", grid="karras", clip="none")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from undiffuse.adapters import ddp_weights, ddpm_weights, openai_args, openai_weights, pickled, programs
 from undiffuse.checkpoints import METADATA_KEY, CheckpointError
+from undiffuse.util.limits import check_header
 
 ALONE = "net"
 """What weights are called that are all there is in a file."""
@@ -56,6 +57,7 @@ class Weights:
 def is_ours(path: Path) -> bool:
     """Whether a file is for `undiffuse.checkpoints`, which also tells what is wrong with a damaged one."""
     try:
+        check_header(path)
         with safetensors.safe_open(str(path), framework="pt") as file:
             return METADATA_KEY in (file.metadata() or {})
     except (safetensors.SafetensorError, OSError, RuntimeError, ValueError):
@@ -137,6 +139,7 @@ def _open(path: Path) -> Any:
         if programs.is_onnx(start, path):
             raise CheckpointError(f"{path} {programs.ONNX_REASON}")
         if start[8:9] == b"{" and path.suffix.lower() not in (".pt", ".pth"):
+            check_header(path)
             with safetensors.safe_open(str(path), framework="pt") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  (not a mapping)
         with warnings.catch_warnings():  # about pickles of unusual kinds; those that matter are errors

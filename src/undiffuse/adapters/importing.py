@@ -4,9 +4,9 @@
     convert(path)                a PyTorch file, other safetensors or a folder of diffusers
     identify(path)               what it is and who says so, without converting it
 
-A converted file is called by the hash of what it was made from and by how that was understood (network and process), so
-nothing in the cache is ever out of date, and processes that want the same wait for each other. What it was made from
-is remembered in its manifest, under "source".
+A converted file is called by the hash of what it was made from and by how that was understood (network, process, and
+published model), so nothing in the cache is ever out of date, and processes that want the same wait for each other.
+What it was made from is remembered in its manifest, under "source".
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ from undiffuse.adapters import (
     openai_flags,
     programs,
     published,
+    published_consistency,
     returning,
 )
 from undiffuse.adapters.interpretation import REASONS, Interpretation, Like, interpret
-from undiffuse.adapters.openai_weights import looks_like, recognise
-from undiffuse.adapters.published_entry import DDPM, Published
+from undiffuse.adapters.openai_weights import as_ours, looks_like, recognise
+from undiffuse.adapters.published_entry import CONSISTENCY, DDPM, Published
 from undiffuse.checkpoints import CheckpointError
+from undiffuse.config import SamplerConfig
+from undiffuse.config.advice import to_manifest
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, DDPMConfig
 
@@ -178,6 +181,7 @@ def _of_folder(folder: diffusers_config.Folder, files: tuple[Path, ...], path: P
 
 def _of_file(path: Path, digest: str, said: Like | None, which: str | None, known: Published | None) -> _Found:
     """What a file holds."""
+    more: dict[str, Any] = {}
     if returning.is_program(path):
         back = returning.of_program(path)
         return _returned(back, path)
@@ -192,8 +196,11 @@ def _of_file(path: Path, digest: str, said: Like | None, which: str | None, know
         blocks = said.flags.get("num_res_blocks") or said.flags.get("classifier_depth") if said else None
         found = recognise(weights.shapes, int(blocks) if blocks and blocks.isdigit() else None)
         meaning = interpret(found, path, digest, said, known, weights.arguments)
-        more = {"objective": {"loss": "cross-entropy", "noise": False}} if meaning.clean_only else {}
-        return meaning, weights.tensors, weights.name, more
+        if meaning.clean_only:
+            more = {"objective": {"loss": "cross-entropy", "noise": False}}
+        elif meaning.entry is None and meaning.process.target == "edm":
+            more = {"sampling": to_manifest(published_consistency.TEACHER)}
+        return meaning, as_ours(weights.tensors), weights.name, more
     if ddp_weights.looks_like(weights.tensors):
         return _of_ddp(weights, said)
     meaning, state = _ddpm(weights.tensors, path, said, known)
@@ -209,7 +216,7 @@ def _of_edm(weights: foreign.Weights, said: Like | None) -> _Found:
     config, process, state = edm_weights.read(module, weights.tensors)
     facts = {"its own arguments": f"EDM's network, {config.design}, images of {config.size[0]} pixels",
              "licence": edm_weights.LICENCE}  # fmt: skip
-    more = {"sampling": edm_weights.advice(config)}
+    more = {"sampling": to_manifest(edm_weights.advice(config))}
     return Interpretation(config, process, facts), state, weights.name, more
 
 
@@ -225,8 +232,8 @@ def _of_ddp(weights: foreign.Weights, said: Like | None) -> _Found:
         "shapes": f"the U-Net of denoising-diffusion-pytorch {version}".rstrip(),
         "its tables": f"{process.levels_text}, predicts {process.target}, variance {process.variance}",
     }
-    advice = {"solver": "ddpm", "steps": str(process.steps), "clip": "static"}
-    return Interpretation(config, process, facts), state, weights.name, {"sampling": advice}
+    advice = SamplerConfig(solver="ddpm", steps=str(process.steps), clip="static")
+    return Interpretation(config, process, facts), state, weights.name, {"sampling": to_manifest(advice)}
 
 
 def _returned(back: returning.Returned, path: Path) -> _Found:
@@ -252,7 +259,8 @@ def convert(
     OSError if the cache cannot be written.
     """
     found = identify(path, like, which, known, digest)
-    target = _target(found.source["sha256"], found.weights, found.meaning.config, found.meaning.process, found.more)
+    meaning = found.meaning
+    target = _target(found.source["sha256"], found.weights, meaning.config, meaning.process, meaning.entry, found.more)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with downloads.alone(target.with_name("converting")):
@@ -280,7 +288,7 @@ def published_checkpoint(name: str) -> Path:
     entry = published.get(name)
     digest = entry.sha256 or downloads.recorded(place_of(entry))
     if digest is not None:
-        target = _target(digest, foreign.ALONE, entry.net, entry.process)
+        target = _target(digest, foreign.ALONE, entry.net, entry.process, entry)
         if _is_sound(target):
             return target
     file = published_file(name)
@@ -317,7 +325,7 @@ def is_here(name: str) -> bool:
     """Whether a published model can be used without a network."""
     entry = published.get(name)
     digest = entry.sha256 or downloads.recorded(place_of(entry))
-    converted = digest is not None and _is_sound(_target(digest, foreign.ALONE, entry.net, entry.process))
+    converted = digest is not None and _is_sound(_target(digest, foreign.ALONE, entry.net, entry.process, entry))
     return converted or place_of(entry).is_file()
 
 
@@ -416,15 +424,19 @@ def _objective(entry: Published) -> dict[str, Any]:
     """What a published model was trained with, in the words of `undiffuse.objectives.ObjectiveConfig`."""
     if entry.release == DDPM:
         return {"loss": "simple"}
+    if entry.release == CONSISTENCY:
+        return {"loss": "simple", "weighting": "edm"}
     loss = openai_flags.loss_name(entry.flags, entry.family)
     kind = "vlb" if loss == "RESCALED_KL" else "hybrid" if entry.process.learns_variance else "simple"
     low = {} if entry.low_size is None else {"low_size": [entry.low_size, entry.low_size]}
     return {"loss": kind, "rescale": loss != "MSE", "decoder": "tanh", **low}
 
 
-def _target(digest: str, weights: str, config: Any, process: Any, more: Any = None) -> Path:
+def _target(
+    digest: str, weights: str, config: Any, process: Any, entry: Published | None = None, more: Any = None
+) -> Path:
     """Where the conversion of the file with this hash is, understood in this way."""
-    about = [FORMAT, digest, weights, asdict(config), asdict(process), *([more] if more else [])]
+    about = [FORMAT, digest, weights, asdict(config), asdict(process), entry and entry.name, *([more] if more else [])]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return downloads.cache_dir("models", "converted", f"{digest[:12]}-{key[:12]}.safetensors")
 

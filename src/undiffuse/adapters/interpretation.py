@@ -20,7 +20,7 @@ from typing import Any
 
 from undiffuse.adapters import openai_args, openai_flags, published
 from undiffuse.adapters.openai_weights import KINDS, Recognised, describe, told_by
-from undiffuse.adapters.published_entry import CLASSIFIER, DDPM, GUIDED, IMPROVED, UPSAMPLER, Published
+from undiffuse.adapters.published_entry import CLASSIFIER, CONSISTENCY, DDPM, GUIDED, IMPROVED, UPSAMPLER, Published
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, UNetConfig
 
@@ -32,11 +32,12 @@ REASONS = {
     "like": "as asked",
 }
 Flags = dict[str, Any]
-RELEASES = (GUIDED, IMPROVED, DDPM)
+RELEASES = (GUIDED, IMPROVED, CONSISTENCY, DDPM)
 _FREE = {"num_classes", "in_channels"}  # what a model trained further may have changed, besides a classifier's classes
 _PROCESS = ("noise_schedule", "diffusion_steps", "rescale_timesteps")
 _OF_CLASSIFIERS = {*_PROCESS, "image_size", "noised"}
-_TELLING = {"image_size", "noise_schedule", "diffusion_steps"}  # a whole dump of a training's arguments holds these
+# A whole dump of a training's arguments holds one of these sets of flags.
+_TELLING = ({"image_size", "noise_schedule", "diffusion_steps"}, {"image_size", "training_mode"})
 _SAME_AS = {  # our fields by the flags that say them
     "num_channels": "model_channels",
     "classifier_width": "model_channels",
@@ -75,8 +76,9 @@ class Like:
             guided = any(name.startswith("classifier_") for name in wanted)  # which guided diffusion alone has
             release = self.release or (GUIDED if guided and self.entry is None else None)
             return replace(self, release=release, flags={**wanted, **self.flags}, stored={})
-        wanted = {**self.stored, **self.flags}
-        return replace(self, flags={n: v for n, v in wanted.items() if not n.startswith("classifier_")}, stored={})
+        wanted = {n: v for n, v in {**self.stored, **self.flags}.items() if not n.startswith("classifier_")}
+        alone = self.release is None and "training_mode" in wanted  # a flag that one release has
+        return replace(self, release=CONSISTENCY if alone else self.release, flags=wanted, stored={})
 
     @classmethod
     def parse(cls, text: str) -> Like:
@@ -152,7 +154,7 @@ def interpret(
     elif not like.flags and like.release is None:
         told, by = _known(found, path, sha256)
         beside = Like(stored=arguments or {}).of_kind(found.kind)
-        if by != "hash" and (set(beside.flags) >= _TELLING or not told):
+        if by != "hash" and (any(set(beside.flags) >= telling for telling in _TELLING) or not told):
             like, told, by = beside, [], ""
     if not told:
         _check_complete(found, like, path)
@@ -221,11 +223,17 @@ def _check_complete(found: Recognised, like: Like, path: Path) -> None:
     """ValueError unless the flags say all that the shapes do not."""
     given = like.flags
     missing = []
+    same = candidates(found)
+    alike = found.planar or (bool(same) and all(entry.release == CONSISTENCY for entry in same))
+    karras = like.release == CONSISTENCY or (like.release is None and alike and "noise_schedule" not in given)
     if not {"image_size", "large_size"} & set(given) and "image_size" not in found.told:
         missing.append("image_size (pixels)")
-    if like.release is None:
-        if not {"num_heads", "num_head_channels"} & set(given):
-            missing.append("num_head_channels" + (" or num_heads" if found.kind != "classifier" else ""))
+    if like.release is None and not {"num_heads", "num_head_channels"} & set(given):
+        missing.append("num_head_channels" + (" or num_heads" if found.kind != "classifier" else ""))
+    if karras:
+        if "training_mode" not in given:
+            missing.append(f"training_mode ({', '.join(openai_flags.MODES)})")
+    elif like.release is None:
         if found.kind != "classifier" and "use_new_attention_order" not in given:
             missing.append("use_new_attention_order (True or False)")
         missing += [name for name in ("noise_schedule (linear or cosine)", "diffusion_steps")
@@ -234,15 +242,14 @@ def _check_complete(found: Recognised, like: Like, path: Path) -> None:
             missing.append("rescale_timesteps (True or False)")
     if not missing:
         return
-    same = candidates(found)
     near = same or [e for e in _openais() if e.kind == found.kind and not _differences(found, told_by(e.net))]  # type: ignore[arg-type]
     why = "several published files have its shapes" if same else "no published file has its shapes"
     raise ValueError(
         f"the shapes in {path} do not tell {', '.join(missing)}, and {why} ({describe(found)}). Say which published "
         f"model it was trained like, --like {near[0].name if near else 'NAME'}"
         + (f" (or {', '.join(entry.name for entry in near[1:])})" if near[1:] else "")
-        + ', or with which flags, --like "guided-diffusion --image_size 64 ..."; where there is no --like, put it '
-        f"behind the file: {path}@NAME"
+        + f', or with which flags, --like "{CONSISTENCY if karras else GUIDED} --image_size 64 ..."; where there is no '
+        f"--like, put it behind the file: {path}@NAME"
     )
 
 
@@ -369,7 +376,7 @@ def _untold(config: UNetConfig | ClassifierConfig, process: ProcessConfig) -> st
     scaled = ", times rescaled to 1000" if process.rescale_timesteps and process.steps != 1000 else ""
     target = "" if isinstance(config, ClassifierConfig) else f", predicts {process.target}"
     size = f"{height} pixels" if height == width else f"{height}x{width} pixels"
-    return f"images of {size}, {heads}, {order} order of qkv, {process.steps} {process.schedule} steps{scaled}{target}"
+    return f"images of {size}, {heads}, {order} order of qkv, {process.levels_text}{scaled}{target}"
 
 
 def _shown(value: Any) -> str:

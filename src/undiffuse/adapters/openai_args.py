@@ -95,8 +95,9 @@ def of_arguments(arguments: Any) -> dict[str, str]:
     if not isinstance(arguments, Mapping):
         return {}
     flags: dict[str, str] = {}
+    sampled = "training_mode" in arguments  # of consistency_models, whose "steps" are those of a sampler
     for key, value in arguments.items():
-        name, text = _SPELLINGS.get(str(key), str(key)), _as_text(value)
+        name, text = str(key) if sampled else _SPELLINGS.get(str(key), str(key)), _as_text(value)
         name, text = _MEANINGS.get((name, text), (name, text))
         if name in _KNOWN and value is not None and name not in openai_flags.OTHERS:
             flags[name] = text

@@ -1,9 +1,9 @@
-"""Command-line flags of OpenAI's guided-diffusion and improved-diffusion as our configurations.
+"""Command-line flags of OpenAI's guided-diffusion, improved-diffusion and consistency_models as our configurations.
 
-The published files hold weights only; what network and what process they belong to is told by the flags of the
-READMEs. Three families share most flags and differ in defaults and in what the image size implies:
+The published files hold weights only; the flags of the READMEs say what network and what process they belong to. Three
+families share most flags and differ in defaults and in what the image size implies:
 
-    diffusion          image_size, num_channels, ... (both releases)
+    diffusion          image_size, num_channels, ... (all releases; consistency_models has nothing else)
     super-resolution   large_size and small_size instead of image_size
     classifier         image_size and flags that begin with "classifier_"
 
@@ -24,8 +24,9 @@ Flags = Mapping[str, Any]
 
 GUIDED = "guided-diffusion"
 IMPROVED = "improved-diffusion"
+CONSISTENCY = "consistency_models"
 
-CLASSES = 1000  # both releases: ImageNet's classes wherever a network is conditional
+CLASSES = 1000  # all releases: ImageNet's classes wherever a network is conditional
 
 # channel_mult implied by the image size. Improved diffusion knows 32, 64 and 256, guided diffusion 64 to 512.
 _MULTIPLIERS: dict[int, tuple[float, ...]] = {
@@ -62,6 +63,21 @@ _DEFAULTS: dict[str, Any] = {
     "rescale_learned_sigmas": False,
 }
 _IMPROVED_DEFAULTS = {"rescale_timesteps": True, "rescale_learned_sigmas": True}
+# Consistency models know noise by sigma: they have none of the flags of chains.
+_CONSISTENCY_DEFAULTS: dict[str, Any] = {
+    **{name: value for name, value in _DEFAULTS.items() if name not in (
+        "sigma_small", "diffusion_steps", "noise_schedule", "use_kl", "predict_xstart", "rescale_timesteps",
+        "rescale_learned_sigmas",
+    )},
+    "attention_resolutions": "32,16,8",
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "weight_schedule": "karras",
+    "training_mode": "",
+}  # fmt: skip
+MODES = ("edm", "consistency_distillation", "consistency_training", "progdist")
+"""Values of `training_mode`. The two of consistency make the network a consistency model; the others are diffusion
+models. The original's sampling and training scripts have different defaults of it, so it has none here."""
 _CLASSIFIER_DEFAULTS: dict[str, Any] = {
     "image_size": 64,
     "classifier_width": 128,
@@ -80,7 +96,11 @@ OTHERS = frozenset(
     ("anneal_lr", "batch_size", "classifier_path", "classifier_scale", "clip_denoised", "data_dir", "ema_rate",
      "eval_interval", "fp16_scale_growth", "iterations", "log_interval", "lr", "lr_anneal_steps", "microbatch",
      "model_path", "num_samples", "resume_checkpoint", "save_interval", "schedule_sampler", "seed",
-     "use_ddim", "val_data_dir", "weight_decay")
+     "use_ddim", "val_data_dir", "weight_decay",
+     # of consistency_models alone
+     "distill_steps_per_iter", "end_scales", "generator", "global_batch_size", "loss_norm", "s_churn", "s_noise",
+     "s_tmax", "s_tmin", "sampler", "scale_mode", "start_ema", "start_scales", "target_ema_mode", "teacher_dropout",
+     "teacher_model_path", "total_training_steps", "ts")
 )  # fmt: skip
 """Flags of the releases' training and sampling scripts that say nothing about the network or its process. A whole
 command line or a dump of all arguments holds them beside the flags that matter."""
@@ -89,9 +109,11 @@ command line or a dump of all arguments holds them beside the flags that matter.
 def unet_config(flags: Flags, family: str = GUIDED) -> UNetConfig:
     """The U-Net of a diffusion or super-resolution model.
 
-    `family` is the release the flags belong to, "guided-diffusion ..." or "improved-diffusion ..."; it decides the
-    defaults. Flags with `large_size` make a super-resolution network. ValueError for unknown flags, for a size
-    without implied channel_mult, and for attention resolutions that do not divide the image size.
+    `family` is the release the flags belong to, "guided-diffusion ...", "improved-diffusion ..." or
+    "consistency_models"; it decides the defaults. Flags with `large_size` make a super-resolution network. Networks of
+    consistency_models have the new order of queries, keys and values, whatever `use_new_attention_order` says: that
+    release does not read it. ValueError for unknown flags, for a size without implied channel_mult, and for attention
+    resolutions that do not divide the image size.
     """
     f = _complete(flags, _defaults(family), family)
     upsampler = "large_size" in flags
@@ -112,7 +134,7 @@ def unet_config(flags: Flags, family: str = GUIDED) -> UNetConfig:
         num_heads_upsample=int(f["num_heads_upsample"]),
         use_scale_shift_norm=_truth(f["use_scale_shift_norm"]),
         resblock_updown=_truth(f["resblock_updown"]),
-        use_new_attention_order=_truth(f["use_new_attention_order"]),
+        use_new_attention_order=family == CONSISTENCY or _truth(f["use_new_attention_order"]),
         super_resolution=upsampler,
     )
 
@@ -143,9 +165,12 @@ def process_config(flags: Flags, family: str = GUIDED) -> ProcessConfig:
     """The trained process of a diffusion or super-resolution model.
 
     learn_sigma gives variances by interpolation ("learned_range"); otherwise they are fixed, to beta (the original's
-    "fixed large") or, with sigma_small, to the posterior variance.
+    "fixed large") or, with sigma_small, to the posterior variance. Networks of consistency_models are preconditioned as
+    in EDM, and their time is 250 ln(sigma).
     """
     f = _complete(flags, _defaults(family), family)
+    if family == CONSISTENCY:
+        return _karras_process(f)
     variance = (
         "learned_range" if _truth(f["learn_sigma"]) else "fixed_small" if _truth(f["sigma_small"]) else "fixed_large"
     )
@@ -155,6 +180,24 @@ def process_config(flags: Flags, family: str = GUIDED) -> ProcessConfig:
         target="x0" if _truth(f["predict_xstart"]) else "eps",
         variance=variance,
         rescale_timesteps=_truth(f["rescale_timesteps"]),
+    )
+
+
+def _karras_process(f: Flags) -> ProcessConfig:
+    """The process of a network of consistency_models: a consistency model or, by `training_mode`, its teacher."""
+    mode = str(f["training_mode"])
+    if mode not in MODES:
+        raise ValueError(f"{CONSISTENCY} needs training_mode, one of {', '.join(MODES)}; got {mode!r}")
+    if _truth(f["learn_sigma"]):
+        raise ValueError(f"learn_sigma True: {CONSISTENCY} samples no network with a learned variance")
+    return ProcessConfig(
+        preconditioning="edm",
+        target="consistency" if mode.startswith("consistency") else "edm",
+        variance="fixed_small",
+        sigma_min=float(f["sigma_min"]),
+        sigma_max=float(f["sigma_max"]),
+        sigma_data=0.5,
+        time_factor=250.0,
     )
 
 
@@ -170,9 +213,8 @@ def loss_name(flags: Flags, family: str = GUIDED) -> str:
 
 
 def known() -> frozenset[str]:
-    """Return the names of all flags of both releases' scripts."""
-    extra = {"num_heads", "num_head_channels"}
-    return frozenset(set(_DEFAULTS) | set(_CLASSIFIER_DEFAULTS) | _HARMLESS | OTHERS | extra)
+    """Return the names of all flags of the releases' scripts."""
+    return frozenset(set(_DEFAULTS) | set(_CONSISTENCY_DEFAULTS) | set(_CLASSIFIER_DEFAULTS) | _HARMLESS | OTHERS)
 
 
 def _defaults(family: str) -> dict[str, Any]:
@@ -180,7 +222,9 @@ def _defaults(family: str) -> dict[str, Any]:
         return _DEFAULTS
     if family.startswith(IMPROVED):
         return {**_DEFAULTS, **_IMPROVED_DEFAULTS}
-    raise ValueError(f"unknown family {family!r}; it begins with {GUIDED!r} or {IMPROVED!r}")
+    if family == CONSISTENCY:
+        return _CONSISTENCY_DEFAULTS
+    raise ValueError(f"unknown family {family!r}; it begins with {GUIDED!r} or {IMPROVED!r}, or is {CONSISTENCY!r}")
 
 
 def _complete(flags: Flags, defaults: dict[str, Any], family: str) -> dict[str, Any]:

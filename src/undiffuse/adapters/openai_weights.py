@@ -1,18 +1,21 @@
 """What the shapes of OpenAI's weights tell: a state dict of a U-Net, an upsampler or a classifier by its keys alone.
 
-Guided and improved diffusion save bare state dicts, without a word on the network they belong to. Names and shapes tell
-nearly all of it (`recognise`): widths, blocks a level, where attention is, how levels are connected, how the embedding
-acts, classes, a learned variance, what kind of network it is. They do not tell the size of the images (except where a
-classifier's attention pool fixes it), the number of attention heads, the order of their queries, keys and values, and
-nothing of the diffusion process: that is `interpretation`'s part.
+Guided diffusion, improved diffusion and consistency_models save bare state dicts, without a word on the network they
+belong to. Names and shapes tell nearly all of it (`recognise`): widths, blocks a level, where attention is, how levels
+are connected, how the embedding acts, classes, a learned variance, what kind of network it is. They do not tell the
+size of the images (except where a classifier's attention pool fixes it), the number of attention heads, the order of
+their queries, keys and values, and nothing of the diffusion process: that is
+`interpretation`'s part.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from undiffuse.nets import ClassifierConfig, UNetConfig
 from undiffuse.nets.meta import build_on_meta
@@ -22,6 +25,7 @@ ANCHOR = "time_embed.0.weight"
 """A parameter that all of these networks have."""
 
 KINDS = {"diffusion": "a diffusion model", "upsampler": "an upsampler", "classifier": "a classifier"}
+_PROJECTION = re.compile(r"\.\d+\.(qkv|proj_out)\.weight$")  # of attention, in which both are linear
 _CHANNELS = (3, 1, 4)  # of images, the likely ones first
 
 
@@ -31,10 +35,12 @@ class Recognised:
 
     `kind`  "diffusion", "upsampler" or "classifier"
     `told`  the fields of `UNetConfig` or `ClassifierConfig` that shapes tell; attention only where it is reached
+    `planar`  whether attention's projections are convolutions of images, as consistency_models has them
     """
 
     kind: str
     told: Mapping[str, Any]
+    planar: bool = field(default=False, compare=False)
 
     @property
     def learns_variance(self) -> bool:
@@ -62,6 +68,8 @@ def recognise(shapes: Shapes, blocks: int | None = None) -> Recognised:
             "these are no weights of a network of guided or improved diffusion: there is no "
             f"{ANCHOR} with input_blocks and a middle_block (there is {_some(shapes)})"
         )
+    planar = any(_PROJECTION.search(name) and shape[2:] == (1, 1) for name, shape in shapes.items())
+    shapes = {name: _linear(name, shape) for name, shape in shapes.items()}
     fitting, problems = [], []
     for guess in _guesses(shapes):
         try:
@@ -81,7 +89,19 @@ def recognise(shapes: Shapes, blocks: int | None = None) -> Recognised:
     if len(chosen) > 1:
         counts = " or ".join(str(guess.told["num_res_blocks"]) for guess in fitting)
         raise ValueError(f"the shapes do not tell how many residual blocks a level has, {counts}")
-    return (chosen or fitting)[0]
+    return replace((chosen or fitting)[0], planar=planar)
+
+
+def as_ours(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return weights with attention's projections as convolutions of sequences, [out, in, 1], which ours are.
+
+    consistency_models has them as convolutions of images, [out, in, 1, 1].
+    """
+    return {name: value.reshape(_linear(name, tuple(value.shape))) for name, value in state.items()}
+
+
+def _linear(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:3] if _PROJECTION.search(name) and len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
 def told_by(config: UNetConfig | ClassifierConfig) -> Recognised:
@@ -125,6 +145,7 @@ def describe(found: Recognised) -> str:
     else:
         parts += [f"{told['num_classes']} classes" if told["num_classes"] else "no classes"]
         parts += ["learned variance" if found.learns_variance else "fixed variance"]
+        parts += ["attention of 2-d convolutions, as in consistency_models"] if found.planar else []
     return f"{KINDS[found.kind]}, {told['in_channels']} channels: " + ", ".join(parts)
 
 

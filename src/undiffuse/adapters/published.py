@@ -1,7 +1,8 @@
 """The published weights by name: what every file is, where it lies, what it was measured to give, how to sample it.
 
 This is the one place that says so: recipes take figures and advice from here (`undiffuse.recipes`), and loading a file
-takes from here what its shapes cannot tell. The entries are in `published_guided` and `published_others`.
+takes from here what its shapes cannot tell. The entries are in `published_guided`, `published_others` and
+`published_consistency`.
 
     published.get("256x256_diffusion")            an entry by its name; ValueError lists near names
     published.of_file("x/256x256_diffusion.pt")   the entry whose file is called like this, or None
@@ -15,13 +16,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from undiffuse.adapters.published_entry import Published, Result, Sampling
+from undiffuse.adapters.published_consistency import CONSISTENCY_FILES
+from undiffuse.adapters.published_entry import Published, Result
 from undiffuse.adapters.published_guided import FILES
 from undiffuse.adapters.published_others import DDPM_FILES, IMPROVED_FILES
 
-__all__ = ["ENTRIES", "Published", "Result", "Sampling", "get", "near", "of_file", "upsamplers_of"]
+__all__ = ["ENTRIES", "Published", "Result", "get", "near", "of_file", "upsamplers_of"]
 
-ENTRIES: Mapping[str, Published] = {entry.name: entry for entry in (*FILES, *IMPROVED_FILES, *DDPM_FILES)}
+_ALL = (*FILES, *IMPROVED_FILES, *CONSISTENCY_FILES, *DDPM_FILES)
+ENTRIES: Mapping[str, Published] = {entry.name: entry for entry in _ALL}
 
 
 def get(name: str) -> Published:
@@ -53,4 +56,4 @@ def of_file(path: str | Path) -> Published | None:
 
 def upsamplers_of(name: str) -> list[Published]:
     """The upsamplers made for the samples of the model `name`."""
-    return [e for e in ENTRIES.values() if e.sampling is not None and e.sampling.base == name]
+    return [e for e in ENTRIES.values() if e.base == name]

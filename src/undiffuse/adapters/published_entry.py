@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from undiffuse.adapters import openai_flags
-from undiffuse.config import GuidanceConfig, SamplerConfig
+from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, UNetConfig
 from undiffuse.nets.ddpm import DDPMConfig
 
 GUIDED = openai_flags.GUIDED
 IMPROVED = openai_flags.IMPROVED
+CONSISTENCY = openai_flags.CONSISTENCY
 DDPM = "ddpm"
 UPSAMPLER, CLASSIFIER = " super-resolution", " classifier"  # what follows the release in a family's name
 
@@ -40,7 +41,8 @@ class Result:
     @property
     def how(self) -> str:
         """ "250 steps, guided by 1", "25 DDIM steps", ..."""
-        how = f"{self.steps.removeprefix('ddim')} {'DDIM ' if self.solver == 'ddim' else ''}steps"
+        named = {"ddim": "DDIM ", "heun": "Heun "}.get(self.solver, "")
+        how = f"{self.steps.removeprefix('ddim')} {named}step{'' if self.steps == '1' else 's'}"
         how += f", guided by {self.guidance:g}" if self.guidance else ""
         return how + (f", {self.note}" if self.note else "")
 
@@ -59,58 +61,6 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How its authors sample a model.
-
-    `steps`       respacing of the trained chain, see `DiscreteSchedule.respaced`; None for the solver's usual number
-    `spacing`     how a plain number of steps is laid out on the chain: "leading", "leading+1", "trailing", "linspace"
-    `grid`        the same for a grid of `grids.grid`
-    `clip`        what is done to denoised images, see `denoiser.clip_function`; None for the usual
-    `eta`, `options`  of the solver
-    `guidance`    scale of the classifier's gradient, 0 for none
-    `classifier`  name of the classifier that guides it
-    `base`        name of the model whose samples an upsampler enlarges
-    """
-
-    solver: str = "ddpm"
-    steps: str | None = "250"
-    guidance: float = 0.0
-    classifier: str | None = None
-    base: str | None = None
-    spacing: str = ""
-    grid: str | None = None
-    clip: str | None = None
-    eta: float = 0.0
-    options: str = ""
-
-    @property
-    def config(self) -> SamplerConfig:
-        """The same as a config of a sampler."""
-        guides = ((self.classifier,), (self.guidance,)) if self.classifier else ((), ())
-        return SamplerConfig(
-            solver=self.solver,
-            steps=self.steps,
-            grid=self.grid or (f"chain:{self.spacing}" if self.spacing else None),
-            clip=self.clip,
-            eta=self.eta,
-            solver_options=self.options,
-            guidance=GuidanceConfig(classifier=guides[0], scale=guides[1]),
-        )
-
-    @property
-    def steps_text(self) -> str | None:
-        """`steps` as `DiscreteSchedule.respaced` reads them."""
-        return None if self.steps is None else self.spaced(self.steps)
-
-    def spaced(self, steps: str) -> str:
-        """A number of steps laid out as here; any other specification stays what it is."""
-        if not self.spacing or not steps.strip().isdecimal():
-            return steps
-        name, plus, offset = self.spacing.partition("+")
-        return f"{name}{steps.strip()}{plus}{offset}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Published:
     """One published file.
 
@@ -123,6 +73,9 @@ class Published:
     `url`         where a program can fetch it; None where only a person can, at `page`
     `sha256`, `md5`, `size` (bytes)  None where nobody published them: then what the first download gives is recorded
     `parameters`  numbers in it; the file has about four bytes for each
+    `sampling`    how its authors sample it; None for a classifier
+    `also`        other numbers of steps that its authors sample it with
+    `base`        name of the model whose samples an upsampler enlarges
     """
 
     name: str
@@ -139,14 +92,16 @@ class Published:
     size: int | None = None
     licence: str
     paper: str
-    sampling: Sampling | None = None
+    sampling: SamplerConfig | None = None
+    also: tuple[SamplerConfig, ...] = ()
+    base: str | None = None
     results: tuple[Result, ...] = ()
     source: str = ""
     unverified: str = ""
 
     @property
     def release(self) -> str:
-        """ "guided-diffusion", "improved-diffusion" or "ddpm"."""
+        """ "guided-diffusion", "improved-diffusion", "consistency_models" or "ddpm"."""
         return self.family.partition(" ")[0]
 
     @property

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from undiffuse.adapters.published_entry import CLASSIFIER, GUIDED, UPSAMPLER, Published, Result, Sampling
+from undiffuse.adapters.published_entry import CLASSIFIER, GUIDED, UPSAMPLER, Published, Result
+from undiffuse.config.advice import advice
 
 _ADM = "Dhariwal & Nichol 2021"
 _SWEPT = "90,60,60,20,20"  # sections found by a sweep on the bedrooms
@@ -47,7 +48,7 @@ def _lsun(name: str, what: str, results: tuple[Result, ...], source: str, dropou
         552_814_086,
         {"image_size": 256, "dropout": dropout},
         data=f"LSUN {what}",
-        sampling=Sampling(steps="1000"),
+        sampling=advice("1000"),
         results=results,
         source=f"{_ADM}, {source}",
     )
@@ -72,7 +73,7 @@ FILES = (
             "noise_schedule": "cosine",
         },
         data="ImageNet",
-        sampling=Sampling(guidance=1.0, classifier="64x64_classifier"),
+        sampling=advice(guidance=1.0, classifier="64x64_classifier"),
         results=(Result(steps="250", fid=2.07, sfid=4.29, precision=0.74, recall=0.63),),
         source=f"{_ADM}, Table 5; guidance scale: Table 14",
     ),
@@ -81,7 +82,7 @@ FILES = (
         421_529_606,
         {"image_size": 128, "num_head_channels": -1, "class_cond": True},
         data="ImageNet",
-        sampling=Sampling(guidance=0.5, classifier="128x128_classifier"),
+        sampling=advice(guidance=0.5, classifier="128x128_classifier"),
         results=(
             Result(steps="250", guidance=0.5, fid=2.97, sfid=5.09, precision=0.78, recall=0.59),
             Result(steps="ddim25", solver="ddim", guidance=1.25, fid=5.98, sfid=7.04, precision=0.78, recall=0.51),
@@ -94,7 +95,7 @@ FILES = (
         553_838_086,
         {"image_size": 256, "class_cond": True},
         data="ImageNet",
-        sampling=Sampling(guidance=1.0, classifier="256x256_classifier"),
+        sampling=advice(guidance=1.0, classifier="256x256_classifier"),
         results=(
             Result(steps="250", guidance=1, fid=4.59, sfid=5.25, inception=186.70, precision=0.82, recall=0.52),
             Result(steps="250", guidance=10, fid=9.11, sfid=10.93, inception=283.92, precision=0.88, recall=0.32),
@@ -110,7 +111,7 @@ FILES = (
         data="ImageNet",
         sha256="a37c32fffd316cd494cf3f35b339936debdc1576dad13fe57c42399a5dbc78b1",
         size=2_211_383_297,
-        sampling=Sampling(guidance=10.0, classifier="256x256_classifier"),
+        sampling=advice(guidance=10.0, classifier="256x256_classifier"),
         results=(
             Result(steps="250", guidance=10, fid=12.00, sfid=10.40, inception=95.41, precision=0.76, recall=0.44),
             Result(steps="250", guidance=1, fid=33.03, sfid=6.99, inception=32.92, precision=0.56, recall=0.65),
@@ -123,7 +124,7 @@ FILES = (
         558_997_638,
         {"image_size": 512, "class_cond": True},
         data="ImageNet",
-        sampling=Sampling(guidance=4.0, classifier="512x512_classifier"),
+        sampling=advice(guidance=4.0, classifier="512x512_classifier"),
         results=(
             Result(steps="250", guidance=4, fid=7.72, sfid=6.57, inception=172.71, precision=0.87, recall=0.42),
             Result(steps="ddim25", solver="ddim", guidance=9, fid=8.41, sfid=9.67, precision=0.83, recall=0.47),
@@ -137,7 +138,8 @@ FILES = (
         {"large_size": 256, "small_size": 64, "num_channels": 192, "num_head_channels": -1, "class_cond": True},
         UPSAMPLER,
         data="ImageNet",
-        sampling=Sampling(base="64x64_diffusion"),
+        sampling=advice(),
+        base="64x64_diffusion",
         results=(
             Result(
                 steps="250",
@@ -172,7 +174,8 @@ FILES = (
         },
         UPSAMPLER,
         data="ImageNet",
-        sampling=Sampling(base="128x128_diffusion"),
+        sampling=advice(),
+        base="128x128_diffusion",
         results=(
             Result(
                 steps="250",

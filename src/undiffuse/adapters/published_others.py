@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from undiffuse.adapters.published_entry import DDPM, IMPROVED, UPSAMPLER, Published, Result, Sampling
+from undiffuse.adapters.published_entry import DDPM, IMPROVED, UPSAMPLER, Published, Result
+from undiffuse.config.advice import advice
 
 _ADM = "Dhariwal & Nichol 2021"
 _HO = "Ho et al. 2020"
@@ -51,7 +52,7 @@ IMPROVED_FILES = (
         52_546_438,
         _CIFAR,
         data="CIFAR-10",
-        sampling=Sampling(steps="4000"),
+        sampling=advice("4000"),
         results=(Result(steps="4000", fid=3.19, bits=3.17),),
         source=_SECOND_HAND,
     ),
@@ -60,7 +61,7 @@ IMPROVED_FILES = (
         52_546_438,
         {**_CIFAR, "use_kl": True},
         data="CIFAR-10",
-        sampling=Sampling(steps="4000"),
+        sampling=advice("4000"),
         results=(Result(steps="4000", fid=11.47, bits=2.94),),
         source=_SECOND_HAND,
     ),
@@ -69,7 +70,7 @@ IMPROVED_FILES = (
         121_063_942,
         _IMAGENET_64,
         data="ImageNet",
-        sampling=Sampling(steps="4000"),
+        sampling=advice("4000"),
         results=(Result(steps="4000", fid=19.2, bits=3.57),),
         source=_SECOND_HAND,
     ),
@@ -78,7 +79,7 @@ IMPROVED_FILES = (
         121_063_942,
         {**_IMAGENET_64, "use_kl": True},
         data="ImageNet",
-        sampling=Sampling(steps="4000"),
+        sampling=advice("4000"),
         results=(Result(steps="4000", fid=40.1, bits=3.53),),
         source=_SECOND_HAND,
     ),
@@ -87,7 +88,7 @@ IMPROVED_FILES = (
         273_049_350,
         {**_IMAGENET_64, "num_channels": 192, "class_cond": True, **_PLAIN},
         data="ImageNet",
-        sampling=Sampling(),
+        sampling=advice(),
         results=(Result(steps="250", fid=2.92, sfid=3.79, precision=0.74, recall=0.62),),
         source=f"{_SECOND_HAND}; sFID, precision and recall: {_ADM}, Table 5 (the paper, with k = 5: 0.82, 0.71)",
     ),
@@ -104,7 +105,8 @@ IMPROVED_FILES = (
         },
         UPSAMPLER,
         data="ImageNet",
-        sampling=Sampling(base="imagenet64_cond_270M_250K"),
+        sampling=advice(),
+        base="imagenet64_cond_270M_250K",
         results=(Result(steps="250", fid=12.26, sfid=5.42, precision=0.70, recall=0.62, note="base 250 steps"),),
         source=f"{_ADM}, Table 5",
     ),
@@ -113,7 +115,7 @@ IMPROVED_FILES = (
         113_676_678,
         _BEDROOM,
         data="LSUN bedrooms",
-        sampling=Sampling(steps="1000"),
+        sampling=advice("1000"),
         results=(Result(steps="1000", fid=4.24, sfid=8.21, precision=0.62, recall=0.46),),
         source=f"{_ADM}, Table 5",
         unverified="which of the two files of bedrooms the figures belong to",
@@ -123,7 +125,7 @@ IMPROVED_FILES = (
         113_676_678,
         _BEDROOM,
         data="LSUN bedrooms",
-        sampling=Sampling(steps="1000"),
+        sampling=advice("1000"),
     ),
 )
 
@@ -142,7 +144,7 @@ def _ddpm(data: str, name: str, parameters: int, flags: dict[str, Any], **about:
         parameters=parameters,
         flags={"num_heads": 1, "use_scale_shift_norm": False, **flags},
         page="https://github.com/ermongroup/ddim",
-        sampling=Sampling(steps="1000"),
+        sampling=advice("1000"),
         **about,
     )
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from undiffuse.util.tables import WIDTH, fields, table
-from undiffuse.util.text import duration, shorten
+from undiffuse.util.text import duration, printable, shorten
 
 __all__ = ["WIDTH", "Live", "duration", "fail", "fields", "is_main", "say", "shorten", "table"]
 
@@ -28,13 +28,13 @@ def is_main() -> bool:
 def say(text: str = "") -> None:
     """One or more lines on stdout (rank 0 only)."""
     if is_main():
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 def fail(text: str, prefix: str = "error: ") -> None:
     """An error on stderr: `undiffuse: error: text`."""
     who = "undiffuse" if is_main() else f"undiffuse (rank {os.environ['RANK']})"
-    print(f"{who}: {prefix}{text}", file=sys.stderr, flush=True)
+    print(f"{who}: {prefix}{printable(text)}", file=sys.stderr, flush=True)
 
 
 def _columns() -> int:
@@ -62,7 +62,7 @@ class Live:
         width = _columns() - 1
         while self.terminal and len(parts) > 1 and len("  ".join(parts)) > width:
             parts.pop()
-        text = "  ".join(parts)
+        text = printable("  ".join(parts))
         if not is_main() or text == self._shown:
             return
         if self.terminal:

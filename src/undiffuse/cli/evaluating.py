@@ -9,11 +9,16 @@ from undiffuse.cli import options
 from undiffuse.config import SamplerConfig
 from undiffuse.evaluation import MetricOptions
 
-OPTION_NAMES = {"classes": "class", "extractor_weights": "weights", "protocol": "reference-protocol"}
+OPTION_NAMES = {
+    "classes": "class",
+    "value_range": "range",
+    "extractor_weights": "weights",
+    "protocol": "reference-protocol",
+}
 """Arguments of the library whose options have another name."""
 _SAME = (
-    "extractor", "grey", "metrics", "count", "reference_count", "size", "fit", "labels", "on_broken", "seed", "classes",
-    "batch", "cache", "keep_samples",
+    "extractor", "grey", "metrics", "count", "reference_count", "size", "fit", "labels", "on_broken", "value_range",
+    "seed", "classes", "batch", "cache", "keep_samples",
 )  # fmt: skip
 
 

@@ -160,6 +160,8 @@ def _images(parser: Any, count: str | None) -> Any:
     size = "size to prepare stored images to, as for training (default: the model's, else as they are)"
     group.add_argument("--size", type=values.size, metavar="S|HxW", help=size)
     options.data_options(group)
+    given = "values of stored images that become 0 and 255, if they are not 8-bit (default: the model's)"
+    group.add_argument("--range", dest="value_range", type=values.pair, metavar="LOW,HIGH", help=given)
     return group
 
 

@@ -29,11 +29,13 @@ from undiffuse.pictures import read_record
 from undiffuse.pictures.stored import sample_files
 from undiffuse.pipelines.grids import quoted
 from undiffuse.pipelines.latents import KEY, read_about
+from undiffuse.util.limits import check_header, npz_headers
+from undiffuse.util.store import BROKEN_NPZ
 
 PICTURES = (*IMAGE_SUFFIXES, ".apng")
 RUN, BITS, BITS_PARTIAL = "run.json", "bits.json", "bits.partial.jsonl"
 MOST_RUNS = 40
-_PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+_PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pt2", ".onnx")  # files of weights of other programs
 
 
 def run(args: argparse.Namespace) -> int:
@@ -270,6 +272,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _safetensors(args: argparse.Namespace, path: Path) -> str:
     import safetensors
 
+    check_header(path)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
@@ -339,9 +342,8 @@ def _record(record: Mapping[str, Any]) -> str:
 
 def _npz(args: argparse.Namespace, path: Path) -> str:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: (archive[name].dtype, archive[name].shape) for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
+        arrays = npz_headers(path)
+    except BROKEN_NPZ as error:
         raise ValueError(f"{path} is not a readable npz file ({error})") from error
     listed = [[name, str(dtype), "x".join(map(str, shape)) or "scalar"] for name, (dtype, shape) in arrays.items()]
     text = "an npz file without images to train on (arr_0, images, x_train and the like); it holds\n"

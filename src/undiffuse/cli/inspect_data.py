@@ -107,7 +107,8 @@ def _advice(args: argparse.Namespace, look: DataProbe, summary: DataSummary) -> 
         options += " --range={:g},{:g}".format(*look.source.found_range)
     options += " --unconditional" if len(counts) == 1 else ""
     lines = [f"  {note}" for note in notes]
-    held = next((name for name in look.source.held_out if part_of(name) in ("validation", "test")), None)
+    parts = {part_of(name): name for name in look.source.held_out}
+    held = parts.get("validation", parts.get("test"))
     if held is not None:
         options += f" --validation {quoted(f'{args.what}:{held}')}"
     lines += ["Train on them:", f"  undiffuse train {quoted(str(args.what))}{options}"]

@@ -13,12 +13,14 @@ from undiffuse.adapters import imagenet_classes, importing, published
 from undiffuse.adapters.published import Published
 from undiffuse.cli.console import fields, say, table
 from undiffuse.cli.inspect_model import describe_model
+from undiffuse.config.advice import describe, to_manifest
 from undiffuse.models import SHIPPED, resolve
 from undiffuse.pipelines.grids import quoted
 
 RELEASES = {
     "guided-diffusion": "OpenAI's guided diffusion: ADM and its classifiers (Dhariwal & Nichol 2021)",
     "improved-diffusion": "OpenAI's improved diffusion (Nichol & Dhariwal 2021)",
+    "consistency_models": "OpenAI's consistency models and their teachers (Song et al. 2023)",
     "ddpm": "DDPM (Ho et al. 2020), converted to PyTorch, and DDIM's model of CelebA (Song et al. 2021)",
 }
 EXAMPLE = "golden retriever"
@@ -79,6 +81,7 @@ def details(entry: Published) -> str:
                     f"{net.num_res_blocks} blocks a level,\nattention at {attention} pixels"),
         ("process", process.levels_text
                     + (f", predicts {process.target}, variance {process.variance}" if entry.sampling else "")),
+        ("sampled by", describe(entry.sampling) if entry.sampling else None),
         ("file", f"{entry.file}, {_bytes(entry)}"),
         ("hash", "\n".join(hashes) or unhashed),
         ("from", entry.url or f"{entry.page} (by hand: a program cannot follow the link there)"),
@@ -103,6 +106,8 @@ def record(entry: Published) -> dict[str, Any]:
     """A published file as a JSON-ready dictionary."""
     return {
         **dataclasses.asdict(entry),
+        "sampling": None if entry.sampling is None else to_manifest(entry.sampling),
+        "also": [to_manifest(config) for config in entry.also],
         "kind": entry.kind,
         "image_size": entry.image_size,
         "low_size": entry.low_size,
@@ -170,7 +175,8 @@ def _section(title: str, rows: list[list[str]]) -> str:
 def _row(entry: Published) -> list[str]:
     classes = f", {entry.num_classes} classes" if entry.num_classes and entry.kind != "classifier" else ""
     here = "here" if importing.is_here(entry.name) else ""
-    return [entry.name, entry.kind, _pixels(entry), entry.data + classes, here or _bytes(entry), _best(entry)]
+    kind = "consistency" if entry.process.target == "consistency" else entry.kind
+    return [entry.name, kind, _pixels(entry), entry.data + classes, here or _bytes(entry), _best(entry)]
 
 
 def _shipped_row(name: str) -> list[str]:
@@ -196,6 +202,8 @@ def _kind(entry: Published) -> str:
     if entry.kind == "classifier":
         return "classifier of noisy images"
     conditional = "class-conditional" if entry.num_classes else "unconditional"
+    if entry.process.target == "consistency":
+        return f"{conditional} consistency model"
     return f"{conditional} {'upsampler' if entry.kind == 'upsampler' else 'diffusion model'}"
 
 
@@ -231,14 +239,19 @@ def _recipe(entry: Published) -> str | None:
 def commands(entry: Published) -> list[str]:
     """Command lines to use it, each below what it is for."""
     if entry.sampling is None:
-        guided = [e for e in published.ENTRIES.values() if e.sampling and e.sampling.classifier == entry.name]
+        guided = [e for e in published.ENTRIES.values() if e.sampling and entry.name in e.sampling.guidance.classifier]
         return ["Guide with it:", *(f"  {_sample(e)}" for e in guided)]
     begin = ["Train it further on pictures of your own:", f"  undiffuse train DATA --init-from {entry.name}"]
+    if entry.process.target == "consistency":  # which `train` does not train
+        begin = []
     if entry.kind == "upsampler":
-        base = _sample(published.get(entry.sampling.base or ""))
+        base = _sample(published.get(entry.base or ""))
         return ["Enlarge with it, here the samples of the model it was made for:", f"  {base} --out small",
                 f"  {_sample(entry)}", *begin]  # fmt: skip
     out = ["Sample from it:", f"  {_sample(entry)}"]
+    for other in entry.also:
+        out += [f"Sample in {other.steps} step{'' if other.steps == '1' else 's'}:",
+                f"  {_sample(entry)} --steps {other.steps}"]  # fmt: skip
     for upsampler in published.upsamplers_of(entry.name):
         out += [f"Enlarge its samples to {upsampler.image_size} pixels:", f"  {_sample(upsampler, 'samples')}"]
     return [*out, *begin]
@@ -250,8 +263,9 @@ def _sample(entry: Published, low: str = "small") -> str:
     words = [f"undiffuse sample {entry.name}"]
     if entry.kind == "upsampler":
         words.append(f"--low-res {low}")
-    if entry.num_classes or entry.sampling.guidance:
+    strength = entry.sampling.guidance.strength
+    if entry.num_classes or strength:
         words.append(f'--class "{EXAMPLE}"')
-    if entry.sampling.guidance:
-        words.append(f"--guidance {entry.sampling.guidance:g}")
+    if strength:
+        words.append(f"--guidance {strength:g}")
     return " ".join(words)

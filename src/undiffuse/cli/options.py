@@ -361,7 +361,11 @@ def output_options(group: Any, out: str, default: str | None = None) -> None:
 
 def format_option(group: Any) -> None:
     """--format."""
-    pick(group, "--format", ("png", "npz", "both"), "of the images (default png)", "png")
+    what = (
+        "of the images: png and npz have 8 bits; png16, tiff (float32) and npy keep the values of the model's training "
+    )
+    what += "images (default png; tiff for channels that it cannot hold)"
+    pick(group, "--format", ("png", "npz", "both", "png16", "tiff", "npy"), what)
 
 
 def class_option(group: Any, text: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from undiffuse import recipes
 from undiffuse.cli.console import fields, say, table
+from undiffuse.config.advice import describe
 from undiffuse.nets.meta import build_on_meta
 from undiffuse.recipes import Recipe
 
@@ -53,11 +54,8 @@ def details(recipe: Recipe) -> str:
     ]
     rows += [(f"published {key}" if key not in _NO_FIGURES else key, value)
              for key, value in recipe.published.items()]  # fmt: skip
-    advice = recipe.advice
     if recipe.kind == "diffusion":
-        sampled = f"{advice.solver}, {advice.steps} steps"
-        sampled += f", guidance {advice.guidance:g}" if advice.guidance else ""
-        rows.append(("sampled by", sampled + (f", classifier {advice.classifier}" if advice.classifier else "")))
+        rows.append(("sampled by", describe(recipe.advice)))
     parts = [f"{recipe.name}: {recipe.summary}", fields(rows)]
     for title, section in (("data", recipe.data), ("net", recipe.net), ("process", recipe.process),
                            ("objective", recipe.objective), ("train", recipe.train)):  # fmt: skip

@@ -8,7 +8,6 @@ from pathlib import Path
 from undiffuse.cli.console import fields, say
 from undiffuse.cli.options import SHIPPED, sampler_config
 from undiffuse.config import SamplerConfig
-from undiffuse.pictures import save_png
 from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.cascade import Cascade, run_cascade
 from undiffuse.pipelines.low_res import LowRes
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _regenerate(args: argparse.Namespace) -> int:
-    """Makes the image of a PNG again: 0 if every pixel agrees up to rounding, else 1."""
+    """Makes the image of a file again: 0 if every pixel agrees up to rounding, else 1."""
     original = Path(args.from_record)
     again = regenerate(
         original,
@@ -58,7 +57,7 @@ def _regenerate(args: argparse.Namespace) -> int:
         device=args.device,
     )
     target = Path(args.out or f"again-{original.name}")
-    save_png(target, again.image, again.record, overwrite=args.overwrite)
+    again.save(target, args.overwrite)
     say(f"  image {again.index} of seed {again.seed}, {again.text}")
     say(f"  written to {target}")
     for remark in again.remarks:
@@ -70,7 +69,7 @@ def _regenerate(args: argparse.Namespace) -> int:
     if again.difference == 0:
         say("  identical to the original, pixel for pixel")
         return 0
-    say(f"  {100 * again.share:.2g}% of the values differ, by {again.difference} of 255 at most")
+    say(f"  {100 * again.share:.2g}% of the values differ, by {again.difference:.3g} of 255 at most")
     if again.difference <= ROUNDING:
         say("  (rounding: another batch size, device or version of torch adds up in another order)")
         return 0

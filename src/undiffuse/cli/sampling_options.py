@@ -48,13 +48,13 @@ seed and i, not on --batch or --count. Every PNG carries the record to make it a
     options.seed_option(run)
     run.add_argument("--count", type=values.positive, metavar="N", help="images of the whole run (default 20)")
     options.class_option(run, 'classes, repeatable or a comma list, which the images cycle through (default "all")')
-    options.output_options(run, "folder (default samples; with --from-record the PNG to write)")
+    options.output_options(run, "folder (default samples; with --from-record the file to write)")
     options.format_option(run)
     options.pick(run, "--animation", ("gif", "apng"), "also the denoising path of the grid's images")
     run.add_argument("--low-res", metavar="DATA", help="images to enlarge, for a super-resolution model")
     low_size = "their size, where the model does not know it"
     run.add_argument("--low-size", type=values.size, metavar="S|HxW", help=low_size)
-    run.add_argument("--from-record", metavar="PNG", help="make the image of a PNG again, and compare")
+    run.add_argument("--from-record", metavar="FILE", help="make the image of a PNG or TIFF again, and compare")
     options.device_options(parser)
 
 

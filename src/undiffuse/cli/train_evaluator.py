@@ -56,6 +56,7 @@ def _images(plan: TrainPlan) -> StoredImages:
             channels=data.channels,
             fit=data.fit,
             pad_value=data.pad_value,
+            value_range=data.value_range,
             on_broken=data.on_broken,
         )
     dataset = plan.validation if plan.validation is not None and len(plan.validation) >= MOST else plan.dataset

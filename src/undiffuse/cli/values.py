@@ -36,6 +36,14 @@ def value_range(text: str) -> tuple[float, float] | str:
     return low, high
 
 
+def pair(text: str) -> tuple[float, float]:
+    """The values of black and white, such as 0,4095."""
+    found = value_range(text)
+    if isinstance(found, str):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected two numbers such as 0,4095 or -1000,2000")
+    return found
+
+
 def patches(text: str) -> tuple[int | tuple[int, int], str]:
     """The size of patches and how they are cut: 256, 128x256, or 256,tiled."""
     first, _, how = text.partition(",")

@@ -18,7 +18,7 @@ _LOOKS, _PAUSE = 5, 0.002  # seconds
 
 
 def set_wait_policy() -> None:
-    """Make threads sleep at once where they wait if the machine is busy, else after a short time.
+    """Makes threads sleep at once where they wait if the machine is busy, else after a short time.
 
     Settings of the user's own in the environment are left alone. Does nothing once PyTorch is imported.
     """
@@ -31,7 +31,7 @@ def set_wait_policy() -> None:
 
 
 def is_busy() -> bool:
-    """Return whether other programs leave fewer cores free than this one has threads, as it was in several looks."""
+    """Returns whether other programs leave fewer cores free than this one has threads, as it was in several looks."""
     cores = os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(asked) if asked.isdecimal() and int(asked) else len(os.sched_getaffinity(0))
@@ -47,7 +47,7 @@ def is_busy() -> bool:
 
 
 def running() -> int:
-    """Return how many threads of the whole machine are running or ready to run, this one included; 1 if unknown."""
+    """Returns how many threads of the whole machine are running or ready to run, this one included; 1 if unknown."""
     try:
         with open("/proc/loadavg") as file:
             return int(file.read().split()[3].partition("/")[0])

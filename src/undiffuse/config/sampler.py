@@ -323,7 +323,7 @@ class SamplerConfig:
             raise ConfigError("guidance_at", f'"mean" works with the solver ddpm only, not with {solver}')
         steps = self.steps or usual.steps
         grid = self.grid
-        if steps is None or steps.strip().isdecimal():
+        if steps is None or (steps.strip().isdecimal() and _levels(usual.grid) in (None, int(steps))):
             grid = grid or usual.grid
         steps = steps or _default_steps(solver, process, grid)
         # Steps that are more than a number ("ddim25", "at:0,10,999") name trained ones.
@@ -388,11 +388,12 @@ class SamplerConfig:
                 fits, expected = declared.kind.accepts(value), declared.kind.expected
             if not fits:
                 raise ValueError(f"{where} has {name} = {shown(value)}; expected {expected}")
-        own = _UNSAID | given(cls, record) | {"weights": record["weights"], "model": model or record["model_file"]}
+        here = record["model_file"] if model is None else model
+        own = _UNSAID | given(cls, record) | {"weights": record["weights"], "model": here}
         guidance = given(GuidanceConfig, record)
         guidance["classifier"], guidance["scale"] = _recorded_classifiers(record, classifier, where)
         if "autoguide" in record:
-            guidance["autoguide"] = autoguide or record.get("autoguide_file")
+            guidance["autoguide"] = record.get("autoguide_file") if autoguide is None else autoguide
             if not Text().accepts(guidance["autoguide"]):
                 raise ValueError(f"{where} lacks autoguide_file, the model that guides: give its file as autoguide")
         return cls(guidance=GuidanceConfig(**guidance), **own)
@@ -431,13 +432,16 @@ def _recorded_classifiers(
     return (str(first), *(map(str, files or ()) if more else ())), scales
 
 
-def _default_steps(solver: str, process: Any, grid: str | None) -> str:
-    """The method's default, at most the whole chain; for DDIM the original's spacing where there is one.
+def _levels(grid: str | None) -> int | None:
+    """The number of levels in a grid that lists them, "at:-8,-4,2"; None for any other."""
+    return grid.count(",") + 1 if grid and grid.replace(" ", "").startswith("at:") else None
 
-    For a grid of explicit levels as many as it has.
-    """
-    if grid and grid.replace(" ", "").startswith("at:"):
-        return str(grid.count(",") + 1)
+
+def _default_steps(solver: str, process: Any, grid: str | None) -> str:
+    """The method's default, at most the whole chain or the levels of the grid; for DDIM the original's spacing."""
+    levels = _levels(grid)
+    if levels is not None:
+        return str(levels)
     count = min(solver_info(solver).steps, process.steps)
     if solver == "ddim" and grid in (None, "chain") and not process.needs_last_level:
         from undiffuse.noise_levels import ddim_spec  # imports torch, which help must not

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.downloads import cache_dir
+from undiffuse.util.files import atomic_file
 
-__all__ = ["FROM", "cached", "joined", "split"]
+__all__ = ["FROM", "cached", "joined", "place", "read", "split", "write"]
 
 FROM = 50_000
 """Items from which a data set is indexed."""
@@ -44,19 +43,24 @@ def cached(
         valid: looks at arrays from the cache; False makes them anew.
         keep: whether arrays that were made are worth keeping.
     """
-    name = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    path = cache_dir("index", kind, f"{name}.npz")
-    found = _read(path)
+    path = place(kind, identity)
+    found = read(path)
     if found is not None and valid(found):
         return found
     arrays = build()
     if keep(arrays):
-        with contextlib.suppress(OSError):
-            _write(path, arrays)
+        write(path, arrays)
     return arrays
 
 
-def _read(path: Path) -> Arrays | None:
+def place(kind: str, identity: str) -> Path:
+    """The file in the cache for arrays of a kind that are made from what `identity` names."""
+    name = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return cache_dir("index", kind, f"{name}.npz")
+
+
+def read(path: Path) -> Arrays | None:
+    """The arrays of an npz file; None if it is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
@@ -64,15 +68,10 @@ def _read(path: Path) -> Arrays | None:
         return None
 
 
-def _write(path: Path, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".undiffuse-", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+def write(path: Path, arrays: Arrays) -> None:
+    """Keeps arrays in an npz file, if the folder can be written."""
+    with contextlib.suppress(OSError), atomic_file(path, overwrite=True, durable=False) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def joined(texts: list[str]) -> NDArray[np.uint8]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from undiffuse.data.formats.base import PARTS, part_of
+from undiffuse.data.formats.files import read_table_member
 from undiffuse.data.formats.imagenet import translated
 from undiffuse.data.labelling import Labelling, interpret
 from undiffuse.data.labels import apply_table, class_table, folder_labels, join_names, prefix_labels
@@ -26,6 +30,8 @@ _KNOWN_TABLES = (
 )  # fmt: skip
 """Tables of other programs; one that says nothing of these pictures is passed over, with a note."""
 _HOW = ("auto", "none", "folder", "prefix")
+_TRIED = 3
+"""Tables of other names that are tried, to suggest them."""
 Complain = Callable[[str], None]
 
 
@@ -60,11 +66,12 @@ def label_files(
             raise ValueError(f'{text}. Correct that, or leave out what does not fit with on_broken="skip"')
 
     if spec is not None:
+        spec = _of_this_part(source, spec)
         data = _outside(spec.file) or _inside(source, spec.file)
         if data is None:
             raise FileNotFoundError(f"there is no label table {spec.file}, neither as given nor inside {source.where}")
         found = interpret(read_table(data, spec.file), names, spec, complain, source.held_names)
-        return _by_table(source, found, spec.file, label_names)
+        return _by_table(source, found, spec.file, label_names, absent=True)
     if how not in _HOW:
         raise ValueError(
             f"labels={how!r}: expected {', '.join(_HOW)}, or a table ending in {', '.join(TABLE_SUFFIXES)}"
@@ -72,23 +79,26 @@ def label_files(
     if how == "none":
         return source
     if how == "auto":
-        for name in (*_OWN_TABLES, *_KNOWN_TABLES):
+        part = _own_part(source)
+        of_part = [f"{part}/{name}" for name in _OWN_TABLES] if part else []
+        for name in (*of_part, *_OWN_TABLES, *_KNOWN_TABLES):
             data = _inside(source, name)
             if data is None:
                 continue
             extra: list[str] = []
             # The folder may hold a part of the set that a known table lists.
-            heard = complain if name in _OWN_TABLES else partial(_all_but_absent, complain, extra)
+            ours = name not in _KNOWN_TABLES
+            heard = complain if ours else partial(_all_but_absent, complain, extra)
             try:
                 found = interpret(read_table(data, name), names, TableSpec(name), heard, source.held_names)
             except ValueError as error:
                 passed = ("matches none", "is known to hold", "holds no labels", "has no column of labels")
-                if name in _OWN_TABLES or not any(words in str(error) for words in passed):
+                if ours or not any(words in str(error) for words in passed):
                     raise
                 source.notes.append(f"{name} is not used: {error}")
                 continue
             source.notes += extra
-            labelled = _by_table(source, found, name, label_names)
+            labelled = _by_table(source, found, name, label_names, absent=ours)
             if found.kind == "class" or not isinstance(labelled, FileSource):
                 return labelled
             source, names, folder_names = labelled, labelled.names, None  # classes may still come from folders
@@ -99,6 +109,7 @@ def label_files(
     else:
         values = folder_labels(folder_names or names, label_names)
         if how == "auto" and (None in values or (len(set(values)) < 2 and label_names is None)):
+            source.notes += _unused_tables(source)
             return source
         _require(values, names, "a sub-folder named after its class, as in cat/0012.png", source.where, complain)
     return _with_classes(source, values, f"{source.where} (labels: {how})", label_names,
@@ -137,21 +148,26 @@ def _unlabelled(source: FileSource, values: Sequence[object], why: Mapping[str, 
     return [Excluded(name=name, reason=f"no label, {why[name]}" if name in why else "no label") for name in names]
 
 
-def _by_table(source: FileSource, found: Labelling, table: str, label_names: Sequence[str] | None) -> FileSource:
-    """The source with what a table says."""
+def _by_table(
+    source: FileSource, found: Labelling, table: str, label_names: Sequence[str] | None, absent: bool
+) -> FileSource:
+    """The source with what a table says; with `absent`, files of the table that are not there count as left out."""
     ending = f"files ending in {PurePosixPath(table).suffix.lower()}"
     if source.left_out.get(ending) and not Path(table).is_absolute():
         left = {**source.left_out, ending: source.left_out[ending] - 1}  # a table that is used is not left out
         source.left_out = {kind: count for kind, count in left.items() if count}
     why = dict(found.unlabelled)
+    reason = f"in {PurePosixPath(table).name}, but not there"
+    gone = [Excluded(name=name, reason=reason) for name in found.absent] if absent else []
     notes = [found.said, *([found.doubt] if found.doubt else [])]
     if found.kind == "class":
         where = f"{source.where} (labels: {table})"
         labelled = _with_classes(source, found.values, where, label_names, notes[0], why)
         labelled.notes += notes[1:]
+        labelled.excluded += gone
         return labelled
     keep = [i for i, value in enumerate(found.values) if value is not None]
-    excluded = _unlabelled(source, found.values, why)
+    excluded = [*_unlabelled(source, found.values, why), *gone]
     labelled = source.labelled(keep, None, None, excluded)
     values = [found.values[i] for i in keep]
     if found.kind == "multi":
@@ -171,6 +187,51 @@ def _by_table(source: FileSource, found: Labelling, table: str, label_names: Seq
     return labelled
 
 
+def _own_part(source: FileSource) -> str | None:
+    """The folder of the part that was opened, if there are others; None otherwise."""
+    if not source.held_names or not source.names:
+        return None
+    return next((folder for folder in PurePosixPath(source.names[0]).parts[:-1] if part_of(folder)), None)
+
+
+def _of_this_part(source: FileSource, spec: TableSpec) -> TableSpec:
+    """The table of the part that was opened, where the name of the given one says that it is another part's.
+
+    With train.csv for the training images, test.csv holds the labels of the test images.
+    """
+    own, path = _own_part(source), PurePosixPath(spec.file)
+    said = next((word for word in re.split(r"[\W_]+", path.stem) if part_of(word)), None)
+    if own is None or said is None or part_of(said) == part_of(own):
+        return spec
+    for word in dict.fromkeys((own, *PARTS[str(part_of(own))])):
+        file = str(path.with_name(path.name.replace(said, word, 1)))
+        if _outside(file) or _inside(source, file):
+            source.notes.append(f"labels of the part {own} are in {file}")
+            return replace(spec, file=file)
+    raise ValueError(
+        f"{spec.file} is the table of another part, by its name, and the images are those of {own}: expected "
+        f"{path.name.replace(said, own, 1)} beside it. Name the data and table of each part apart"
+    )
+
+
+def _unused_tables(source: FileSource) -> list[str]:
+    """Names tables inside the data that would give labels."""
+    if not isinstance(source, FolderSource):
+        return []
+    notes = []
+    files = (file for file in source.root.iterdir() if file.suffix.lower() in TABLE_SUFFIXES and file.is_file())
+    for file in sorted(files)[:_TRIED]:
+        try:
+            found = interpret(
+                read_table(file.read_bytes(), file.name), source.names, TableSpec(file.name), None, source.held_names
+            )
+        except (OSError, ValueError):
+            continue
+        taken = found.said.partition(": ")[2]
+        notes.append(f'{file.name} is not used, but names the images; labels="{file.name}" takes it: {taken}')
+    return notes
+
+
 def _outside(name: str) -> bytes | None:
     path = Path(name).expanduser()
     return path.read_bytes() if path.is_file() else None
@@ -186,8 +247,8 @@ def _inside(source: FileSource, name: str) -> bytes | None:
             inner = f"{next(iter(tops))}/{name}" if len(tops) == 1 else name
             found = name if name in held else inner if inner in held else None
             try:
-                return archive.read(found) if found else None
-            except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+                return read_table_member(archive, found, str(source.path)) if found else None
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
                 raise ValueError(f"{source.path}: {found} in it cannot be read: {error}") from error
     if not isinstance(source, FolderSource):
         return None

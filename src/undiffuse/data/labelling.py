@@ -7,12 +7,14 @@ wrong guess is seen; `labels="FILE:FILE_COLUMN:LABEL_COLUMN"` replaces the guess
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from undiffuse.data.file_index import FileIndex
+from undiffuse.data.formats.base import part_of
 from undiffuse.data.labels import join_names
 from undiffuse.data.tables import Table, TableSpec
 
@@ -97,6 +99,8 @@ def interpret(
     if held and result.absent:
         elsewhere = FileIndex(list(held))
         result.absent = [file for file in result.absent if elsewhere.find(file) is None]
+    if held:
+        _refuse_either_part(table, names, held, [row[file_column] for row in rows])
     matched = sum(value is not None for value in result.values)
     shown = [f"column {columns[k]!r}" if header is not None else columns[k] for k in (file_column, *chosen[:1])]
     labels = shown[1] if len(chosen) == 1 else f"columns {join_names((columns[k] for k in chosen), 6)}"
@@ -383,6 +387,24 @@ def _plain(cell: Any) -> str:
 def _shown(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _refuse_either_part(table: Table, names: Sequence[str], held: Collection[str], files: Sequence[Any]) -> None:
+    """ValueError if files that the table names without their part are in this one and in another one."""
+    place = PurePosixPath(table.name)
+    said = {part_of(word) for word in re.split(r"[\W_]+", f"{place.parent.name} {place.stem}")}
+    ours = next((part_of(folder) for folder in PurePosixPath(names[0]).parts[:-1] if part_of(folder)), None)
+    if ours in said:
+        return  # its name says that it is of this part
+    elsewhere = sorted(held)
+    own, others, exact = FileIndex(names), FileIndex(elsewhere), set(names)
+    for file in files:
+        here, there = own.find(file), others.find(file)
+        if here is not None and there is not None and str(file) not in exact:
+            raise ValueError(
+                f"{table.name} names {file}, which may be {names[here]} or {elsewhere[there]}: give the paths with "
+                "their part, or a table for each part, such as train.csv"
+            )
 
 
 def _complain(table: Table, names: Sequence[str], result: Labelling, complain: Callable[[str], None]) -> None:

@@ -75,9 +75,12 @@ def find_flaws(
         return flaws
     declared = value_range if value_range is not None else source.value_range
     if source.in_memory and min_size is None:
-        against = objection(source.info(0), channels, declared)
+        info = source.info(0)
+        against = objection(info, channels, declared)
         flaws.broken = dict.fromkeys(range(len(source)), against) if against else {}
-        return flaws
+        if against or info.depth != "float":
+            return flaws
+        check = "full"  # NaN among the values would stop a run when it draws them
     if check == "auto":
         volume = sum(source.sizes) if isinstance(source, FileSource) else 0
         check = "full" if volume <= _FULL_BYTES and len(source) <= _FULL_COUNT else "headers"

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
 from undiffuse.data.decoding import MAX_PIXELS, Picture, PictureInfo, decode, describe, read_header
+from undiffuse.util.limits import check_member
 
 __all__ = [
     "BrokenImageError",
@@ -343,7 +344,9 @@ class ZipSource(FileSource):
             handle = self._handle = (os.getpid(), zipfile.ZipFile(self.path), threading.Lock())
         _, archive, lock = handle
         with lock:  # the standard library counts a zip's open members without one
-            return io.BytesIO(archive.read(self.names[i]))
+            info = archive.getinfo(self.names[i])
+            check_member(info, str(self.path))
+            return io.BytesIO(archive.read(info))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}

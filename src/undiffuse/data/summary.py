@@ -99,7 +99,19 @@ class DataSummary:
 
     def pixel_remarks(self) -> list[str]:
         """What looks wrong with the pixels: dark 16-bit pictures, values beyond the range, large crops."""
-        return [*(self._range_text(mode, *ends) for mode, ends in self.ranges.items()), *self._crop_text()]
+        ranges = [self._range_text(mode, *ends) for mode, ends in self.ranges.items()]
+        return [*ranges, *self._shallow_text(), *self._crop_text()]
+
+    def _shallow_text(self) -> list[str]:
+        """What becomes of pictures of 8 bits under a range that they cannot fill."""
+        declared = None if self.config is None else self.config.value_range
+        shallow = sum(count for mode, count in self.modes.items() if mode not in self.ranges)
+        if declared is None or not shallow or abs(declared[1] - declared[0]) <= 255 or not self.ranges:
+            return []
+        low, high = declared
+        black, white = (min(255, max(0, round((value - low) * 255 / (high - low)))) for value in (0, 255))
+        images = f"{shallow:,} image{'s' if shallow > 1 else ''} of 8 bits"
+        return [f"{images}: 0 becomes {black} and 255 becomes {white} of 255, as their values are taken as they are"]
 
     def _range_text(self, mode: str, low: float, high: float) -> str:
         name = {"I;16": "16-bit grey", "RGB;16": "16-bit RGB", "RGBA;16": "16-bit RGBA"}.get(mode, mode)
@@ -113,6 +125,8 @@ class DataSummary:
         text = f"{name}, {low:g}..{high:g}: the brightest becomes {round(high / 257)} of 255"
         if high >= _DARK:
             return text
+        if any(";16" not in other and not other.endswith("uint16") for other in self.modes):
+            return f"{text}, beside pictures of 8 bits, whose white is 255: bring all of them to the same depth"
         return f"{text}; take value_range=(0, {declared_for(high)}) to train on the values that are there"
 
     def _crop_text(self) -> list[str]:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from undiffuse.util.limits import check_rows, check_table
+
 __all__ = ["TABLE_SUFFIXES", "Table", "TableSpec", "parse_spec", "read_table"]
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
@@ -67,6 +69,8 @@ def read_table(data: bytes, name: str) -> Table:
     Raises:
         ValueError: it cannot be understood; the line is named.
     """
+    check_table(len(data), name)
+    check_rows(data.count(b"\n"), name)
     lower = name.lower()
     if lower.endswith(".parquet"):
         return _parquet(data, name)
@@ -202,7 +206,11 @@ def _parquet(data: bytes, name: str) -> Table:
     except ImportError as error:
         raise ValueError(f"{name}: reading Parquet needs pyarrow: pip install 'undiffuse[parquet]'") from error
     try:
-        table = parquet.read_table(io.BytesIO(data))
+        file = parquet.ParquetFile(io.BytesIO(data))
+        check_rows(file.metadata.num_rows, name)
+        groups = (file.metadata.row_group(k) for k in range(file.metadata.num_row_groups))
+        check_table(sum(group.total_byte_size for group in groups), name)
+        table = file.read()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{name} cannot be read as Parquet: {error}") from error
     plain = [field.name for field in table.schema if not pyarrow.types.is_nested(field.type) or

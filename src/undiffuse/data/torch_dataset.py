@@ -26,6 +26,7 @@ from undiffuse.data.images import Picture, prepare
 from undiffuse.data.labels import class_table
 from undiffuse.data.sources import BrokenImageError, Excluded, Source
 from undiffuse.data.torch_items import ItemReader, ValueRange, label_value, split_batch
+from undiffuse.noise import seed_generator
 from undiffuse.util.errors import ConfigError
 
 __all__ = ["StreamDataset", "TorchSource", "is_map_style", "is_stream"]
@@ -53,7 +54,7 @@ def _torch_seed(seed: int) -> Iterator[None]:
     """Inside the block torch's CPU generator is seeded; afterwards it is as it was. One thread at a time."""
     with _lock:
         before = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed)
+        seed_generator(torch.default_generator, seed)
         try:
             yield
         finally:

@@ -21,14 +21,16 @@ from undiffuse.noise import NoiseSource
 from undiffuse.pictures import SampleWriter, draw_grid, read_samples, save_png
 from undiffuse.pictures.arrays import as_picture
 from undiffuse.pictures.names import output_names as names_of_outputs
+from undiffuse.pictures.units import check_format, default_format, preview
+from undiffuse.pictures.writer import FORMATS
 from undiffuse.pipelines import Pipeline, grids
 from undiffuse.pipelines.classes import choose_classes, class_names
 from undiffuse.pipelines.inputs import Images, file_of, labels_of, model_images, open_images
-from undiffuse.pixels import to_uint8
+from undiffuse.pixels import to_uint8, to_units
 from undiffuse.sampling import Step
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.progress import NoProgress, Progress
-from undiffuse.util.text import count_of, duration
+from undiffuse.util.text import count_of, duration, join_names
 
 __all__ = ["EditInputs", "EditOptions", "EditResult", "Edited", "edit", "output_names"]
 
@@ -49,7 +51,7 @@ class EditOptions:
         labels, fit, on_broken: See `undiffuse.pipelines.inputs.open_images`.
         out: A folder for the results, which have the names of the images, and a page with before and after. The same
             edit again makes only what is missing. None keeps the results in memory.
-        format: "png", "npz" or "both", in `out`.
+        format: Of the files in `out`, as in `pipelines.run.SamplingRun`.
         overwrite: Whether to remove results of another edit in `out`.
         batch: Images at once; by default what fits into memory.
         progress: Whether to show a progress bar.
@@ -64,7 +66,7 @@ class EditOptions:
     fit: str | None = None
     on_broken: str = "refuse"
     out: str | Path | None = None
-    format: Any = "png"
+    format: Any = None
     overwrite: bool = False
     batch: int | None = None
     progress: bool = True
@@ -73,8 +75,8 @@ class EditOptions:
     def __post_init__(self) -> None:
         if self.variants < 1:
             raise ConfigError("variants", f"{self.variants} is not possible; expected at least 1")
-        if self.format not in ("png", "npz", "both"):
-            raise ConfigError("format", f"{self.format!r} is not possible; expected png, npz or both")
+        if self.format not in (None, *FORMATS):
+            raise ConfigError("format", f"{self.format!r} is not possible; expected {join_names(FORMATS)}")
 
 
 @dataclass(frozen=True)
@@ -218,10 +220,13 @@ def edit(
     }  # fmt: skip
     folder, writer = None if options.out is None else Path(options.out), None
     if folder is not None:
+        form = default_format(pipeline.shape[0]) if options.format is None else options.format
+        check_format(form, pipeline.shape[0])
         writer = grids.open_writer(
-            folder, options.format, options.overwrite, (GRID,), run=run, notes=pipeline.notes,
-            label_names=class_names(pipeline), names=names,
+            folder, form, options.overwrite, (GRID,), run=run, notes=pipeline.notes,
+            label_names=class_names(pipeline), names=names, value_range=pipeline.model.value_range,
         )  # fmt: skip
+        names = writer.names or names
     todo = list(range(total)) if writer is None else writer.missing(total)
     size, made = pipeline.batch_size(options.batch), []
     errors: dict[str, list[Tensor]] = {}
@@ -237,7 +242,9 @@ def edit(
             result = make(x0, NoiseSource(options.seed, indices), inputs.labels_at(numbers), numbers, on_step)
             for name, squares in result.errors.items():
                 errors.setdefault(name, []).append(squares.double().cpu())
-            pixels = to_uint8(result.x.float()).cpu()
+            units = writer is not None and writer.in_units
+            x = result.x.float()
+            pixels = to_units(x, pipeline.model.value_range) if units else to_uint8(x).cpu()
             if writer is None:
                 made.append(pixels)
             else:
@@ -340,6 +347,6 @@ def _page(
     if inputs.labels is not None and classes is not None:
         columns = [f"{name} ({classes[inputs.labels[i]]})" for i, name in enumerate(columns)]
     return draw_grid(
-        np.concatenate([*before, *after]), shown, row_labels=heads, column_labels=columns, title=title,
-        caption=f"{text}, {pipeline.text()}",
+        np.concatenate([*map(preview, before), *map(preview, after)]), shown, row_labels=heads, column_labels=columns,
+        title=title, caption=f"{text}, {pipeline.text()}",
     )  # fmt: skip

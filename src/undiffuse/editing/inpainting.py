@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def inpaint(
         raise ConfigError("mask", "give either a mask or `hole`")
     pipeline = load_pipeline(model, device, method)
     inputs = EditInputs.open(pipeline, images, shared)
-    known = rectangle(hole, pipeline.shape[1:]) if hole is not None else _known(mask, inputs)
+    known = rectangle(hole, pipeline.shape[1:]) if hole is not None else _known(mask, inputs, shared.report)
     whole = Mask(known)
     filled = 100 * float((~known).float().mean())
 
@@ -97,7 +97,9 @@ def inpaint(
     )  # fmt: skip
 
 
-def _known(mask: str | Path | np.ndarray | Tensor | None, inputs: EditInputs) -> Tensor:
+def _known(
+    mask: str | Path | np.ndarray | Tensor | None, inputs: EditInputs, report: Callable[[str], None] | None
+) -> Tensor:
     """Where images are known, bool [1 or N, 1, H, W]."""
     (height, width, _), source = inputs.dataset.shape, inputs.dataset.source
     size = (height, width)
@@ -110,17 +112,26 @@ def _known(mask: str | Path | np.ndarray | Tensor | None, inputs: EditInputs) ->
             raise ConfigError("mask", f"{expected}; got {array.dtype} {list(array.shape)}")
         return ~array.reshape(-1, 1, height, width)
     path, fit = Path(str(mask)), inputs.dataset.config.fit
+    zero_one: list[str] = []
     if path.is_dir():
         files = masks_for([source.name(i) for i in range(len(source))], path)
-        parts = [read_mask(file, size, stored={source.stored_size(i)}, fit=fit) for i, file in enumerate(files)]
+        parts = [
+            read_mask(file, size, stored={source.stored_size(i)}, fit=fit, zero_one=zero_one)
+            for i, file in enumerate(files)
+        ]
         for file, known in zip(files, parts, strict=True):
             _check(known, file)
-        return torch.cat(parts)
-    if not path.is_file():
+        found = torch.cat(parts)
+    elif not path.is_file():
         raise FileNotFoundError(f"there is no file or folder {path}")
-    with_size = read_mask(path, size, stored={source.stored_size(i) for i in range(len(source))}, fit=fit)
-    _check(with_size, path)
-    return with_size
+    else:
+        sizes = {source.stored_size(i) for i in range(len(source))}
+        found = read_mask(path, size, stored=sizes, fit=fit, zero_one=zero_one)
+        _check(found, path)
+    if zero_one and report is not None:
+        others = f" (and {len(zero_one) - 1:,} other masks)" if len(zero_one) > 1 else ""
+        report(f"  note    {zero_one[0]}{others} has a brightest value of 1: 0 is kept and 1 is filled")
+    return found
 
 
 def _check(known: Tensor, path: Path) -> None:

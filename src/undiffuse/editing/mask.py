@@ -6,7 +6,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from undiffuse.editing.operators import divided
@@ -14,6 +16,9 @@ from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import join_names
 
 __all__ = ["Mask", "masks_for", "read_mask", "rectangle"]
+
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
+"""Formats in which a value of 1 may be an error of black."""
 
 
 class Mask:
@@ -81,24 +86,34 @@ def rectangle(hole: Sequence[int], size: Sequence[int]) -> Tensor:
 
 
 def read_mask(
-    path: str | Path, size: tuple[int, int], *, stored: Collection[tuple[int, int]] = (), fit: Any = "crop"
+    path: str | Path,
+    size: tuple[int, int],
+    *,
+    stored: Collection[tuple[int, int]] = (),
+    fit: Any = "crop",
+    zero_one: list[str] | None = None,
 ) -> Tensor:
     """Reads a mask from a picture that is white where the image is to be filled, and black elsewhere.
+
+    A picture whose brightest value is 1, as of segmentation masks, is read as 0 and 1.
 
     Args:
         path: The picture.
         size: (height, width) of the model's images.
         stored: (width, height) of the images as they are stored. A mask of that size is prepared as they are.
         fit: How images are prepared, "crop" or "pad".
+        zero_one: Receives the path if the values are 0 and 1.
 
     Returns:
         bool [1, 1, H, W], True where the image is known.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ConfigError: It is no picture, has another size, or nothing in it is white ("mask").
+        ConfigError: It is no picture, has another size, or its brightest value is neither white nor 1 ("mask").
     """
     from undiffuse.data import prepare
+    from undiffuse.data.channels import to_mode, values_of
+    from undiffuse.data.decoding import describe
     from undiffuse.pictures.png import open_picture
 
     if not Path(path).is_file():
@@ -106,7 +121,7 @@ def read_mask(
     try:
         with open_picture(path) as opened:
             opened.load()
-            picture = opened.copy()
+            picture, lossy = opened.copy(), opened.format in _LOSSY
     except (OSError, SyntaxError, ValueError) as error:
         raise ConfigError("mask", f"{path} is not a picture that can be read ({error})") from error
     height, width = size
@@ -117,14 +132,21 @@ def read_mask(
             f"{path} is {picture.width}x{picture.height} (width x height), the images are {theirs}, the model's "
             f"{width}x{height}: expected a mask of one of these sizes, which all images have",
         )
-    pixels = prepare(picture, size, 1, fit=fit, background=0, pad_value=0)
-    brightest = int(pixels.max())
-    if 0 < brightest <= 127:
+    depth = describe(picture).depth
+    values = np.asarray(to_mode(picture, 1, background=0)) if depth == "8" else values_of(picture)[..., 0]
+    white, brightest = 255 if depth == "8" else 65535, float(values.max())
+    if brightest == 1 and not lossy:
+        picture = Image.fromarray(np.where(values >= 0.5, 255, 0).astype(np.uint8))
+        if zero_one is not None:
+            zero_one.append(str(path))
+    elif 0 < brightest <= white // 2 or depth in ("int", "float"):
+        more = f": multiply its values by {white // int(brightest)}" if 1 < brightest <= white // 2 else ""
         raise ConfigError(
             "mask",
-            f"{path} has a brightest value of {brightest}, but the part to fill must be white (255): multiply its "
-            f"values by {255 // brightest}",
+            f"{path} has a brightest value of {brightest:g}, but the part to fill must be white ({white}), or 1 where "
+            f"all else is 0{more}",
         )
+    pixels = prepare(picture, size, 1, fit=fit, background=0, pad_value=0)
     return torch.from_numpy(pixels <= 127).permute(2, 0, 1)[None]
 
 

@@ -75,8 +75,11 @@ def restore(
         check_sizes(inputs, size, factor)
 
     def observed(x0: Tensor) -> Tensor:
-        """The images as they are given to the method, in 8 bits."""
-        return from_uint8(to_uint8(operator(x0)), x0.device) if degrade else x0
+        """The images as they are given to the method, in 8 bits where the model's images have 8."""
+        if not degrade:
+            return x0
+        seen_x0 = operator(x0)
+        return from_uint8(to_uint8(seen_x0), x0.device) if pipeline.model.value_range is None else seen_x0
 
     def seen(x0: Tensor, numbers: list[int] | None = None) -> Tensor:
         return observed(x0).repeat_interleave(factor, -1).repeat_interleave(factor, -2)

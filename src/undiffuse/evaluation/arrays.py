@@ -12,6 +12,7 @@ from torch import Tensor
 
 from undiffuse.evaluation.images import ImageSet
 from undiffuse.metrics import MetricError
+from undiffuse.pictures import preview
 
 __all__ = ["ArrayImages", "DatasetImages"]
 
@@ -20,10 +21,12 @@ class ArrayImages(ImageSet):
     """An array or tensor of images.
 
     Args:
-        images: uint8 [N, H, W, C] or [N, H, W] with values in 0..255; C is 1 or 3.
+        images: uint8 [N, H, W, C] or [N, H, W] with values in 0..255, or other numbers with a `value_range`; C is 1
+            or 3.
         labels: Class of each image, integers [N]; None without classes.
         label_names: Names of the classes; their numbers by default.
         where: One line for people.
+        value_range: (low, high) of the values that become 0 and 255, for images that are not uint8.
 
     Raises:
         MetricError: Another type or shape, or labels that do not fit.
@@ -35,13 +38,15 @@ class ArrayImages(ImageSet):
         labels: Sequence[int] | NDArray[Any] | Tensor | None = None,
         label_names: Sequence[str] | None = None,
         where: str = "an array",
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         pixels = torch.as_tensor(images).detach()
         pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
+        declared = value_range is not None and pixels.dtype not in (torch.bool, torch.complex64, torch.complex128)
+        if (pixels.dtype != torch.uint8 and not declared) or pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
             raise MetricError(
                 f"{where}: expected uint8 images [N, H, W, C] with 1 or 3 channels and values in 0..255, got "
-                f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
+                f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}; other numbers need a value_range"
             )
         numbers = None if labels is None else torch.as_tensor(labels).cpu().numpy().astype(np.int64)
         if numbers is not None and (numbers.shape != (len(pixels),) or (len(numbers) and int(numbers.min()) < 0)):
@@ -50,7 +55,7 @@ class ArrayImages(ImageSet):
             label_names = [str(k) for k in range(int(numbers.max(initial=-1)) + 1)]
         if numbers is not None and label_names is not None and int(numbers.max(initial=-1)) >= len(label_names):
             raise MetricError(f"labels: got class {int(numbers.max())}, but only {len(label_names)} names of classes")
-        self.pixels = pixels
+        self.pixels, self.value_range = pixels, value_range
         shape = (int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3]))
         super().__init__(where, shape, numbers, label_names if numbers is not None else None, {"kind": "array"})
 
@@ -58,8 +63,13 @@ class ArrayImages(ImageSet):
         return len(self.pixels)
 
     def batch(self, start: int, stop: int) -> Tensor:
-        """Returns images start..stop-1, uint8 [B, H, W, C]."""
-        return self.pixels[start:stop].cpu().contiguous()
+        """Returns images start..stop-1, uint8 [B, H, W, C]; MetricError for values that are NaN or infinite."""
+        part = self.pixels[start:stop].cpu()
+        if self.value_range is None:
+            return part.contiguous()
+        if not bool(torch.isfinite(part).all()):
+            raise MetricError(f"{self.where}: some values are NaN or infinite")
+        return torch.from_numpy(preview(part.numpy(), self.value_range))
 
 
 class DatasetImages(ImageSet):

@@ -66,7 +66,7 @@ class ReferenceEvaluator:
         self.extractors: list[Extractor] = build_extractors(
             names, config.extractor_weights, config.grey, ranks.device, config.progress
         )
-        self.prepared = preparation(config, pipeline, self.extractors)
+        self.prepared = preparation(config, pipeline, self.extractors, [*sources, reference])
         self.reference = open_set(reference, config, self.prepared, count=config.reference_count)
         self._seconds: dict[str, float] = {}
         self._summaries: dict[str, list[Summary]] = {}

@@ -16,15 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from undiffuse.data import ArraySource, DataConfig, FolderSource, ImageDataset, Source, open_data, open_npz
+from undiffuse.data.channels import ValueRange, values_of
+from undiffuse.data.decoding import Picture, PictureInfo, describe
 from undiffuse.data.screening import Check, OnBroken, default_workers, screen
-from undiffuse.data.sources import SubsetSource
+from undiffuse.data.sources import BrokenImageError, SubsetSource
 from undiffuse.metrics import MetricError
 from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import packed_files
-from undiffuse.pictures.stored import keeps_names, sample_files, sample_label
+from undiffuse.pictures.stored import keeps_names, read_file, sample_files, sample_label
+from undiffuse.pictures.units import IN_UNITS, load_image
+from undiffuse.pixels import from_pixels, to_uint8
 from undiffuse.util.errors import ConfigError
 
-__all__ = ["ImageSet", "MadeImages", "StoredImages", "class_warnings", "open_images"]
+__all__ = ["ImageSet", "MadeImages", "StoredImages", "class_warnings", "open_images", "range_of_run"]
 
 RUN = "run.json"  # written by `undiffuse sample` beside its images
 LOSSY = (".jpg", ".jpeg", ".webp")
@@ -73,6 +77,8 @@ class ImageSet(ABC):
 class StoredImages(ImageSet):
     """A prepared data set as an `ImageSet`.
 
+    Of data with a value range the low end becomes 0 and the high end 255, rounded; values beyond it are clipped.
+
     Args:
         dataset: The images. With `on_broken="skip"` all of them are decoded now, and those that cannot be are left out
             with a warning. Otherwise an image that cannot be decoded is an error that names it.
@@ -98,7 +104,7 @@ class StoredImages(ImageSet):
     def batch(self, start: int, stop: int) -> Tensor:
         """Returns images start..stop-1, uint8 [B, H, W, C]; BrokenImageError names one that cannot be read."""
         pixels = self._pixels(start, stop)
-        if start == 0 and len(pixels) > 1 and int(pixels.max()) <= 1:
+        if start == 0 and len(pixels) > 1 and int(pixels.max()) <= 1 and not self.in_units:
             raise MetricError(
                 f"{self.where}: all pixels of the first {len(pixels)} images are 0 or 1, as of images in [0, 1] that "
                 "were made whole numbers without a factor of 255; expected uint8 in 0..255"
@@ -107,13 +113,20 @@ class StoredImages(ImageSet):
 
     def _pixels(self, start: int, stop: int) -> Tensor:
         raw = _slice(self.dataset.source, start, stop)
-        if raw is not None and raw.shape[1:] == self.shape:
+        if raw is not None and raw.shape[1:] == self.shape and raw.dtype == np.uint8 and not self.in_units:
             return torch.from_numpy(np.array(raw))
         numbers = range(start, stop)
         if self.dataset.source.in_memory:
-            return torch.from_numpy(np.stack([self.dataset.plain(i).image for i in numbers]))
-        with ThreadPoolExecutor(default_workers()) as pool:
-            return torch.from_numpy(np.stack(list(pool.map(lambda i: self.dataset.plain(i).image, numbers))))
+            pixels = np.stack([self.dataset.plain(i).image for i in numbers])
+        else:
+            with ThreadPoolExecutor(default_workers()) as pool:
+                pixels = np.stack(list(pool.map(lambda i: self.dataset.plain(i).image, numbers)))
+        return torch.from_numpy(pixels) if pixels.dtype == np.uint8 else to_uint8(from_pixels(pixels))
+
+    @property
+    def in_units(self) -> bool:
+        """Whether the pixels are values of a range."""
+        return self.dataset.config.value_range is not None
 
 
 def _slice(source: Source, start: int, stop: int) -> NDArray[np.uint8] | None:
@@ -206,6 +219,7 @@ def open_images(
     labels: str = "auto",
     label_names: Sequence[str] | None = None,
     on_broken: OnBroken = "refuse",
+    value_range: ValueRange | None = None,
 ) -> StoredImages:
     """Opens a folder, .zip, .npz (memory-mapped), known data set, or the output of `undiffuse sample` for evaluation.
 
@@ -222,8 +236,11 @@ def open_images(
         label_names: Names of the classes that the labels are numbered by.
         on_broken: "refuse" raises an error for unreadable images. "skip" decodes all images once now, leaves the
             unreadable ones out and adds a warning.
+        value_range: (low, high) of the stored values that become 0 and 255. Pixels of floats and of integers other than
+            uint8 need it; samples of undiffuse carry it themselves.
 
     Raises:
+        ConfigError: Pixels that need a value range ("value_range").
         ValueError: Sizes that differ, too few images, unreadable images, or labels that do not fit.
         FileNotFoundError: There is no such path.
     """
@@ -235,9 +252,14 @@ def open_images(
     check: Check = "full" if on_broken == "skip" else "headers"
     if samples is not None:
         source, about = samples
-        source = screen(source, check=check, on_broken=on_broken)
+        source, value_range = screen(source, check=check, on_broken=on_broken), None  # levels of their own range
     else:
-        source = open_data(path, labels=labels, label_names=label_names, on_broken=on_broken, check=check)
+        wanted: Any = "found" if value_range is None else value_range
+        source = open_data(
+            path, labels=labels, label_names=label_names, on_broken=on_broken, check=check, value_range=wanted
+        )
+        if value_range is None:
+            warnings += _undeclared(source)
     warnings += _left_out(source)
     if count is not None and count > len(source):
         raise MetricError(f"{source.where} has {len(source):,} images, fewer than the {count:,} to take")
@@ -260,9 +282,66 @@ def open_images(
         fit=fit,
         pad_value=pad_value,
         labels=labels if labels in ("auto", "none") else "auto",
+        value_range=value_range,
     )
+    if config.value_range is not None:
+        about["value_range"] = list(config.value_range)
     about["preparation"] = "as stored" if size is None else f"{fit} to {_times(config.shape)}"
     return StoredImages(ImageDataset(source, config), about=about, warnings=warnings)
+
+
+def _undeclared(source: Source) -> list[str]:
+    """Warns of pixels of 16 bits; ConfigError for pixels that say nothing about black and white."""
+    largest = 0
+    for i in np.unique(np.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).astype(np.int64)):
+        try:
+            picture = source.image(int(i))
+        except BrokenImageError:
+            continue
+        info = describe(picture)
+        if info.depth in ("int", "float") or (source.in_memory and info.depth != "8"):
+            values = values_of(picture)
+            seen = f", {source.name(int(i))} has {float(np.nanmin(values)):g}..{float(np.nanmax(values)):g}"
+            raise ConfigError(
+                "value_range",
+                f"is missing: {source.where} holds {info.mode} and not uint8{seen}; give the values of black and "
+                "white, for example 0,1",
+            )
+        largest = max(largest, int(values_of(picture).max())) if info.depth == "16" else largest
+    if not largest:
+        return []
+    return [f"16-bit values were divided by 257, so that the brightest is {largest / 257:.0f} of 255; declare "
+            "value_range if white is another value"]  # fmt: skip
+
+
+def range_of_run(path: Any) -> ValueRange | None:
+    """The value range of the model whose samples lie in a folder; None for anything else."""
+    if not isinstance(path, (str, Path)):
+        return None
+    place = Path(path)
+    file = (place if place.suffix.lower() != ".npz" else place.parent) / RUN
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("value_range")
+        return None if found is None else (float(found[0]), float(found[1]))
+    except (OSError, ValueError, TypeError, AttributeError, IndexError):
+        return None
+
+
+class _InUnits(FolderSource):
+    """Samples in the units of a model's value range, which becomes 0..255."""
+
+    def image(self, i: int) -> Picture:
+        file = self.root / self.names[i]
+        channels = load_image(file)[0].shape[-1]
+        if channels not in (1, 3, 4):
+            raise MetricError(f"{file} has {channels} channels; metrics take grey and RGB images")
+        try:
+            return read_file(file)
+        except (OSError, ValueError) as error:
+            raise BrokenImageError(self.names[i], str(error)) from error
+
+    def info(self, i: int) -> PictureInfo:
+        return describe(self.image(i))
 
 
 def _samples(path: Path) -> tuple[Source, dict[str, Any]] | None:
@@ -300,8 +379,9 @@ def _samples(path: Path) -> tuple[Source, dict[str, Any]] | None:
     if len(known) == len(numbers):
         classes = np.array(known, dtype=np.int64)
         table = [str(k) for k in range(int(classes.max()) + 1)]
-    files = FolderSource(folder, [name for _, name, _, _ in names], [size for _, _, size, _ in names],
-                         labels=classes, label_names=table)  # fmt: skip
+    kind = _InUnits if record.get("format") in IN_UNITS else FolderSource
+    files = kind(folder, [name for _, name, _, _ in names], [size for _, _, size, _ in names],
+                 labels=classes, label_names=table)  # fmt: skip
     return files, about
 
 

@@ -18,7 +18,7 @@ from undiffuse.evaluation.arrays import ArrayImages, DatasetImages
 from undiffuse.evaluation.cache import FeatureCache
 from undiffuse.evaluation.compute import MetricOptions, find_metrics
 from undiffuse.evaluation.features import extract
-from undiffuse.evaluation.images import ImageSet, MadeImages, open_images
+from undiffuse.evaluation.images import ImageSet, MadeImages, open_images, range_of_run
 from undiffuse.evaluation.summary import NpzStatistics, Summary, is_reference, npz_statistics, read_reference
 from undiffuse.metrics import MetricError
 from undiffuse.metrics.extractors import ClassifierExtractor, Extractor
@@ -56,6 +56,8 @@ class EvaluationConfig:
         fit: "crop" covers the size and cuts the centre, "pad" adds a border; None takes the model's way.
         labels: How the labels of stored images are found, see `undiffuse.data.open_data`.
         on_broken: "skip" leaves out unreadable images, "refuse" is an error.
+        value_range: (low, high) of stored values that become 0 and 255, for images that are not 8-bit. None takes the
+            range of the model, or of the samples' run.
         protocol: How the statistics of an npz file were made, where the file does not say it ("adm" for OpenAI's).
         seed: Seed of the noise of a model's samples.
         classes: Names or numbers of the classes that a model's samples cycle through; None takes all.
@@ -79,6 +81,7 @@ class EvaluationConfig:
     fit: Literal["crop", "pad"] | None = None
     labels: str = "auto"
     on_broken: OnBroken = "refuse"
+    value_range: tuple[float, float] | None = None
     protocol: str | None = None
     seed: int = 0
     classes: Sequence[str] | None = None
@@ -265,12 +268,14 @@ def open_set(
     if isinstance(source, ImageSet):
         return EvaluationSet(images=source)
     if isinstance(source, (np.ndarray, Tensor)):
-        whole = ArrayImages(source, labels, label_names)
+        declared = (prepared or {}).get("value_range", config.value_range)
+        declared = None if str(source.dtype).endswith("uint8") else declared
+        whole = ArrayImages(source, labels, label_names, value_range=declared)
         if count is None:
             return EvaluationSet(images=whole)
         chosen = _chosen(len(source), count, first)
         kept = None if whole.labels is None else whole.labels[chosen]
-        return EvaluationSet(images=ArrayImages(source[chosen], kept, whole.label_names))
+        return EvaluationSet(images=ArrayImages(source[chosen], kept, whole.label_names, value_range=declared))
     if not isinstance(source, (str, Path)):
         if count is not None:
             from torch.utils.data import Subset
@@ -299,8 +304,20 @@ def _chosen(total: int, count: int, first: bool) -> np.ndarray:
     return np.arange(count) if first else np.arange(count) * total // count
 
 
-def preparation(config: EvaluationConfig, pipeline: Pipeline | None, extractors: Sequence[Extractor]) -> dict[str, Any]:
-    """Returns how stored images are prepared: to the given size, as the model's training images were, or not at all."""
+def preparation(
+    config: EvaluationConfig, pipeline: Pipeline | None, extractors: Sequence[Extractor], sources: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """Returns how stored images are prepared: to the given size, as the model's training images were, or not at all.
+
+    The value range is the given one, or that of the model, or of the first of `sources` that a run with one made.
+    """
+    value_range = config.value_range or (pipeline.model.value_range if pipeline is not None else None)
+    value_range = value_range or next((found for found in map(range_of_run, sources) if found), None)
+    shared: dict[str, Any] = {} if value_range is None else {"value_range": value_range}
+    return {**_geometry(config, pipeline, extractors), **shared}
+
+
+def _geometry(config: EvaluationConfig, pipeline: Pipeline | None, extractors: Sequence[Extractor]) -> dict[str, Any]:
     if config.size is not None:
         return {"size": config.size, "fit": config.fit or "crop"}
     known: Any = pipeline.model if pipeline is not None else None

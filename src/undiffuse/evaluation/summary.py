@@ -25,6 +25,7 @@ from undiffuse.metrics import Card, MetricError, Moments, Statistics
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
 from undiffuse.util.hashing import tensors_hash
+from undiffuse.util.limits import check_header, open_npz
 
 __all__ = ["NpzStatistics", "Summary", "is_reference", "npz_statistics", "read_reference", "write_reference"]
 
@@ -184,7 +185,7 @@ def npz_statistics(path: str | Path, protocol: str | None = None) -> tuple[NpzSt
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             names = list(file.files)
             arrays = {name: file[name] for name in OPENAI if name in names}
     except FileNotFoundError:
@@ -259,6 +260,7 @@ def write_reference(
 def is_reference(path: str | Path) -> bool:
     """Whether a file was written by `write_reference`."""
     try:
+        check_header(path)
         with safetensors.safe_open(str(path), framework="pt") as file:
             return json.loads((file.metadata() or {}).get(KEY, "{}")).get("kind") == "reference"
     except (OSError, ValueError, AttributeError, safetensors.SafetensorError):
@@ -269,6 +271,7 @@ def read_reference(path: str | Path) -> list[Summary]:
     """Returns the summaries of a reference file, one for each extractor; MetricError for any other or damaged file."""
     path = Path(path)
     try:
+        check_header(path)
         with safetensors.safe_open(str(path), framework="pt") as file:
             manifest = json.loads((file.metadata() or {})[KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,7 +1,7 @@
-"""Guidance: a denoiser in, a denoiser out, so that kinds of guidance combine by nesting in any order.
+"""Guidance wraps a denoiser in a denoiser, so kinds of guidance combine by nesting in any order.
 
-To add a kind, write a file with a class that wraps a denoiser: on `base.GradientGuidance` if it has a gradient to
-follow, on `base.Guided` with `combine.extrapolate` if it compares two predictions.
+To add a kind, write a file with a class that wraps a denoiser: derive it from `base.GradientGuidance` if it follows a
+gradient, or from `base.Guided` with `combine.extrapolate` if it compares two predictions.
 """
 
 from undiffuse.guidance.autoguidance import Autoguidance

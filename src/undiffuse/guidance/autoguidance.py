@@ -1,4 +1,4 @@
-"""Autoguidance: a model guided by a bad version of itself (Karras et al. 2024)."""
+"""Autoguidance: guides a model with a weaker version of itself (Karras et al. 2024)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from undiffuse.prediction import Prediction
 
 
 class Autoguidance(Guided):
-    """D = D_ref + S (D - D_ref): away from where a weaker model, asked the same, errs more.
+    """Extrapolates from a weaker model: D = D_ref + S (D - D_ref) points away from where the weaker model errs more.
 
-    `reference`  a smaller or less trained model of the same task; it gets the same conditions. It may have been trained
-                 on another chain, for it is asked at noise levels. An unconditional model as reference of a conditional
-                 one makes this classifier-free guidance with two networks
-    `scale`      S: 1 is no guidance, 0 the reference alone
-    `rescale`    phi from 0 to 1, see `combine.extrapolate`
+    A call costs one call of each network, except that the reference is not called where the scale is 1. The learned
+    variance is the main model's.
 
-    A call costs one of each network; where the scale is 1 the reference is not asked. `schedule` and `every` as in
-    `Guided`; the learned variance is the main model's.
+    Args:
+        denoiser: The main model.
+        reference: A smaller or less trained model of the same task, which gets the same conditions. It may have been
+            trained on another chain, because it is called at noise levels. With an unconditional reference of a
+            conditional model, this is classifier-free guidance with two networks.
+        scale: S: 1 is no guidance, 0 the reference alone.
+        rescale: phi from 0 to 1, see `combine.extrapolate`.
+        schedule: See `Guided`.
+        every: See `Guided`.
     """
 
     neutral = 1.0
@@ -43,9 +47,11 @@ class Autoguidance(Guided):
 
     @property
     def conditions(self) -> frozenset[str]:
+        """Returns the names of the conditions that either model accepts."""
         return self.denoiser.conditions | self.reference.conditions
 
     def __call__(self, x: Tensor, level: Level, cond: Condition | None = None) -> Prediction:
+        """Predicts at x [B, C, H, W]; see `Denoiser`."""
         weight = self.weight(level)
         main = self.denoiser(x, level, cond)
         if self.is_noop(weight):
@@ -59,7 +65,7 @@ class Autoguidance(Guided):
 
 
 def checked_rescale(rescale: float) -> float:
-    """`rescale` if it is from 0 to 1, else ValueError."""
+    """Returns `rescale`; raises ValueError unless it is from 0 to 1."""
     if not 0 <= rescale <= 1:
-        raise ValueError(f"the rescaling of guidance is from 0 (none) to 1; got {rescale}")
+        raise ValueError(f"rescale must be from 0 (off) to 1 (full); got {rescale}")
     return float(rescale)

@@ -1,4 +1,4 @@
-"""What all kinds of guidance share: the denoiser they wrap, a scale by level, and evaluating only now and then."""
+"""Base classes of all kinds of guidance: the wrapped denoiser, a scale by level, and reuse between calls."""
 
 from __future__ import annotations
 
@@ -17,22 +17,28 @@ from undiffuse.prediction import Guide, Prediction
 
 
 class Guided:
-    """A denoiser that guides another one.
+    """Guides another denoiser.
 
-    `scale`     strength; what it means and which value is `neutral` (does nothing) is up to the kind of guidance
-    `schedule`  how much of it acts at a level (see `schedules`; any function of a level), None: all of it everywhere
-    `every`     1: computed at every call. k: at every k-th call of a trajectory; at the others the last shift of the
-                predicted noise is used again, at no cost. (On Gaussian mixtures that errs less than using the gradient
-                or the shift of x0 again.) A solver that asks twice a step makes two calls
+    Args:
+        denoiser: The denoiser to guide.
+        scale: Strength. Its meaning, and the `neutral` value that has no effect, depend on the kind of guidance.
+        schedule: Factor of the strength at each level (see `schedules`; any function of a level); None is full strength
+            everywhere.
+        every: Guidance is computed at every call (1) or only at every k-th call of a trajectory. The other calls reuse
+            the last shift of the predicted noise at no cost. (On Gaussian mixtures, reusing the gradient or the shift
+            of x0 has a larger error.) A solver that evaluates twice per step makes two calls.
+
+    Raises:
+        ValueError: `scale` is not finite, or `every` is not a positive integer.
     """
 
     neutral: ClassVar[float] = 0.0
 
     def __init__(self, denoiser: Denoiser, scale: float, schedule: Schedule | None, every: int) -> None:
         if not math.isfinite(scale):
-            raise ValueError(f"the scale of guidance must be a finite number; got {scale}")
+            raise ValueError(f"the guidance scale must be a finite number; got {scale}")
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"guidance is computed every 1st, 2nd, ... call: every must be at least 1; got {every!r}")
+            raise ValueError(f"every must be an integer of at least 1; got {every!r}")
         self.denoiser = denoiser
         self.chain = denoiser.chain
         self.scale = float(scale)
@@ -41,18 +47,18 @@ class Guided:
 
     @property
     def conditions(self) -> frozenset[str]:
-        """Names of the conditions it can use."""
+        """Returns the names of the conditions that this denoiser accepts."""
         return self.denoiser.conditions
 
     def weight(self, level: Level) -> Tensor:
-        """The scale in force at a level: float64 on the CPU, [B], or [1] where the batch shares it."""
+        """Returns the effective scale at a level: float64 on the CPU, [B], or [1] if the batch shares it."""
         if self.schedule is None:
             return torch.tensor([self.scale], dtype=torch.float64)
         factor = torch.as_tensor(self.schedule(level), dtype=torch.float64, device="cpu").reshape(-1)
         return self.neutral + (self.scale - self.neutral) * factor
 
     def is_noop(self, weight: Tensor) -> bool:
-        """Whether nothing is to be done at this level; a later call then computes anew."""
+        """Returns whether guidance has no effect at this level; if so, the next call does not reuse earlier results."""
         nothing = bool((weight == self.neutral).all())
         if nothing:
             self.cache.forget()
@@ -60,11 +66,16 @@ class Guided:
 
 
 class GradientGuidance(Guided):
-    """Guidance by a gradient g of some log-probability, of a kind that subclasses give: the score moves by s g.
+    """Guides by the gradient g of a log-probability, which subclasses define: the score moves by s g.
 
-    `at`         "x_t", "mean", or "x0", where the gradient is taken
-    `normalize`  brings every image's gradient to one size, see `normalised`
-    `names`      of the conditions that the gradient depends on
+    Args:
+        denoiser: The denoiser to guide.
+        scale: s.
+        at: Where the gradient is taken: "x_t", "mean" or "x0".
+        names: Names of the conditions that the gradient depends on.
+        normalize: Whether every image's gradient is scaled to one norm, see `normalised`.
+        schedule: See `Guided`.
+        every: See `Guided`.
     """
 
     def __init__(
@@ -84,20 +95,22 @@ class GradientGuidance(Guided):
 
     @property
     def conditions(self) -> frozenset[str]:
+        """Returns the names of the conditions that the denoiser or the gradient accepts."""
         return self.denoiser.conditions | set(self.names)
 
     def gradient(self, x: Tensor, level: Level, cond: Condition) -> Tensor:
-        """The gradient [B, C, H, W] with respect to x, an image of noise level `level`."""
+        """Returns the gradient [B, C, H, W] with respect to x, images of noise level `level`."""
         raise NotImplementedError
 
     def __call__(self, x: Tensor, level: Level, cond: Condition | None = None) -> Prediction:
+        """Predicts at x [B, C, H, W] and adds a guide; raises ValueError if a condition of the gradient is missing."""
         weight = self.weight(level)
         if self.is_noop(weight):
             return self.denoiser(x, level, cond)
         told = cond or {}
         missing = [name for name in self.names if name not in told]
         if missing:
-            raise ValueError(f"guidance needs to know where to: give cond={{{missing[0]!r}: ...}}")
+            raise ValueError(f"guidance requires the condition {missing[0]!r}: pass cond={{{missing[0]!r}: ...}}")
         due = self.cache.should_compute(x, level, cond)
         kept = None if due else self.cache.kept
         known = None if kept is None else expand(1 / level.sigma, x) * kept
@@ -117,7 +130,7 @@ class GradientGuidance(Guided):
         return replace(prediction, guides=(*prediction.guides, Guide(guide, at="mean" if self.at == "mean" else "x_t")))
 
     def _finish(self, gradient: Tensor, level: Level) -> Tensor:
-        """The gradient as it is used; its shift of the noise is kept for the calls that follow."""
+        """Returns the gradient to apply, and stores its shift of the noise for later calls."""
         if self.normalize:
             gradient = normalised(gradient, level)
         if self.cache.every > 1:
@@ -126,11 +139,16 @@ class GradientGuidance(Guided):
 
 
 class GuidanceCache:
-    """When to compute anew, and what was computed last, of one trajectory at a time.
+    """Caches the last guidance update within one trajectory.
 
-    `kept` is that, [B, C, H, W] in terms of the noise; None if there is nothing yet. A trajectory is a run of calls for
-    a batch of one shape and under one condition object, each cleaner than the one before; anything else begins a new
-    one, which computes anew. So samples do not depend on what was sampled before.
+    A trajectory is a series of calls for a batch of one shape under one condition object, each call cleaner than the
+    one before. Any other call starts a new trajectory, so samples do not depend on earlier ones.
+
+    Args:
+        every: Number of calls per computation.
+
+    Attributes:
+        kept: The last shift of the predicted noise [B, C, H, W]; None if there is none.
     """
 
     def __init__(self, every: int) -> None:
@@ -138,13 +156,13 @@ class GuidanceCache:
         self.forget()
 
     def forget(self) -> None:
-        """Compute anew at the next call."""
+        """Clears the cache, so that the next call computes guidance."""
         self.kept: Tensor | None = None
         self._calls = 0
         self._last: Any = None
 
     def should_compute(self, x: Tensor, level: Level, cond: Condition | None) -> bool:
-        """Whether to compute anew at this call, which is counted."""
+        """Counts this call and returns whether it must compute guidance."""
         if self.every == 1:
             return True
         if not self._onward(x, level, cond):

@@ -1,4 +1,4 @@
-"""Guidance by a classifier (Dhariwal & Nichol 2021, section 4)."""
+"""Classifier guidance (Dhariwal & Nichol 2021, section 4)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,23 @@ PLACES = ("x_t", "mean", "x0")
 
 
 class LevelClassifier:
-    """A classifier network trained on a chain, asked at noise levels: (x [B, C, H, W], level) -> scores [B, K].
+    """Evaluates a classifier trained on a chain at noise levels: (x [B, C, H, W], level) -> scores [B, K].
 
-    `temperature`  T > 0 divides the scores: p(y | x) proportional to exp(score_y / T). Above 1 the classifier is less
-                   sure of itself, and its gradient reaches images that it has already decided about
+    The network's parameters are frozen, because guidance differentiates with respect to the image only.
 
-    The network's parameters are frozen: guidance differentiates with respect to the image only.
+    Args:
+        network: The classifier: (x, times [B]) -> scores.
+        process: The process that it was trained on.
+        temperature: T > 0 divides the scores: p(y | x) is proportional to exp(score_y / T). Above 1 the classifier is
+            less certain, so its gradient also acts on images that it has already decided about.
+
+    Raises:
+        ValueError: The temperature is not positive and finite.
     """
 
     def __init__(self, network: Any, process: ProcessConfig, temperature: float = 1.0) -> None:
         if not 0 < temperature < float("inf"):
-            raise ValueError(f"the temperature of a classifier must be above 0; got {temperature}")
+            raise ValueError(f"temperature must be a finite number above 0; got {temperature}")
         self.network = network
         self.chain: DiscreteSchedule = process.chain()
         self.time = TimeAdapter(self.chain, process.rescale_timesteps)
@@ -36,48 +42,61 @@ class LevelClassifier:
             network.requires_grad_(False).eval()
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
+        """Returns the scores [B, K]."""
         return self.network(x, self.time(level, x))
 
     def log_prob(self, x: Tensor, level: Level, y: Tensor) -> Tensor:
-        """log p(y | x) [B] in float32 for class indices y [B]; ValueError unless there is one of its own an image."""
+        """Returns log p(y | x) [B] in float32.
+
+        Args:
+            x: Noisy images [B, C, H, W].
+            level: Their noise levels.
+            y: Class indices [B].
+
+        Raises:
+            ValueError: There is not one index per image, or an index is out of range.
+        """
         if y.shape != (x.shape[0],):
-            raise ValueError(f"expected one class index for each of the {x.shape[0]} images, got shape {list(y.shape)}")
+            raise ValueError(f"expected one class index for each of the {x.shape[0]} images; got shape {list(y.shape)}")
         y = y.to(x.device)
         scores = self(x, level).float()
         if bool(((y < 0) | (y >= scores.shape[1])).any()):
             raise ValueError(
-                f"the classifier has classes 0 to {scores.shape[1] - 1} and was asked for {sorted(set(y.tolist()))}; "
-                "with classifier-free guidance, whose null class it does not know, it belongs outside: "
-                "ClassifierGuidance(ClassifierFree(...))"
+                f"the classifier has the classes 0 to {scores.shape[1] - 1}; got {sorted(set(y.tolist()))}. With "
+                "classifier-free guidance (null class), nest it outside: ClassifierGuidance(ClassifierFree(...))"
             )
         if self.temperature != 1:
             scores = scores / self.temperature
         return torch.log_softmax(scores, dim=-1).gather(1, y[:, None])[:, 0]
 
     def gradient(self, x: Tensor, level: Level, y: Tensor) -> Tensor:
-        """grad_x log p(y | x) [B, C, H, W]. No layer mixes the images of a batch, so one backward pass serves all."""
+        """Returns grad_x log p(y | x) [B, C, H, W] from one backward pass, as no layer mixes the images of a batch."""
         with torch.inference_mode(False), torch.enable_grad():
-            x = x.detach().clone().requires_grad_()  # clones, because a caller's inference tensors cannot be used here
+            x = x.detach().clone().requires_grad_()  # a clone, because autograd cannot use inference tensors
             return torch.autograd.grad(self.log_prob(x, level, y.clone()).sum(), x)[0]
 
 
 class ClassifierGuidance(GradientGuidance):
-    """Steer a denoiser, conditional or not, towards class `cond["y"]` by s grad log p(y | x).
+    """Steers a denoiser, conditional or not, towards class `cond["y"]` by s grad log p(y | x).
 
-    `classifier`  or a function (x, level, y) -> gradient of log p(y | x)
-    `scale`       s, any number: 0 is no guidance, 1 Bayes' rule for an unconditional model, more is sharper. In the
-                  paper 1 for 64x64 and 256x256, 0.5 for 128x128, 4 for 512x512 (250 ancestral steps, conditional
-                  models), 10 for the unconditional 256x256 model
-    `at`          where the gradient is taken: "x_t", the noisy image (the released code); "mean", of the reverse step
-                  (the paper's algorithm; ancestral sampling only); "x0", the denoised image, asked as a clean one, and
-                  brought back to x_t through the network, which then costs a backward pass too. "x0" needs no
-                  classifier of noisy images, and near pure noise, where x0 says little, has little to go by
-    `condition`   name of the condition with the class indices [B]: several classifiers may judge by different names
-    `normalize`   every image's gradient is brought to the size that moves the predicted noise by s (root mean square)
-    `schedule`, `every` as in `Guided`
+    Ancestral sampling shifts the mean by s Sigma g (Algorithm 1), other methods shift the noise by -s sigma g
+    (Algorithm 2). Several classifiers act together by nesting, each with its own scale: their gradients add up.
 
-    Ancestral sampling shifts the mean by s Sigma g (Algorithm 1), others shift the noise by -s sigma g (Algorithm 2).
-    Several classifiers act together by nesting, each with its own scale: their gradients add up.
+    Args:
+        denoiser: The denoiser to guide.
+        classifier: A classifier, or a function (x, level, y) -> gradient of log p(y | x).
+        scale: s, any number: 0 is no guidance, 1 is Bayes' rule for an unconditional model, larger values are sharper.
+            The paper uses 1 for 64x64 and 256x256, 0.5 for 128x128, 4 for 512x512 (250 ancestral steps, conditional
+            models) and 10 for the unconditional 256x256 model.
+        at: Where the gradient is taken. "x_t" is the noisy image (the released code). "mean" is the mean of the reverse
+            step (the paper's algorithm; ancestral sampling only). "x0" is the denoised image, classified as a clean
+            one; the gradient is propagated to x_t through the network, which costs a backward pass. "x0" does not need
+            a classifier of noisy images; near pure noise, where x0 is uninformative, it has little effect.
+        condition: Name of the condition with the class indices [B]; several classifiers may use different names.
+        normalize: Whether every image's gradient is scaled so that it moves the predicted noise by s (root mean
+            square).
+        schedule: See `Guided`.
+        every: See `Guided`.
     """
 
     def __init__(
@@ -93,9 +112,10 @@ class ClassifierGuidance(GradientGuidance):
         every: int = 1,
     ) -> None:
         if at not in PLACES:
-            raise ValueError(f"the guidance gradient is taken at one of {', '.join(PLACES)}; got {at!r}")
+            raise ValueError(f"at must be one of {', '.join(PLACES)}; got {at!r}")
         super().__init__(denoiser, scale, at, (condition,), normalize, schedule, every)
         self.classify = classifier.gradient if isinstance(classifier, LevelClassifier) else classifier
 
     def gradient(self, x: Tensor, level: Level, cond: Condition) -> Tensor:
+        """Returns the classifier's gradient [B, C, H, W]."""
         return self.classify(x, level, cond[self.names[0]])

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: a model with its condition against itself without it (Ho & Salimans 2022)."""
+"""Classifier-free guidance: contrasts a model with and without its condition (Ho & Salimans 2022)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ from undiffuse.prediction import Prediction
 
 
 class ClassifierFree(Guided):
-    """eps = eps_u + S (eps_c - eps_u): away from what the model says without the condition.
+    """Extrapolates from the unconditional prediction: eps = eps_u + S (eps_c - eps_u).
 
-    `null`      what stands for "no condition", by name of the condition: the number of the null class ({"y": 10}), or
-                a tensor that broadcasts to the condition
-    `scale`     S: 1 is no guidance, 0 the unconditional model, and w = S - 1 in the paper's convention
-    `rescale`   phi from 0 to 1, see `combine.extrapolate`
-    `together`  both passes in one batch of twice the size; False: one after the other, in half the memory
+    A call costs two calls of the network; one where the effective scale is 1 or 0, or where the last shift is reused
+    (`every`). The learned variance is that of the conditional pass; with S = 0 the whole prediction is unconditional.
+    To add a classifier, which does not know the null class, nest it outside: ClassifierGuidance(ClassifierFree(...)).
 
-    A call costs two of the network, one where the scale in force is 1 or 0, and one where the last shift is used again
-    (`every`). The learned variance is that of the conditional pass; with S = 0 all is the unconditional model's. A
-    classifier that guides too goes outside, ClassifierGuidance(ClassifierFree(...)): it does not know the null class.
+    Args:
+        denoiser: The conditional model.
+        scale: S: 1 is no guidance, 0 the unconditional model; w = S - 1 in the paper's convention.
+        null: Values for "no condition", by name of the condition: the index of the null class ({"y": 10}), or a tensor
+            that broadcasts to the condition.
+        rescale: phi from 0 to 1, see `combine.extrapolate`.
+        together: Compute both passes in one batch of twice the size; False computes them one after the other, in half
+            the memory.
+        schedule: See `Guided`.
+        every: See `Guided`.
+
+    Raises:
+        ValueError: `null` is empty or names conditions that the model does not accept.
     """
 
     neutral = 1.0
@@ -49,18 +57,20 @@ class ClassifierFree(Guided):
         if unknown or not null:
             known = ", ".join(sorted(denoiser.conditions)) or "no conditions"
             raise ValueError(
-                f"classifier-free guidance leaves a condition out: `null` must name some that the model takes "
-                f"({known}); got {', '.join(unknown) or 'none'}"
+                f"null must name conditions that the model accepts ({known}); got {', '.join(unknown) or 'none'}"
             )
         self.null = dict(null)
         self.rescale = checked_rescale(rescale)
         self.together = together
 
     def __call__(self, x: Tensor, level: Level, cond: Condition | None = None) -> Prediction:
+        """Predicts at x [B, C, H, W]; raises ValueError if a condition is missing."""
         given = dict(cond or {})
         missing = sorted(set(self.null) - set(given))
         if missing:
-            raise ValueError(f"classifier-free guidance needs the condition to guide to: give {', '.join(missing)}")
+            raise ValueError(
+                f"classifier-free guidance requires the condition {missing[0]!r}: pass cond={{{missing[0]!r}: ...}}"
+            )
         weight = self.weight(level)
         if self.is_noop(weight):
             return self.denoiser(x, level, cond)
@@ -81,7 +91,7 @@ class ClassifierFree(Guided):
 def jointly(
     denoiser: Denoiser, x: Tensor, level: Level, first: Condition, second: Condition
 ) -> tuple[Prediction, Prediction]:
-    """The predictions at x [B, C, H, W] under two conditions, from one call for a batch of 2 B."""
+    """Returns the predictions at x [B, C, H, W] under two conditions, from one call with a batch of 2 B."""
     cond = {name: torch.cat([first[name], second[name]]) for name in first}
     return halves(denoiser(torch.cat([x, x]), doubled(level), cond))
 

@@ -1,10 +1,11 @@
-"""Two predictions of the same image, one better than the other: going on in the direction of the better one.
+"""Extrapolation from a weaker to a stronger prediction of the same image.
 
     D = D_ref + S (D_main - D_ref)
 
 S = 1 is the main prediction alone (no guidance), S = 0 the reference, S > 1 guides. x0, noise, v and score are affine
-in one another with coefficients that the two predictions share, so the same S in any of them is the same guidance, as
-long as nothing is clipped in between: predictions are combined as they were before clipping, and the result is clipped.
+functions of each other, with coefficients that both predictions share, so the same S in any of them is the same
+guidance, as long as nothing is clipped in between. Predictions are therefore combined unclipped, and the result is
+clipped.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from undiffuse.prediction import Guide, Prediction
 
 
 def extrapolate(main: Prediction, reference: Prediction, scale: Tensor, rescale: float = 0.0) -> Prediction:
-    """D_ref + S (D_main - D_ref) with S = `scale` [B] or [1], at the one x and level that both belong to.
+    """Combines two predictions: D_ref + S (D_main - D_ref).
 
-    `rescale`  phi from 0 to 1: the result y becomes phi y std(main) / std(y) + (1 - phi) y, image by image, in what the
-               network predicts (a predicted mean: in x0), against too strong contrasts (Lin et al. 2023, section 3.4)
+    The variance of the reverse step is that of `main`; guides are combined like scores.
 
-    The variance of the reverse step is that of `main`; guides are combined as the scores are.
+    Args:
+        main: The stronger prediction.
+        reference: The weaker prediction at the same x and level.
+        scale: S, [B] or [1].
+        rescale: phi from 0 to 1. The result y becomes phi y std(main) / std(y) + (1 - phi) y for each image, against
+            too strong contrast (Lin et al. 2023, section 3.4). It applies to the predicted quantity, or to x0 if that
+            is a mean.
     """
     a, b = main.raw or main, reference.raw or reference
     s = expand(scale, a.x)
@@ -42,19 +48,19 @@ def extrapolate(main: Prediction, reference: Prediction, scale: Tensor, rescale:
 
 
 def noise_shift(main: Prediction, reference: Prediction) -> Tensor:
-    """How the main prediction's noise differs from the reference's [B, C, H, W], before clipping."""
+    """Returns the difference of the predicted noises [B, C, H, W], main - reference, before clipping."""
     return ((main.raw or main).eps - (reference.raw or reference).eps).detach()
 
 
 def shifted_back(main: Prediction, shift: Tensor) -> Prediction:
-    """The reference from which the main prediction's noise differs by `shift`: x0_ref = x0 + (sigma / alpha) shift."""
+    """Returns the reference from the main prediction and `noise_shift`: x0_ref = x0 + (sigma / alpha) shift."""
     a = main.raw or main
     ratio = expand(a.level.sigma / a.level.alpha, a.x)
     return replace(a.with_x0(a.x0 + ratio * shift), guides=(), direct_mean=None)
 
 
 def _common(a: Prediction, b: Prediction, rescale: float) -> str:
-    """What to combine in: what was predicted, where both can be had as that; else x0."""
+    """Chooses the quantity to combine: the predicted one if both predictions can be converted to it, otherwise x0."""
     if a.kind == b.kind and a.sigma_data == b.sigma_data and not (rescale and a.kind == "previous_mean"):
         return a.kind
     return a.kind if a.kind in ("eps", "v") else "x0"
@@ -69,7 +75,7 @@ def _as(prediction: Prediction, kind: str) -> Tensor:
 
 
 def _deviation(value: Tensor) -> Tensor:
-    """Standard deviation of each image's values [B, 1, 1, 1]."""
+    """Returns the standard deviation of each image's values [B, 1, 1, 1]."""
     return value.flatten(1).std(dim=1).reshape(-1, *[1] * (value.ndim - 1))
 
 

@@ -1,4 +1,4 @@
-"""Gradients with respect to the noisy image: through the network, and made of one size."""
+"""Gradients with respect to the noisy image: propagation through the network, and normalisation."""
 
 from __future__ import annotations
 
@@ -16,27 +16,39 @@ from undiffuse.prediction import Prediction
 def through_denoiser(
     denoiser: Denoiser, x: Tensor, level: Level, cond: Condition | None, gradient: Callable[[Tensor], Tensor]
 ) -> tuple[Prediction, Tensor]:
-    """The prediction at x, and (d x0 / d x)^T `gradient(x0)` [B, C, H, W]: a gradient at the denoised image brought
-    back to the noisy one, by one backward pass through the network.
+    """Propagates a gradient at the denoised image to the noisy image, with one backward pass through the network.
 
-    Where the denoiser clips x0, a clipped pixel has no gradient. The prediction carries no graph, unless the caller
-    differentiates with respect to x himself (as does another guidance around this one).
+    Where the denoiser clips x0, a clipped pixel has no gradient.
+
+    Args:
+        denoiser: The denoiser.
+        x: Noisy images [B, C, H, W].
+        level: Their noise levels.
+        cond: Conditions by name.
+        gradient: Function of x0 that returns a gradient [B, C, H, W].
+
+    Returns:
+        The prediction at x, and (d x0 / d x)^T `gradient(x0)` [B, C, H, W]. They carry no graph, unless the caller
+        differentiates with respect to x (as does another guidance around this one).
+
+    Raises:
+        ValueError: x0 does not depend on x differentiably.
     """
     inner = x.requires_grad and torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
-        at = x if inner else x.detach().clone().requires_grad_()  # clones: inference tensors cannot be used here
+        at = x if inner else x.detach().clone().requires_grad_()  # clones: autograd cannot use inference tensors
         told = {name: value if inner else value.clone() for name, value in cond.items()} if cond else cond
         prediction = denoiser(at, level, told)
         x0 = prediction.x0
         outward = gradient(x0.detach())
         if not x0.requires_grad:
-            raise ValueError("the denoised image does not depend on x in a way torch can differentiate")
+            raise ValueError("the denoised image is not differentiable with respect to x; use at='x_t'")
         (pulled,) = torch.autograd.grad(x0, at, outward.to(x0.dtype), retain_graph=inner)
     return (prediction, pulled) if inner else (without_graph(prediction), pulled.detach())
 
 
 def normalised(gradient: Tensor, level: Level) -> Tensor:
-    """The gradient in a size that moves the predicted noise by root mean square 1, image by image: |sigma g|_rms = 1.
+    """Scales each image's gradient so that it moves the predicted noise by root mean square 1: |sigma g|_rms = 1.
 
     A zero gradient stays zero.
     """

@@ -1,4 +1,4 @@
-"""Predictions taken apart: one function over all tensors that a prediction is made of."""
+"""Functions that map over all tensors of a prediction."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from undiffuse.prediction import Guide, Prediction
 
 
 def without_graph(prediction: Prediction) -> Prediction:
-    """The same, cut from the graph of whatever computed it. Guides stay, for they give gradients without a graph."""
+    """Detaches a prediction from the graph. Guides stay, since they return gradients without a graph."""
     return _mapped(prediction, Tensor.detach, lambda guide: guide)
 
 
 def halves(prediction: Prediction) -> tuple[Prediction, Prediction]:
-    """The two predictions in one for a batch of 2 B, whose halves are one x [B, C, H, W] under two conditions."""
+    """Splits a prediction for a batch of 2 B, one x [B, C, H, W] under two conditions, into two predictions."""
     count = len(prediction.x)
 
     def half(part: slice) -> Prediction:
@@ -29,19 +29,19 @@ def halves(prediction: Prediction) -> tuple[Prediction, Prediction]:
 
 
 def doubled(level: Level) -> Level:
-    """The level for a batch twice over."""
+    """Returns the level for a batch repeated twice."""
     if level.alpha.numel() == 1:
         return level
     return Level(torch.cat([level.alpha, level.alpha]), torch.cat([level.sigma, level.sigma]))
 
 
 def _rows(tensor: Tensor, part: slice, count: int) -> Tensor:
-    """Its part of the batch; what all rows share stays as it is."""
+    """Returns a part of the batch; tensors that all rows share are unchanged."""
     return tensor[part] if tensor.ndim and tensor.shape[0] == count else tensor
 
 
 def _half(guide: Guide, part: slice) -> Guide:
-    """The guide of one half, asked for both: what it was made with (classes, losses) is of the whole batch."""
+    """Returns the guide of one half; it evaluates both, because its classes and losses belong to the whole batch."""
 
     def gradient(x: Tensor, level: Level) -> Tensor:
         return guide.gradient(torch.cat([x, x]), doubled(level))[part]

@@ -1,11 +1,11 @@
-"""How much of a guidance acts at each noise level: schedules, functions of a level.
+"""Guidance schedules: functions of a noise level that give a factor of the guidance scale.
 
-A schedule gives a factor, 0 for no guidance and 1 for all of it, and the scale in force at a level is
+A factor of 0 is no guidance, 1 is full guidance. The effective scale at a level is
 
-    neutral + (scale - neutral) * factor        (neutral: the scale that does nothing, 0 for gradients, 1 for contrasts)
+    neutral + (scale - neutral) * factor        (neutral: the scale without effect, 0 for gradients, 1 for contrasts)
 
-Where the factor is 0 guidance is not computed at all, so an interval also saves its cost. Schedules see the level only,
-not the step, so they mean the same on every grid.
+Where the factor is 0, guidance is not computed, so an interval also saves its cost. Schedules depend on the level only,
+not on the step, so they mean the same on every grid.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ Schedule = Callable[[Level], Tensor]
 
 
 def angle(level: Level) -> Tensor:
-    """How noisy a level is, in [0, 1]: u = (2 / pi) arctan(sigma / alpha) [B]; 0 clean, 1 pure noise.
+    """Returns u = (2 / pi) arctan(sigma / alpha) [B], from 0 (clean) to 1 (pure noise).
 
-    It depends on the SNR alone, and runs at constant speed on the cosine schedule.
+    It depends on the SNR alone and advances at constant speed on the cosine schedule.
     """
     return torch.atan2(level.sigma, level.alpha) * (2 / math.pi)
 
 
 def constant(level: Level) -> Tensor:
-    """1 at every level."""
+    """Returns 1 at every level."""
     return torch.ones_like(level.alpha)
 
 
 def linear(level: Level) -> Tensor:
-    """2 (1 - u): nothing at pure noise, twice the scale at the clean end, mean 1 over u (Wang et al. 2024)."""
+    """Returns 2 (1 - u): 0 at pure noise, 2 at the clean end, mean 1 over u (Wang et al. 2024)."""
     return 2 * (1 - angle(level))
 
 
 def cosine(level: Level) -> Tensor:
-    """1 + cos(pi u): as `linear`, but flat at both ends; mean 1 over u (Wang et al. 2024)."""
+    """Returns 1 + cos(pi u): like `linear`, but flat at both ends; mean 1 over u (Wang et al. 2024)."""
     return 1 + torch.cos(math.pi * angle(level))
 
 
@@ -50,9 +50,13 @@ GUIDANCE_SCHEDULES: dict[str, Schedule] = {"constant": constant, "linear": linea
 
 @dataclass(frozen=True)
 class Interval:
-    """1 where low <= log-SNR <= high, else 0 (Kynkaanniemi et al. 2024, there sigma / alpha from s_lo to s_hi).
+    """Is 1 where low <= log-SNR <= high, else 0 (Kynkaanniemi et al. 2024, who use sigma / alpha from s_lo to s_hi).
 
-    log-SNR = log(alpha^2 / sigma^2): negative where there is more noise than image. `math.inf` is no bound.
+    log-SNR = log(alpha^2 / sigma^2) is negative where there is more noise than image. An infinite bound has no effect.
+
+    Attributes:
+        low: Lower bound of log-SNR.
+        high: Upper bound of log-SNR.
     """
 
     low: float
@@ -60,26 +64,40 @@ class Interval:
 
     def __post_init__(self) -> None:
         if not self.low <= self.high:
-            raise ValueError(f"an interval goes from a low to a high log-SNR; got {self.low:g} to {self.high:g}")
+            raise ValueError(f"the interval of log-SNR must have low <= high; got low={self.low:g}, high={self.high:g}")
 
     @classmethod
     def of_sigma(cls, low: float, high: float) -> Interval:
-        """From a range of sigma / alpha (the noise of EDM's images): log-SNR = -2 log(sigma / alpha)."""
+        """Creates the interval from a range of sigma / alpha (EDM's noise level): log-SNR = -2 log(sigma / alpha).
+
+        Raises:
+            ValueError: The range is not 0 <= low <= high.
+        """
         if not 0 <= low <= high:
-            raise ValueError(f"a range of noise goes from low to high, both at least 0; got {low:g} to {high:g}")
+            raise ValueError(f"the range of sigma / alpha must have 0 <= low <= high; got low={low:g}, high={high:g}")
         return cls(*(-2 * math.log(s) if s > 0 else math.inf for s in (high, low)))
 
     @classmethod
     def of_steps(cls, levels: Sequence[Level], low: float, high: float) -> Interval:
-        """The steps from the fraction `low` to the fraction `high` of a path, whose `levels` come noisiest first.
+        """Creates the interval that contains a range of the steps of a path.
 
-        Step i of n is inside where low <= i / n < high; the bounds lie halfway to the steps outside.
+        Step i of n is inside where low <= i / n < high; the bounds lie halfway to the neighbouring steps outside.
+
+        Args:
+            levels: Levels of the path, noisiest first.
+            low: Fraction of the steps where the interval starts, in [0, 1].
+            high: Fraction where it ends.
+
+        Raises:
+            ValueError: The fractions are invalid or contain no step.
         """
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"fractions of the steps go from low to high, within 0 and 1; got {low:g} to {high:g}")
+            raise ValueError(
+                f"the fractions of the steps must have 0 <= low <= high <= 1; got low={low:g}, high={high:g}"
+            )
         inside = [i for i in range(len(levels)) if low <= i / len(levels) < high]
         if not inside:
-            raise ValueError(f"none of the {len(levels)} steps lies between the fractions {low:g} and {high:g}")
+            raise ValueError(f"none of the {len(levels)} steps is between the fractions {low:g} and {high:g}")
         logsnr = [float(level.logsnr) for level in levels]
         first, last = inside[0], inside[-1]
         begin = (logsnr[first - 1] + logsnr[first]) / 2 if first else -math.inf
@@ -87,12 +105,13 @@ class Interval:
         return cls(begin, end)
 
     def __call__(self, level: Level) -> Tensor:
+        """Returns the factor [B]."""
         logsnr = level.logsnr
         return ((logsnr >= self.low) & (logsnr <= self.high)).to(torch.float64)
 
 
 def product(*schedules: Schedule) -> Schedule:
-    """The product of schedules, such as a cosine within an interval."""
+    """Returns the product of schedules, for example a cosine within an interval."""
 
     def factor(level: Level) -> Tensor:
         result = constant(level)

@@ -1,13 +1,13 @@
-"""Fused operations that PyTorch does not have, in PyTorch's own operations and, optionally, compiled.
+"""Fused operations in PyTorch and, optionally, compiled C.
 
-The compiled ones are written in C. The machine's own compiler builds them within a second when they are first used, and
-they are kept in the cache folder. Without a compiler PyTorch's operations do the same work: only the speed differs. The
-environment variable `UNDIFFUSE_KERNELS` chooses: "auto" (the default), "pure" or "off", or "compiled", which makes
-their absence an error. `status` returns what is used and why.
+The machine's C compiler builds the C kernels on first use, in about a second, and they are stored in the cache folder.
+Without a compiler, PyTorch's operations do the same work; only the speed differs. The environment variable
+`UNDIFFUSE_KERNELS` selects the kernels: "auto" (the default), "pure" or "off" for PyTorch, or "compiled", which raises
+an error if they are not available. `status` returns the choice and its reason.
 
-Of operations with several implementations the fastest is used. Which one that is, is measured once on each machine
-(`autotune`) and kept in the cache folder. `UNDIFFUSE_KERNELS` can also have "measure" (measure again), "rule" (measure
-nothing) and pins such as "conv3x3=torch", with commas between; `using` takes the same text.
+Where an operation has several implementations, the fastest is used: they are timed once on each machine (`autotune`),
+and the times are stored in the cache folder. `UNDIFFUSE_KERNELS` also takes "measure" (time them again), "rule" (time
+nothing) and pins such as "conv3x3=torch", separated by commas; `using` takes the same text.
 """
 
 from undiffuse.kernels.allocator import keep_memory, return_memory

@@ -62,7 +62,7 @@ class Plan:
                 self._recorded |= {key: way for key in keys if key is not None and way in OPERATIONS[key[0]]}
 
     def choose(self, key: Key, batch: int, ways: tuple[str, ...], trial: Trial) -> str:
-        """Return the implementation to use.
+        """Returns the implementation to use.
 
         Args:
             key: The operation, precision, channels in and out, height and width.
@@ -92,14 +92,14 @@ class Plan:
         return chosen
 
     def record(self) -> dict[str, Any]:
-        """Return the choices as JSON values: the batch, and for each implementation what it is used for."""
+        """Returns the choices as JSON values: the batch, and for each implementation what it is used for."""
         found: dict[str, Any] = {} if self.batch is None else {"batch": self.batch}
         for key, way in sorted({**self._recorded, **self._chosen}.items()):
             found.setdefault(way, []).append(_text_of(key))
         return found
 
     def note(self) -> dict[str, Any]:
-        """Return {"kernels": self.record()} for the notes of a run; empty if nothing was chosen."""
+        """Returns {"kernels": self.record()} for the notes of a run; empty if nothing was chosen."""
         return {"kernels": self.record()} if self._chosen or self._recorded else {}
 
 
@@ -108,13 +108,13 @@ _current: ContextVar[Plan | None] = ContextVar("plan", default=None)
 
 
 def current_plan() -> Plan:
-    """Return the plan that is in use."""
+    """Returns the plan that is in use."""
     return _current.get() or _default
 
 
 @contextmanager
 def planned(plan: Plan | None = None, *, outermost: bool = False) -> Iterator[Plan]:
-    """Use a plan inside the block.
+    """Uses a plan inside the block.
 
     Args:
         plan: The plan; default a new one.
@@ -130,7 +130,7 @@ def planned(plan: Plan | None = None, *, outermost: bool = False) -> Iterator[Pl
 
 
 def timings() -> TimingTable:
-    """Return the table of this machine's times."""
+    """Returns the table of this machine's times."""
     global _table
     from undiffuse.kernels.timing_table import TimingTable, table_path
 
@@ -140,7 +140,7 @@ def timings() -> TimingTable:
 
 
 def rule(key: Key, batch: int, ways: tuple[str, ...]) -> str:
-    """Return the implementation to use as far as it can be known without timing.
+    """Returns the implementation to use as far as it can be known without timing.
 
     Our convolution is assumed to be faster for large inputs, except in bfloat16 on processors with a matrix unit
     (AMX), which it does not use.
@@ -171,7 +171,7 @@ def _decide(key: Key, batch: int, ways: tuple[str, ...], trial: Trial) -> str:
 def _measured(
     case: Case, assumed: str, ways: tuple[str, ...], trial: Trial, table: TimingTable, again: bool
 ) -> Entry | None:
-    """Time a case, or take over the choice of a near one if there is no time left; None if neither is possible."""
+    """Times a case, or takes over the choice of a near one if there is no time left; None if neither is possible."""
     global _disturbed, _spent
     from undiffuse.kernels import timing
     from undiffuse.kernels.timing_table import Entry

@@ -1,4 +1,4 @@
-"""Compile the kernels with the machine's compiler and load them; nothing of PyTorch is needed for it but its OpenMP."""
+"""Compiles the kernels with the machine's C compiler and loads them. Of PyTorch, they use only its OpenMP."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ from undiffuse.downloads import cache_dir
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("norm_act.c", "convolution.c"))
 HEADER = Path(__file__).with_name("vectors.h")
-# -fopenmp is for the compiler only: the linker would bring a second OpenMP into the process.
+# -fopenmp is for the compiler only: the linker would load a second OpenMP into the process.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-Wno-psabi")
 MACHINES = ("x86_64", "aarch64")
-PATIENCE = 120.0  # seconds for the compiler
+PATIENCE = 120.0  # time limit of the compiler in seconds
 
 
 class Unavailable(Exception):
-    """Why there are no compiled kernels here."""
+    """The compiled kernels are not available; the message says why."""
 
 
 def load() -> ctypes.CDLL:
-    """The library, from the cache folder or freshly built; `Unavailable` says why not."""
+    """Loads the library from the cache folder, or builds it; raises `Unavailable` if that is impossible."""
     if sys.platform != "linux" or platform.machine() not in MACHINES:
-        raise Unavailable(f"they are for Linux on {' or '.join(MACHINES)}, not {sys.platform} on {platform.machine()}")
+        raise Unavailable(
+            f"the kernels require Linux on {' or '.join(MACHINES)}; this is {sys.platform} on {platform.machine()}"
+        )
     try:
         file = _built()
         _share_openmp()
         return _declared(ctypes.CDLL(str(file)))
     except OSError as error:
-        raise Unavailable(f"they cannot be built or loaded: {error}") from None
+        raise Unavailable(f"the kernels cannot be built or loaded: {error}") from None
 
 
 def _built() -> Path:
@@ -50,9 +52,9 @@ def _built() -> Path:
         return file
     compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
     if not shutil.which(compiler[0]):
-        raise Unavailable(f"there is no C compiler ({compiler[0] or 'cc, gcc'}) here")
+        raise Unavailable(f"no C compiler ({compiler[0] or 'cc, gcc'}) was found")
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    own = file.parent / f".{secrets.token_hex(6)}"  # two processes may build at once
+    own = file.parent / f".{secrets.token_hex(6)}"  # several processes may build at the same time
     whole = own.with_suffix(".so")
     objects = [own.with_suffix(f".{number}.o") for number in range(len(SOURCES))]
     try:
@@ -79,20 +81,20 @@ def _run(command: list[str]) -> None:
 
 
 def _digest(source: bytes) -> str:
-    """Of all that decides the machine code: the sources, the flags, the compiler asked for, and the processor."""
+    """Hashes everything that determines the machine code: sources, flags, compiler, and processor."""
     compiler = os.environ.get("CC", "")
     about = "\0".join([*FLAGS, compiler, platform.machine(), platform.libc_ver()[1], *processor()])
     return hashlib.sha256(source + about.encode()).hexdigest()[:24]
 
 
 def sources() -> bytes:
-    """Return all source code of the kernels."""
+    """Returns all source code of the kernels."""
     return b"\0".join(file.read_bytes() for file in (*SOURCES, HEADER))
 
 
 @functools.lru_cache
 def processor() -> tuple[str, str]:
-    """Return the model name and the instruction sets ("flags") of the processor, empty where they are not known."""
+    """Returns the model name and the instruction sets ("flags") of the processor, empty where they are not known."""
     names, features = set(), set()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -105,14 +107,14 @@ def processor() -> tuple[str, str]:
 
 
 def _check_owner(file: Path) -> None:
-    """Code that others could have written is not loaded."""
+    """Refuses code that others could have written."""
     about = file.stat()
     if about.st_uid != os.getuid() or about.st_mode & 0o022:
-        raise Unavailable(f"{file} belongs to or can be written by others: delete it")
+        raise Unavailable(f"{file} belongs to another user or is writable by others: delete it")
 
 
 def _share_openmp() -> None:
-    """Make the OpenMP that PyTorch uses visible to the kernels. OSError where it uses none."""
+    """Makes PyTorch's OpenMP visible to the kernels; raises OSError if PyTorch has none."""
     beside = Path(torch.__file__).parent
     places = sorted([*beside.glob("lib/libgomp*.so*"), *beside.parent.glob("torch.libs/libgomp*.so*")])
     mapped = Path("/proc/self/maps").read_text()
@@ -135,7 +137,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         backward = getattr(library, f"undiffuse_backward_{name}")
         backward.argtypes = [pointer] * 7 + [count] + [pointer] * 5 + shape + [ctypes.c_int, ctypes.c_int]
         backward.restype = None
-        with contextlib.suppress(AttributeError):  # there with AVX-512 only
+        with contextlib.suppress(AttributeError):  # exists with AVX-512 only
             convolution = getattr(library, f"undiffuse_convolution_{name}")
             convolution.argtypes = [pointer] * 7 + [count] * 6 + [ctypes.c_int]
             convolution.restype = None

@@ -1,4 +1,4 @@
-"""Chooses the kernels: by the environment, by a block of code, and by what is possible here."""
+"""Selection of the kernels: by the environment, by a block of code, and by availability."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
 "conv3x3_grad" the gradient of a 3x3 convolution with respect to its input.
 """
 _UNSET: Any = object()
-_chosen: str | None = None  # by `using`
-_library: ctypes.CDLL | None = _UNSET  # once built, or tried in vain
-_reason = ""  # why there is none
-_active: ctypes.CDLL | None = _UNSET  # what `library` answers until the choice changes
+_chosen: str | None = None  # set by `using`
+_library: ctypes.CDLL | None = _UNSET  # set after the first attempt to build; None if it failed
+_reason = ""  # why it failed
+_active: ctypes.CDLL | None = _UNSET  # result of `library` until the choice changes
 
 
 @dataclass(frozen=True)
 class Status:
-    """The kernels in use.
+    """Describes the kernels in use.
 
     Attributes:
         active: "compiled" or "pure".
-        reason: Why, in words; of compiled kernels the library's path.
+        reason: The reason; for compiled kernels, the path of the library.
     """
 
     active: str
@@ -62,7 +62,7 @@ class Setting:
 
 @functools.lru_cache
 def parse(text: str, name: str = "UNDIFFUSE_KERNELS") -> Setting:
-    """Read a setting: words of `CHOICES` ("off" is "pure") and `TIMING`, and OPERATION=IMPLEMENTATION, with commas.
+    """Reads a setting: words of `CHOICES` ("off" is "pure") and `TIMING`, and OPERATION=IMPLEMENTATION, with commas.
 
     Raises:
         ValueError: The text has an unknown word.
@@ -88,23 +88,23 @@ def parse(text: str, name: str = "UNDIFFUSE_KERNELS") -> Setting:
 
 
 def setting() -> Setting:
-    """Return the setting made by `using` or UNDIFFUSE_KERNELS. Raises ValueError if it has an unknown word."""
+    """Returns the setting made by `using` or UNDIFFUSE_KERNELS. Raises ValueError if it has an unknown word."""
     return parse(_chosen or os.environ.get("UNDIFFUSE_KERNELS", ""))
 
 
 def choice() -> str:
-    """Return whether compiled kernels are wanted, one of `CHOICES`."""
+    """Returns whether compiled kernels are wanted, one of `CHOICES`."""
     return setting().library
 
 
 def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, built and loaded at the first call; None if they are not wanted or not available.
+    """Returns the compiled kernels, built and loaded by the first call; None if they are not selected or not available.
 
     Raises:
         RuntimeError: They are required, but not available.
     """
     global _active, _library, _reason
-    if _active is not _UNSET:  # asked some hundred times a second
+    if _active is not _UNSET:  # a fast path: this is called hundreds of times per second
         return _active
     wanted = choice()
     if wanted != "pure" and _library is _UNSET:
@@ -114,26 +114,29 @@ def library() -> ctypes.CDLL | None:
             _library, _reason = None, str(error)
     if wanted == "compiled" and _library is None:
         raise RuntimeError(
-            f"UNDIFFUSE_KERNELS=compiled, but {_reason}. Leave it out: PyTorch's own operations do the same work"
+            f"UNDIFFUSE_KERNELS=compiled, but {_reason}. Unset it to use PyTorch's operations, which do the same work"
         )
     _active = None if wanted == "pure" else _library
     return _active
 
 
 def status() -> Status:
-    """Return what is used here, and why."""
+    """Returns the kernels in use and the reason."""
     if choice() == "pure":
-        return Status("pure", "as chosen")
+        return Status("pure", "selected")
     found = library()
     return Status("compiled", str(found._name)) if found is not None else Status("pure", _reason)
 
 
 @contextmanager
 def using(wanted: str) -> Iterator[None]:
-    """Use a setting of UNDIFFUSE_KERNELS inside the block, in the whole process, instead of the environment's.
+    """Applies a setting of UNDIFFUSE_KERNELS inside the block, for the whole process; overrides the environment.
 
     Args:
         wanted: For example "pure", "compiled", "auto", "rule" or "conv3x3=torch,conv3x3_packed=packed".
+
+    Raises:
+        ValueError: `wanted` has an unknown word.
     """
     global _active, _chosen
     parse(wanted, "the setting of the kernels")

@@ -1,4 +1,4 @@
-"""3x3 convolutions by Winograd's minimal filtering, compiled: less than half of the multiplications."""
+"""Compiled 3x3 convolutions by Winograd's minimal filtering, with less than half of the multiplications."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from undiffuse.kernels.autotune import PRECISIONS, Plan, current_plan
 from undiffuse.kernels.choice import OPERATIONS, library
 from undiffuse.kernels.norm_act import LANES
 
-BLOCK, ROWS, PANEL, SKEW = 16, 8, 32, 32  # tiles at a time, and constants of the source
+BLOCK, ROWS, PANEL, SKEW = 16, 8, 32, 32  # tiles per block, and constants of the C source
 PLAIN = ([1, 1], [1, 1], [1, 1], 1)
 """Padding, stride, dilation and groups of these convolutions, as oneDNN's operations take them."""
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 def conv_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return conv(x) + bias [B, out, H, W] of stride 1 and padding 1. It can be differentiated twice.
+    """Returns conv(x) + bias [B, out, H, W] with stride 1 and padding 1. It can be differentiated twice.
 
-    The compiled kernel serves inputs on a CPU in float32 and bfloat16, autocast included, and their gradients with
-    respect to x, where it is the fastest (see `kernels.autotune`); everything else is PyTorch's convolution.
+    The compiled kernel computes float32 and bfloat16 inputs on a CPU, including autocast, and their gradients with
+    respect to x, where it is the fastest (see `kernels.autotune`). PyTorch computes everything else.
 
     Args:
         x: Input [B, in, H, W].
@@ -80,7 +80,7 @@ class _Conv3x3(torch.autograd.Function):
 def implementation(
     operation: str, plan: Plan, size: torch.Size | Sequence[int], out_channels: int, dtype: torch.dtype
 ) -> str:
-    """Return the implementation that a plan has for an operation.
+    """Returns the implementation that a plan has for an operation.
 
     Args:
         operation: A key of `OPERATIONS`.
@@ -103,17 +103,17 @@ def implementation(
 
 
 def has_winograd(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
-    """Return whether there is a compiled convolution between these numbers of channels in that precision."""
+    """Returns whether there is a compiled convolution between these numbers of channels in that precision."""
     return suits_winograd(channels, out_channels, dtype) and _function(dtype) is not None
 
 
 def suits_winograd(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
-    """Return whether the compiled convolution, where there is one, takes such weights."""
+    """Returns whether the compiled convolution, where there is one, takes such weights."""
     return dtype in _NAMES and not channels % PANEL and not out_channels % LANES
 
 
 def _trial(operation: str, dtype: torch.dtype) -> Callable[[str, int, int, int, int], Callable[[], object]]:
-    """Return what makes calls of an operation to time, see `timing.Trial`."""
+    """Returns what makes calls of an operation to time, see `timing.Trial`."""
 
     def trial(way: str, batch: int, channels: int, height: int, width: int) -> Callable[[], object]:
         channels = max(channels, PANEL)
@@ -141,12 +141,12 @@ def _trial(operation: str, dtype: torch.dtype) -> Callable[[str, int, int, int, 
 
 
 def pack_filters(weight: Tensor, size: Sequence[int], how: Sequence[Any] = PLAIN) -> Tensor:
-    """Return a convolution's weight in oneDNN's layout for inputs of a size [B, C, H, W]."""
+    """Returns a convolution's weight in oneDNN's layout for inputs of a size [B, C, H, W]."""
     return torch.ops.mkldnn._reorder_convolution_weight(weight, *how, list(size))
 
 
 def taps(weight: Tensor) -> Tensor:
-    """A convolution's weight [out, in, 3, 3] as `filter_3x3` wants it, [3, 3, in, out]."""
+    """Transposes a convolution's weight [out, in, 3, 3] to [3, 3, in, out] for `filter_3x3`."""
     return weight.permute(2, 3, 1, 0).contiguous()
 
 
@@ -156,10 +156,18 @@ def turned(weight: Tensor) -> Tensor:
 
 
 def filter_3x3(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None = None) -> Tensor:
-    """conv(x) + bias + base [B, out, H, W] of stride 1 and padding 1, without gradients.
+    """Returns conv(x) + bias + base [B, out, H, W] with stride 1 and padding 1, without gradients.
 
-    x [B, in, H, W] and base, channels-last in the weight's precision; weight [3, 3, in, out] from `taps`; bias [out].
-    Only where `has_winograd` says so. Results depend neither on the number of threads nor on the batch.
+    Use it only if `has_winograd` is True. Results depend neither on the number of threads nor on the batch.
+
+    Args:
+        x: Input [B, in, H, W], channels-last, in the weight's precision.
+        weight: Filters [3, 3, in, out] from `taps`.
+        bias: Bias [out], or None.
+        base: Summand [B, out, H, W], channels-last, or None.
+
+    Raises:
+        ValueError: There is no kernel for this precision or shape.
     """
     batch, channels, height, width = x.shape
     out = weight.shape[3]

@@ -1,4 +1,4 @@
-"""Group norm, scale and shift, and SiLU as one operation."""
+"""Fused group norm, scale and shift, and SiLU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from undiffuse.kernels.choice import library
 
-LANES = 16  # channels the compiled kernels work on at once
+LANES = 16  # channels per vector in the compiled kernels
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -26,12 +26,21 @@ def norm_act(
     shift: Tensor | None = None,
     act: bool = True,
 ) -> Tensor:
-    """SiLU(GN(x) (1 + scale) + shift) [B, C, H, W] in x's precision; with `act` False without the SiLU.
+    """Returns SiLU(GN(x) (1 + scale) + shift) [B, C, H, W] in the precision of x.
 
-    x [B, C, H, W] in any floating precision; weight, bias [C]; scale, shift [B, C] in float32, or both None. Statistics
-    and everything between are float32, or float64 where x is. Differentiable with respect to all of them, twice too.
+    Statistics and intermediate values are float32, or float64 if x is. The result can be differentiated twice with
+    respect to all inputs. The compiled kernel computes channels-last float32 and bfloat16 inputs on a CPU;
+    `norm_act_pure` computes everything else.
 
-    The compiled kernel serves channels-last float32 and bfloat16 on a CPU; all else goes through `norm_act_pure`.
+    Args:
+        x: Input [B, C, H, W] in any floating-point precision.
+        groups: Number of groups.
+        weight: Scale of the norm [C].
+        bias: Shift of the norm [C].
+        eps: Constant added to the variance.
+        scale: Per-image scale [B, C] in float32; None if and only if `shift` is.
+        shift: Per-image shift [B, C] in float32, or None.
+        act: Whether to apply SiLU.
     """
     lib = _library(x)
     if lib is None:
@@ -52,11 +61,11 @@ def norm_act_pure(
     shift: Tensor | None,
     act: bool,
 ) -> Tensor:
-    """`norm_act` in PyTorch's operations."""
+    """Computes `norm_act` with PyTorch's operations."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     h = F.group_norm(wide, groups, weight.to(wide.dtype), bias.to(wide.dtype), eps)
     del wide
-    keeps = torch.is_grad_enabled() or torch.compiler.is_compiling()  # what lies between
+    keeps = torch.is_grad_enabled() or torch.compiler.is_compiling()  # intermediate values are needed
     if scale is not None and shift is not None:
         factor, summand = (part.to(h.dtype)[:, :, None, None] for part in (1 + scale, shift))
         h = torch.addcmul(summand, h, factor) if keeps else h.mul_(factor).add_(summand)
@@ -91,7 +100,7 @@ def _forward(
     eps: float,
     act: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The result, and a tensor that begins with mean and 1 / standard deviation, both [B, groups]."""
+    """Returns the result, and a tensor that starts with mean and 1 / standard deviation, both [B, groups]."""
     b, c, height, width = x.shape
     pixels, count = height * width, b * groups
     y = torch.empty_like(x)
@@ -107,7 +116,7 @@ def _forward(
 
 
 def _work(batch: int, pixels: int, channels: int, rows: int) -> int:
-    """Floats the kernels work in: `rows` and two for every chunk of an image's pixels (chunk_pixels in the source)."""
+    """Returns the floats of working memory: `rows` plus two per chunk of pixels (chunk_pixels in the C source)."""
     chunks = -(-pixels // max(8, 16384 // channels))
     return batch * (2 * chunks + rows) * channels
 
@@ -126,7 +135,7 @@ class _NormAct(torch.autograd.Function):
         act: bool,
     ) -> Tensor:
         lib = library()
-        assert lib is not None  # or this function would not be used
+        assert lib is not None  # `norm_act` has checked it
         y, moments = _forward(lib, x, weight, bias, scale, shift, groups, eps, act)
         moments = moments[: 2 * len(x) * groups].clone()
         ctx.save_for_backward(x, weight, bias, scale, shift, moments)
@@ -153,7 +162,7 @@ class _NormAct(torch.autograd.Function):
             stride, at, at + 4 * b * ctx.groups, sums.data_ptr(), sums[1].data_ptr(), work.data_ptr(),
             b, pixels, c, ctx.groups, ctx.act, torch.get_num_threads(),
         )  # fmt: skip
-        gain, offset = sums  # of z with respect to the normalised x's factor and to its summand, per image and channel
+        gain, offset = sums  # gradients of the normalised x's factor and summand, per image and channel
         if scale is None:
             return gx, gain.sum(0), offset.sum(0), None, None, None, None, None
         factor = 1 + scale
@@ -170,7 +179,7 @@ class _NormAct(torch.autograd.Function):
 
 
 def _differentiable(ctx: Any, grad: Tensor, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The gradients by PyTorch's operations, as functions that can be differentiated again."""
+    """Returns the gradients by PyTorch's operations, which can be differentiated again."""
     x, weight, bias, scale, shift = inputs
     assert x is not None and weight is not None and bias is not None
     with torch.enable_grad():
@@ -182,7 +191,7 @@ def _differentiable(ctx: Any, grad: Tensor, *inputs: Tensor | None) -> tuple[Ten
 
 
 def _conditions(scale: Tensor | None, shift: Tensor | None) -> tuple[int | None, int | None, int, list[Tensor]]:
-    """Addresses of scale and shift, their common stride, and what must live as long as they are used."""
+    """Returns the addresses of scale and shift, their common stride, and the tensors that must stay alive meanwhile."""
     if scale is None or shift is None:
         return None, None, 0, []
     (stride, step), kept = scale.stride(), [scale, shift]

@@ -22,7 +22,7 @@ _HOPELESS_PART = 5.0  # of a part of a case, where the fixed time counts for mor
 
 
 def measure(case: Case, ways: tuple[str, ...], trial: Trial, limit: float = LIMIT) -> dict[str, float] | None:
-    """Time the implementations of an operation.
+    """Times the implementations of an operation.
 
     A large case is timed on a part of it, at two sizes, and extrapolated: a call takes a fixed time, in which weights
     are laid out, and a time that is proportional to the pixels.
@@ -67,7 +67,7 @@ def measure(case: Case, ways: tuple[str, ...], trial: Trial, limit: float = LIMI
 
 
 def best_times(calls: dict[str, Callable[[], object]], hopeless: float, until: float) -> dict[str, float] | None:
-    """Return the shortest time of each call in seconds, the calls made by turns; None if they were disturbed.
+    """Returns the shortest time of each call in seconds, the calls made by turns; None if they were disturbed.
 
     Args:
         calls: The calls, by name.

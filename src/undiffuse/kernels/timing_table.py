@@ -43,14 +43,14 @@ class Case:
 
     @classmethod
     def of(cls, operation: str, precision: str, channels: int, out: int, height: int, width: int, batch: int) -> Case:
-        """Return the class that a call belongs to."""
+        """Returns the class that a call belongs to."""
         return cls(operation, precision, _power(channels * out, 2), _power(height * width, 2), _power(batch, 1))
 
     def __str__(self) -> str:
         return f"{self.operation} {self.precision} {self.channels}x{self.side}x{self.side} batch {self.batch}"
 
     def distance(self, other: Case) -> float:
-        """Return in how many factors of two the sizes differ; infinite for another operation or precision."""
+        """Returns in how many factors of two the sizes differ; infinite for another operation or precision."""
         if (self.operation, self.precision) != (other.operation, other.precision):
             return math.inf
         pairs = ((self.channels, other.channels), (self.side, other.side), (self.batch, other.batch))
@@ -73,7 +73,7 @@ class Entry:
 
 
 def machine() -> dict[str, Any]:
-    """Return what times depend on: processor, versions, limits that the environment sets."""
+    """Returns what times depend on: processor, versions, limits that the environment sets."""
     import undiffuse
 
     model, features = processor()
@@ -89,7 +89,7 @@ def machine() -> dict[str, Any]:
 
 
 def table_path() -> Path:
-    """Return the file of this machine's times."""
+    """Returns the file of this machine's times."""
     text = json.dumps(machine(), sort_keys=True)
     return cache_dir("kernels") / f"timings-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
@@ -106,7 +106,7 @@ class TimingTable:
         self.entries: dict[str, Entry] = _read(self.path)
 
     def add(self, case: Case, entry: Entry, *, replace: bool = False) -> Entry:
-        """Store an entry.
+        """Stores an entry.
 
         Several processes may measure at once: the first entry stays, so that all of them decide alike.
 
@@ -130,7 +130,7 @@ class TimingTable:
         return self.entries.setdefault(str(case), entry)
 
     def text(self) -> str:
-        """Return the table in words, a line for each case: its times in milliseconds, the chosen implementation."""
+        """Returns the table in words, a line for each case: its times in milliseconds, the chosen implementation."""
         if not self.entries:
             return f"none yet: implementations are timed when they are first used, and kept in {self.path}"
         lines = [f"milliseconds of a call, in {self.path}"]
@@ -147,7 +147,7 @@ class TimingTable:
 
 
 def case_of(text: str) -> Case | None:
-    """Return the case that `str(case)` describes; None if the text describes none."""
+    """Returns the case that `str(case)` describes; None if the text describes none."""
     try:
         operation, precision, size, word, batch = text.split()
         channels, side, again = (int(part) for part in size.split("x"))
@@ -171,8 +171,9 @@ def _read(path: Path) -> dict[str, Entry]:
         if case is None or not isinstance(value, dict):
             continue
         seconds, near, ways = value.get("seconds"), value.get("near", ""), OPERATIONS[case.operation]
-        sound = isinstance(seconds, dict) and isinstance(near, str) and value.get("way") in ways
-        if sound and all(name in ways and _is_time(time) for name, time in seconds.items()):
+        if not (isinstance(seconds, dict) and isinstance(near, str) and value.get("way") in ways):
+            continue
+        if all(name in ways and _is_time(time) for name, time in seconds.items()):
             entries[text] = Entry(value["way"], seconds, near)
     return entries
 

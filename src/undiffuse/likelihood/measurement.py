@@ -21,6 +21,7 @@ from undiffuse.pictures import Panel, PlottingUnavailable, draw_plot, save_png
 from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.classes import class_numbers
 from undiffuse.pipelines.inputs import Images, labels_of, model_images, open_images
+from undiffuse.pixels import from_uint8, to_uint8
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.progress import NoProgress, Progress
 from undiffuse.util.store import RowStore
@@ -65,7 +66,8 @@ def measure(
     Args:
         model: A model file, run folder or name; or a `Pipeline`, whose guidance is ignored (guidance does not change
             the model). For the flow it must have been loaded with gradient=True.
-        data: What `open_images` takes; images that the model was not trained on.
+        data: What `open_images` takes; images that the model was not trained on. Of a model with a value range its 256
+            levels are measured, from the low to the high end.
         method: "bound" (variational bound, term by term), "flow" (probability flow), or "both" on the same images.
         count: Images, evenly spaced over the data; None measures all.
         terms: Noise levels evaluated for each image: K give an unbiased estimate of the bound; None evaluates all.
@@ -140,6 +142,7 @@ def measure(
             row: dict[str, Any] = {"images": indices, "broken": broken}
             if kept:
                 x0, noise = model_images(dataset, kept, pipeline.device), NoiseSource(seed, kept)
+                x0 = x0 if pipeline.model.value_range is None else from_uint8(to_uint8(x0))
                 cond = pipeline.condition(None if targets is None else [targets[i] for i in kept])
                 if bound:
                     row |= _bound_row(bits_per_dim(denoiser, chain, x0, noise, cond=cond, decoder=decoder, terms=some))

@@ -191,6 +191,18 @@ def check_rebuilds(net: nn.Module) -> None:
         raise ValueError(f"the config of {name!r} builds another network: {odd[0]} differs ({len(odd)} tensors do)")
 
 
+def check_size(config: Any, tensors: int) -> None:
+    """Raises ValueError if a config has more blocks than there are weights for, before time is spent on building them.
+
+    Args:
+        config: The config of a network.
+        tensors: Number of tensors that the file of the config holds.
+    """
+    blocks = getattr(config, "num_res_blocks", 0)
+    if isinstance(blocks, (int, float)) and blocks > tensors:
+        raise ValueError(f"num_res_blocks is {blocks:g}, but the file holds only {tensors} tensors")
+
+
 def build(config: Any) -> nn.Module:
     """Return the network of a config, to be given weights by `load_state_dict(..., assign=True)`.
 

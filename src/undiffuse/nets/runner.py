@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from undiffuse.arithmetic import steady_float32
 from undiffuse.kernels.autotune import Plan, planned
 from undiffuse.nets.ddpm import DDPMUNet
 from undiffuse.nets.edm_unet import EDMUNet
@@ -85,8 +86,11 @@ class NetworkRunner:
             if self._prepared.outdated():
                 self._use(self._prepared.again())
         x = x.contiguous(memory_format=self._layout)
-        autocast = torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None)
-        with planned(self._plan, outermost=True), autocast:
+        with (
+            planned(self._plan, outermost=True),
+            steady_float32(self._device),
+            torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None),
+        ):
             out = self._call(x, t, **conditions)
         if not isinstance(out, Tensor):
             raise TypeError(

@@ -10,9 +10,9 @@ from undiffuse.pictures.arrays import spaced
 from undiffuse.pictures.grid import draw_grid, stack, tile
 from undiffuse.pictures.output_folder import claim_output, foreign_files
 from undiffuse.pictures.plots import Panel, PlottingUnavailable, draw_plot
-from undiffuse.pictures.png import read_record, save_png
+from undiffuse.pictures.png import save_png
 from undiffuse.pictures.stored import Samples, read_samples, sample_files
-from undiffuse.pictures.units import load_image, preview, save_image
+from undiffuse.pictures.units import load_image, preview, read_record, save_image
 from undiffuse.pictures.writer import SampleWriter
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Moving pictures of the denoising path: GIF for everyone, APNG where colours and transparency must be exact."""
+"""Animations of the denoising path: GIF for compatibility, APNG for exact colours and transparency."""
 
 from __future__ import annotations
 
@@ -32,29 +32,44 @@ def save_animation(
     record: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write frames as an animation, GIF or APNG by the suffix (.gif, .png, .apng). Returns the path.
+    """Writes frames as an animation, GIF or APNG by the suffix (.gif, .png, .apng).
 
-    A frame is a batch uint8 [N, H, W, C], tiled as by ``tile`` (``columns``, ``scale``, ``gap``, ``background``), or a
-    finished PIL picture. Each shows for ``frame_ms`` milliseconds, the last for ``hold_ms``; ``loops`` = 0 repeats for
-    ever. Equal neighbours are stored once and shown for as long as all of them. ``record`` is kept as in ``save_png``.
+    Equal consecutive frames are stored once with their total time. GIF has 256 colours: greys are exact, colours use
+    the best palette of each frame, transparent pixels become white, and times are multiples of 10 ms. APNG stores
+    everything exactly.
 
-    GIF has 256 colours: greys are stored exactly, colours get the best palette of each frame, transparency lies on
-    white; times are multiples of 10 ms. APNG stores everything exactly.
+    Args:
+        path: File to write.
+        frames: Batches uint8 [N, H, W, C], tiled by `tile`, or finished PIL pictures.
+        columns: See `tile`.
+        scale: See `tile`.
+        gap: See `tile`.
+        frame_ms: Duration of a frame in milliseconds.
+        hold_ms: Duration of the last frame in milliseconds.
+        loops: Number of times the animation plays; 0 repeats forever.
+        background: See `tile`.
+        record: Metadata, stored as by `save_png`.
+        overwrite: Replace an existing file.
 
-    Raises ValueError for no frames, frames of different size, or times a viewer would not keep (GIF: under 20 ms);
-    FileExistsError when the file exists and ``overwrite`` is false.
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: There are no frames, their sizes differ, or viewers would not respect the times (GIF: under 20 ms).
+        FileExistsError: The file exists and `overwrite` is False.
     """
     target = Path(path)
     kind = target.suffix.lower()
     if kind not in (".gif", ".png", ".apng"):
-        raise ValueError(f"{target.name!r} is not a kind of animation known here: end it in .gif, .png or .apng.")
+        raise ValueError(f"unknown animation format of {target.name!r}: the name must end in .gif, .png or .apng.")
     shortest = 20 if kind == ".gif" else 1
     if frame_ms < shortest or hold_ms < shortest or hold_ms > 60_000 or frame_ms > 60_000:
         raise ValueError(
-            f"frame_ms={frame_ms} and hold_ms={hold_ms} must be {shortest} to 60000 milliseconds for {kind}."
+            f"frame_ms and hold_ms must be from {shortest} to 60000 milliseconds for {kind}; "
+            f"got frame_ms={frame_ms}, hold_ms={hold_ms}."
         )
     if loops < 0:
-        raise ValueError(f"loops={loops}: give how often the animation plays, 0 for without end.")
+        raise ValueError(f"loops must be the number of times to play, or 0 to repeat forever; got {loops}.")
     pictures = [
         frame if isinstance(frame, Image.Image) else tile(frame, columns, scale=scale, gap=gap, background=background)
         for frame in frames
@@ -63,10 +78,10 @@ def save_animation(
         raise ValueError("an animation needs at least one frame.")
     if len({(p.size, p.mode) for p in pictures}) > 1:
         sizes = sorted({f"{p.width}x{p.height} {p.mode}" for p in pictures})
-        raise ValueError(f"all frames of an animation must have one size and mode, got {', '.join(sizes)}.")
+        raise ValueError(f"all frames of an animation must have the same size and mode, got {', '.join(sizes)}.")
     pictures, times = _merge([_prepare(p, kind) for p in pictures], frame_ms, hold_ms)
     text = None if record is None else record_text(record)
-    # GIF counts repeats after the first showing and leaves the count out for a single one; APNG counts showings.
+    # GIF stores the number of repetitions, or nothing if there is none; APNG stores the number of plays.
     with atomic_file(target, overwrite=overwrite) as file:
         first, rest = pictures[0], pictures[1:]
         if kind == ".gif":
@@ -96,13 +111,13 @@ def _prepare(picture: Image.Image, kind: str) -> Image.Image:
         picture = picture.convert("RGB")
     if kind != ".gif" or picture.mode == "L":
         return picture
-    if picture.mode == "RGBA":  # GIF pixels are either there or not; half-transparent edges would turn ragged
+    if picture.mode == "RGBA":  # GIF transparency is on or off, so half-transparent edges would become jagged
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
     return picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def _merge(pictures: Sequence[Image.Image], frame_ms: int, hold_ms: int) -> tuple[list[Image.Image], list[int]]:
-    """Equal neighbours become one frame, here rather than in the encoder, so that both formats keep the same times."""
+    """Merges equal consecutive frames, here rather than in the encoder, so that both formats keep the same times."""
     kept: list[Image.Image] = []
     times: list[int] = []
     for k, picture in enumerate(pictures):

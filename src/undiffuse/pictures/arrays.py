@@ -1,4 +1,4 @@
-"""What this room accepts as pictures: uint8 batches [N, H, W, C] from numpy or torch, with 1, 3 or 4 channels."""
+"""Conversion of image batches: uint8 [N, H, W, C] from NumPy or torch, with 1, 3 or 4 channels."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def as_images(images: Images, any_channels: bool = False) -> np.ndarray:
-    """A uint8 array [N, H, W, C] (C = 1 grey, 3 RGB, 4 RGBA) from a numpy array or a tensor on any device.
+    """Converts a NumPy array or a tensor on any device to a uint8 array [N, H, W, C].
 
-    With `any_channels`, C is any number from 1.
+    Args:
+        images: uint8 images [N, H, W, C]: C is 1 (grey), 3 (RGB) or 4 (RGBA).
+        any_channels: Allow any number of channels.
 
-    Raises ValueError when the type, the number of axes or the number of channels is another, or the batch is empty.
+    Raises:
+        ValueError: The type, the number of axes or the number of channels is wrong, or the batch is empty.
     """
     if isinstance(images, Tensor):
         images = images.detach().cpu().numpy()
@@ -34,7 +37,7 @@ def as_images(images: Images, any_channels: bool = False) -> np.ndarray:
 
 
 def as_picture(image: Image.Image | Images) -> Image.Image:
-    """A PIL image from one uint8 image [H, W, C] (or a PIL image, returned as it is)."""
+    """Converts one uint8 image [H, W, C] to a PIL image; returns a PIL image unchanged."""
     if isinstance(image, Image.Image):
         return image
     array = as_images(image[None])[0]
@@ -42,7 +45,7 @@ def as_picture(image: Image.Image | Images) -> Image.Image:
 
 
 def from_picture(picture: Image.Image) -> np.ndarray:
-    """The pixels of a grey, RGB or RGBA picture as uint8 [H, W, C]; other modes become RGB."""
+    """Returns the pixels of a grey, RGB or RGBA picture as uint8 [H, W, C]; other modes are converted to RGB."""
     if picture.mode not in MODES.values():
         picture = picture.convert("RGB")
     array = np.asarray(picture)
@@ -50,9 +53,17 @@ def from_picture(picture: Image.Image) -> np.ndarray:
 
 
 def spaced(total: int, count: int) -> list[int]:
-    """At most ``count`` indices of 0..total-1, evenly spaced, first and last among them: the steps worth showing."""
+    """Returns at most `count` evenly spaced indices of 0..total-1, including the first and the last.
+
+    Args:
+        total: Number of steps.
+        count: Number of steps to show; for 1 it is the last one.
+
+    Raises:
+        ValueError: `total` or `count` is below 1.
+    """
     if total < 1 or count < 1:
-        raise ValueError(f"spaced needs at least one step and one place to show it, got total={total}, count={count}.")
+        raise ValueError(f"total and count must be at least 1, got total={total}, count={count}.")
     if count == 1:
         return [total - 1]
     return [round(k) for k in np.linspace(0, total - 1, min(total, count))]

@@ -1,6 +1,6 @@
-"""Labelled grids of pictures, and several figures on one page.
+"""Labelled grids of images, and several figures on one page.
 
-Pixels are sacred: a cell is the image itself, each pixel repeated ``scale`` x ``scale`` times, never resampled.
+Images are never resampled: a cell shows each pixel repeated `scale` x `scale` times.
 """
 
 from __future__ import annotations
@@ -28,16 +28,25 @@ _RULE: Colour = (224, 224, 222)
 def tile(
     images: Images, columns: int | None = None, *, scale: int = 1, gap: int = 0, background: int | Colour = PAPER
 ) -> Image.Image:
-    """uint8 images [N, H, W, C] side by side, ``columns`` in a row (default: about square), without any text.
+    """Places images side by side, without text.
 
-    Every pixel becomes ``scale`` x ``scale`` pixels, ``gap`` pixels apart. Grey images stay grey where the background
-    is.
+    Grey images stay grey if the background is grey.
+
+    Args:
+        images: uint8 images [N, H, W, C].
+        columns: Images per row; default: about as many as rows.
+        scale: Every pixel becomes `scale` x `scale` pixels.
+        gap: Pixels between images.
+        background: Grey value or RGB colour, 0 to 255.
+
+    Raises:
+        ValueError: The images, `columns`, `scale` or `gap` are invalid.
     """
     array = as_images(_visible(images))
     count, height, width, channels = array.shape
     columns = _columns(count, columns)
     if scale < 1 or gap < 0:
-        raise ValueError(f"scale must be 1 or more and gap 0 or more, got scale={scale}, gap={gap}.")
+        raise ValueError(f"scale must be at least 1 and gap at least 0, got scale={scale}, gap={gap}.")
     colour: Colour = (background,) * 3 if isinstance(background, int) else background
     if channels == 1 and len(set(colour)) > 1:
         array, channels = np.repeat(array, 3, axis=-1), 3
@@ -71,14 +80,24 @@ def draw_grid(
     background: Colour = PAPER,
     font: str | os.PathLike[str] | None = None,
 ) -> Image.Image:
-    """uint8 images [N, H, W, C] as a labelled grid, row by row -> an RGB picture.
+    """Draws a labelled grid of images, row by row, as an RGB picture.
 
-    ``columns`` follows from the labels when it is not given, and is about square without any. ``scale`` is a whole
-    number of times every pixel is repeated (default: cells of about 96 pixels). Labels that are too long are wrapped,
-    then shortened. Transparent images lie on a checkerboard. ``font`` is a font file for labels in scripts the built-in
-    font lacks.
+    Labels that are too long are wrapped, then shortened. Transparent images are drawn on a checkerboard.
 
-    Raises ValueError when the labels do not match the number of rows or columns.
+    Args:
+        images: uint8 images [N, H, W, C].
+        columns: Images per row; default: from the labels, or about as many as rows.
+        row_labels: One label per row.
+        column_labels: One label per column.
+        title: Text above the grid.
+        caption: Smaller text below the title.
+        scale: Integer number of times that every pixel is repeated; default: cells of about 96 pixels.
+        gap: Pixels between cells; default: 4 % of a cell, at least 2.
+        background: RGB colour of the page.
+        font: Font file for labels in scripts that the built-in font lacks.
+
+    Raises:
+        ValueError: The number of labels differs from the number of rows or columns.
     """
     array = as_images(_visible(images))
     count, height, width, _ = array.shape
@@ -119,13 +138,13 @@ def draw_grid(
         face.draw(draw, at, text, points, colour)
     for k, head in enumerate(heads):
         centre = left + k * (cell_width + gap) + cell_width / 2
-        for j, text in enumerate(reversed(head)):  # the last line sits on the cells, whatever the number of lines
+        for j, text in enumerate(reversed(head)):  # bottom-aligned
             face.draw(draw, (centre, top - 6 - (j + 0.5) * line), text, size, anchor="mm")
     for k, side in enumerate(sides):
         middle = top + k * (cell_height + gap) + cell_height / 2
         for j, text in enumerate(side):
             face.draw(draw, (left - 12, middle + (j - (len(side) - 1) / 2) * line), text, size, anchor="rm")
-    page.info["layout"] = (MARGIN, left)  # lets ``stack`` put the cells of several grids under each other
+    page.info["layout"] = (MARGIN, left)  # `stack` aligns the cells of several grids with it
     return page
 
 
@@ -139,19 +158,30 @@ def stack(
     background: Colour = PAPER,
     font: str | os.PathLike[str] | None = None,
 ) -> Image.Image:
-    """Figures above each other on one page -> an RGB picture: a page title, and a heading and caption for every figure.
+    """Stacks figures on one page, an RGB picture with a page title and a heading and caption for every figure.
 
-    Grids from ``draw_grid`` are aligned at their first column of cells, so that equal columns stand under each other.
-    Raises ValueError when there is no figure, or titles or captions are not one for each figure.
+    Grids from `draw_grid` are aligned at their first column of cells, so equal columns are aligned too.
+
+    Args:
+        figures: The figures, from top to bottom.
+        titles: One heading per figure; None for no text.
+        captions: One caption per figure; None for no text.
+        title: Title of the page.
+        caption: Text below the title.
+        background: RGB colour of the page.
+        font: Font file for scripts that the built-in font lacks.
+
+    Raises:
+        ValueError: There is no figure, or the number of titles or captions differs from that of the figures.
     """
     if not figures:
         raise ValueError("stack needs at least one figure.")
     for name, given in (("titles", titles), ("captions", captions)):
         if given is not None and len(given) != len(figures):
-            raise ValueError(f"{len(given)} {name} for {len(figures)} figures: give one for each (None for no text).")
+            raise ValueError(f"{len(given)} {name} for {len(figures)} figures: give one per figure (None for no text).")
     face = Typeface(font)
     layouts = [figure.info.get("layout", (0, 0)) for figure in figures]
-    # The page has its own margin, so that of a grid is cut away.
+    # The page has its own margin, so the margin of a grid is cropped.
     bodies = [
         figure.convert("RGB").crop((m, m, figure.width - m, figure.height - m))
         for figure, (m, _) in zip(figures, layouts, strict=True)
@@ -191,7 +221,7 @@ _Text = tuple[tuple[int, int], str, int, Colour]
 
 
 def _header(face: Typeface, title: str | None, caption: str | None, page_width: int) -> tuple[int, list[_Text]]:
-    """The height that title and caption take from the top of the page, and the lines to draw there."""
+    """Returns the height of title and caption at the top of the page, and the lines to draw there."""
     y, texts = MARGIN, []
     block = _block(face, title, TITLE, INK, page_width, 3) + _block(face, caption, CAPTION, MUTED, page_width, 4)
     for text, points, colour in block:
@@ -218,12 +248,12 @@ def _columns(count: int, columns: int | None) -> int:
 
 
 def _visible_scale(height: int, width: int, columns: int) -> int:
-    """Cells of about 96 pixels, unless so many columns would make the page wider than about 2,400."""
+    """Returns the scale for cells of about 96 pixels, or smaller ones if the page would be wider than about 2,400."""
     return max(1, min(round(96 / max(height, width)), 2400 // (columns * width)))
 
 
 def _on_checkerboard(array: np.ndarray, scale: int) -> np.ndarray:
-    """RGBA [N, H, W, 4] composed over a light checkerboard -> RGB [N, H, W, 3]; other images unchanged."""
+    """Composites RGBA images [N, H, W, 4] over a light checkerboard to RGB [N, H, W, 3]; other images are unchanged."""
     if array.shape[-1] != 4:
         return array
     _, height, width, _ = array.shape

@@ -1,4 +1,4 @@
-"""File names of samples: ``003-Dress_seed0-000017.png`` is image 17 of the run with seed 0, class 3 (Dress)."""
+"""File names of samples: `003-Dress_seed0-000017.png` is image 17 of the run with seed 0, class 3 (Dress)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ __all__ = ["SampleName", "output_names", "parse_name", "safe", "sample_name"]
 _PATTERN = re.compile(r"(?:(\d{3,})(?:-.*)?_)?seed(\d+)-(\d{6,})\.(?:png|tiff|npy)", re.DOTALL)
 _PART = re.compile(r"(?P<stem>.*?)(?:\.\w+)?\[(?P<numbers>[\d,]+)\]", re.DOTALL)
 RESERVED = frozenset({"grid", "run", "names"})
-"""Stems of the files that lie beside the samples of a run."""
-_LONGEST = 60  # bytes of a label in a file name; file systems allow 255 for the whole
+"""Stems of the other files in a folder of samples."""
+_LONGEST = 60  # bytes of a label in a file name; file systems allow 255 for the whole name
 
 
 @dataclass(frozen=True)
 class SampleName:
-    """What a file name says: class number (None when unconditional), seed, and index of the image within the run."""
+    """Holds the parts of a sample's file name.
+
+    Attributes:
+        label: Class number; None if unconditional.
+        seed: Seed of the run.
+        index: Number of the image within the run.
+    """
 
     label: int | None
     seed: int
@@ -30,7 +36,7 @@ class SampleName:
 def sample_name(
     index: int, seed: int, label: int | None = None, label_name: str | None = None, ending: str = ".png"
 ) -> str:
-    """The file name of one image; sorts by class, then by index."""
+    """Returns the file name of one image; names sort by class, then by index."""
     prefix = ""
     if label is not None:
         word = safe(label_name or "")
@@ -39,7 +45,7 @@ def sample_name(
 
 
 def parse_name(name: str) -> SampleName | None:
-    """What ``sample_name`` put into a file name; None for any other file."""
+    """Parses a name made by `sample_name`; returns None for any other file."""
     match = _PATTERN.fullmatch(name)
     if match is None:
         return None
@@ -48,18 +54,18 @@ def parse_name(name: str) -> SampleName | None:
 
 
 def output_names(names: Sequence[str], ending: str = ".png") -> list[str]:
-    """File names for images made from other images, which keep the names of these.
+    """Names images that are made from other images after these.
 
-    Sub-folders stay; a path that leads out of its folder keeps its last part only. The ending is replaced, and kept
-    before the new one where two names would become the same: "a.jpg" and "a.png" become "a.jpg.png" and "a.png.png".
-    Frame 3 of "a.tif" is "a-3". An image that is there twice gets a number.
+    Sub-folders are kept; of a path that leads out of its folder, only the last part is kept. The ending is replaced. If
+    two names would become equal, the old ending stays before the new one: "a.jpg" and "a.png" become "a.jpg.png" and
+    "a.png.png". Frame 3 of "a.tif" is "a-3". Repeated images get a number.
 
     Args:
         names: Names of the images, relative to their folder or not.
         ending: The new ending.
 
     Returns:
-        As many different relative paths with "/".
+        As many distinct relative paths with "/".
     """
     stems, whole = [], []
     for name in names:
@@ -90,7 +96,7 @@ def output_names(names: Sequence[str], ending: str = ".png") -> list[str]:
 
 
 def safe(text: str) -> str:
-    """``text`` as part of a file name: letters and digits of every script stay, all else becomes single dashes."""
+    """Makes `text` part of a file name: letters and digits of every script stay, all else becomes single dashes."""
     kept = "".join(
         c if c.isalnum() or unicodedata.category(c)[0] == "M" else "-" for c in unicodedata.normalize("NFC", text)
     )

@@ -1,7 +1,6 @@
 """The npz layout of the original releases.
 
-``samples_NxHxWxC.npz`` holds ``arr_0`` uint8 [N, H, W, C] and, for conditional samples, ``arr_1`` int64 [N],
-uncompressed.
+`samples_NxHxWxC.npz` holds `arr_0` uint8 [N, H, W, C] and, for conditional samples, `arr_1` int64 [N], uncompressed.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import IO
 import numpy as np
 
 from undiffuse.util.files import atomic_file
+from undiffuse.util.limits import open_npz
 from undiffuse.util.store import BROKEN_NPZ
 
 __all__ = ["load_npz", "open_rows", "pack", "packed_files", "packed_name"]
@@ -24,24 +24,28 @@ _PACKED = re.compile(r"samples_(\d+)x(\d+)x(\d+)x(\d+)\.npz")
 
 
 def packed_name(shape: Sequence[int]) -> str:
-    """``samples_NxHxWxC.npz``."""
+    """Returns `samples_NxHxWxC.npz` for a shape."""
     return f"samples_{'x'.join(str(n) for n in shape)}.npz"
 
 
 def packed_files(folder: Path) -> list[tuple[int, Path]]:
-    """(number of images, path) of the packed files in a folder, largest last; one cut off in copying does not count."""
+    """Lists the packed files in a folder as (number of images, path), largest last; truncated files are ignored."""
     found = [(m, p) for p in folder.glob("samples_*.npz") if (m := _PACKED.fullmatch(p.name))]
     shapes = ((tuple(int(n) for n in match.groups()), path) for match, path in found)
     return sorted((shape[0], path) for shape, path in shapes if _holds(path, shape))
 
 
 def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """(images uint8 [N, H, W, C], labels int64 [N] or None) of a file in the original's layout.
+    """Reads a file in the original layout.
 
-    Raises ValueError when the file is damaged or is something else.
+    Returns:
+        Images uint8 [N, H, W, C], and labels int64 [N] or None.
+
+    Raises:
+        ValueError: The file is damaged or has another content.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open_npz(path) as archive:
             names = list(archive.files) if hasattr(archive, "files") else []
             images = archive["arr_0"] if "arr_0" in names else None
             labels = archive["arr_1"] if "arr_1" in names else None
@@ -49,28 +53,30 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise
     except BROKEN_NPZ as error:
         raise ValueError(
-            f"{path} is not a readable npz file ({error}): it is damaged, or holds Python objects."
+            f"{path} is not a readable npz file ({error}): it is damaged or contains Python objects."
         ) from error
+    if not all(isinstance(array, (np.ndarray, type(None))) for array in (images, labels)):
+        raise ValueError(f"{path}: arr_0 or arr_1 is no array of NumPy.")
     if images is None:
         raise ValueError(
             f"{path} has no 'arr_0' (found: {', '.join(names) or 'nothing'}): "
-            "samples are uint8 [N, H, W, C] under that key."
+            "expected images uint8 [N, H, W, C] under this key."
         )
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(f"{path}: arr_0 is {images.dtype} of shape {list(images.shape)}, expected uint8 [N, H, W, C].")
     if labels is not None and (labels.ndim != 1 or len(labels) != len(images) or labels.dtype.kind not in "iu"):
         raise ValueError(
             f"{path}: arr_1 is {labels.dtype} of shape {list(labels.shape)}, "
-            f"expected one whole number for each of {len(images)} images."
+            f"expected one integer for each of {len(images)} images."
         )
     return images, None if labels is None else labels.astype(np.int64)
 
 
 def open_rows(path: Path, count: int) -> Iterator[np.ndarray]:
-    """The first ``count`` images of a packed file one at a time, without reading the file into memory."""
+    """Yields the first `count` images of a packed file one at a time, without reading the file into memory."""
     with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
         np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # the version that ``pack`` writes
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # the version that `pack` writes
         row = int(np.prod(shape[1:])) * dtype.itemsize
         for _ in range(min(count, shape[0])):
             yield np.frombuffer(_exactly(file, row), dtype).reshape(shape[1:])
@@ -79,10 +85,19 @@ def open_rows(path: Path, count: int) -> Iterator[np.ndarray]:
 def pack(
     folder: Path, shape: Sequence[int], rows: Iterable[np.ndarray], labels: Callable[[], np.ndarray | None]
 ) -> Path:
-    """Stream ``rows`` (N images uint8 [H, W, C]) into ``samples_NxHxWxC.npz``, whole or absent.
+    """Writes images to `samples_NxHxWxC.npz` atomically, with one image in memory at a time.
 
-    One image is in memory at a time.
-    ``labels`` is asked after the last image, as they come later in the file.
+    Args:
+        folder: Folder of the file.
+        shape: (N, H, W, C).
+        rows: N images uint8 [H, W, C].
+        labels: Called after the last image, since labels come later in the file; returns [N], or None without labels.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: An image has another shape, or there are more or fewer than N images.
     """
     target = folder / packed_name(shape)
     with (
@@ -96,12 +111,12 @@ def pack(
             for row in rows:
                 if row.shape != tuple(shape[1:]) or row.dtype != np.uint8:
                     raise ValueError(
-                        f"image {written} is {row.dtype} {list(row.shape)}, the others are {list(shape[1:])}."
+                        f"image {written} is {row.dtype} {list(row.shape)}, expected uint8 {list(shape[1:])}."
                     )
                 member.write(np.ascontiguousarray(row).tobytes())
                 written += 1
         if written != shape[0]:
-            raise ValueError(f"{written} images for a file of {shape[0]}.")
+            raise ValueError(f"expected {shape[0]} images, got {written}.")
         classes = labels()
         if classes is not None:
             with archive.open("arr_1.npy", "w") as member:
@@ -110,7 +125,7 @@ def pack(
 
 
 def _holds(path: Path, shape: tuple[int, ...]) -> bool:
-    """Whether a packed file is what its name says, by its table of contents (which is its end) and its header."""
+    """Returns whether a packed file matches its name, by its table of contents (at its end) and its header."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
             np.lib.format.read_magic(file)

@@ -1,4 +1,4 @@
-"""PNG files that know where they come from: a JSON record (seed, index, model hash, settings...) in a text chunk."""
+"""PNG files with provenance: a JSON record (seed, index, model hash, settings, ...) in a text chunk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from undiffuse.pictures.arrays import Images, as_picture
 from undiffuse.util.files import atomic_file
 from undiffuse.util.records import check_record, parse_json
 
-__all__ = ["RECORD_KEY", "is_whole_png", "open_picture", "read_record", "record_text", "save_png"]
+__all__ = ["RECORD_KEY", "is_whole_png", "open_picture", "read_png_record", "record_text", "save_png"]
 
 RECORD_KEY = "undiffuse"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -31,14 +31,25 @@ def save_png(
     overwrite: bool = False,
     durable: bool = True,
 ) -> Path:
-    """Write one picture, a PIL image or uint8 [H, W, C], as PNG, with ``record`` under the text key "undiffuse".
+    """Writes a PNG atomically, with `record` under the text key "undiffuse".
 
-    The file appears whole or not at all. Returns its path.
-    Raises FileExistsError when it exists and ``overwrite`` is false, ValueError for a wrong image, suffix or record.
+    Args:
+        path: File to write; its suffix must be .png.
+        image: PIL image or uint8 [H, W, C].
+        record: Metadata as JSON values.
+        overwrite: Replace an existing file.
+        durable: Flush the file to disk before it gets its final name.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileExistsError: The file exists and `overwrite` is False.
+        ValueError: The image, the suffix or the record is invalid.
     """
     target = Path(path)
     if target.suffix.lower() != ".png":
-        raise ValueError(f"save_png writes PNG files, but {target.name!r} does not end in .png: rename it.")
+        raise ValueError(f"save_png writes PNG files: the name {target.name!r} must end in .png.")
     picture = as_picture(image)
     info = PngInfo()
     if record is not None:
@@ -48,11 +59,13 @@ def save_png(
     return target
 
 
-def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The record of a PNG (or GIF) that this library wrote.
+def read_png_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads the record of a PNG or GIF file written by this library.
 
-    Raises ValueError when the file carries none, as after editing in a program that drops text chunks, and OSError or
-    ValueError naming the file when it is damaged.
+    Raises:
+        ValueError: The file has no record, for example after editing in a program that drops text chunks, or it is
+            damaged.
+        OSError: The file cannot be read; the message names it.
     """
     with open_picture(path) as picture:
         if picture.format == "GIF":
@@ -64,25 +77,25 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         record = None if text is None else parse_json(text, "its text")
     except ValueError as error:
-        raise ValueError(f"{path} carries no undiffuse record that can be read: {error}") from error
+        raise ValueError(f"{path} carries no undiffuse record that can be read ({error})") from error
     if not isinstance(record, dict):
         raise ValueError(
-            f"{path} carries no undiffuse record: it was not written by undiffuse, or was saved again by a program "
-            "that drops PNG text. Read the file as it was first written."
+            f"{path} carries no undiffuse record: it was not written by undiffuse, or a program that drops PNG text "
+            "has saved it again. Use the original file."
         )
     return record
 
 
 @contextmanager
 def open_picture(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """A picture to read. Whatever a decoder says of a damaged or huge one is an OSError or ValueError with its name."""
+    """Opens a picture; decoder errors for damaged or huge files become an OSError or ValueError that names the file."""
     try:
         with Image.open(path) as picture:
             yield picture
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is too large a picture to be opened safely: {error}") from error
+        raise ValueError(f"{path} is too large to be opened safely: {error}") from error
     except OSError as error:
-        if error.errno is not None:  # the system's word, which names the file
+        if error.errno is not None:  # an error of the system, which names the file
             raise
         raise OSError(f"{path} cannot be read as a picture: {error}") from error
     except Exception as error:  # decoders raise SyntaxError, struct.error, zlib.error, ValueError, OverflowError...
@@ -90,12 +103,12 @@ def open_picture(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
 
 
 def record_text(record: Mapping[str, Any]) -> str:
-    """The record as one line of ASCII JSON, after ``check_record``."""
+    """Returns the record as one line of ASCII JSON, after `check_record`."""
     return json.dumps(check_record(record), ensure_ascii=True, allow_nan=False, separators=(", ", ": "))
 
 
 def is_whole_png(path: str | os.PathLike[str]) -> bool:
-    """Whether the file begins and ends as a PNG does: cheap, and enough to see a copy or a write that was cut off."""
+    """Returns whether the file starts and ends like a PNG: a cheap check that detects truncated files."""
     try:
         with open(path, "rb") as file:
             if file.read(len(_SIGNATURE)) != _SIGNATURE:

@@ -12,8 +12,9 @@ import numpy as np
 from undiffuse.pictures.arrays import from_picture
 from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import load_npz, open_rows, pack, packed_files
-from undiffuse.pictures.png import is_whole_png, open_picture, read_record
-from undiffuse.pictures.units import load_image, preview
+from undiffuse.pictures.png import is_whole_png, open_picture
+from undiffuse.pictures.units import format_of, load_image, preview, read_record
+from undiffuse.util.limits import open_npz
 from undiffuse.util.records import read_json
 from undiffuse.util.store import Parts
 
@@ -117,7 +118,7 @@ def read_samples(path: str | os.PathLike[str]) -> Samples:
 
 def _record(file: Path) -> dict[str, Any]:
     try:
-        return read_record(file) if file.suffix == ".png" else load_image(file)[1]
+        return read_record(file)
     except (OSError, ValueError):
         return {}
 
@@ -145,7 +146,7 @@ def sample_rows(folder: Path, order: Sequence[int]) -> Iterator[_Row]:
     packed = packed_files(folder)
     count = min(packed[-1][0], len(order)) if packed else 0
     if count:
-        with np.load(packed[-1][1], allow_pickle=False) as archive:
+        with open_npz(packed[-1][1]) as archive:
             labels = archive["arr_1"] if "arr_1" in archive.files else None
         for k, image in enumerate(open_rows(packed[-1][1], count)):
             yield image, None if labels is None else int(labels[k])
@@ -189,10 +190,9 @@ def read_file(path: Path) -> np.ndarray:
         ValueError: The file is damaged.
     """
     try:
-        if path.suffix == ".png":
+        if format_of(path) == "png":
             with open_picture(path) as picture:
-                if not picture.mode.startswith("I;16"):
-                    return from_picture(picture)
+                return from_picture(picture)
         values, record = load_image(path)
         given = record.get("value_range") or _range_of(path.parent)
         return preview(values[None], None if given is None else (given[0], given[1]))[0]

@@ -1,4 +1,4 @@
-"""Text on pictures: measuring, shortening and wrapping with Pillow's built-in font or one of the caller's."""
+"""Text in pictures: measuring, shortening and wrapping with Pillow's built-in font or the caller's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["INK", "MUTED", "Typeface"]
 INK = (28, 28, 30)
 MUTED = (110, 110, 118)
 _ELLIPSIS = "\u2026"
-# The built-in font is close to plain ASCII; these are the signs that scientific labels use most and it does not have.
+# Spellings of common characters in scientific labels that the built-in font, which is nearly plain ASCII, lacks.
 _SPELLED = str.maketrans(
     {
         "\u00d7": "x", "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u2192": "->", "\u2190": "<-", "\u2265": ">=",
@@ -25,34 +25,38 @@ _SPELLED = str.maketrans(
 
 
 class Typeface:
-    """One font at any size.
+    """Provides one font at any size.
 
-    ``path`` names a TrueType or OpenType file, for scripts the built-in font lacks (it knows ASCII). A character
-    without a glyph is drawn as its base letter or an ASCII spelling where there is one ("\u00e9" as "e"), otherwise as
-    "?".
+    A character without a glyph is drawn as its base letter (without accents) or an ASCII spelling, otherwise as "?".
+
+    Args:
+        path: TrueType or OpenType file, for scripts that the built-in font (ASCII) lacks.
+
+    Raises:
+        ValueError: The file does not exist.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._path = None if path is None else os.fspath(path)
         if self._path is not None and not os.path.isfile(self._path):
             raise ValueError(
-                f"font file {self._path!r} does not exist: give a .ttf or .otf file, or None for the built-in font."
+                f"the font file {self._path!r} does not exist: give a .ttf or .otf file, or None for the built-in font."
             )
 
     def at(self, size: int) -> ImageFont.FreeTypeFont:
-        """The font at ``size`` pixels."""
+        """Returns the font at `size` pixels."""
         return _font(self._path, size)
 
     def width(self, text: str, size: int) -> float:
-        """Pixels that one line of text takes."""
+        """Returns the width of one line of text in pixels."""
         return self.at(size).getlength(text)
 
     def line_height(self, size: int) -> int:
-        """Pixels from one line to the next."""
+        """Returns the distance between lines in pixels."""
         return round(size * 1.3)
 
     def legible(self, text: str) -> str:
-        """``text`` on one line, with every character that the font lacks replaced by something it has."""
+        """Returns `text` on one line, with characters that the font lacks replaced."""
         out = []
         for char in unicodedata.normalize("NFC", " ".join(str(text).split())):
             if self._has(char):
@@ -61,12 +65,12 @@ class Typeface:
             base = "".join(
                 c for c in unicodedata.normalize("NFKD", char.translate(_SPELLED)) if not unicodedata.combining(c)
             )
-            visible = unicodedata.category(char)[0] not in "CM"  # control signs and lone accents just vanish
+            visible = unicodedata.category(char)[0] not in "CM"  # control characters and lone accents are dropped
             out.append(base if base and all(self._has(c) for c in base) else "?" * visible)
         return "".join(out)
 
     def shorten(self, text: str, size: int, width: float) -> str:
-        """``text`` cut with an ellipsis so that it takes at most ``width`` pixels ("" when not even that fits)."""
+        """Shortens `text` with an ellipsis to at most `width` pixels; returns "" if not even the ellipsis fits."""
         text = self.legible(text)
         if self.width(text, size) <= width:
             return text
@@ -77,7 +81,7 @@ class Typeface:
         return ""
 
     def wrap(self, text: str, size: int, width: float, lines: int) -> list[str]:
-        """``text`` broken after spaces and / - _ into at most ``lines`` lines of ``width`` pixels; the rest is cut."""
+        """Breaks `text` after spaces and / - _ into at most `lines` lines of `width` pixels; the rest is cut."""
         words = _breakable(self.legible(text))
         out: list[str] = []
         while words and len(out) < lines - 1:
@@ -91,7 +95,7 @@ class Typeface:
 
     def draw(self, draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int,
              fill: tuple[int, int, int] = INK, anchor: str = "lm") -> None:  # fmt: skip
-        """One line of text; ``anchor`` as in Pillow ("lm": ``at`` is the left end, half-way up)."""
+        """Draws one line of text; `anchor` as in Pillow ("lm": `at` is the left end, at half height)."""
         draw.text((round(at[0]), round(at[1])), text, fill=fill, font=self.at(size), anchor=anchor)
 
     def _has(self, char: str) -> bool:
@@ -103,7 +107,7 @@ def _font(path: str | None, size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size=size) if path is None else ImageFont.truetype(path, size)
     if not isinstance(font, ImageFont.FreeTypeFont):  # a Pillow without FreeType
         raise RuntimeError(
-            "this Pillow cannot draw scalable text: install the Pillow wheel of your platform (pip install pillow)."
+            "this Pillow has no FreeType, so it cannot draw scalable text: install its wheel (pip install pillow)."
         )
     return font
 
@@ -112,7 +116,7 @@ def _font(path: str | None, size: int) -> ImageFont.FreeTypeFont:
 def _has_glyph(path: str | None, char: str) -> bool:
     if unicodedata.category(char)[0] == "C":
         return False
-    font, missing = _font(path, 24), "\uffff"  # never a character, so it shows what this font draws for unknown ones
+    font, missing = _font(path, 24), "\uffff"  # never a character: the font draws its glyph for missing ones
     return (bytes(font.getmask(char)), font.getlength(char)) != (bytes(font.getmask(missing)), font.getlength(missing))
 
 

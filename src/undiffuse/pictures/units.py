@@ -17,14 +17,20 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from undiffuse.pictures.png import RECORD_KEY, parse_json, record_text, save_png
+from undiffuse.pictures.png import RECORD_KEY, parse_json, read_png_record, record_text, save_png
+from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
 
-__all__ = ["ENDINGS", "ImageFormat", "load_image", "preview", "save_image"]
+__all__ = [
+    "ENDINGS", "IN_UNITS", "ImageFormat", "as_stored", "check_format", "decode_image", "default_format", "format_of",
+    "load_image", "preview", "preview_text", "read_record", "save_image",
+]  # fmt: skip
 
 ImageFormat = Literal["png", "png16", "tiff", "npy"]
 ENDINGS = {"png": ".png", "png16": ".png", "tiff": ".tiff", "npy": ".npy"}
 """The ending of the files of each format."""
+IN_UNITS = ("png16", "tiff", "npy")
+"""The formats of float images in units."""
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 ValueRange = tuple[float, float]
 
@@ -84,12 +90,9 @@ def save_image(
             raise ValueError("a picture of 2 channels has no 8-bit colours here: use format='tiff' or 'npy'.")
         return save_png(target, np.floor(levels + 0.5).astype(np.uint8), about, overwrite=overwrite, durable=durable)
     if format == "png16":
-        own = _whole_numbers(low, high)
-        scale, offset = (1.0, 0.0) if own else (65535 / (high - low), low)
-        values = np.clip((array.astype(np.float64) - offset) * scale, 0, 65535)
-        if not own and value_range is not None:
+        if not _whole_numbers(low, high) and value_range is not None:
             about = {**(about or {}), "value_range": [low, high], "scaled_to": [0, 65535]}
-        data = _png16(np.floor(values + 0.5).astype(np.uint16), None if about is None else record_text(about))
+        data = _png16(_levels16(array, low, high), None if about is None else record_text(about))
     elif format == "tiff":
         data = _tiff32(array.astype(np.float32), None if about is None else record_text(about))
     else:
@@ -113,7 +116,11 @@ def load_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, Any]
         OSError: It cannot be read.
     """
     source = Path(path)
-    data = source.read_bytes()
+    return decode_image(source.read_bytes(), source)
+
+
+def decode_image(data: bytes, source: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Reads the contents of a file as `load_image` does; `source` is its name for messages."""
     if data[:6] == b"\x93NUMPY":
         return np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32), {}
     if data[:4] == b"II*\0":
@@ -136,6 +143,101 @@ def load_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, Any]
     levels = levels[..., None] if levels.ndim == 2 else levels
     low, high = record.get("value_range", (0, 255))
     return (low + levels * ((high - low) / 255)).astype(np.float32), record
+
+
+def as_stored(image: np.ndarray, format: ImageFormat, value_range: ValueRange | None = None) -> np.ndarray:
+    """Rounds a float image as `save_image` does, so that it equals what `load_image` reads from its file.
+
+    Args:
+        image: Float [H, W, C] in units.
+        format: One of `IN_UNITS`.
+        value_range: (low, high) of the units; None is (0, 255).
+
+    Returns:
+        float32 [H, W, C] in units.
+    """
+    if format != "png16":
+        return image.astype(np.float32)
+    low, high = (0.0, 255.0) if value_range is None else (float(value_range[0]), float(value_range[1]))
+    values = _levels16(image, low, high).astype(np.float64)
+    if not _whole_numbers(low, high):
+        values = values / 257 if value_range is None else low + values * ((high - low) / 65535)
+    return values.astype(np.float32)
+
+
+def format_of(path: str | os.PathLike[str]) -> ImageFormat:
+    """The format of a file that `save_image` wrote, by its first bytes.
+
+    Raises:
+        ValueError: A file that `save_image` does not write.
+        OSError: It cannot be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(26)
+    if head[:6] == b"\x93NUMPY":
+        return "npy"
+    if head[:4] == b"II*\0":
+        return "tiff"
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png16" if head[24:25] == b"\x10" else "png"
+    raise ValueError(f"{path} is no PNG, TIFF or npy file of undiffuse.")
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads the record of a PNG, TIFF or GIF that this library wrote.
+
+    Raises:
+        ValueError: The file carries none, as every npy file, and images that another program saved again; or it is
+            damaged.
+        OSError: It cannot be read.
+    """
+    source = Path(path)
+    if source.suffix.lower() == ".npy":
+        raise ValueError(
+            f"{path} carries no undiffuse record, because npy files have no place for one: the settings are in the "
+            "run.json beside it. The formats png, png16 and tiff keep a record in every file."
+        )
+    if source.suffix.lower() not in (".tif", ".tiff"):
+        return read_png_record(source)
+    record = load_image(source)[1]
+    if not record:
+        raise ValueError(f"{path} carries no undiffuse record: it was not written by undiffuse, or was saved again.")
+    return record
+
+
+def default_format(channels: int) -> ImageFormat:
+    """The format of images when none is given: "png", or "tiff" for numbers of channels that 8-bit PNG cannot hold."""
+    return "png" if channels in (1, 3, 4) else "tiff"
+
+
+def check_format(format: str, channels: int) -> None:
+    """Refuses a format that cannot hold images of so many channels, before they are made.
+
+    Args:
+        format: One of `pictures.writer.FORMATS`.
+        channels: Of an image.
+
+    Raises:
+        ConfigError: It cannot ("format").
+    """
+    holds = {"png": (1, 3, 4), "both": (1, 3, 4), "png16": (1, 2, 3, 4)}.get(format)
+    if holds is not None and channels not in holds:
+        kind = "16-bit PNG" if format == "png16" else "8-bit PNG"
+        raise ConfigError(
+            "format",
+            f"{format!r} is not possible for images of {channels} channels, because {kind} holds "
+            f"{', '.join(map(str, holds[:-1]))} or {holds[-1]}: take 'tiff', 'npy' or 'npz'",
+        )
+
+
+def preview_text(channels: int, value_range: ValueRange | None = None) -> str:
+    """Says how `preview` shows images that are not 8-bit grey, RGB or RGBA; "" for those that are."""
+    parts = []
+    if channels not in (1, 3, 4):
+        parts.append(f"channel 0 of {channels}" if channels == 2 else f"channels 0, 1, 2 of {channels} as R, G, B")
+    if value_range is not None:
+        parts.append(f"{value_range[0]:g}..{value_range[1]:g} from black to white")
+    return ", ".join(parts)
 
 
 def preview(
@@ -173,6 +275,12 @@ def preview(
 def _whole_numbers(low: float, high: float) -> bool:
     """Whether 16-bit numbers can be the units themselves: whole, not negative, and more than 8 bits apart."""
     return low == int(low) and high == int(high) and 0 <= low < high <= 65535 and high - low > 255
+
+
+def _levels16(array: np.ndarray, low: float, high: float) -> np.ndarray:
+    """uint16: the numbers themselves where they can be the units, otherwise the range as 0..65535."""
+    scale, offset = (1.0, 0.0) if _whole_numbers(low, high) else (65535 / (high - low), low)
+    return np.floor(np.clip((array.astype(np.float64) - offset) * scale, 0, 65535) + 0.5).astype(np.uint16)
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -27,7 +27,7 @@ from undiffuse.pictures.stored import (
     sample_label,
     sample_rows,
 )
-from undiffuse.pictures.units import ENDINGS, save_image
+from undiffuse.pictures.units import ENDINGS, IN_UNITS, save_image
 from undiffuse.util.files import remove_leftovers
 from undiffuse.util.records import check_record
 from undiffuse.util.store import Parts, Store, whole_numbers
@@ -36,7 +36,6 @@ __all__ = ["FORMATS", "SampleWriter"]
 
 Format = Literal["png", "npz", "both", "png16", "tiff", "npy"]
 FORMATS = ("png", "npz", "both", "png16", "tiff", "npy")
-_IN_UNITS = ("png16", "tiff", "npy")
 
 
 class SampleWriter(Store):
@@ -61,7 +60,7 @@ class SampleWriter(Store):
         notes: What may differ from one call to the next (version, device, time). PNG records carry `run` and `notes`,
             with "index", "class" and "class_name".
         label_names: The names of the classes, used in file names and records.
-        value_range: (low, high) of the units in which "png16", "tiff" and "npy" are written.
+        value_range: (low, high) of the units in which "png16", "tiff" and "npy" are written, kept in `run.json`.
         names: A file name for each image, relative to `folder` and with the format's ending, in place of names
             made of class, seed and index. `run.json` then says so under "names".
         claimed: Whether the folder belonged to a run of ours whose samples were removed; other files may lie in it.
@@ -86,7 +85,10 @@ class SampleWriter(Store):
     ) -> None:
         if format not in FORMATS:
             raise ValueError(f"format={format!r} is unknown: use {', '.join(map(repr, FORMATS))}.")
-        super().__init__(folder, run if names is None else {**run, "names": KEPT}, "samples")
+        run = run if names is None else {**run, "names": KEPT}
+        run = {**run, "format": format} if format in IN_UNITS else run  # 8 and 16 bits have the same file names
+        run = run if value_range is None else {**run, "value_range": [float(value) for value in value_range]}
+        super().__init__(folder, run, "samples")
         self.folder, self.format, self.notes = self.place, format, check_record(notes or {})
         self.label_names = None if label_names is None else [str(name) for name in label_names]
         self.value_range, self._ending = value_range, ENDINGS.get(format, ".png")
@@ -108,6 +110,11 @@ class SampleWriter(Store):
         # Old enough that no other process of this run is still writing them.
         for place in (self.folder, self.parts.folder):
             remove_leftovers(place, older_than=3600)
+
+    @property
+    def in_units(self) -> bool:
+        """Whether `write` takes floats in units rather than uint8."""
+        return self.format in IN_UNITS
 
     def done(self) -> dict[int, Path]:
         """The file that holds each image, by the image's index, as far as this format counts it."""
@@ -134,8 +141,7 @@ class SampleWriter(Store):
         Raises:
             ValueError: An index is given twice, a label has no name, or shapes differ from those of earlier images.
         """
-        in_units = self.format in _IN_UNITS
-        array = _as_values(images) if in_units else as_images(images, any_channels=self.format == "npz")
+        array = _as_values(images) if self.in_units else as_images(images, any_channels=self.format == "npz")
         order = whole_numbers(indices, "indices", len(array))
         classes = None if labels is None else whole_numbers(labels, "labels", len(array))
         if len(set(order.tolist())) != len(order):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ import numpy as np
 from PIL import Image
 
 from undiffuse.pictures import SampleWriter, claim_output, draw_grid
-from undiffuse.pictures.arrays import from_picture
 from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import open_rows, packed_files
-from undiffuse.pictures.png import open_picture
-from undiffuse.pictures.stored import RUN, keeps_names, sample_files
+from undiffuse.pictures.stored import RUN, keeps_names, read_file, sample_files
+from undiffuse.solvers.registry import current_record
 
 MOST_COLUMNS = 12
 MOST_IN_GRID = 100
@@ -60,11 +59,7 @@ def first_images(folder: Path, seed: int, count: int) -> np.ndarray:
                 if name is not None and name.seed == seed and name.index < count:
                     wanted[name.index] = Path(entry.path)
     if all(index in wanted for index in range(count)):
-        pictures = []
-        for index in range(count):
-            with open_picture(wanted[index]) as picture:
-                pictures.append(from_picture(picture))
-        return np.stack(pictures)
+        return np.stack([read_file(wanted[index]) for index in range(count)])
     packed = packed_files(folder)
     if not packed:
         raise ValueError(f"{folder} does not hold the first {count} images of the run any more")
@@ -91,7 +86,15 @@ def open_writer(folder: Path, format: Any, overwrite: bool, extra: Sequence[str]
         claim_output(folder)
     if overwrite:
         clear_samples(folder, extra)
-    return SampleWriter(folder, format, claimed=claimed, **settings)
+    return _RunWriter(folder, format, claimed=claimed, **settings)
+
+
+class _RunWriter(SampleWriter):
+    """The samples of a sampler's run, whose record may have been written under former names of solvers and settings."""
+
+    def check(self, theirs: Mapping[str, Any], place: Path | None = None) -> None:
+        """See `Store.check`."""
+        super().check(current_record(theirs), place)
 
 
 def clear_samples(folder: Path, also: Sequence[str] = ()) -> None:

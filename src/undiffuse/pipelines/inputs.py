@@ -20,17 +20,20 @@ from undiffuse.data import (
     SubsetSource,
     screen,
 )
+from undiffuse.data.decoding import Picture, describe
 from undiffuse.models import DiffusionModel
 from undiffuse.pictures import read_record
-from undiffuse.pixels import from_uint8, to_uint8
+from undiffuse.pictures.png import RECORD_KEY
+from undiffuse.pictures.units import decode_image
+from undiffuse.pixels import from_pixels, to_uint8, to_units
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import count_of, join_names
 
 __all__ = ["Images", "file_of", "labels_of", "model_images", "open_images", "subsample"]
 
 Images = str | Path | Sequence[str | Path] | np.ndarray | Tensor | Source | ImageDataset
-"""A folder, .zip, .npz or name of a data set; one or several image files; uint8 [N, H, W, C]; float [N, C, H, W] in
-[-1, 1]; or a source."""
+"""A folder, .zip, .npz or name of a data set; one or several image files; uint8 [N, H, W, C]; numbers
+[N, H, W, C] in the units of a model with a value range; float [N, C, H, W] in [-1, 1]; or a source."""
 
 
 def open_images(
@@ -46,8 +49,9 @@ def open_images(
     """Opens images and prepares them as the model's training images were.
 
     Args:
-        images: A folder, .zip, .npz or name of a data set; one image file or several; an array uint8 [N, H, W, C]; a
-            tensor [N, C, H, W] in [-1, 1]; a `Source`; or an `ImageDataset`, which is taken as it is.
+        images: A folder, .zip, .npz or name of a data set; one image file or several; an array [N, H, W, C], uint8, or
+            in the units of the model's value range; a tensor [N, C, H, W] in [-1, 1]; a `Source`; or an `ImageDataset`,
+            which is taken as it is.
         model: The model that takes the images.
         labels: Where labels come from, see `undiffuse.data.open_data`; "none" leaves them out.
         size: (height, width) of the prepared images; by default the model's.
@@ -64,8 +68,10 @@ def open_images(
         raise ValueError("a super-resolution model enlarges images; expected a model that makes images from noise")
     if isinstance(images, ImageDataset):
         return subsample(images, count)
+    value_range = model.value_range
     if isinstance(images, Tensor):
-        images = to_uint8(images.float()).cpu().numpy()
+        x = images.float()
+        images = to_uint8(x).cpu().numpy() if value_range is None else to_units(x, value_range).numpy()
     channels, height, width = model.image_shape
     trained: Any = model.preparation
     paths = [images] if isinstance(images, (str, Path)) else images
@@ -80,13 +86,16 @@ def open_images(
         background=_background(trained.get("background", 255)),
         pad_value=trained.get("pad_value", 0),
         on_broken=on_broken,
+        value_range=value_range,
     )
     if isinstance(paths, np.ndarray):
-        source: Source = ArraySource(paths)
+        source: Source = ArraySource(paths, value_range=value_range)
     elif isinstance(paths, Source):
         source = paths
     elif files:
-        source = screen(_single_files(paths), check="full", on_broken=on_broken)
+        source = screen(
+            _single_files(paths), check="full", on_broken=on_broken, value_range=value_range, channels=channels
+        )
     elif len(paths) > 1:
         raise ValueError(
             f"expected one folder, .zip, .npz or name of a data set, or image files; got {join_names(paths)}"
@@ -99,7 +108,22 @@ def open_images(
             if "class table" not in str(error):
                 raise
             raise ConfigError("classes", f"{error}. Name the class of all images instead") from error
+    if value_range is not None and not stored:
+        source = _InUnits(source, np.arange(len(source)))
     return subsample(ImageDataset(source, config), count)
+
+
+class _InUnits(SubsetSource):
+    """Pictures for a model with a value range; those that undiffuse scaled to 8 or 16 bits have their units again."""
+
+    def image(self, i: int) -> Picture:
+        picture, data = super().image(i), None
+        if describe(picture).depth in ("8", "16"):
+            data = self.encoded(i)
+        if data is None or data[:4] != b"\x89PNG" or f"{RECORD_KEY}\0".encode() not in data[:65536]:
+            return picture
+        values, record = decode_image(data, Path(self.name(i)))
+        return values if "value_range" in record else picture
 
 
 def subsample(dataset: ImageDataset, count: int | None) -> ImageDataset:
@@ -112,7 +136,7 @@ def subsample(dataset: ImageDataset, count: int | None) -> ImageDataset:
 
 def model_images(dataset: ImageDataset, indices: Sequence[int], device: torch.device | str) -> Tensor:
     """Reads some images without augmentation, [B, C, H, W] in [-1, 1] on the device."""
-    return from_uint8(np.stack([dataset.plain(i).image for i in indices]), device)
+    return from_pixels(np.stack([dataset.plain(i).image for i in indices]), device)
 
 
 def labels_of(dataset: ImageDataset, model: DiffusionModel, classes: Sequence[int] | None = None) -> list[int] | None:

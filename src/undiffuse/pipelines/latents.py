@@ -24,14 +24,16 @@ from undiffuse.checkpoints import weights_hash
 from undiffuse.data import ImageDataset
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import save_png
+from undiffuse.pictures.units import check_format, default_format
 from undiffuse.pipelines import grids
 from undiffuse.pipelines.classes import class_names, class_numbers
 from undiffuse.pipelines.inputs import Images, labels_of, model_images, open_images
 from undiffuse.pipelines.pipeline import Pipeline
 from undiffuse.pipelines.samples import Samples
-from undiffuse.pixels import to_uint8
+from undiffuse.pixels import from_pixels, to_uint8
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
+from undiffuse.util.limits import check_header
 from undiffuse.util.progress import NoProgress, Progress
 from undiffuse.util.records import check_record, read_json
 from undiffuse.util.store import Parts, Store
@@ -177,11 +179,12 @@ def decode(
             chosen = None if labels is None else [labels[i] for i in part]
             x_T = stored.latents[part].to(pipeline.device)
             x = pipeline.from_noise(NoiseSource(0, part), chosen, x_T=x_T, progress=bar)
-            made.append(to_uint8(x.float()).cpu())
+            made.append(x.float().cpu())
     # No noise is drawn on the way; the seed is part of file names only.
     run = {**pipeline.record, "command": "decode", "seed": 0, "latents": stored.digest}
     chosen = None if labels is None else [labels[i] for i in todo]
-    return Samples(torch.cat(made).numpy(), chosen, class_names(pipeline), todo, run, pipeline.notes, pipeline.text())
+    about = (chosen, class_names(pipeline), todo, run, pipeline.notes, pipeline.text())
+    return Samples.of(torch.cat(made), pipeline.model.value_range, *about)
 
 
 def decode_into(
@@ -190,7 +193,7 @@ def decode_into(
     encoded: Latents | str | Path,
     *,
     classes: Any = None,
-    format: Any = "png",
+    format: Any = None,
     overwrite: bool = False,
     batch: int | None = None,
     notes: Mapping[str, Any] | None = None,
@@ -201,7 +204,7 @@ def decode_into(
     Args:
         folder: Where the images go.
         pipeline, encoded, classes, batch, progress: See `decode`.
-        format: "png", "npz" or "both", see `pictures.SampleWriter`.
+        format: As in `pipelines.run.SamplingRun`.
         overwrite: Whether to remove images of another job.
         notes: What records of the images also say.
 
@@ -213,14 +216,19 @@ def decode_into(
     run = _decoding_run(pipeline, stored, classes)
     about, place = {**pipeline.notes, **(notes or {})}, Path(folder)
     names = class_names(pipeline)
-    writer = grids.open_writer(place, format, overwrite, (GRID,), run=run, notes=about, label_names=names)
+    format = default_format(pipeline.shape[0]) if format is None else format
+    check_format(format, pipeline.shape[0])
+    writer = grids.open_writer(
+        place, format, overwrite, (GRID,), run=run, notes=about, label_names=names,
+        value_range=pipeline.model.value_range,
+    )  # fmt: skip
     todo, size = writer.missing(len(stored)), pipeline.batch_size(batch)
     with Progress("decoding", len(todo), "images") if progress else NoProgress() as bar:
         for start in range(0, len(todo), size):
             made = decode(
                 pipeline, stored, classes=labels, indices=todo[start : start + size], batch=size, progress=bar
             )
-            writer.write(made.indices, made.images, made.labels)
+            writer.write(made.indices, made.values if writer.in_units else made.images, made.labels)
     result, shown = writer.finish(len(stored)), grids.grid_count(len(stored), None)
     title = count_of(len(stored), "decoded image") + (f", the first {shown}" if shown < len(stored) else "")
     grid = grids.class_grid(grids.first_images(place, 0, shown), None, names, title, pipeline.text())
@@ -239,8 +247,8 @@ def reconstruction_errors(
     decoded = decode(pipeline, stored, batch=batch, progress=progress)
     errors = []
     for i, image in enumerate(decoded.images):
-        difference = torch.from_numpy(image.astype(float) - images.plain(i).image.astype(float))
-        errors.append(difference.square().mean().sqrt())
+        before = to_uint8(from_pixels(images.plain(i).image[None]))[0]
+        errors.append((torch.from_numpy(image).double() - before.double()).square().mean().sqrt())
     return torch.stack(errors)
 
 
@@ -285,6 +293,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    check_header(path)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)

@@ -50,8 +50,9 @@ class LowRes:
         wanted = low_size(model, size)
         conditional = model.num_classes is not None and labelled
         config = DataConfig(
-            path=path, labels="auto" if conditional else "none", size=wanted, channels=model.image_shape[0]
-        )
+            path=path, labels="auto" if conditional else "none", size=wanted, channels=model.image_shape[0],
+            value_range=model.value_range,
+        )  # fmt: skip
         source = config.open(model.labels if conditional else None)
         if conditional and source.labels is None:
             raise ValueError(f"{source.where} has no labels, which the model needs: give a class for all images")

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import undiffuse
+from undiffuse.arithmetic import float32_switches, steady_float32
 from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, Denoiser
 from undiffuse.distributed import resolve_device
@@ -157,8 +157,10 @@ class Pipeline:
             **config.record(),
             **guides.record,
         }
-        notes = {"model_file": reference(str(config.model)), "version": undiffuse.__version__}
+        notes: dict[str, Any] = {"model_file": reference(str(config.model)), "version": undiffuse.__version__}
         notes |= {"torch": torch.__version__, **guides.notes, "device": where.type}
+        if where.type != "cpu" and (switches := float32_switches(where)):
+            notes["float32"] = switches
         if measured:
             notes["measured"] = measured
         eta = {"eta": config.eta} if config.solver == "ddim" else {}
@@ -249,11 +251,11 @@ class Pipeline:
         bar = Progress("sampling", count, "images") if progress else NoProgress()
         with bar, planned() as kernels:
             for start in range(0, count, size):
-                images.append(source.make(indices[start : start + size], bar, watch=watch).numpy())
+                images.append(source.make_float(indices[start : start + size], bar, watch=watch))
         labels = source.labels(indices)
         run = {"command": "sample", "seed": seed, **self.record, "classes": recorded_classes(chosen, names)}
-        notes = {**self.notes, **kernels.note()}
-        return Samples(np.concatenate(images), labels, names, indices, run, notes, self.text())
+        about = (labels, names, indices, run, {**self.notes, **kernels.note()}, self.text())
+        return Samples.of(torch.cat(images), self.model.value_range, *about)
 
     def encode(self, images: Any, classes: Any = None) -> Any:
         """Encodes images into latents by DDIM inversion, see `undiffuse.pipelines.latents.encode`."""
@@ -339,11 +341,12 @@ class Pipeline:
         """
         cond, last = self.condition(labels, low_res), None
         steps = sample(self.denoiser, self.path, self.solver, noise, self.shape, cond=cond, x_T=x_T, device=self.device)
-        for last in steps:
-            if on_step is not None:
-                on_step(last)
-            if progress is not None:
-                progress.advance(len(noise) / last.total)
+        with steady_float32(self.device):
+            for last in steps:
+                if on_step is not None:
+                    on_step(last)
+                if progress is not None:
+                    progress.advance(len(noise) / last.total)
         assert last is not None  # a path has at least one step
         return last.x
 

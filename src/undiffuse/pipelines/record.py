@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from undiffuse.kernels import Plan, planned
-from undiffuse.pictures import read_record
-from undiffuse.pictures.arrays import from_picture
-from undiffuse.pictures.png import open_picture
+from undiffuse.pictures import load_image, read_record, save_image
+from undiffuse.pictures.stored import read_file
+from undiffuse.pictures.units import as_stored, format_of
 from undiffuse.pipelines import cascade
 from undiffuse.pipelines.classes import class_names
 from undiffuse.pipelines.low_res import LowRes
 from undiffuse.pipelines.pipeline import Pipeline
 from undiffuse.pipelines.source import SampleSource
+from undiffuse.pixels import to_uint8, to_units
 from undiffuse.util.progress import Progress
 from undiffuse.util.text import shown
 
@@ -31,11 +33,13 @@ class Regenerated:
     """An image that was made again.
 
     Attributes:
-        image: uint8 [H, W, C].
-        original: The picture it was compared with, uint8 [H, W, C].
+        image: uint8 [H, W, C], or float32 in units if the original has them.
+        original: The picture it was compared with, of the same kind.
         record: The record with the notes of this time.
         index, seed: The image's number and seed.
         text: The sampler in a few words.
+        format: The format of the original, see `pictures.save_image`.
+        value_range: (low, high) of the units; None is (0, 255).
         remarks: Kernels of the record that are not available here, in words.
     """
 
@@ -45,14 +49,24 @@ class Regenerated:
     index: int
     seed: int
     text: str
+    format: Any = "png"
+    value_range: tuple[float, float] | None = None
     remarks: tuple[str, ...] = ()
 
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Writes the image with its record, in the format of the original."""
+        return save_image(
+            path, self.image, self.format, self.value_range if self.format != "png" else None, record=self.record,
+            overwrite=overwrite,
+        )  # fmt: skip
+
     @property
-    def difference(self) -> int | None:
-        """The largest difference in levels of 255; None for images of different shapes."""
+    def difference(self) -> float | None:
+        """The largest difference in levels of which the range has 255; None for images of different shapes."""
         if self.image.shape != self.original.shape:
             return None
-        return int(np.abs(self.original.astype(int) - self.image.astype(int)).max())
+        low, high = self.value_range if self.value_range is not None and self.format != "png" else (0.0, 255.0)
+        return float(np.abs(self.original.astype(float) - self.image.astype(float)).max() * (255 / (high - low)))
 
     @property
     def share(self) -> float:
@@ -76,10 +90,10 @@ def regenerate(
     low_size: Any = None,
     device: str = "auto",
 ) -> Regenerated:
-    """Makes the image of a PNG again from its record.
+    """Makes the image of a file again from its record.
 
     Args:
-        path: The PNG.
+        path: The PNG or TIFF.
         model, classifier, autoguide, upsampler, low_res: Where the models and images are now, if not where the record
             says; of a cascade, model, classifier and autoguide are the base's.
         low_size: See `Cascade`.
@@ -100,11 +114,14 @@ def regenerate(
     now: dict[str, Any] = {"model": model, "classifier": classifier, "autoguide": autoguide}
     kernels = Plan(recorded=record.get("kernels"))
     with planned(kernels):
-        image, source = _made(record, original, now, index, seed, upsampler, low_res, low_size, device)
-    with open_picture(original) as picture:
-        before = from_picture(picture)
-    notes = {**record, **source.pipeline.notes, **kernels.note()}
-    return Regenerated(image, before, notes, index, seed, source.pipeline.text(), tuple(kernels.notes))
+        x, source = _made(record, original, now, index, seed, upsampler, low_res, low_size, device)
+    form, values = format_of(original), source.pipeline.model.value_range
+    if form == "png":
+        image, before = to_uint8(x, source.rounding)[0].numpy(), read_file(original)
+    else:
+        image, before = as_stored(to_units(x, values)[0].numpy(), form, values), load_image(original)[0]
+    about, text = {**record, **source.pipeline.notes, **kernels.note()}, source.pipeline.text()
+    return Regenerated(image, before, about, index, seed, text, form, values, tuple(kernels.notes))
 
 
 def _made(
@@ -117,8 +134,8 @@ def _made(
     low_res: str | None,
     low_size: Any,
     device: str,
-) -> tuple[np.ndarray, SampleSource]:
-    """The image uint8 [H, W, C] of a record, and what made it. See `regenerate`."""
+) -> tuple[Tensor, SampleSource]:
+    """Makes the image of a record again, see `regenerate`; returns it as floats [1, C, H, W], with its source."""
     where = f"the record in {original}"
     if cascade.BASE in record:
         if low_res is not None:
@@ -141,7 +158,7 @@ def _made(
             raise ValueError(f"the images in {data} are not those the record was made with: give them as low_res")
         source = SampleSource(pipeline, seed, label, low)
     with Progress("sampling", 1, "image") as progress:
-        return source.make([index], progress)[0].numpy(), source
+        return source.make_float([index], progress), source
 
 
 def _label(record: Mapping[str, Any], pipeline: Pipeline, where: str) -> list[int] | None:

@@ -13,11 +13,13 @@ import torch
 
 from undiffuse.kernels import Plan, planned
 from undiffuse.pictures import SampleWriter, read_record, save_animation, save_png
+from undiffuse.pictures.units import IN_UNITS, check_format, default_format, preview_text
 from undiffuse.pipelines import grids, memory
 from undiffuse.pipelines.classes import choose_classes, class_names
 from undiffuse.pipelines.low_res import LowRes
 from undiffuse.pipelines.pipeline import Pipeline, recorded_classes
 from undiffuse.pipelines.source import Frames, SampleSource
+from undiffuse.pixels import to_uint8, to_units
 from undiffuse.sampling import Step
 from undiffuse.util.progress import NoProgress, Progress
 from undiffuse.util.text import count_of, duration, size_text
@@ -43,7 +45,8 @@ class SamplingRun:
         source: Makes the images.
         folder: Where they go.
         count: How many.
-        format: "png", "npz" or "both".
+        format: "png", "npz", "both", or in the units of the training data "png16", "tiff" or "npy"; None takes "png",
+            and "tiff" for images of other than 1, 3 or 4 channels, which 8-bit PNG cannot hold.
         names: Names of the classes; None without classes.
         record: Everything that decides the images, see `pictures.SampleWriter`.
         notes: What is good to know.
@@ -57,13 +60,17 @@ class SamplingRun:
     folder: Path
     count: int
     record: Mapping[str, Any]
-    format: Any = "png"
+    format: Any = None
     names: list[str] | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     batch: int | None = None
     overwrite: bool = False
     animation: str | None = None
     noun: str = "sample"
+
+    def __post_init__(self) -> None:
+        if self.format is None:
+            object.__setattr__(self, "format", default_format(self.source.pipeline.shape[0]))
 
     @classmethod
     def of(
@@ -103,12 +110,15 @@ class SamplingRun:
         """Claims the folder.
 
         Raises:
+            ConfigError: The format cannot hold the images ("format").
             ValueError, FileExistsError: If it holds something else.
         """
+        check_format(self.format, self.source.pipeline.shape[0])
         extra = (GRID, "path.gif", "path.apng")
         return grids.open_writer(
-            self.folder, self.format, self.overwrite, extra, run=self.record, notes=self.notes, label_names=self.names
-        )
+            self.folder, self.format, self.overwrite, extra, run=self.record, notes=self.notes, label_names=self.names,
+            value_range=self.source.pipeline.model.value_range,
+        )  # fmt: skip
 
     @property
     def path(self) -> Path | None:
@@ -135,14 +145,18 @@ class SamplingRun:
         frames = Frames(shown if redone else 0, pipeline.path.steps)
         kernels = Plan(recorded=_recorded_kernels(writer))
         if todo:
+            for line in unit_notes(self.format, pipeline):
+                report(f"  note    {line}")
             size = min(len(todo), pipeline.batch_size(self.batch))
             report(textwrap.fill(plan(pipeline, size), 100, initial_indent="  plan    ", subsequent_indent=" " * 10))
             with Progress("sampling", len(todo), "images") if progress else NoProgress() as bar, planned(kernels):
                 watch = _Watch(len(todo), bar, report)
                 for start in range(0, len(todo), size):
                     indices = todo[start : start + size]
-                    images = self.source.make(indices, bar, frames, watch)
+                    x = self.source.make_float(indices, bar, frames, watch)
                     writer.notes = {**self.notes, **kernels.note()}
+                    units = writer.in_units
+                    images = to_units(x, pipeline.model.value_range) if units else to_uint8(x, self.source.rounding)
                     writer.write(indices, images, self.source.labels(indices))
         result = writer.finish(self.count)
         for text in kernels.notes:
@@ -157,10 +171,12 @@ class SamplingRun:
         source, pipeline = self.source, self.source.pipeline
         record = {**self.record, **self.notes, **more, "images": [0, shown - 1]}
         nouns = count_of(self.count, self.noun)
+        shows = preview_text(pipeline.shape[0], pipeline.model.value_range)
         grid = grids.class_grid(
             grids.first_images(self.folder, source.seed, shown), source.classes, self.names,
             title=nouns if shown == self.count else f"The first {shown} of {nouns}",
-            caption=f"{Path(str(pipeline.config.model)).name}, {pipeline.text()}, seed {source.seed}",
+            caption=", ".join(part for part in (Path(str(pipeline.config.model)).name, pipeline.text(),
+                                                f"seed {source.seed}", shows) if part),
         )  # fmt: skip
         save_png(self.folder / GRID, grid, record, overwrite=True)
         if self.path is not None and frames is not None:
@@ -186,6 +202,17 @@ def _recorded_kernels(writer: SampleWriter) -> Any:
         except (OSError, SyntaxError, ValueError):  # samples in an npz have no records
             return None
     return None
+
+
+def unit_notes(format: str, pipeline: Pipeline) -> list[str]:
+    """Says what is good to know of a format and the values and channels of a model."""
+    channels, value_range = pipeline.shape[0], pipeline.model.value_range
+    if channels not in (1, 3, 4) and format == "tiff":
+        return [f"images of {channels} channels are written as TIFF, because 8-bit PNG holds 1, 3 or 4"]
+    if value_range is not None and format not in IN_UNITS:
+        low, high = value_range
+        return [f"values {low:g}..{high:g} are written as 0..255; the formats png16, tiff and npy keep them"]
+    return []
 
 
 class _Watch:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from undiffuse.pictures import SampleWriter
 from undiffuse.pictures.arrays import as_picture
+from undiffuse.pictures.units import IN_UNITS, check_format, default_format, preview, preview_text
 from undiffuse.pipelines import grids
-from undiffuse.pixels import from_uint8
+from undiffuse.pixels import from_uint8, to_uint8, to_units
 from undiffuse.util.text import count_of
 
 __all__ = ["Samples"]
@@ -33,6 +34,8 @@ class Samples(Sequence[Image.Image]):
         run: The record that all images share, see `pictures.SampleWriter`.
         notes: What is good to know.
         caption: The settings in a few words.
+        values: The images as float32 [N, H, W, C] in the units of `value_range`; by default the levels of `images`.
+        value_range: (low, high) of the model's training images; None for 8-bit levels, (0, 255).
     """
 
     def __init__(
@@ -44,7 +47,11 @@ class Samples(Sequence[Image.Image]):
         run: Mapping[str, Any],
         notes: Mapping[str, Any],
         caption: str,
+        *,
+        values: np.ndarray | None = None,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
+        self.value_range, self._values = value_range, values
         self.images, self.names, self.indices = images, names, list(indices)
         self.labels = None if labels is None else list(labels)
         self.run, self.notes, self.caption = dict(run), dict(notes), caption
@@ -57,19 +64,39 @@ class Samples(Sequence[Image.Image]):
         if isinstance(index, slice):
             labels = None if self.labels is None else self.labels[index]
             return Samples(
-                self.images[index], labels, self.names, self.indices[index], self.run, self.notes, self.caption
-            )
-        return as_picture(self.images[index])
+                self.images[index], labels, self.names, self.indices[index], self.run, self.notes, self.caption,
+                values=None if self._values is None else self._values[index], value_range=self.value_range,
+            )  # fmt: skip
+        return as_picture(preview(self.images[index][None])[0])
 
     def __iter__(self) -> Iterator[Image.Image]:
-        return (as_picture(image) for image in self.images)
+        return (as_picture(preview(image[None])[0]) for image in self.images)
+
+    @classmethod
+    def of(cls, x: Tensor, value_range: tuple[float, float] | None, *about: Any) -> Samples:
+        """Takes images as a model makes them.
+
+        Args:
+            x: Float [N, C, H, W] in [-1, 1].
+            value_range: As above.
+            *about: The arguments after `images`.
+        """
+        values = to_units(x.float(), value_range).numpy()
+        return cls(to_uint8(x.float()).cpu().numpy(), *about, values=values, value_range=value_range)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The images, float32 [N, H, W, C] in the units of the model's training images."""
+        if self._values is not None:
+            return self._values
+        return to_units(from_uint8(self.images), self.value_range).numpy()
 
     def pil(self) -> list[Image.Image]:
-        """Returns PIL images."""
+        """Returns PIL images, 8 bits each; `undiffuse.pictures.preview` says how other channels are shown."""
         return list(self)
 
     def numpy(self) -> np.ndarray:
-        """Returns the pixels, uint8 [N, H, W, C]."""
+        """Returns the pixels, uint8 [N, H, W, C]; `values` has them in units."""
         return self.images
 
     def tensor(self) -> Tensor:
@@ -88,21 +115,28 @@ class Samples(Sequence[Image.Image]):
         title = count_of(len(self), "sample")
         return grids.class_grid(self.images[:count], classes, self.names, title, self._described)
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes one PNG for each image, each with the record that makes it again, and a grid.
+    def save(self, folder: str | Path, format: Any = None) -> Path:
+        """Writes one file for each image, with the record that makes it again (except in npy files), and a grid.
 
         Args:
             folder: A folder for them; it may hold other images of the same run.
+            format: "png", or in the units of the model's training images "png16", "tiff" (32-bit float) or "npy"; None
+                takes "png", and "tiff" for images of other than 1, 3 or 4 channels.
 
         Returns:
             The folder.
 
         Raises:
-            ValueError: If the folder holds something else.
+            ConfigError: The format cannot hold the images ("format").
+            ValueError: The folder holds something else.
         """
-        out = Path(folder)
-        writer = SampleWriter(out, "png", run=self.run, notes=self.notes, label_names=self.names)
-        writer.write(self.indices, self.images, self.labels)
+        out, channels = Path(folder), self.images.shape[-1]
+        format = default_format(channels) if format is None else format
+        check_format(format, channels)
+        writer = SampleWriter(
+            out, format, run=self.run, notes=self.notes, label_names=self.names, value_range=self.value_range
+        )
+        writer.write(self.indices, self.values if format in IN_UNITS else self.images, self.labels)
         from undiffuse.pictures import save_png
 
         ends = [min(self.indices), max(self.indices)]
@@ -111,7 +145,9 @@ class Samples(Sequence[Image.Image]):
 
     @property
     def _described(self) -> str:
-        return f"{Path(str(self.notes.get('model_file', 'model'))).stem}, {self.caption}, seed {self.run.get('seed')}"
+        text = f"{Path(str(self.notes.get('model_file', 'model'))).stem}, {self.caption}, seed {self.run.get('seed')}"
+        shows = preview_text(self.images.shape[-1], self.value_range)
+        return f"{text}, {shows}" if shows else text
 
     def _repr_png_(self) -> bytes:
         out = io.BytesIO()

@@ -154,6 +154,20 @@ class SampleSource:
         Raises:
             MemoryError: If not even one image fits.
         """
+        return to_uint8(self.make_float(indices, progress, frames, watch), self.rounding)
+
+    def make_float(
+        self,
+        indices: Sequence[int],
+        progress: NoProgress | None = None,
+        frames: Frames | None = None,
+        watch: Callable[[Step, int], None] | None = None,
+    ) -> Tensor:
+        """Makes images as `make` does, without rounding them to 8 bits.
+
+        Returns:
+            float32 [B, C, H, W] on the CPU, about in [-1, 1]; `undiffuse.pixels.to_units` gives them their units.
+        """
         done: list[Tensor] = []
         rest = list(indices)
         while rest:
@@ -200,4 +214,4 @@ class SampleSource:
 
         noise = NoiseSource(self.seed, indices, self.stream)
         x = self.pipeline.from_noise(noise, labels, low, on_step=on_step, progress=progress)
-        return to_uint8(x.to(torch.float32), self.rounding).cpu()
+        return x.to(torch.float32).cpu()

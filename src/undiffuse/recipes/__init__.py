@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 
 from undiffuse.recipes import adm, classifiers, ddpm, fashion_mnist, general, improved, modern
-from undiffuse.recipes.base import Advice, Preparation, Recipe
+from undiffuse.recipes.base import Preparation, Recipe
 from undiffuse.recipes.general import for_data
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -50,4 +50,4 @@ def get(name: str) -> Recipe:
     raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
 
 
-__all__ = ["RECIPES", "Advice", "Preparation", "Recipe", "for_data", "get", "names"]
+__all__ = ["RECIPES", "Preparation", "Recipe", "for_data", "get", "names"]

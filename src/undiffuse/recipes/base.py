@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from undiffuse.adapters import published
+from undiffuse.config import SamplerConfig
+from undiffuse.config.advice import advice, to_manifest
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
 from undiffuse.objectives import ObjectiveConfig
@@ -28,16 +30,6 @@ class Preparation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advice:
-    """How its authors sample the model: solver, respacing, guidance scale, and the recipe of the paired classifier."""
-
-    solver: str = "ddpm"
-    steps: str = "250"
-    guidance: float = 0.0
-    classifier: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A named set of hyper-parameters.
 
@@ -47,6 +39,7 @@ class Recipe:
             that the recipe describes) and "unverified" (settings that the sources leave open).
         label_dropout: Share of the images trained without their label, 0 to 1, for classifier-free guidance.
         measured: What this project measured with it, or that it has not been run here.
+        advice: How the model is sampled; guidance names the recipe of the classifier.
         low_size: For an upsampler, the shorter side in pixels of the images that it enlarges.
         clean_fraction: For a classifier, the share of clean images, 0 to 1.
     """
@@ -60,7 +53,7 @@ class Recipe:
     measured: str
     objective: ObjectiveConfig | None = None
     published: Mapping[str, str] = field(default_factory=dict, hash=False)  # a mapping has no hash; equality sees it
-    advice: Advice = field(default_factory=Advice)
+    advice: SamplerConfig = field(default_factory=advice)
     data_path: str | None = None
     low_size: int | None = None
     label_dropout: float = 0.0
@@ -111,7 +104,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
-        return asdict(self)
+        return {**asdict(self), "advice": to_manifest(self.advice)}
 
 
 def figures_of(name: str, unverified: str = "", same_network: bool = True) -> dict[str, str]:
@@ -134,15 +127,11 @@ def figures_of(name: str, unverified: str = "", same_network: bool = True) -> di
     }
 
 
-def advice_of(name: str, classifier: str | None = None) -> Advice:
+def advice_of(name: str, classifier: str | None = None) -> SamplerConfig:
     """How the authors of a published file sample it; `classifier` is the recipe of the one that guides it."""
-    sampling = published.get(name).sampling or published.Sampling()
-    return Advice(
-        solver=sampling.solver,
-        steps=sampling.steps or "250",
-        guidance=sampling.guidance,
-        classifier=classifier if sampling.classifier else None,
-    )
+    sampling = published.get(name).sampling or advice()
+    guides = (classifier,) if classifier and sampling.guidance.classifier else ()
+    return sampling.replace(classifier=guides, guidance=sampling.guidance.scale if guides else ())
 
 
 def paper_training(*, batch: int, steps: int, lr: float, **settings: Any) -> TrainConfig:

@@ -3,7 +3,7 @@
 The encoder half of a U-Net of 128 channels with an attention pool at 8x8, trained on the chain of the diffusion model
 it guides: cross-entropy, timesteps uniform, learning rate falling linearly to zero, random crops and flips, and no
 moving average. Weight decay and crops are there against overfitting. The paper reports no accuracies; how well a
-classifier guides is reported with the diffusion model (`advice.classifier` of adm-imagenet-*).
+classifier guides is reported with the diffusion model (`advice.guidance.classifier` of adm-imagenet-*).
 """
 
 from __future__ import annotations

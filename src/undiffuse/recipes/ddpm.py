@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from undiffuse.config.advice import advice
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import UNetConfig
 from undiffuse.objectives import ObjectiveConfig
-from undiffuse.recipes.base import NOT_RUN, Advice, Preparation, Recipe, figures_of, paper_training
+from undiffuse.recipes.base import NOT_RUN, Preparation, Recipe, figures_of, paper_training
 
 _WARMUP_STEPS = 5_000
 
@@ -39,7 +40,7 @@ def cifar10() -> Recipe:
         train=paper_training(
             batch=128, steps=800_000, lr=2e-4, warmup_images=_WARMUP_STEPS * 128, grad_clip=1.0, precision="fp32"
         ),
-        advice=Advice(steps="1000"),
+        advice=advice("1000"),
         published=figures_of(
             "ddpm_ema_cifar10",
             "warm-up over 5,000 updates and clipping are in the script only, which has no end; the 800K updates are "
@@ -68,7 +69,7 @@ def _large(name: str, summary: str, steps: int, flip: bool, published: dict[str,
         train=paper_training(
             batch=64, steps=steps, lr=2e-5, warmup_images=_WARMUP_STEPS * 64, grad_clip=1.0, precision="fp32"
         ),
-        advice=Advice(steps="1000"),
+        advice=advice("1000"),
         published=published,
         measured=NOT_RUN,
     )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from undiffuse.config.advice import advice
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, UNetConfig
 from undiffuse.objectives import ObjectiveConfig
-from undiffuse.recipes.base import Advice, Preparation, Recipe
+from undiffuse.recipes.base import Preparation, Recipe
 from undiffuse.train_config import TrainConfig
 
 _PROCESS = ProcessConfig(schedule="cosine", steps=1000, target="eps", variance="learned_range")
@@ -55,7 +56,7 @@ def fashion_mnist_32() -> Recipe:
             save_every=None,
             save_seconds=300.0,
         ),
-        advice=Advice(solver="ddpm", steps="100", guidance=2.0, classifier="fashion-mnist-32-classifier"),
+        advice=advice("100", guidance=2.0, classifier="fashion-mnist-32-classifier"),
         measured=(
             "2.444 +/- 0.026 bits/dim on 500 test images (50 of 1000 terms each); of 1,536 samples (25 ancestral "
             "steps, unguided) the judge takes 91.4 +/- 0.7 % for their class; FD-fashion 0.089 +/- 0.043"

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from undiffuse.config.advice import advice
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, UNetConfig
 from undiffuse.objectives import ObjectiveConfig
-from undiffuse.recipes.base import Advice, Preparation, Recipe
+from undiffuse.recipes.base import Preparation, Recipe
 from undiffuse.train_config import TrainConfig
 
 NOT_MEASURED = "not measured here"
@@ -65,7 +66,7 @@ def _model(size: int, parameters: str, lr: float, images: int) -> Recipe:
             save_seconds=600.0,
         ),
         # No guidance until the paired classifier has been trained on the same pictures.
-        advice=Advice(solver="ddim", steps="50", classifier=f"general-{size}-classifier"),
+        advice=advice("50", solver="ddim", classifier=f"general-{size}-classifier"),
         measured=NOT_MEASURED,
     )
 
@@ -157,7 +158,7 @@ def tiny() -> Recipe:
             recipe.train, batch=32, warmup_images=1_600, ema_decays=(0.999,), precision="fp32", log_every=1_600,
             preview_every=4_000, preview_steps=20, validate_every=None, save_seconds=60.0,
         ),
-        advice=Advice(solver="ddim", steps="50"),
+        advice=advice("50", solver="ddim"),
     )  # fmt: skip
 
 

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from undiffuse.config.advice import advice
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.objectives import ObjectiveConfig
-from undiffuse.recipes.base import Advice, Recipe
+from undiffuse.recipes.base import Recipe
 from undiffuse.recipes.general import NOT_MEASURED, general_32, general_64
 
 _GENERAL = {32: general_32, 64: general_64}
@@ -57,7 +58,7 @@ def _modern(size: int, variant: str) -> Recipe:
         process=process,
         objective=objective,
         train=replace(base.train, density=levels, posthoc_widths=(0.05, 0.1), posthoc_every=every),
-        advice=Advice(solver="ddim", steps="50"),
+        advice=advice("50", solver="ddim"),
     )
 
 

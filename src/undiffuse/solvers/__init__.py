@@ -1,8 +1,8 @@
-"""Sampling methods, one a file: how to go from one noise level to the next cleaner one.
+"""Sampling methods, one per file. Each moves images from one noise level of a path to the next cleaner one.
 
-A solver holds no loop, prints nothing and knows no network: it calls `denoise(x, level) -> Prediction` and draws noise
-by calling `draw()`. Its class follows the protocol `Solver`; `undiffuse.solvers.registry` lists the solvers by name.
-Classes are imported when they are first used, so that the registry can be read without torch.
+A solver contains no loop, prints nothing and knows no network: it calls `denoise(x, level) -> Prediction`, and draws
+noise with `draw()`. Its class follows the protocol `Solver`; `undiffuse.solvers.registry` lists the solvers by name.
+Classes are imported on first use, so the registry can be read without torch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a class when it is first used (PEP 562)."""
+    """Imports a class on first use (PEP 562)."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

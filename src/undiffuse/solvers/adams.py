@@ -1,4 +1,4 @@
-"""Adams-Bashforth methods of the noise: DEIS in sigma / alpha, and the same in log-SNR."""
+"""Adams-Bashforth methods for the noise: DEIS in sigma / alpha, and the same in log-SNR."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ VARIABLES = ("ratio", "logsnr")
 
 @dataclass(frozen=True, kw_only=True)
 class AdamsBashforth:
-    """x' / alpha' = x / alpha + integral from s to s' of a polynomial, s = sigma / alpha.
+    """Integrates a polynomial through the noises of the last `order` levels.
 
-    It is the polynomial through the noises of the last `order` levels.
+        x' / alpha' = x / alpha + integral from s to s' of the polynomial,  s = sigma / alpha
 
-    `variable`  what it is a polynomial of: "ratio", s itself (DEIS in the form rho-AB, Zhang & Chen 2023; "linear
-                multistep" elsewhere), or "logsnr", log(alpha / sigma). Integrals are exact on uneven grids.
+    Integrals are exact on uneven grids. With order 3, the first step makes a second call (`multistep.midpoint_step`).
+    The step onto the clean image is of first order.
 
-    For third order the first step has a second call (`multistep.midpoint_step`). The step onto the clean image is of
-    first order.
+    Args:
+        order: Number of points of the polynomial: 1, 2 or 3.
+        variable: Variable of the polynomial: "ratio" is s (DEIS in the form rho-AB, Zhang & Chen 2023, elsewhere called
+            linear multistep), "logsnr" is log(alpha / sigma).
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     order: int = 3
@@ -36,19 +39,23 @@ class AdamsBashforth:
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3) or self.variable not in VARIABLES:
             raise ValueError(
-                f"the order is 1, 2 or 3, of {' or '.join(VARIABLES)}; got {self.order}, {self.variable!r}"
+                f"order must be 1, 2 or 3 and variable one of {', '.join(VARIABLES)}; got order={self.order}, "
+                f"variable={self.variable!r}"
             )
 
     @property
     def name(self) -> str:
+        """Returns the name in the registry."""
         return "deis" if self.variable == "ratio" else "ab3"
 
     def init(self, x: Tensor, path: NoisePath) -> Past:
+        """Returns an empty history."""
         return Past()
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: Past, draw: Draw
     ) -> tuple[Tensor, Past, Prediction]:
+        """See `Solver.step`; the state is the history of noises."""
         source, target = transition.source, transition.target
         prediction = denoise(x, source).guided_score(self.clip_after_guidance)
         where = ratio if self.variable == "ratio" else half_logsnr

@@ -1,4 +1,4 @@
-"""What a solver is, and the few numbers of a level that they all compute with."""
+"""The solver protocol, and functions of noise levels that all solvers use."""
 
 from __future__ import annotations
 
@@ -16,58 +16,68 @@ Denoise = Callable[[Tensor, Level], Prediction]
 
 
 class Draw(Protocol):
-    """Fresh standard normal noise of an image's shape [B, C, H, W]; within a step one independent draw a number."""
+    """Draws standard normal noise with the shape of the images [B, C, H, W]."""
 
-    def __call__(self, number: int = 0) -> Tensor: ...
+    def __call__(self, number: int = 0) -> Tensor:
+        """Returns the noise; within a step, each `number` gives an independent draw."""
 
 
 class Solver(Protocol):
-    """One method of going down a path of noise levels.
+    """Defines a method that follows a path of noise levels.
 
-    `init(x, path)` returns the state carried from step to step (None for one-step methods). `step` takes the image
-    x [B, C, H, W] at `transition.source`, a denoiser bound to its conditions, the state, and `draw`; it returns the
-    image at `transition.target`, the new state, and the prediction it used.
-
-    All ask for `denoise(...).guided_score(clip_after_guidance)`, so that every guide works with every method; the
-    ancestral step alone, which has a mean and a variance, moves the mean. In the step onto the clean image all return
-    the denoised image of their last call.
+    All solvers use `denoise(...).guided_score(clip_after_guidance)`, so every guide works with every method. Only
+    ancestral sampling, which has a mean and a variance, shifts the mean instead. In the step onto the clean image,
+    every solver returns the denoised image of its last call.
     """
 
     name: str
 
-    def init(self, x: Tensor, path: NoisePath) -> Any: ...
+    def init(self, x: Tensor, path: NoisePath) -> Any:
+        """Returns the initial state, which `step` carries along; None for one-step methods."""
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: Any, draw: Draw
-    ) -> tuple[Tensor, Any, Prediction]: ...
+    ) -> tuple[Tensor, Any, Prediction]:
+        """Moves images along one transition.
+
+        Args:
+            denoise: Denoiser bound to its conditions.
+            x: Images [B, C, H, W] at `transition.source`.
+            transition: The step.
+            state: State of the previous step.
+            draw: Source of noise.
+
+        Returns:
+            The images at `transition.target`, the new state, and the prediction that was used.
+        """
 
 
 def ratio(level: Level) -> float:
-    """sigma / alpha, EDM's noise level, of a level that the batch shares; infinite for pure noise.
+    """Returns sigma / alpha, EDM's noise level, of a level that the batch shares; infinite for pure noise.
 
-    In it the probability flow is d(x / alpha) = eps d(sigma / alpha).
+    In this variable the probability flow is d(x / alpha) = eps d(sigma / alpha).
     """
     alpha, sigma = _shared(level)
     return sigma / alpha if alpha > 0 else math.inf
 
 
 def half_logsnr(level: Level) -> float:
-    """log(alpha / sigma) of a level that the batch shares; infinite for pure noise and the clean image.
+    """Returns log(alpha / sigma), DPM-Solver's lambda, of a level that the batch shares; infinite at both ends.
 
-    DPM-Solver's lambda. In it the flow is d(x / alpha) = (x0 - x / alpha) d lambda.
+    In this variable the probability flow is d(x / alpha) = (x0 - x / alpha) d lambda.
     """
     return -math.log(s) if (s := ratio(level)) > 0 else math.inf
 
 
 def shift(x: Tensor, target: Level, weight: float, direction: Tensor) -> Tensor:
-    """x [B, C, H, W] at `target` plus `weight` of a direction measured in x / alpha."""
+    """Returns x [B, C, H, W] at `target` plus `weight` times a direction in units of x / alpha."""
     return x + float(weight * _shared(target)[0]) * direction
 
 
 def ddim_move(prediction: Prediction, target: Level) -> Tensor:
-    """Carry a prediction to another level, cleaner or noisier: alpha' x0 + sigma' eps [B, C, H, W].
+    """Moves a prediction to another level, cleaner or noisier: alpha' x0 + sigma' eps [B, C, H, W].
 
-    The first-order step of the flow, whatever it is written in; methods of higher order add to it.
+    This is the first-order step of the flow in any parameterisation; methods of higher order add corrections to it.
     """
     x = prediction.x
     return expand(target.alpha, x) * prediction.x0 + expand(target.sigma, x) * prediction.eps
@@ -75,7 +85,5 @@ def ddim_move(prediction: Prediction, target: Level) -> Tensor:
 
 def _shared(level: Level) -> tuple[float, float]:
     if level.alpha.numel() != 1:
-        raise ValueError(
-            f"this solver takes a level that the whole batch shares, not one for each of {len(level.alpha)}"
-        )
+        raise ValueError(f"this solver needs one noise level for the whole batch, got {len(level.alpha)} levels")
     return float(level.alpha), float(level.sigma)

@@ -1,4 +1,4 @@
-"""The flow with steps chosen by an error tolerance, for every image by itself (Bogacki & Shampine 1989)."""
+"""Adaptive step sizes for the probability flow, from an error tolerance per image (Bogacki & Shampine 1989)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from undiffuse.solvers.base import Denoise, Draw, ddim_move, ratio
 from undiffuse.solvers.multistep import is_finite_step
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
-_LEAST = 1e-3  # of sigma / alpha: a step so short is taken whatever its error, so that a rough network cannot stall
+_LEAST = 1e-3  # times sigma / alpha: shorter steps are always accepted, so that a rough network cannot stall
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bosh3:
-    """Bogacki and Shampine's pair of orders 3 and 2 for d(x / alpha) = eps ds, s = sigma / alpha.
+    """Applies Bogacki and Shampine's pair of orders 3 and 2 to d(x / alpha) = eps ds, s = sigma / alpha.
 
-    A step is accepted when the pair's difference, at the level it ends on, is at most tol (1 + |x|), root mean square
-    over the pixels of the image; its length then follows from the error. Every image has its own steps: what one does
-    never depends on the others in its batch. A batch is called until its slowest image is done (`sampling.Step.nfe`
-    counts); three calls a trial, and one at the start of each of the path's transitions, at whose ends all meet.
+    A step is accepted if the difference of the pair, at the level where the step ends, is at most tol (1 + |x|) in root
+    mean square over the pixels of the image. The next step size follows from this error. Every image has its own steps,
+    independent of the rest of its batch. The network is called until the slowest image of the batch is done
+    (`sampling.Step.nfe` counts): three calls per trial, and one at the start of each transition of the path, where all
+    images meet.
+
+    Args:
+        tol: Error tolerance per step, absolute and relative, for pixels in [-1, 1]; above 0.
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     tol: float = 0.02
@@ -33,15 +38,16 @@ class Bosh3:
 
     def __post_init__(self) -> None:
         if not self.tol > 0:
-            raise ValueError(f"the tolerance must be above 0; got {self.tol}")
+            raise ValueError(f"tol must be above 0; got {self.tol}")
 
     def init(self, x: Tensor, path: NoisePath) -> None:
+        """Returns no state."""
         return None
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: Tensor | None, draw: Draw
     ) -> tuple[Tensor, Tensor | None, Prediction]:
-        """The state is the length [B] of the next step that each image would take."""
+        """See `Solver.step`; the state is the next step size [B] of each image."""
         source, target = transition.source, transition.target
         prediction = denoise(x, source).guided_score(self.clip_after_guidance)
         if not is_finite_step(source, target):
@@ -58,7 +64,7 @@ class Bosh3:
             wide = accepted.reshape(-1, *[1] * (x.ndim - 1)).to(x.device)
             x, slope = torch.where(wide, new, x), torch.where(wide, new_slope, slope)
             proposed = step * (_SAFETY * error.clamp(min=1e-12) ** (-1 / 3)).clamp(_SHRINK, _GROW)
-            # A step that was cut short to end here says little against the longer one that was wanted.
+            # A step truncated at the end gives no reason to shorten the next one.
             cut = accepted & (step < length)
             proposed = torch.where(cut, proposed.maximum(length), proposed).maximum(_LEAST * s)
             length = torch.where(moving, proposed, length)
@@ -69,7 +75,7 @@ class Bosh3:
     def _trial(
         self, denoise: Denoise, x: Tensor, first: Tensor, s: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(x / alpha at s - step, the slope there, the error [B] in units of the tolerance)."""
+        """Returns x / alpha at s - step, the slope there, and the error [B] in units of the tolerance."""
 
         def slope(at: Tensor, s: Tensor) -> Tensor:
             level = Level.from_logsnr(-2 * s.log())

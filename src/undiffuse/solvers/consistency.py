@@ -1,4 +1,4 @@
-"""Multistep sampling of consistency models: denoise, add noise, denoise again (Song et al. 2023, algorithm 1)."""
+"""Multistep sampling of consistency models: denoises, adds noise, denoises again (Song et al. 2023, algorithm 1)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from undiffuse.solvers.base import Denoise, Draw, ratio
 
 @dataclass(frozen=True, kw_only=True)
 class Consistency:
-    """Jumps to the clean image at every level, and noises it to the next one.
+    """Jumps to the clean image at every level, then adds noise up to the next level.
 
         x0 = f(x, s),    x' / alpha' = x0 + sqrt(s'^2 - s_min^2) z
 
-    One step is one call of the network. On a model that was not trained for consistency x0 is the mean of all images
-    that x may have come from, and the samples are blurred.
+    One step is one network call. For a model that was not trained for consistency, x0 is the mean of all images that x
+    may have come from, so the samples are blurred.
 
     Args:
-        s_min: The sigma / alpha at which the model returns its input (Song et al. 2023: 0.002).
-        clip_after_guidance: Whether the denoised image is clamped again after guidance.
+        s_min: sigma / alpha at which the model returns its input (Song et al. 2023: 0.002).
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     s_min: float = 0.002
@@ -32,11 +32,11 @@ class Consistency:
 
     @property
     def name(self) -> str:
-        """The name in the registry."""
+        """Returns the name in the registry."""
         return "consistency"
 
     def init(self, x: Tensor, path: NoisePath) -> None:
-        """Nothing is carried from step to step."""
+        """Returns no state."""
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: None, draw: Draw

@@ -14,16 +14,16 @@ from undiffuse.solvers.base import Denoise, Draw, ddim_move, ratio, shift
 
 @dataclass(frozen=True, kw_only=True)
 class DPM2:
-    """The midpoint method for the probability flow in s = sigma / alpha, two calls a step.
+    """Applies the midpoint method to the probability flow in s = sigma / alpha, with two calls per step.
 
         m = ((s^(1/3) + s'^(1/3)) / 2)^3,    x'/alpha' = x / alpha + (s' - s) eps(x_m, m),
 
     with x_m from an Euler step to m.
 
     Args:
-        last: The step onto the clean image: "euler" returns the denoised image, "midpoint" calls the network again at
-            s / 8, as the original does.
-        clip_after_guidance: Whether the denoised image is clamped again after guidance.
+        last: Step onto the clean image: "euler" returns the denoised image, "midpoint" calls the network again at s /
+            8, as the original does.
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     last: str = "euler"
@@ -31,11 +31,11 @@ class DPM2:
 
     @property
     def name(self) -> str:
-        """The name in the registry."""
+        """Returns the name in the registry."""
         return "dpm-2"
 
     def init(self, x: Tensor, path: NoisePath) -> None:
-        """Nothing is carried from step to step."""
+        """Returns no state."""
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: None, draw: Draw

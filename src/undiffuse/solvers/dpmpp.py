@@ -16,17 +16,23 @@ from undiffuse.solvers.multistep import Past, is_finite_step, midpoint_step
 
 @dataclass(frozen=True, kw_only=True)
 class DPMpp2S:
-    """DPM-Solver++(2S): the step of `multistep.midpoint_step`, two calls; DDIM onto the clean image."""
+    """Applies DPM-Solver++(2S): the step of `multistep.midpoint_step` with two calls, and DDIM onto the clean image.
+
+    Args:
+        clip_after_guidance: Clip the denoised image again after guidance.
+    """
 
     clip_after_guidance: bool = False
     name = "dpmpp-2s"
 
     def init(self, x: Tensor, path: NoisePath) -> None:
+        """Returns no state."""
         return None
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: None, draw: Draw
     ) -> tuple[Tensor, None, Prediction]:
+        """See `Solver.step`."""
         source, target = transition.source, transition.target
         first = denoise(x, source).guided_score(self.clip_after_guidance)
         if not is_finite_step(source, target):
@@ -36,7 +42,7 @@ class DPMpp2S:
 
 @dataclass(frozen=True, kw_only=True)
 class DPMpp:
-    """Multistep DPM-Solver++ of `order` 2 (2M) or 3 (3M), of the flow (`eta` 0) or the reverse diffusion (1).
+    """Applies multistep DPM-Solver++ to the probability flow or to the reverse diffusion.
 
     With lambda = log(alpha / sigma), h = lambda' - lambda, H = (1 + eta) h and D = x0 at the start of the step,
 
@@ -44,10 +50,14 @@ class DPMpp:
         2M:  (1 - e^-H) / 2 * D1,   D1 = (D - D_-1) h / h_-1
         3M:  phi D1 + (1 - 2 phi / H) D2,   phi = 1 - (1 - e^-H) / H,   D + D1 u + D2 u^2 through the last three D
 
-    3M integrates its parabola exactly. Published implementations weigh D2 by 1/2 - phi / H, half of that, which makes
-    the method second order; this one is of third order, for which its first step has a second call (2S). With noise the
-    order is 2 for both, and there is no such call.
-    The step onto the clean image is of first order: the denoised image.
+    3M integrates its parabola exactly. Published implementations weight D2 by 1/2 - phi / H, half of this, which makes
+    the method second order. This one is third order, for which its first step makes a second call (2S). With noise,
+    both are of order 2 and there is no such call. The step onto the clean image is of first order: the denoised image.
+
+    Args:
+        order: 2 (2M) or 3 (3M).
+        eta: Noise, at least 0: 0 is the probability flow, 1 the reverse diffusion.
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     order: int = 2
@@ -56,20 +66,23 @@ class DPMpp:
 
     def __post_init__(self) -> None:
         if self.order not in (2, 3):
-            raise ValueError(f"the order is 2 or 3; got {self.order}")
+            raise ValueError(f"order must be 2 or 3; got {self.order}")
         if not self.eta >= 0:
-            raise ValueError(f"eta must be 0 (the flow) or more, 1 being the reverse diffusion; got {self.eta}")
+            raise ValueError(f"eta must be at least 0 (0: probability flow, 1: reverse diffusion); got {self.eta}")
 
     @property
     def name(self) -> str:
+        """Returns the name in the registry."""
         return f"dpmpp-{self.order}m" + ("-sde" if self.eta else "")
 
     def init(self, x: Tensor, path: NoisePath) -> Past:
+        """Returns an empty history."""
         return Past()
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: Past, draw: Draw
     ) -> tuple[Tensor, Past, Prediction]:
+        """See `Solver.step`; the state is the history of denoised images."""
         source, target = transition.source, transition.target
         prediction = denoise(x, source).guided_score(self.clip_after_guidance)
         past = state.append(half_logsnr(source), prediction.x0, keep=self.order)

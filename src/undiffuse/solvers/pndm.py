@@ -1,4 +1,4 @@
-"""PNDM: pseudo numerical methods, Adams-Bashforth's fixed weights inside DDIM's step (Liu et al. 2022)."""
+"""PNDM: pseudo numerical methods, the fixed Adams-Bashforth weights in DDIM's step (Liu et al. 2022)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from undiffuse.solvers.base import Denoise, Draw, ddim_move, ratio, shift
 from undiffuse.solvers.multistep import Past, combined, is_finite_step
 
 WARMUPS = ("rk", "plms")
-# For noises at equal steps of t, the newest first; they add up to 1.
+# Weights of noises at equal steps of t, newest first; each row sums to 1.
 _BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
 @dataclass(frozen=True)
 class State:
-    """Past noises, and whether the run is long enough for the Runge-Kutta steps."""
+    """Holds the history of noises, and whether the run is long enough for Runge-Kutta steps.
+
+    Attributes:
+        past: Past noises.
+        warm: Whether to start with Runge-Kutta steps.
+    """
 
     past: Past
     warm: bool
@@ -28,15 +33,19 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class PNDM:
-    """x' / alpha' = x / alpha + (s' - s) (55 e_n - 59 e_{n-1} + 37 e_{n-2} - 9 e_{n-3}) / 24,  s = sigma / alpha.
+    """Applies the four-point Adams-Bashforth weights in sigma / alpha.
 
-    The weights suit steps that are equal in t, or in any other smooth measure of the way; on grids that jump (sections,
-    explicit steps) the method falls to first order, and `AdamsBashforth` does not. Otherwise it is of second order, no
-    higher, because the move is linear in s and not in t.
+        x' / alpha' = x / alpha + (s' - s) (55 e_n - 59 e_{n-1} + 37 e_{n-2} - 9 e_{n-3}) / 24,  s = sigma / alpha
 
-    `warmup`  the first three steps: "rk" by the classical Runge-Kutta method with four calls each (F-PNDM, on runs of
-              more than four steps; its middle is taken in s, where the move is linear), "plms" by the formulas of as
-              many points as there are (one call a step)
+    The weights assume steps that are equal in t, or in any other smooth measure of the path. On uneven grids (sections,
+    explicit steps) the method drops to first order, unlike `AdamsBashforth`. Otherwise it is of second order and no
+    higher, because the step is linear in s and not in t.
+
+    Args:
+        warmup: Method of the first three steps. "rk" is the classical Runge-Kutta method with four calls each (F-PNDM;
+            on runs of more than four steps). Its midpoint is taken in s, in which the step is linear. "plms" uses the
+            formulas for as many points as there are (one call per step).
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     warmup: str = "rk"
@@ -45,14 +54,16 @@ class PNDM:
 
     def __post_init__(self) -> None:
         if self.warmup not in WARMUPS:
-            raise ValueError(f"the warm-up is {' or '.join(WARMUPS)}; got {self.warmup!r}")
+            raise ValueError(f"warmup must be {' or '.join(WARMUPS)}; got {self.warmup!r}")
 
     def init(self, x: Tensor, path: NoisePath) -> State:
+        """Returns an empty history."""
         return State(Past(), self.warmup == "rk" and path.steps > 4)
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: State, draw: Draw
     ) -> tuple[Tensor, State, Prediction]:
+        """See `Solver.step`."""
         source, target = transition.source, transition.target
         prediction = denoise(x, source).guided_score(self.clip_after_guidance)
         past = state.past.append(ratio(source), prediction.eps, keep=4)

@@ -1,8 +1,8 @@
-"""The registry of solvers: what each one is, its options, its cost and where its class is. Imports no torch.
+"""Registry of the solvers: description, options, cost and class of each. It does not import torch.
 
-The command line, sweeps and the compatibility tests read this table; `build_solver` makes a solver from a name. To add
-a solver to the package, write a file in this folder with a class that follows `undiffuse.solvers.Solver`, and add one
-entry to `SOLVERS`. Other packages call `register_solver`, or name their classes in the entry point group
+The command line, sweeps and the compatibility tests use it; `build_solver` creates a solver by its name. To add a
+solver to the package, write a file in this folder with a class that follows `undiffuse.solvers.Solver`, and add an
+entry to `SOLVERS`. Other packages call `register_solver`, or list their classes in the entry point group
 "undiffuse.solvers".
 """
 
@@ -20,7 +20,15 @@ Given = Mapping[str, Value]
 
 
 class Option(NamedTuple):
-    """A setting of a method. `default` tells its type (int, float, or one of `words`); numbers lie in [low, high]."""
+    """Describes an option of a solver.
+
+    Attributes:
+        default: Default value, which determines the type: int, float, or one of `words`.
+        line: One-line description.
+        low: Smallest number.
+        high: Largest number.
+        words: Allowed words.
+    """
 
     default: Value
     line: str
@@ -29,7 +37,7 @@ class Option(NamedTuple):
     words: tuple[str, ...] = ()
 
     def read(self, text: str, name: str) -> Value:
-        """The value that `text` says. ValueError for what it cannot be."""
+        """Parses a value; raises ValueError, with `name` for the option, if it is invalid."""
         if isinstance(self.default, str):
             if text not in self.words:
                 raise ValueError(f"{name}={text}: expected {' or '.join(self.words)}")
@@ -46,18 +54,18 @@ class Option(NamedTuple):
 
 
 class SolverInfo(NamedTuple):
-    """The description of a solver.
+    """Describes a solver.
 
     Attributes:
-        line: What it is, in one line.
-        kind: "ode" for a solver of the probability flow, "sde" for one that draws noise.
-        order: Order of convergence, as the tests certify it: strong for "ode", weak for "sde".
+        line: One-line description.
+        kind: "ode" (probability flow), "sde" (draws noise) or "consistency".
+        order: Order of convergence, certified by tests: strong for "ode", weak for "sde".
         steps: Default number of steps.
         grid: Default grid of noise levels, see `undiffuse.grid_specs`.
-        options: Its options by name.
-        nfe: (steps, options) -> network evaluations an image; None where only a run can tell.
-        solver: The class, or where it is: "package.module:Class".
-        fixed: Arguments of the class that make it this solver.
+        options: Options by name.
+        nfe: (steps, options) -> network calls per image; None if only a run can tell.
+        solver: The class, or its location "package.module:Class".
+        fixed: Arguments of the class that define this solver.
     """
 
     line: str
@@ -71,7 +79,7 @@ class SolverInfo(NamedTuple):
     fixed: Mapping[str, Value] = {}
 
     def load(self) -> Callable[..., Any]:
-        """Returns the class, imported if it was given by its place."""
+        """Returns the class, and imports it if necessary."""
         if not isinstance(self.solver, str):
             return self.solver
         import importlib
@@ -81,40 +89,48 @@ class SolverInfo(NamedTuple):
         return made
 
     def settings(self, given: Given | None = None) -> dict[str, Value]:
-        """All options, those not given by default. ValueError for options that the method does not have."""
+        """Returns all options, with defaults for those not given; raises ValueError for unknown options."""
         unknown = [name for name in given or {} if name not in self.options]
         if unknown:
             known = ", ".join(self.options) or "none"
-            raise ValueError(f"there is no option {unknown[0]!r} of this solver; its options are {known}")
+            raise ValueError(f"this solver has no option {unknown[0]!r}; its options are: {known}")
         return {name: option.default for name, option in self.options.items()} | dict(given or {})
 
 
 _CHURN = {
-    "churn": Option(default=0.0, line="noise added and removed again, over all steps (EDM's S_churn; 0: none)"),
-    "s_min": Option(default=0.0, line="only above this sigma / alpha"),
-    "s_max": Option(default=math.inf, line="only below this sigma / alpha"),
-    "s_noise": Option(default=1.0, line="the added noise is this times as strong", high=2.0),
+    "churn": Option(default=0.0, line="total noise added and removed again (EDM's S_churn; 0: none)"),
+    "s_min": Option(default=0.0, line="smallest sigma / alpha with churn (EDM's S_tmin)"),
+    "s_max": Option(default=math.inf, line="largest sigma / alpha with churn (EDM's S_tmax)"),
+    "s_noise": Option(default=1.0, line="noise multiplier (EDM's S_noise)", high=2.0),
 }
-_SDE = {"eta": Option(default=1.0, line="its noise, from 0 (the ODE) to 1 (the reverse diffusion) and beyond")}
-_ORDER = {"order": Option(default=3, line="points the polynomial goes through", low=1, high=3)}
+_SDE = {"eta": Option(default=1.0, line="noise: 0 is the ODE, 1 the reverse diffusion, or more")}
+_ORDER = {"order": Option(default=3, line="order of the method", low=1, high=3)}
 _RESTART = {
-    "restarts": Option(default=2, line="how often the stretch is gone up and down again"),
-    "inner": Option(default=4, line="steps of a stretch", low=1),
-    "s_min": Option(default=0.06, line="where it begins, in sigma / alpha", low=1e-6),
-    "s_max": Option(default=0.3, line="and to where noise is added", low=1e-6),
+    "restarts": Option(default=2, line="number of restarts"),
+    "inner": Option(default=4, line="steps per restart", low=1),
+    "s_min": Option(default=0.06, line="lower end of the restart interval in sigma / alpha", low=1e-6),
+    "s_max": Option(default=0.3, line="upper end of the restart interval in sigma / alpha", low=1e-6),
 }
 _LANGEVIN = {
-    "correctors": Option(default=1, line="Langevin steps after each step", low=1),
-    "rate": Option(default=0.5, line="Langevin time a unit of log(alpha / sigma), times sigma^2"),
+    "correctors": Option(default=1, line="Langevin steps per level", low=1),
+    "rate": Option(default=0.5, line="Langevin time per unit of log(alpha / sigma), in units of sigma^2"),
 }
 _CONSISTENCY = {"s_min": Option(default=0.002, line="sigma / alpha at which the model returns its input")}
-_DPM2 = {"last": Option(default="euler", line="onto the clean image", words=("euler", "midpoint"))}
-_BOSH3 = {"tol": Option(default=0.02, line="error a step, absolute and relative, of pixels in [-1, 1]", low=1e-12)}
+_DPM2 = {"last": Option(default="euler", line="step onto the clean image", words=("euler", "midpoint"))}
+_BOSH3 = {
+    "tol": Option(
+        default=0.02, line="error tolerance per step, absolute and relative, for pixels in [-1, 1]", low=1e-12
+    )
+}
 _UNIPC = {
-    "order": Option(default=3, line="its p", low=1, high=3),
+    "order": Option(default=3, line="order of the predictor", low=1, high=3),
     "variant": Option(default="bh2", line="B(h): h (bh1) or exp(h) - 1 (bh2)", words=("bh1", "bh2")),
 }
-_PNDM = {"warmup": Option(default="rk", line="first three steps: Runge-Kutta or few points", words=("rk", "plms"))}
+_PNDM = {
+    "warmup": Option(
+        default="rk", line="first three steps: Runge-Kutta (rk) or lower order (plms)", words=("rk", "plms")
+    )
+}
 
 
 def _pndm_nfe(steps: int, given: Given) -> int:
@@ -122,58 +138,58 @@ def _pndm_nfe(steps: int, given: Given) -> int:
 
 
 def _third(steps: int, given: Given) -> int:
-    """Third order needs a second-order first step, of two calls; the only step of one is the last one."""
+    """Returns the calls of a third-order method: its first step makes two calls, unless it is the only one."""
     return steps + (given.get("order", 3) == 3 and steps > 1)
 
 
 def _restart_nfe(steps: int, given: Given) -> int:
-    """A path of one step has no level below the noisiest, from which to restart."""
+    """Returns the calls of `restart`; a path of one step has no level to restart from."""
     return 2 * steps - 1 + (int(given["restarts"]) * 2 * int(given["inner"]) if steps > 1 else 0)
 
 
 SOLVERS: dict[str, SolverInfo] = {
     "ddpm": SolverInfo(
-        line="the learned reverse step, with noise (DDPM)", kind="sde", order=1, steps=100, grid="chain",
+        line="DDPM sampling: the learned reverse step, with noise", kind="sde", order=1, steps=100, grid="chain",
         solver="undiffuse.solvers.ddpm:DDPM",
     ),
     "ddim": SolverInfo(
-        line="first order, deterministic; --eta adds noise", kind="ode", order=1, steps=50, grid="chain",
+        line="first order, deterministic; eta adds noise", kind="ode", order=1, steps=50, grid="chain",
         solver="undiffuse.solvers.ddim:DDIM",
     ),
     "euler": SolverInfo(
-        line="DDIM in EDM's form, with churn", kind="ode", order=1, steps=50, grid="karras", options=_CHURN,
+        line="Euler's method in EDM's form, with churn", kind="ode", order=1, steps=50, grid="karras", options=_CHURN,
         solver="undiffuse.solvers.edm:EDM", fixed={"order": 1},
     ),
     "heun": SolverInfo(
-        line="EDM's second order, two calls a step, with churn", kind="ode", order=2, steps=18, grid="karras",
+        line="Heun's method (EDM): two calls per step, with churn", kind="ode", order=2, steps=18, grid="karras",
         options=_CHURN, nfe=lambda steps, given: 2 * steps - 1, solver="undiffuse.solvers.edm:EDM", fixed={"order": 2},
     ),
     "dpmpp-2s": SolverInfo(
-        line="DPM-Solver++(2S): second order, two calls a step", kind="ode", order=2, steps=10, grid="logsnr",
+        line="DPM-Solver++(2S): second order, two calls per step", kind="ode", order=2, steps=10, grid="logsnr",
         nfe=lambda steps, given: 2 * steps - 1, solver="undiffuse.solvers.dpmpp:DPMpp2S",
     ),
     "dpmpp-2m": SolverInfo(
-        line="DPM-Solver++(2M): second order, one call a step", kind="ode", order=2, steps=20, grid="logsnr",
+        line="DPM-Solver++(2M): second order, one call per step", kind="ode", order=2, steps=20, grid="logsnr",
         solver="undiffuse.solvers.dpmpp:DPMpp", fixed={"order": 2},
     ),
     "dpmpp-3m": SolverInfo(
-        line="third order, one call a step (one more to begin)", kind="ode", order=3, steps=20, grid="logsnr",
+        line="DPM-Solver++(3M): third order, one call per step", kind="ode", order=3, steps=20, grid="logsnr",
         nfe=_third, solver="undiffuse.solvers.dpmpp:DPMpp", fixed={"order": 3},
     ),
     "dpmpp-2m-sde": SolverInfo(
-        line="2M for the reverse diffusion, with noise", kind="sde", order=2, steps=25, grid="logsnr", options=_SDE,
+        line="SDE variant of 2M, with noise", kind="sde", order=2, steps=25, grid="logsnr", options=_SDE,
         solver="undiffuse.solvers.dpmpp:DPMpp", fixed={"order": 2},
     ),
     "dpmpp-3m-sde": SolverInfo(
-        line="3M for the reverse diffusion, with noise", kind="sde", order=2, steps=25, grid="logsnr", options=_SDE,
+        line="SDE variant of 3M, with noise", kind="sde", order=2, steps=25, grid="logsnr", options=_SDE,
         solver="undiffuse.solvers.dpmpp:DPMpp", fixed={"order": 3},
     ),
     "unipc": SolverInfo(
-        line="predictor and corrector from the same calls", kind="ode", order=3, steps=12, grid="logsnr",
+        line="UniPC: predictor and corrector share their calls", kind="ode", order=3, steps=12, grid="logsnr",
         options=_UNIPC, solver="undiffuse.solvers.unipc:UniPC",
     ),
     "deis": SolverInfo(
-        line="Adams-Bashforth in sigma / alpha (DEIS, rho-AB)", kind="ode", order=3, steps=20, grid="karras",
+        line="DEIS (rho-AB): Adams-Bashforth in sigma / alpha", kind="ode", order=3, steps=20, grid="karras",
         options=_ORDER, nfe=_third, solver="undiffuse.solvers.adams:AdamsBashforth", fixed={"variable": "ratio"},
     ),
     "ab3": SolverInfo(
@@ -181,33 +197,33 @@ SOLVERS: dict[str, SolverInfo] = {
         solver="undiffuse.solvers.adams:AdamsBashforth", fixed={"variable": "logsnr"},
     ),
     "pndm": SolverInfo(
-        line="pseudo linear multistep (PLMS), for even steps", kind="ode", order=2, steps=25, grid="uniform",
+        line="pseudo linear multistep (PLMS), for uniform steps", kind="ode", order=2, steps=25, grid="uniform",
         options=_PNDM, nfe=_pndm_nfe, solver="undiffuse.solvers.pndm:PNDM",
     ),
     "restart": SolverInfo(
-        line="Heun, and a stretch of it again with new noise", kind="sde", order=2, steps=12, grid="karras",
+        line="Heun's method, repeating an interval with new noise", kind="sde", order=2, steps=12, grid="karras",
         options=_RESTART, nfe=_restart_nfe, solver="undiffuse.solvers.restart:Restart",
     ),
     "bosh3": SolverInfo(
-        line="third order, steps chosen by an error tolerance", kind="ode", order=3, steps=4, grid="logsnr",
+        line="third order, step sizes from an error tolerance", kind="ode", order=3, steps=4, grid="logsnr",
         options=_BOSH3, nfe=lambda steps, given: None, solver="undiffuse.solvers.bosh3:Bosh3",
     ),
     "langevin-pc": SolverInfo(
-        line="DDIM predicts, Langevin steps correct", kind="sde", order=1, steps=25, grid="logsnr", options=_LANGEVIN,
+        line="DDIM predictor, Langevin corrector", kind="sde", order=1, steps=25, grid="logsnr", options=_LANGEVIN,
         nfe=lambda steps, given: steps + (steps - 1) * int(given["correctors"]),
         solver="undiffuse.solvers.langevin:LangevinPC",
     ),
     "dpm-2": SolverInfo(
-        line="DPM-Solver-2 in sigma: midpoints, two calls a step", kind="ode", order=2, steps=10, grid="karras",
+        line="DPM-Solver-2: midpoint in sigma, two calls per step", kind="ode", order=2, steps=10, grid="karras",
         options=_DPM2, nfe=lambda steps, given: 2 * steps - (given["last"] == "euler"),
         solver="undiffuse.solvers.dpm:DPM2",
     ),
     "consistency": SolverInfo(
-        line="consistency models: denoise at once, add noise, repeat", kind="consistency", order=0, steps=2,
+        line="for consistency models: denoise, add noise, repeat", kind="consistency", order=0, steps=2,
         grid="trailing", options=_CONSISTENCY, solver="undiffuse.solvers.consistency:Consistency",
     ),
 }  # fmt: skip
-"""Name -> what the solver is, its options, default steps and grid, cost and class."""
+"""Solvers by name."""
 
 FORMER_NAMES: dict[str, str] = {
     "ancestral": "ddpm",
@@ -215,19 +231,17 @@ FORMER_NAMES: dict[str, str] = {
     "adams": "ab3",
     "pc": "langevin-pc",
 }
-"""Names that solvers had before, and have in older files: consulted where stored records are read."""
+"""Former names of solvers, which older files contain, with the current ones."""
 
 GROUP = "undiffuse.solvers"
-"""The entry point group in which packages offer solvers."""
+"""Entry point group for solvers of other packages."""
 
 
 def solver_info(name: str) -> SolverInfo:
-    """Returns the description of a solver.
-
-    Solvers of other packages are looked up among the entry points when the name is not known.
+    """Returns the description of a solver, which may be an entry point of another package.
 
     Raises:
-        ValueError: If there is no solver of that name; the message lists those there are.
+        ValueError: There is no solver with this name; the message lists the existing ones.
     """
     if name in SOLVERS:
         return SOLVERS[name]
@@ -240,46 +254,46 @@ def solver_info(name: str) -> SolverInfo:
 
 
 def register_solver(name: str, cls: str | Callable[..., Any], info: SolverInfo | None = None) -> SolverInfo:
-    """Makes a solver available by name: in `build_solver`, in `SOLVERS` and on the command line.
+    """Registers a solver for `build_solver`, `SOLVERS` and the command line.
 
     Args:
-        name: The name to register, in lower case without spaces or commas.
-        cls: The class (or any callable that returns a solver), or where it is, as "package.module:Class". It is called
-            with the options of `info`, and with `clip_after_guidance` if it has a parameter of that name.
-        info: Its options, order, and default steps and grid. By default: no options, 50 steps, order 1.
+        name: Its name, in lower case without spaces or commas.
+        cls: The class (or a callable that returns a solver), or its location "package.module:Class". It is called with
+            the options of `info`, and with `clip_after_guidance` if it has such a parameter.
+        info: Its options, order, and default steps and grid; default: no options, 50 steps, order 1.
 
     Returns:
         The entry as registered.
 
     Raises:
-        ValueError: If the name is not possible, or belongs to another solver.
+        ValueError: The name is invalid, or belongs to another solver.
     """
     if not name or name != name.strip().lower() or any(c in name for c in " ,:="):
-        raise ValueError(f"a solver's name is lower case without spaces and punctuation of options; got {name!r}")
+        raise ValueError(f"a solver's name must be lower case, without spaces, commas, colons and '='; got {name!r}")
     if info is None:
         line = (getattr(cls, "__doc__", None) or name).strip().splitlines()[0]
         info = SolverInfo(line=line[:55], kind="ode", order=1, steps=50, grid="logsnr")
     info = info._replace(solver=cls)
     if name in FORMER_NAMES or SOLVERS.get(name, info) != info:
-        raise ValueError(f"the name {name!r} belongs to another solver: register it under another name")
+        raise ValueError(f"the name {name!r} belongs to another solver: choose another name")
     SOLVERS[name] = info
     return info
 
 
 def build_solver(name: str, clip_after_guidance: bool = False, **options: Value) -> Solver:
-    """Builds a solver from its name and options.
+    """Builds a solver.
 
     Args:
-        name: One of `SOLVERS`, or a solver that a package offers by an entry point.
-        clip_after_guidance: Clip the denoised image again after guidance has moved it. Solvers without such a
-            parameter ("ddpm") ignore it.
-        **options: Options of the solver, see `SOLVERS[name].options`; "ddim" also takes `eta`.
+        name: One of `SOLVERS`, or a solver that a package provides as an entry point.
+        clip_after_guidance: Clip the denoised image again after guidance has moved it. Solvers without such a parameter
+            ("ddpm") ignore it.
+        **options: Options of the solver (`SOLVERS[name].options`); "ddim" also accepts `eta`.
 
     Returns:
         The solver.
 
     Raises:
-        ValueError: If the name or an option is unknown, or a value is out of range.
+        ValueError: The name or an option is unknown, or a value is out of range.
     """
     import inspect
 
@@ -295,7 +309,7 @@ def build_solver(name: str, clip_after_guidance: bool = False, **options: Value)
 
 
 def current_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the record of a picture with today's names of solvers and settings in place of former ones."""
+    """Returns the record of a picture with former names of solvers and settings replaced by the current ones."""
     current = {"clip_after_guidance" if key == "reclip" else key: value for key, value in record.items()}
     if isinstance(current.get("solver"), str):
         current["solver"] = FORMER_NAMES.get(current["solver"], current["solver"])
@@ -303,9 +317,9 @@ def current_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_entry_point(name: str) -> SolverInfo | None:
-    """The solver that an installed package offers under this name, registered; None if there is none.
+    """Registers the solver that an installed package provides under this name; returns None if there is none.
 
-    An entry point leads to a class, or to a pair (class, SolverInfo).
+    The entry point refers to a class, or to a pair (class, SolverInfo).
     """
     from importlib.metadata import entry_points
 
@@ -318,7 +332,15 @@ def _from_entry_point(name: str) -> SolverInfo | None:
 
 
 def read_options(name: str, text: str) -> dict[str, Value]:
-    """Options of a method from "churn=30,s_min=0.05". ValueError for options it lacks and values they cannot have."""
+    """Parses the options of a solver from "churn=30,s_min=0.05".
+
+    Args:
+        name: Name of the solver.
+        text: Options as key=value, separated by commas.
+
+    Raises:
+        ValueError: The solver, an option or a value is invalid.
+    """
     found: dict[str, Value] = {}
     options = solver_info(name).options
     for part in filter(None, (piece.strip() for piece in text.split(","))):
@@ -331,6 +353,6 @@ def read_options(name: str, text: str) -> dict[str, Value]:
 
 
 def write_options(name: str, given: Given) -> str:
-    """The text that `read_options` reads, without what is as by default."""
+    """Returns the text for `read_options`, without options that have their default."""
     options = solver_info(name).options
     return ",".join(f"{key}={given[key]}" for key in options if key in given and given[key] != options[key].default)

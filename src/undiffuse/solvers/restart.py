@@ -1,4 +1,4 @@
-"""Restart sampling: down the flow, then a stretch of it again and again with new noise (Xu et al. 2023)."""
+"""Restart sampling: follows the probability flow and repeats an interval with new noise (Xu et al. 2023)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ from undiffuse.prediction import Prediction
 from undiffuse.solvers.base import Denoise, Draw, ratio
 from undiffuse.solvers.edm import flow_step, noised
 
-_RHO = 7.0  # of the stretch's own grid, Karras et al.'s
+_RHO = 7.0  # exponent of the interval's grid (Karras et al. 2022)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restart:
-    """Heun's method; when sigma / alpha first is at most `s_min`, noise takes the image up to `s_max` and `inner` steps
-    of Heun down again, `restarts` times.
+    """Applies Heun's method and repeats the interval from `s_max` down to `s_min`.
 
-    New noise forgets the errors made above `s_max`; the short stretch makes few of its own. One interval, by default
-    the paper's for CIFAR-10 with fewer repetitions. A path without a level that low restarts from its cleanest one
-    before the image, unless that is above `s_max`.
+    When sigma / alpha is first at most `s_min`, noise takes the image up to `s_max`, and `inner` steps of Heun bring it
+    down again; this happens `restarts` times. New noise removes errors made above `s_max`, and the short interval adds
+    few. There is one interval, by default the paper's for CIFAR-10 with fewer repetitions. A path without a level that
+    low restarts from its cleanest level before the image, unless that is above `s_max`.
+
+    Args:
+        restarts: Number of restarts, at least 0.
+        inner: Steps per restart, at least 1.
+        s_min: Lower end of the interval in sigma / alpha.
+        s_max: Upper end of the interval in sigma / alpha.
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     restarts: int = 2
@@ -37,16 +44,18 @@ class Restart:
     def __post_init__(self) -> None:
         if self.restarts < 0 or self.inner < 1 or not 0 < self.s_min < self.s_max < math.inf:
             raise ValueError(
-                "restarting takes 0 or more restarts of 1 or more steps, and s_min below s_max; got "
-                f"{self.restarts} restarts of {self.inner}, {self.s_min:g} to {self.s_max:g}"
+                "restarts must be at least 0, inner at least 1, and 0 < s_min < s_max; got "
+                f"restarts={self.restarts}, inner={self.inner}, s_min={self.s_min:g}, s_max={self.s_max:g}"
             )
 
     def init(self, x: Tensor, path: NoisePath) -> bool:
+        """Returns False: no restart has happened."""
         return False
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: bool, draw: Draw
     ) -> tuple[Tensor, bool, Prediction]:
+        """See `Solver.step`; the state says whether the restarts have happened."""
         source, target = transition.source, transition.target
         due = ratio(source) <= self.s_min or ratio(target) == 0
         if due and not state:

@@ -1,4 +1,4 @@
-"""UniPC: a predictor and a corrector of DPM-Solver++'s kind that share their calls (Zhao et al. 2023)."""
+"""UniPC: a predictor and a corrector in the manner of DPM-Solver++ that share their calls (Zhao et al. 2023)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ VARIANTS = ("bh1", "bh2")
 
 @dataclass(frozen=True)
 class Pending:
-    """What the corrector will add to an image once its prediction is there: weight (x0_new - x0_old) + rest."""
+    """Holds a correction that is added when the next prediction is known: weight (x0_new - x0_old) + rest.
+
+    Attributes:
+        weight: Weight of the new point.
+        rest: Change [B, C, H, W] of the other terms.
+        old: The previous denoised image [B, C, H, W].
+    """
 
     weight: float
     rest: Tensor | float
@@ -28,7 +34,13 @@ class Pending:
 
 @dataclass(frozen=True)
 class State:
-    """Past predictions, the correction to come, and how many steps are left."""
+    """Holds the history, the pending correction and the number of steps left.
+
+    Attributes:
+        past: Past denoised images.
+        pending: The pending correction; None if there is none.
+        left: Number of steps left, which limits the order.
+    """
 
     past: Past
     pending: Pending | None
@@ -37,18 +49,23 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class UniPC:
-    """UniPC of order p, in the form of the denoised image, one call a step.
+    """Applies UniPC of order p to the denoised image, with one call per step.
 
-    With h the step in log(alpha / sigma), r_k = (lambda_{i-k} - lambda_i) / h, d_k = (D_{i-k} - D_i) / r_k,
-    E = e^-h - 1 and B = -h ("bh1") or E ("bh2"),
+    With h the step in log(alpha / sigma), r_k = (lambda_{i-k} - lambda_i) / h, d_k = (D_{i-k} - D_i) / r_k, E = e^-h -
+    1 and B = -h ("bh1") or E ("bh2"),
 
         predictor  x' / alpha' = e^-h x / alpha - E D_i - B sum_{k < p} rho_k d_k
         corrector  the same with one more term, k = p: r_p = 1, d_p = D(x') - D_i
 
     rho solves sum_k rho_k r_k^{n-1} = n! phi_{n+1} / B, phi_1 = E, phi_{n+1} = -phi_n / h - 1 / n!. The call at the
-    predicted image corrects it and serves the next step. The order grows from 1 at the start, and falls towards the
-    end of runs of fewer than 10 steps. For p = 2 the order of convergence is 3; for p = 3 it is 3 as well, because the
-    first steps have fewer points, with a smaller error.
+    predicted image corrects it and also serves the next step. The order grows from 1 at the start, and decreases
+    towards the end of runs of fewer than 10 steps. For p = 2 the order of convergence is 3. For p = 3 it is 3 as well,
+    because the first steps have fewer points, but the error is smaller.
+
+    Args:
+        order: p, 1 to 3.
+        variant: B: "bh1" or "bh2".
+        clip_after_guidance: Clip the denoised image again after guidance.
     """
 
     order: int = 3
@@ -58,19 +75,23 @@ class UniPC:
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3) or self.variant not in VARIANTS:
-            raise ValueError(f"UniPC has order 1, 2 or 3, bh1 or bh2; got order {self.order}, {self.variant!r}")
+            raise ValueError(
+                f"order must be 1, 2 or 3 and variant bh1 or bh2; got order={self.order}, variant={self.variant!r}"
+            )
 
     def init(self, x: Tensor, path: NoisePath) -> State:
+        """Returns the initial state."""
         return State(Past(), None, path.steps if path.steps < 10 else path.steps + self.order)
 
     def step(
         self, denoise: Denoise, x: Tensor, transition: Transition, state: State, draw: Draw
     ) -> tuple[Tensor, State, Prediction]:
+        """See `Solver.step`."""
         source, target = transition.source, transition.target
         prediction = denoise(x, source).guided_score(self.clip_after_guidance)
         past = state.past.append(half_logsnr(source), prediction.x0, keep=self.order)
         end = ddim_move(prediction, target)
-        if state.pending is not None:  # the image asked about was the predicted one; go on from the corrected one
+        if state.pending is not None:  # the prediction is at the predicted image; continue from the corrected one
             pending = state.pending
             correction = pending.weight * (prediction.x0 - pending.old) + pending.rest
             end = end + expand(target.sigma / source.sigma * source.alpha, x) * correction
@@ -82,7 +103,7 @@ class UniPC:
         slopes = [(value - past.values[0]) / r for value, r in zip(past.values[1:used], ratios, strict=True)]
         B = -h if self.variant == "bh1" else math.expm1(-h)
         before, after = _weights(ratios, h, B), _weights([*ratios, 1.0], h, B)
-        # In units of x / alpha, which the correction keeps until it is applied.
+        # In units of x / alpha, until the correction is applied.
         end = shift(end, target, -B, sum((w * d for w, d in zip(before, slopes, strict=True)), start=0 * x))
         rest = sum((-B * (b - a) * d for a, b, d in zip(before, after, slopes, strict=False)), start=0 * x)
         pending = Pending(-B * float(after[-1]), rest, prediction.x0)
@@ -90,7 +111,7 @@ class UniPC:
 
 
 def _weights(ratios: list[float], h: float, B: float) -> Array:
-    """rho for the points at `ratios`; a single one is weighed by the limit for small steps, 1/2, as published."""
+    """Returns rho for the points at `ratios`; for a single point, the limit of small steps, 1/2, as published."""
     if len(ratios) <= 1:
         return np.full(len(ratios), 0.5)
     phi, right, count = math.expm1(-h), [], len(ratios)

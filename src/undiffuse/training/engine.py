@@ -79,7 +79,7 @@ def train(
 ) -> Outcome:
     """Trains a task, alone or (started by torchrun) with other processes. The same call again resumes.
 
-    SIGTERM and Ctrl-C finish the update, save and return.
+    SIGTERM and Ctrl-C finish the update, save and return. An error saves the state after the last whole update first.
 
     Args:
         task: The network and what it is trained for.
@@ -100,6 +100,7 @@ def train(
 
     Raises:
         ValueError: The folder holds a run with other settings.
+        OSError: The folder cannot be written, has no room for checkpoints, or was deleted during the run.
         NonFiniteError: The training diverges.
         MemoryError: Not even one image fits into memory.
     """
@@ -108,7 +109,11 @@ def train(
         StopSignals(announce=ranks.is_main) as signals,
         Run(task, dataset, config, Path(run_dir), ranks, listeners, validation, recipe, init, evaluator, custom) as run,
     ):
-        stopped_by = _loop(run, signals)
+        try:
+            stopped_by = _loop(run, signals)
+        except Exception:
+            run.save_after_error()
+            raise
         state = run.state
         return Outcome(images=state.images, steps=state.steps, checkpoint=run.checkpoint, stopped_by=stopped_by)
 
@@ -147,6 +152,7 @@ def _loop(run: Run, signals: StopSignals) -> str:
         if good:
             if config.grad_clip is not None and norm > config.grad_clip:
                 torch._foreach_mul_(gradients, config.grad_clip / norm)
+            run.between_updates = False  # a checkpoint of this moment would be half of one update, half of the next
             state.apply_update()
             run.inform_sampler(inputs, terms["loss"])
             state.accumulator.add(sorted(terms), sums, norm)
@@ -163,6 +169,7 @@ def _loop(run: Run, signals: StopSignals) -> str:
         state.steps += 1
         now = time.monotonic()
         state.seconds, clock = state.seconds + now - clock, now
+        run.between_updates = True
         if problem is not None:
             run.log("skipped", **brief(problem))
             if state.bad_in_a_row > config.max_bad_updates:

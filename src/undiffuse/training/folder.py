@@ -3,29 +3,41 @@
 config.json       the resolved settings          metrics.jsonl     one record a line
 loss_curve.png    drawn anew at every save       previews/         grids from raw and averaged weights
 checkpoints/      0000123456.safetensors, by images seen
+data_index.npz    checksums of the images' files
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from torch import Tensor
 
 from undiffuse import checkpoints
+from undiffuse.data import index
+from undiffuse.data.content import ContentIndex
 from undiffuse.data.decoding import IMAGE_SUFFIXES
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.pictures import claim_output
 from undiffuse.train_config import TrainConfig, differences
-from undiffuse.util.text import count_of
+from undiffuse.util import files
+from undiffuse.util.files import atomic_file, remove_leftovers
+from undiffuse.util.text import count_of, size_text
 
+DATA_INDEX = "data_index.npz"
+_ABANDONED = 600.0
+"""Seconds after which half-written files at the top of the folder, where other commands write too, are deleted."""
 _OURS = ("config.json", "run.json", "metrics.jsonl", "checkpoints")
 """Files and folders that only a run has."""
 # The parts of a manifest that identify a run; the others (progress, version, hashes) change as it trains.
@@ -50,6 +62,8 @@ class RunFolder:
             raise ValueError(f"{self.path} is not a folder, so no run can be kept in it; name another") from error
         self._lock = _lock(self.path / ".lock")
         checkpoints.remove_leftovers(self.path)
+        for folder in (self.path, *(part for part in self.path.iterdir() if part.is_dir())):
+            remove_leftovers(folder, older_than=_ABANDONED if folder == self.path else 0.0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,33 +75,87 @@ class RunFolder:
         """The JSONL file of all records."""
         return self.path / "metrics.jsonl"
 
-    def resume(self, identity: Mapping[str, Any]) -> Resume | None:
-        """The newest sound checkpoint, if the folder holds a run of the same settings; None if it holds none.
+    def resume(
+        self,
+        identity: Mapping[str, Any],
+        load: Callable[[Mapping[str, Tensor], Mapping[str, Any]], None] = lambda tensors, progress: None,
+        content: ContentIndex | None = None,
+    ) -> Resume | None:
+        """Finds the newest sound checkpoint, if the folder holds a run of the same settings.
 
         Damaged newer files are renamed to *.damaged, so that they are neither mistaken for checkpoints nor lost.
-        ValueError listing the differences if the run in the folder was begun with other settings.
+
+        Args:
+            identity: The settings of the run.
+            load: Takes over tensors and counters of a checkpoint. A checkpoint that it cannot use is passed over.
+            content: The contents of the images to train on, if they are files.
+
+        Returns:
+            The checkpoint; None if the folder holds no run.
+
+        Raises:
+            ValueError: The run in the folder was begun with other settings (the message lists the differences), or
+                none of its checkpoints is sound.
         """
-        found = checkpoints.newest_sound(self.path)
+        notes: list[str] = []
+
+        def take(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
+            notes[:] = self._compare(manifest, identity, content)
+            try:
+                images, expected = manifest["progress"]["images"], checkpoints.images_of(path)
+                if images != expected:
+                    raise ValueError(f"its manifest is of {images!r} images, its name of {expected}")
+                load(tensors, manifest["progress"])
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+                what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+                raise checkpoints.CheckpointError(f"{path} cannot be resumed: {what}") from error
+
+        found = checkpoints.newest_sound(self.path, take)
         if found is None:
             self._check_vacant()
             return None
-        checkpoints.prune(self.path, self.config.keep, self.config.milestones, self.config.batch)
         path, tensors, manifest, problems = found
-        before = {name: manifest.get(name) for name in IDENTITY}
-        forbidden, notes = differences(_comparable(before), _comparable(identity))
-        if forbidden:
-            other_data = _changed_data(before.get("data") or {}, identity.get("data") or {})
-            lines = [line for line in forbidden if not line.startswith("data.fingerprint:")]
-            raise ValueError(
-                f"{self.path} holds a run that was begun with other settings, so it cannot be resumed:\n  "
-                + "\n  ".join([*([other_data] if other_data else []), *lines])
-                + "\n(there -> now) Use the settings of that run, or another folder"
-                + (f"; init_from={str(self.path)!r} in another folder starts from its weights." if other_data else ".")
-            )
+        if not manifest["progress"].get("bad_in_a_row"):  # a run in trouble keeps its older checkpoints
+            checkpoints.prune(self.path, self.config.keep, self.config.milestones, self.config.batch)
         for newer in checkpoints.checkpoints(self.path):
             if checkpoints.images_of(newer) > checkpoints.images_of(path):
                 newer.replace(newer.with_name(newer.name + ".damaged"))
         return Resume(path=path, tensors=tensors, manifest=manifest, problems=problems, notes=notes)
+
+    def _compare(
+        self, manifest: Mapping[str, Any], identity: Mapping[str, Any], content: ContentIndex | None
+    ) -> list[str]:
+        """Changed settings that deserve a note. ValueError if the run was begun with others that matter."""
+        before = {name: manifest.get(name) for name in IDENTITY}
+        forbidden, notes = differences(_comparable(before), _comparable(identity))
+        other_data = self._changed_data(before.get("data") or {}, identity.get("data") or {}, content)
+        if forbidden or other_data:
+            lines = [line for line in forbidden if not line.startswith("data.fingerprint:")]
+            raise ValueError(
+                f"{self.path} holds a run that was begun with other settings, so it cannot be resumed:\n  "
+                + "\n  ".join([*([other_data] if other_data else []), *lines])
+                + "\n"
+                + ("(there -> now) Use the settings of that run, or another folder" if lines else "Put the images back")
+                + (
+                    f"; init_from={str(self.path)!r} in another folder starts from its weights with the images as they "
+                    "are now."
+                    if other_data
+                    else "."
+                )
+            )
+        return notes
+
+    def _changed_data(self, before: Mapping[str, Any], now: Mapping[str, Any], content: ContentIndex | None) -> str:
+        """How the images differ from those a run was begun with, in words; "" if they are the same."""
+        same = before.get("fingerprint") == now.get("fingerprint")
+        if same and (before.get("content") is None or content is None or before["content"] == content.hash):
+            return ""
+        stored = index.read(self.path / DATA_INDEX) if content is not None else None
+        if stored is not None and content is not None and {"names", "sums"} <= set(stored):
+            earlier = ContentIndex.of_arrays(stored)
+            if earlier.hash != content.hash:
+                return f"data: the images to train on are others ({earlier.changes(content)})"
+        return _changed_counts(before, now)
 
     def _check_vacant(self) -> None:
         """ValueError if a new run would overwrite files that are not those of a run of ours."""
@@ -105,14 +173,62 @@ class RunFolder:
                 f"{self.path} holds {names} of something else, which a run would overwrite; name another folder"
             )
 
-    def write_config(self, identity: Mapping[str, Any]) -> None:
-        """config.json: all settings of the run, as resolved."""
-        temporary = self.path / f".config.json.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / "config.json")
+    def write_config(self, identity: Mapping[str, Any], content: ContentIndex | None = None) -> None:
+        """Writes config.json, all settings of the run as resolved, and the checksums of the images' files."""
+        with atomic_file(self.path / "config.json", overwrite=True) as file:
+            file.write((json.dumps(identity, indent=2) + "\n").encode())
+        if content is not None:
+            with atomic_file(self.path / DATA_INDEX, overwrite=True) as file:
+                np.savez(file, **content.arrays())  # type: ignore[arg-type]
 
-    def save(self, images: int, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint and, only once it is durable, deletes what is no longer kept."""
+    def check_room(self, size: int) -> None:
+        """Finds out, before any training, whether checkpoints can be written.
+
+        A first checkpoint and the next one must fit, because the older one is deleted only after the newer is whole.
+
+        Args:
+            size: Size of a checkpoint in bytes.
+
+        Raises:
+            OSError: The folder cannot be written, or has no room.
+        """
+        folder = self.path / checkpoints.FOLDER
+        needed = size * max(1, 2 - len(checkpoints.checkpoints(self.path)))
+        probe = folder / f"{files.PREFIX}room{files.SUFFIX}"
+        try:
+            folder.mkdir(exist_ok=True)
+            free = shutil.disk_usage(folder).free
+            if free < needed:
+                raise OSError(errno.ENOSPC, f"only {size_text(free)} are free")
+            with open(probe, "wb") as file:
+                _reserve(file, needed)
+        except OSError as error:
+            raise OSError(
+                f"{self.path} has no room for the run's checkpoints ({error.strerror or error}): {size_text(needed)} "
+                "are needed. Free some space, or choose another folder"
+            ) from error
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+    def check_present(self) -> None:
+        """Finds out whether the folder is still the one the run began in.
+
+        Raises:
+            FolderLostError: It was deleted, or replaced by that of another run.
+        """
+        if self._lock is None and self.path.is_dir():
+            return
+        try:
+            there = os.stat(self.path / ".lock")
+        except OSError:
+            raise FolderLostError(f"the run folder {self.path} was deleted while the run was training", True) from None
+        mine = os.fstat(self._lock.fileno()) if self._lock is not None else there
+        if (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
+            raise FolderLostError(f"the run folder {self.path} was replaced by that of another run", False)
+
+    def save(self, images: int, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], prune: bool = True) -> Path:
+        """Writes a checkpoint and, once it is durable and if `prune` is true, deletes what is no longer kept."""
         path = checkpoints.checkpoint_path(self.path, images)
         try:
             checkpoints.write(path, tensors, manifest)
@@ -122,8 +238,21 @@ class RunFolder:
                 f"the checkpoint {path} could not be written ({error}); "
                 + (f"the run can be resumed from {older}" if older else "there is no older one")
             ) from error
-        checkpoints.prune(self.path, self.config.keep, self.config.milestones, self.config.batch)
+        if prune:
+            checkpoints.prune(self.path, self.config.keep, self.config.milestones, self.config.batch)
         return path
+
+
+class FolderLostError(OSError):
+    """The folder of a run was deleted or replaced while the run was training.
+
+    Attributes:
+        free: Whether the place is free, so that the state can be saved there again.
+    """
+
+    def __init__(self, message: str, free: bool) -> None:
+        super().__init__(message)
+        self.free = free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +271,21 @@ def json_plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _changed_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """How the images differ from those a run was begun with, in words; "" if they are the same."""
-    if before.get("fingerprint") == now.get("fingerprint"):
-        return ""
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Takes space on the disk for a file, as far as the system can, and writes to it."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+    file.write(b"\0" * 4096)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _changed_counts(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How the images differ from those a run was begun with, as far as their numbers tell."""
     old, new = before.get("count"), now.get("count")
     if isinstance(old, int) and isinstance(new, int) and old != new:
         what = f"{count_of(old, 'image')} then, {new:,} now; another share of held-out images changes them too"

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import torch
 
+from undiffuse.noise import seed_generator
+
 
 def derived_seed(*parts: int | str) -> int:
     """A 63-bit seed from any numbers and words (sha256 of "a/b/c")."""
@@ -30,7 +32,8 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     elif device.type == "mps":
         device_state = torch.mps.get_rng_state()
     try:
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # of all devices; the CPU's generator takes 32 bits of it only
+        seed_generator(torch.default_generator, seed)
         yield
     finally:
         torch.set_rng_state(cpu_state)

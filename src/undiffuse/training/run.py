@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 import undiffuse
+from undiffuse.arithmetic import float32_switches, steady_float32
 from undiffuse.checkpoints import images_of
 from undiffuse.data import Batch, ImageDataset, batches, check_trainable
+from undiffuse.data.content import ContentIndex, content_index
 from undiffuse.data.torch_dataset import StreamDataset
 from undiffuse.distributed import DistContext
 from undiffuse.kernels import Plan, planned
@@ -29,7 +32,7 @@ from undiffuse.training.density import placement
 from undiffuse.training.diagnosis import describe, find_broken_parts
 from undiffuse.training.evaluation import BEST, Evaluator, keep_best
 from undiffuse.training.events import Event, JsonlSink, Listener
-from undiffuse.training.folder import RunFolder, json_plain
+from undiffuse.training.folder import FolderLostError, RunFolder, json_plain
 from undiffuse.training.outputs import save_accuracy_curve, save_loss_curve, save_previews
 from undiffuse.training.posthoc import remove_after, save_snapshots
 from undiffuse.training.state import TrainState
@@ -74,6 +77,7 @@ class Run:
         self.forward_evaluation = NetworkRunner(task.net, "bf16" if config.precision == "bf16" else "fp32", self.device)
         self.kernels = Plan()  # of the whole run, see `__enter__`
         self.checkpoint: Path | None = None
+        self.between_updates = True
         self._folder = RunFolder(run_dir, config)
         self._listeners = list(listeners)
         self._sink: JsonlSink | None = None
@@ -82,25 +86,33 @@ class Run:
         self._began: tuple[int, float] = (0, 0.0)
         self._watchers = [listener.update for listener in listeners if hasattr(listener, "update")]
         self._stack = ExitStack()
+        self.content: ContentIndex | None = None
 
     def __enter__(self) -> Run:
-        identity = self.identity()
+        self._stack.enter_context(steady_float32(self.device))
         resumed = None
-        problem = ""
+        failure: ValueError | OSError | None = None
         if self.ranks.is_main:
             try:
                 self._stack.enter_context(self._folder)
-                resumed = self._folder.resume(identity)
+                if isinstance(self.dataset, ImageDataset):
+                    self.content = content_index(self.dataset.source)
+                resumed = self._folder.resume(
+                    self.identity(),
+                    lambda tensors, progress: self.state.load(tensors, progress, self.config),
+                    self.content,
+                )
                 remove_after(self._folder.path, images_of(resumed.path) if resumed is not None else 0)
-                if resumed is not None:
-                    self.state.load(resumed.tensors, resumed.manifest["progress"], self.config)
-                    self.checkpoint = resumed.path
-            except ValueError as error:
-                problem = str(error)
-                self._stack.close()
-        problem = self.ranks.broadcast_json(problem)  # so that every process ends with the reason, and none waits
+                self.checkpoint = resumed.path if resumed is not None else None
+                if self.state.images < self.config.total_images:
+                    self._folder.check_room(self._checkpoint_size())
+            except (ValueError, OSError) as error:
+                failure = error
+        # So that every process ends with the reason, and none waits.
+        problem = self.ranks.broadcast_json(str(failure) if failure is not None else "")
         if problem:
-            raise ValueError(problem)
+            self._stack.close()
+            raise failure or ValueError(problem)
         self.state.share(self.ranks)
         self.state.microbatch = min(self.state.microbatch, self._share)
         recorded = self.ranks.broadcast_json(resumed.manifest.get("kernels") if resumed is not None else None)
@@ -110,7 +122,7 @@ class Run:
             # A run that is long enough already trains with none of these settings: they are neither kept nor noted.
             complete = self.state.images >= self.config.total_images
             if not complete:
-                self._folder.write_config(identity)
+                self._folder.write_config(self.identity(), self.content)
             self._sink = JsonlSink(self._folder.metrics, self.state.images if resumed else None)
             self._stack.callback(self._sink.close)
             for text in resumed.problems if resumed else []:
@@ -145,6 +157,8 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """Returns all settings, as in config.json and in every manifest."""
         settings = {**self.task.manifest(), "train": self.config.to_dict(), "data": data_card(self.dataset)}
+        if self.content is not None:
+            settings["data"]["content"] = self.content.hash
         if self.init is not None:
             settings["init"] = self.init
         if names := self.custom.names():
@@ -173,6 +187,7 @@ class Run:
                 "images": self.state.images,
                 "rule": "functions of (seed, position in the stream)",
             },
+            "float32": float32_switches(self.device),  # operations in less than float32; {} if all are plain
             "version": getattr(undiffuse, "__version__", "unknown"),
         }
 
@@ -252,6 +267,8 @@ class Run:
 
     def log_progress(self, lr: float) -> None:
         """The "train" record: means since the last one, learning rate, speed, time left. Starts a new tally."""
+        if self.ranks.is_main:
+            self._folder.check_present()
         record = self._progress(lr, self._recorded)
         self._recorded = (self.state.images, self.state.seconds)
         self.state.accumulator = type(self.state.accumulator)()
@@ -283,6 +300,7 @@ class Run:
     def preview(self) -> None:
         """Grids from the trained and the averaged weights, and the loss curve."""
         if self.ranks.is_main:
+            self._folder.check_present()
             state = self.state
             paths = []
             try:
@@ -340,6 +358,40 @@ class Run:
             save_snapshots(self._folder.path, state.powers, state.images, state.updates, self.manifest())
         self.ranks.barrier()
 
+    def _checkpoint_size(self) -> int:
+        """About the bytes of a checkpoint; optimizers of the user's own are taken to keep two numbers a weight."""
+        tensors = self.state.tensors()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        if not any(name.startswith("optimizer.") for name in tensors):
+            size += 2 * sum(p.numel() * p.element_size() for p in self.task.net.parameters())
+        return size + 200 * len(tensors) + len(json.dumps(self.manifest()))
+
+    def save_after_error(self) -> None:
+        """Saves the state after the last whole update, if an error ends the run.
+
+        Only the main process saves, without the others, which may have ended. Older checkpoints stay. If the state
+        cannot be saved, the first error is still the one that is raised.
+        """
+        state = self.state
+        saved = images_of(self.checkpoint) if self.checkpoint is not None and self.checkpoint.exists() else 0
+        if not (self.ranks.is_main and self.between_updates and state.images > saved):
+            return
+        if not all(bool(torch.isfinite(p).all()) for p in self.task.net.parameters()):
+            return
+        try:
+            try:
+                self._folder.check_present()
+            except FolderLostError as error:
+                if not error.free:  # by another run
+                    return
+                self._folder.path.mkdir(parents=True, exist_ok=True)
+                self._folder.write_config(self.identity(), self.content)
+            path = self._folder.save(state.images, state.tensors(), self.manifest(), prune=False)
+            self.log("note", text=f"an error ends the run after {state.images:,} images; its state is saved in {path}")
+        except (OSError, ValueError) as error:
+            with suppress(OSError):
+                self.log("note", text=f"an error ends the run, and its state could not be saved: {error}")
+
     def save_by_clock(self) -> bool:
         """True if `save_seconds` have passed since the last checkpoint, as the main process's clock has it."""
         if self.config.save_seconds is None:
@@ -350,6 +402,7 @@ class Run:
         """One checkpoint, by the main process, once all processes are found to agree."""
         self.state.check_agreement(self.ranks)
         if self.ranks.is_main:
+            self._folder.check_present()
             if self._sink is not None:
                 self._sink.sync()
             self.checkpoint = self._folder.save(self.state.images, self.state.tensors(), self.manifest())

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from undiffuse.util.files import atomic_file, remove_leftovers
+from undiffuse.util.limits import open_npz
 from undiffuse.util.records import check_record, difference_text, differences, read_json
 from undiffuse.util.text import join_names
 
@@ -128,7 +129,7 @@ class Parts:
         @lru_cache(maxsize=16)  # processes that share a job interleave their numbers
         def load(path: Path) -> tuple[dict[int, int], dict[str, np.ndarray]]:
             try:
-                with np.load(path, allow_pickle=False) as part:
+                with open_npz(path) as part:
                     arrays = {name: part[name] for name in part.files}
             except BROKEN_NPZ as error:
                 raise ValueError(f"{path} is damaged ({error}): delete it, and its rows are made again.") from error
@@ -153,7 +154,7 @@ class Parts:
 
     def _indices(self, part: Path) -> list[int]:
         try:
-            with np.load(part, allow_pickle=False) as arrays:
+            with open_npz(part) as arrays:
                 return [int(number) for number in arrays["indices"]]
         except BROKEN_NPZ:
             return []

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["count_of", "duration", "join_names", "shorten", "shown", "size_text"]
+__all__ = ["count_of", "duration", "join_names", "printable", "shorten", "shown", "size_text"]
 
 
 def duration(seconds: float) -> str:
@@ -41,6 +42,24 @@ def shorten(text: str, width: int) -> str:
 def shown(value: object, width: int = 60) -> str:
     """Formats a value for a message: its repr, cut to `width` characters."""
     return shorten(repr(value), width)
+
+
+def printable(text: str) -> str:
+    """Escapes characters that change a terminal instead of showing: "a\x1b[2J" -> "a\\x1b[2J".
+
+    These are control characters but for the end of a line and the tabulator, marks that turn the direction of writing,
+    and bytes of file names that are no text.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or not _is_control(c) else repr(c)[1:-1] for c in text)
+
+
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(character) in _TURNS
 
 
 def join_names(names: Iterable[object], most: int = 20, last: str = ", ") -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from undiffuse.data import index
 from undiffuse.data.decoding import IMAGE_SUFFIXES
 from undiffuse.data.formats.base import Reading, choose_part, kind_of, part_of, peek
 from undiffuse.data.sources import FileSource, FolderSource, ZipSource
+from undiffuse.util.limits import check_member, check_table, check_zip
 
 __all__ = ["Listing", "list_files", "open", "part_level", "recognise", "source_of", "without_part"]
 
@@ -274,8 +277,9 @@ def _size(file: str) -> int:
 def _list_zip(path: Path) -> Listing:
     try:
         with zipfile.ZipFile(path) as archive:
+            check_zip(archive, str(path))
             infos = [info for info in archive.infolist() if not info.is_dir()]
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a zip file: {error}") from error
     listing = Listing()
     for info in infos:
@@ -291,13 +295,25 @@ def members(path: Path) -> Iterable[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, ValueError):
         return ()
 
 
 def read_member(path: Path, name: str) -> bytes:
     """A file under a folder or in a zip."""
     if path.is_dir():
+        check_table((path / name).stat().st_size, str(path / name))
         return (path / name).read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(name)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return read_table_member(archive, name, str(path))
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
+        raise ValueError(f"{path}: {name} in it cannot be read: {error}") from error
+
+
+def read_table_member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
+    """A table in an open zip. ValueError if it is larger than a table may be."""
+    info = archive.getinfo(name)
+    check_member(info, where)
+    check_table(info.file_size, f"{where}: {name!r}")
+    return archive.read(info)

@@ -22,6 +22,7 @@ from undiffuse.data.formats.stored import concatenated
 from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
 from undiffuse.data.values import declare, guess_range
+from undiffuse.util.limits import gunzip
 
 _DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _NAME = re.compile(r"idx\d|-ubyte", re.IGNORECASE)
@@ -127,11 +128,13 @@ def _read(path: Path) -> NDArray[Any]:
         packed = raw.read(2) == b"\x1f\x8b"
     try:
         if packed and path.stat().st_size <= _IN_MEMORY:
-            content: NDArray[np.uint8] = np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8)
+            content: NDArray[np.uint8] = np.frombuffer(gunzip(path), dtype=np.uint8)
         else:
             content = np.memmap(unpacked(path) if packed else path, dtype=np.uint8, mode="r")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be unpacked: {error}") from error
+    if len(content) < 4 or int(content[2]) not in _DTYPES or len(content) < 4 + 4 * int(content[3]):
+        raise ValueError(f"{path} is no IDX file that can be read: its header is damaged or was cut short")
     axes = int(content[3])
     shape = tuple(int(n) for n in np.frombuffer(content[4 : 4 + 4 * axes].tobytes(), dtype=">u4"))
     dtype = np.dtype(_DTYPES[int(content[2])])

@@ -30,6 +30,13 @@ def axes_of(shape: Sequence[int], where: str, layout: Layout = "auto") -> tuple[
     if layout not in ("auto", "HWC", "CHW"):
         raise ValueError(f'layout={layout!r}: expected "auto", "HWC" or "CHW"')
     if len(shape) == 2:
+        if shape[1] in (3, 4) and shape[0] > 8 and layout == "auto":
+            height, channels = shape
+            raise ValueError(
+                f"{where}: an array [N, {height}, {channels}] looks like one image of {channels} channels, not like "
+                f"grey images of {height}x{channels}. A set of images is [N, H, W, C]: save array[None], or say "
+                'layout="HWC" if they are narrow grey images'
+            )
         return (0, 1), ""
     if len(shape) != 3:
         raise ValueError(f"{where}: a picture of shape {list(shape)} has neither two nor three axes")

@@ -28,6 +28,7 @@ from undiffuse.data.formats.npy import labels_beside
 from undiffuse.data.formats.stored import concatenated
 from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
+from undiffuse.util import limits
 
 __all__ = ["open", "open_npz", "recognise"]
 
@@ -121,7 +122,7 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{path} cannot be read as an npz file: it is no zip archive of arrays, or it was cut short")
     arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with limits.open_npz(path) as file:
             for key in file.files:
                 mapped = _mapped(path, f"{key}.npy")
                 arrays[key] = file[key] if mapped is None else mapped

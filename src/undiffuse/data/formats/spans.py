@@ -7,8 +7,8 @@ import hashlib
 import io
 import os
 import re
-import shutil
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from undiffuse.data.formats.base import need
 from undiffuse.data.sources import FileSource
 from undiffuse.downloads import cache_dir
+from undiffuse.util.limits import gunzip
 
 __all__ = ["SpanSource", "expand_braces", "identity_of", "is_url", "open_shard", "read_span", "unpacked"]
 
@@ -130,10 +131,10 @@ def unpacked(path: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=".undiffuse-", suffix=".tmp", dir=target.parent)
     try:
-        with os.fdopen(handle, "wb") as file, gzip.open(path) as packed:
-            shutil.copyfileobj(packed, file, 1 << 20)
+        with os.fdopen(handle, "wb") as file:
+            gunzip(path, file)
         os.replace(temporary, target)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be unpacked: {error}") from error
     finally:
         Path(temporary).unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from undiffuse.data.formats.imagefolder import LABELS
 from undiffuse.data.formats.spans import SpanSource, expand_braces, identity_of, is_url, open_shard, unpacked
 from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
+from undiffuse.util.limits import check_name, limit
 
 __all__ = ["Sample", "open", "open_shards", "recognise"]
 
@@ -171,11 +172,15 @@ def _members(shard: str, left_out: Counter[str]) -> Iterator[tuple[str, int, int
     """(name, offset of its data, bytes) of every file in a tar; of a large one the list is kept in the cache folder."""
 
     def build() -> index.Arrays:
-        members, others = [], 0
+        members: list[tuple[str, int, int]] = []
+        others = 0
         try:
             with open_shard(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
                 while (member := archive.next()) is not None:
                     archive.members = []  # type: ignore[attr-defined] # or every header stays in memory
+                    check_name(member.name, shard)
+                    if len(members) > limit("UNDIFFUSE_MAX_MEMBERS"):
+                        raise ValueError(f"{shard} has more members than UNDIFFUSE_MAX_MEMBERS allows")
                     if member.isfile():
                         members.append((member.name.removeprefix("./"), member.offset_data, member.size))
                     else:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from undiffuse.arithmetic import exact_float32
 from undiffuse.metrics.checks import as_features, as_images
 from undiffuse.metrics.estimate import Card, MetricError
 from undiffuse.util.hashing import tensors_hash
@@ -104,18 +105,9 @@ def in_batches(extractor: Extractor, images: Images, batch: int = 64) -> Iterato
 
 @contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Gives a context with plain float32: no autocast, and no TF32, which GPUs use for convolutions by default."""
-    with torch.autocast(device.type, enabled=False):
-        if device.type != "cuda":
-            yield
-            return
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
+    """Gives a context with plain float32: no autocast, and neither TF32 nor bfloat16 inside of float32 layers."""
+    with torch.autocast(device.type, enabled=False), exact_float32(device):
+        yield
 
 
 def load_exactly(net: torch.nn.Module, state: Mapping[str, Any], what: str) -> None:

@@ -31,6 +31,7 @@ from undiffuse.metrics.extractors.base import (
 )
 from undiffuse.metrics.extractors.clip_tower import ImageTower, tower_weights
 from undiffuse.metrics.extractors.torchscript import is_torchscript, read_torchscript
+from undiffuse.util.limits import check_header
 
 __all__ = ["CLIP_MODELS", "CLIP_PROTOCOLS", "ClipExtractor", "ClipModel", "ClipProtocol", "clip_card"]
 
@@ -248,9 +249,10 @@ def _read(path: Path, what: str) -> Mapping[str, Any]:
     """Reads a file of tensors of any kind."""
     if path.suffix == ".safetensors":
         try:
+            check_header(path)
             with safetensors.safe_open(str(path), framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys() if name.startswith("vis")}  # noqa: SIM118
-        except safetensors.SafetensorError as error:
+        except (ValueError, safetensors.SafetensorError) as error:
             raise MetricError(f"{path} is not a readable safetensors file ({error}); get the weights again") from error
     if is_torchscript(path):
         return read_torchscript(path, "visual.")

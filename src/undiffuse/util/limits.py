@@ -1,0 +1,198 @@
+"""Limits of what files may unpack to, so that a small hostile file cannot fill the memory or keep a program busy.
+
+Every limit is the number in an environment variable where one is set, so that an unusual honest file can be read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+__all__ = [
+    "LIMITS", "check_header", "check_member", "check_name", "check_rows", "check_table", "check_unpacked", "check_zip",
+    "gunzip", "limit", "npz_headers", "open_npz",
+]  # fmt: skip
+
+LIMITS = {
+    "UNDIFFUSE_MAX_UNPACKED": 10**11,
+    "UNDIFFUSE_MAX_RATIO": 200,
+    "UNDIFFUSE_MAX_TABLE": 5 * 10**8,
+    "UNDIFFUSE_MAX_ROWS": 20_000_000,
+    "UNDIFFUSE_MAX_MEMBERS": 20_000_000,
+    "UNDIFFUSE_MAX_HEADER": 64 * 10**6,
+    "UNDIFFUSE_MAX_DOWNLOAD": 200 * 10**9,
+}
+"""The limits by the environment variables that change them: bytes that a member of an archive unpacks to; the ratio of
+that to its packed size; bytes and rows of a table of labels; members of an archive; bytes of a safetensors header;
+bytes of a download."""
+
+_FREE = 1 << 26
+"""Up to this many bytes any ratio is allowed: images of one colour shrink to nothing."""
+_BLOCK = 1 << 20
+
+
+def limit(name: str) -> int:
+    """Returns a limit.
+
+    Args:
+        name: One of `LIMITS`.
+
+    Raises:
+        ValueError: The environment variable is not a whole number above 0.
+    """
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return LIMITS[name]
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text)):
+        raise ValueError(f"the environment variable {name} must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _refuse(what: str, found: int, name: str) -> ValueError:
+    return ValueError(f"{what}: {found:,} is more than {limit(name):,}. If you trust the file, set {name} to more")
+
+
+def check_unpacked(size: int, packed: int, where: str) -> None:
+    """Raises ValueError if `size` bytes unpacked from `packed` bytes are more than the limits allow."""
+    if size > limit("UNDIFFUSE_MAX_UNPACKED"):
+        raise _refuse(f"{where} unpacks to too many bytes", size, "UNDIFFUSE_MAX_UNPACKED")
+    if size > _FREE and size > packed * limit("UNDIFFUSE_MAX_RATIO"):
+        ratio = size // max(1, packed)
+        raise _refuse(f"{where} unpacks to too many times its packed size", ratio, "UNDIFFUSE_MAX_RATIO")
+
+
+def check_member(info: zipfile.ZipInfo, where: str) -> None:
+    """Raises ValueError if a member of a zip is larger than the limits allow."""
+    check_unpacked(info.file_size, info.compress_size, f"{where}: {info.filename!r}")
+
+
+def check_name(name: str, where: str) -> None:
+    """Raises ValueError if the name of an archive's member leads out of the archive."""
+    if not name.strip("/"):
+        raise ValueError(f"{where} has a member without a name; it is damaged")
+    plain = name.replace("\\", "/")
+    if plain.startswith("/") or ".." in plain.split("/") or plain[1:3] == ":/":
+        raise ValueError(
+            f"{where} has the member {name!r}, an absolute path or one that leads out of the archive; such archives "
+            "are not read. Pack it again with relative paths"
+        )
+
+
+def check_zip(archive: zipfile.ZipFile, where: str) -> None:
+    """Raises ValueError if a zip has too many members, or one whose name leads out of it."""
+    members = archive.infolist()
+    if len(members) > limit("UNDIFFUSE_MAX_MEMBERS"):
+        raise _refuse(f"{where} has too many members", len(members), "UNDIFFUSE_MAX_MEMBERS")
+    for info in members:
+        check_name(info.filename, where)
+
+
+def check_table(size: int, where: str) -> None:
+    """Raises ValueError if a table of labels is larger than the limit."""
+    if size > limit("UNDIFFUSE_MAX_TABLE"):
+        raise _refuse(f"{where} has too many bytes for a table of labels", size, "UNDIFFUSE_MAX_TABLE")
+
+
+def check_rows(count: int, where: str) -> None:
+    """Raises ValueError if a table has more rows than the limit."""
+    if count > limit("UNDIFFUSE_MAX_ROWS"):
+        raise _refuse(f"{where} has too many rows", count, "UNDIFFUSE_MAX_ROWS")
+
+
+def check_header(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError if the header of a safetensors file is longer than the limit or the file."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        size = os.fstat(file.fileno()).st_size
+    if len(start) < 8:
+        raise ValueError(f"{path} is too short for a safetensors file: {len(start)} bytes; it may be truncated")
+    length = struct.unpack("<Q", start)[0]
+    if length > size - 8:
+        raise ValueError(f"{path} is not a readable safetensors file: its header ends after it; it may be truncated")
+    if length > limit("UNDIFFUSE_MAX_HEADER"):
+        raise _refuse(f"{path} has too long a header", length, "UNDIFFUSE_MAX_HEADER")
+
+
+def open_npz(path: str | os.PathLike[str] | IO[bytes]) -> Any:
+    """Opens an npz file like `numpy.load` without pickles, after a look at what its members unpack to.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: The file is larger than the limits allow.
+        OSError, zipfile.BadZipFile, ...: As `numpy.load`; see `util.store.BROKEN_NPZ`.
+    """
+    where = os.fspath(path) if isinstance(path, (str, os.PathLike)) else "the npz file"
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                check_zip(archive, where)
+                for info in archive.infolist():
+                    check_member(info, where)
+                    if info.filename.endswith(".npy"):
+                        with archive.open(info) as member:
+                            _check_array(member, info, where)
+        except (RuntimeError, NotImplementedError, IndexError, struct.error) as error:  # zipfile's words for odd ones
+            raise ValueError(f"{where} is no zip file of arrays that can be read: {error}") from error
+    if not isinstance(path, (str, os.PathLike)):
+        path.seek(0)
+    return np.load(path, allow_pickle=False)
+
+
+def npz_headers(path: Path) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Returns type and shape of the arrays of an npz file by name, without reading the arrays.
+
+    Raises:
+        ValueError, OSError, ...: As `open_npz`.
+    """
+    found = {}
+    with open_npz(path) as archive:
+        for name in archive.files:
+            with archive.zip.open(name if name in archive.zip.namelist() else f"{name}.npy") as member:
+                found[name] = _array_header(member)
+    return found
+
+
+def _array_header(file: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Type and shape of an array in NumPy's format. ValueError if it is something else."""
+    old = np.lib.format.read_magic(file) == (1, 0)  # type: ignore[no-untyped-call]
+    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)  # type: ignore[no-untyped-call]
+    return dtype, shape
+
+
+def _check_array(file: IO[bytes], info: zipfile.ZipInfo, where: str) -> None:
+    """ValueError if an array says that it is larger than its member, for which memory would be taken."""
+    dtype, shape = _array_header(file)
+    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize > info.file_size:
+        raise ValueError(f"{where}: {info.filename!r} says it holds {dtype} {list(shape)}, but ends before")
+
+
+def gunzip(path: Path, out: IO[bytes] | None = None) -> bytes:
+    """Unpacks a gzip file.
+
+    Args:
+        path: The file.
+        out: Where the content goes; None returns it.
+
+    Raises:
+        ValueError: It unpacks to more than the limits allow.
+        EOFError, gzip.BadGzipFile, zlib.error: The file is damaged.
+    """
+    packed, size = path.stat().st_size, 0
+    target = io.BytesIO() if out is None else out
+    with gzip.open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            size += len(block)
+            check_unpacked(size, packed, str(path))
+            target.write(block)
+    return target.getvalue() if isinstance(target, io.BytesIO) and out is None else b""
