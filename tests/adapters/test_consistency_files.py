@@ -271,6 +271,9 @@ def test_a_name_is_downloaded_checked_and_used_offline(tmp_path: Path, monkeypat
         monkeypatch.setenv("UNDIFFUSE_OFFLINE", "1")
         model = load_diffusion("cd_imagenet64_l2")
         assert len(server.ranges) == requests
+        teacher = load_diffusion("edm_imagenet64_ema").manifest
+    assert teacher["objective"] == {"loss": "simple", "weighting": "edm"}
+    assert "objective" not in model.manifest  # of a training that regresses on images
     assert model.advice == CD.sampling
     assert model.published is not None
     assert len(model.labels or ()) == 1000

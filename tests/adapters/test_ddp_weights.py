@@ -89,7 +89,7 @@ def test_a_trainers_file_tells_all_but_the_size(tmp_path: Path, objective: str, 
     other = {name: value + 1 for name, value in weights.items()}
     known = tables(objective, schedule, gamma=gamma)
     file = write(tmp_path / "model-3.pt", trainer_file(known | other, known | weights))
-    with pytest.raises(CheckpointError, match="does not say the size of the images.*say image_size"):
+    with pytest.raises(CheckpointError, match="does not record the image size.*FILE@image_size"):
         load_model(file)
     model = load_diffusion(f"{file}@image_size=16")
     assert model.net.config == CONFIG

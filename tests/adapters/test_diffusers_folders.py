@@ -144,7 +144,7 @@ def test_what_is_said_of_a_folder(tmp_path: Path) -> None:
     assert (model.num_classes, model.null_class) == (10, 10)
     with pytest.raises(CheckpointError, match="can be said image_size.*not num_heads"):
         load_diffusion(f"{folder}@num_heads=4")
-    with pytest.raises(CheckpointError, match="says itself what it is"):
+    with pytest.raises(CheckpointError, match="has its own configuration"):
         load_diffusion(f"{folder}@64x64_diffusion")
     doubled = pipeline(tmp_path / "q", out_channels=6)
     with pytest.raises(CheckpointError, match="say variance=learned_range"):
@@ -171,7 +171,7 @@ def test_the_command_line_samples_and_tells(tmp_path: Path, capsys: pytest.Captu
     folder = pipeline(tmp_path / "p", ddim)
     words = ("--count", 1, "--steps", 3, "--device", "cpu", "--out", tmp_path / "o")
     assert call("sample", "--model", folder, *words) == 0
-    assert "note: otherwise than in diffusers: the last step goes to the clean image" in capsys.readouterr().out
+    assert "note: this differs from diffusers: the last step goes to the clean image" in capsys.readouterr().out
     assert call("inspect", folder) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "as with set_alpha_to_one = true" in told
@@ -179,7 +179,7 @@ def test_the_command_line_samples_and_tells(tmp_path: Path, capsys: pytest.Captu
     assert call("inspect", tmp_path / "o") == 0
     out = capsys.readouterr().out
     assert "dynamic:0.995,2" in out, out
-    assert "leading3+1" in out
+    assert "chain:leading+1" in out
 
 
 ADVICE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

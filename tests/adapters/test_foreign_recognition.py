@@ -14,7 +14,7 @@ from support.foreign_files import layout_of
 from support.golden_files import Golden, constructor_arguments, for_each, kind_of
 from undiffuse.adapters import openai_weights, published
 from undiffuse.adapters.interpretation import Like, interpret
-from undiffuse.adapters.openai_weights import Recognised, recognise, told_by
+from undiffuse.adapters.openai_weights import Recognised, recognise, recognised_from
 from undiffuse.nets import ClassifierConfig, UNetConfig
 
 FILE = Path("somebody/weights.pt")
@@ -48,10 +48,10 @@ def test_golden_networks_are_recognised(path: Path) -> None:
         config = UNetConfig(**arguments, super_resolution=kind_of(path.name) == "superres")
     shapes = {name: tuple(shape) for name, shape in golden.meta["state_dict"].items()}
     found = recognise(shapes)
-    told = dict(told_by(config).told)
+    told = dict(recognised_from(config).fields)
     if "image_size" in told:
         told["image_size"] = config.size[0]
-    assert dict(found.told) == told
+    assert dict(found.fields) == told
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -62,7 +62,7 @@ def test_channels_variance_and_upsampling_are_told_apart(channels: int, learns: 
         **SMALL, in_channels=channels, out_channels=channels * (2 if learns else 1), super_resolution=enlarges
     )
     found = recognise(shapes_of(config))
-    assert found == told_by(config)
+    assert found == recognised_from(config)
     assert found.learns_variance == learns
     assert found.kind == ("upsampler" if enlarges else "diffusion")
 
@@ -78,15 +78,15 @@ def test_channels_variance_and_upsampling_are_told_apart(channels: int, learns: 
 )  # fmt: skip
 def test_shapes_tell_unusual_networks(changes: dict[str, Any]) -> None:
     config = UNetConfig(**{**SMALL, **changes})
-    assert recognise(shapes_of(config)) == told_by(config)
+    assert recognise(shapes_of(config)) == recognised_from(config)
 
 
 @pytest.mark.parametrize("pool", ["adaptive", "spatial", "spatial_v2", "attention"])
 def test_classifiers_and_their_pools(pool: str) -> None:
     config = ClassifierConfig(**SMALL, out_channels=9, image_size=16, num_head_channels=32, pool=pool)
     found = recognise(shapes_of(config))
-    assert found == told_by(config)
-    assert found.told.get("image_size") == (16 if pool == "attention" else None)
+    assert found == recognised_from(config)
+    assert found.fields.get("image_size") == (16 if pool == "attention" else None)
 
 
 def test_where_several_networks_have_the_same_shapes_one_must_be_named() -> None:
@@ -96,9 +96,9 @@ def test_where_several_networks_have_the_same_shapes_one_must_be_named() -> None
         image_size=16, resblock_updown=True, pool="adaptive",
     )  # fmt: skip
     shapes = shapes_of(config)
-    with pytest.raises(ValueError, match="how many residual blocks a level has, 3 or 1"):
+    with pytest.raises(ValueError, match="number of residual blocks per level .3 or 1"):
         recognise(shapes)
-    assert recognise(shapes, blocks=1) == told_by(config)
+    assert recognise(shapes, blocks=1) == recognised_from(config)
 
 
 def spoiled(change: Any) -> dict[str, tuple[int, ...]]:
@@ -110,11 +110,11 @@ def spoiled(change: Any) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda s: s.clear(), "no time_embed.0.weight with input_blocks .*there is nothing"),
+        (lambda s: s.clear(), "expected time_embed.0.weight, input_blocks .*got nothing"),
         (lambda s: s.pop("out.2.bias"), r"1 of \d+ tensors differ, out.2.bias is missing, expected"),
         (lambda s: s.update(extra=(3,)), "extra is .3., expected no such parameter"),
-        (lambda s: s.update({"out.2.weight": (5, 32, 3, 3)}), "3 channels in and 5 out predicts no image"),
-        (lambda s: s.update({"input_blocks.0.0.weight": (32,)}), "tensors differ|predicts no image"),
+        (lambda s: s.update({"out.2.weight": (5, 32, 3, 3)}), "3 input and 5 output channels does not predict an"),
+        (lambda s: s.update({"input_blocks.0.0.weight": (32,)}), "tensors differ|does not predict an image"),
         (lambda s: s.update({"input_blocks.999999999.0.weight": (1,)}), "numbered up to 999999999"),
         (lambda s: s.update({"time_embed.0.weight": ()}), "."),
         (lambda s: s.update({"time_embed.0.weight": (0, 0)}), "."),
@@ -134,7 +134,7 @@ def test_published_shapes_need_nothing_said() -> None:
         assert "images of" in told.facts[f"{name}, by its shapes"]
 
 
-def test_files_that_mean_the_same_are_told_by_name_or_hash_else_not_at_all() -> None:
+def test_files_that_mean_the_same_are_recognised_from_name_or_hash_else_not_at_all() -> None:
     found = recognised("lsun_cat")
     for told, entry, by in (
         (meaning(found, path=Path("x/lsun_cat.pt")), "lsun_cat", "name"),
@@ -160,7 +160,7 @@ def test_where_files_of_the_same_shapes_mean_different_things_nothing_is_guessed
     other = replace(entry, name="other", file="other.pt", flags={**entry.flags, "use_new_attention_order": False})
     monkeypatch.setitem(published.ENTRIES, "other", other)  # type: ignore[arg-type]
     found = recognised("64x64_diffusion")
-    with pytest.raises(ValueError, match="several published files have its shapes.*--like 64x64_diffusion .or other"):
+    with pytest.raises(ValueError, match="several published files have these shapes.*@64x64_diffusion .or other"):
         meaning(found)
     assert meaning(found, path=Path("other.pt")).config == other.net
     assert meaning(found, "64x64_diffusion").config == entry.net
@@ -173,7 +173,7 @@ def test_unknown_shapes_are_asked_for() -> None:
     text = str(caught.value)
     for word in (
         "image_size", "num_heads", "use_new_attention_order", "noise_schedule", "diffusion_steps", "10 classes",
-        "--like 256x256_diffusion (or", "256x256_diffusion_uncond", "somebody/weights.pt@NAME",
+        "weights.pt@256x256_diffusion (or", "256x256_diffusion_uncond", "somebody/weights.pt@guided-diffusion",
     ):  # fmt: skip
         assert word in text
     assert "rescale_timesteps" not in text
@@ -190,14 +190,14 @@ def test_like_a_published_model_with_other_classes_and_channels() -> None:
 @pytest.mark.parametrize(
     ("name", "like", "told"),
     [
-        ("256x256_diffusion", "64x64_classifier", "holds a diffusion model, and that is a classifier"),
-        ("256x256_classifier", "256x256_diffusion", "holds a classifier, and that is a diffusion model"),
-        ("256x256_diffusion", "64_256_upsampler", "that is an upsampler"),
-        ("256x256_diffusion", "512x512_diffusion", "channel_mult 1/1/2/2/4/4, there 0.5/1/1/2/2/4/4"),
-        ("256x256_diffusion", "upsample_cond_500K", "that is an upsampler"),
-        ("128x128_classifier", "256x256_classifier", "image_size 128, there 256"),
-        ("lsun_uncond_100M_1200K_bs128", "lsun_cat", "model_channels 128, there 256"),
-        ("256x256_diffusion", "ddpm_cifar10", "not like DDPM's network"),
+        ("256x256_diffusion", "64x64_classifier", "holds a diffusion model, but 64x64_classifier is a classifier"),
+        ("256x256_classifier", "256x256_diffusion", "holds a classifier, but 256x256_diffusion is a diffusion model"),
+        ("256x256_diffusion", "64_256_upsampler", "is an upsampler"),
+        ("256x256_diffusion", "512x512_diffusion", "channel_mult 1/1/2/2/4/4 .not 0.5/1/1/2/2/4/4"),
+        ("256x256_diffusion", "upsample_cond_500K", "is an upsampler"),
+        ("128x128_classifier", "256x256_classifier", "image_size 128 .not 256"),
+        ("lsun_uncond_100M_1200K_bs128", "lsun_cat", "model_channels 128 .not 256"),
+        ("256x256_diffusion", "ddpm_cifar10", "not a DDPM network"),
         ("256x256_diffusion", "256x256_diffusion num_channels=128", "has not the shapes of num_channels 128"),
         ("256x256_diffusion", "256x256_diffusion class_cond=False", "class_cond False"),
         ("256x256_diffusion", "256x256_diffusion learn_sigma=False", "learn_sigma False"),
@@ -294,6 +294,6 @@ def test_descriptions_name_what_was_told() -> None:
         "learned",
     ):
         assert word in text
-    found: Mapping[str, Any] = recognised("lsun_uncond_100M_1200K_bs128").told
+    found: Mapping[str, Any] = recognised("lsun_uncond_100M_1200K_bs128").fields
     assert found["use_scale_shift_norm"] is False
     assert "addition" in openai_weights.describe(recognised("lsun_uncond_100M_1200K_bs128"))

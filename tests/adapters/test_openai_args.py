@@ -129,7 +129,7 @@ def test_forms_of_text_files(name: str, tmp_path: Path, file: Path) -> None:
 def test_files_that_hold_no_flags(tmp_path: Path, file: Path) -> None:
     own = "Logging to /tmp/openai\ncreating model and diffusion...\n----\n| grad_norm | 0.3 |\n| loss | 0.1 |\n"
     (tmp_path / "log.txt").write_text(own)
-    with pytest.raises(ValueError, match="holds no flags.*own log.txt holds losses only"):
+    with pytest.raises(ValueError, match="contains no flags.*log.txt contains only losses"):
         load_model(f"{file}@{tmp_path / 'log.txt'}")
     (tmp_path / "picture.txt").write_bytes(b"\xff\xd8\xff\x00")
     with pytest.raises(ValueError, match="is not text"):

@@ -14,7 +14,7 @@ import torch
 import tests.adapters.test_ddp_weights as ddp
 import tests.adapters.test_edm_weights as nvidia
 from support.cli_runs import call, write_model
-from support.foreign_files import DIFFUSION, weights_of, write
+from support.foreign_files import DIFFUSION, weights_of, with_planes, write
 from tests.adapters.test_diffusers_folders import SETTINGS, holds, pipeline
 from tests.adapters.test_export_images import table
 from tests.adapters.test_foreign_files import SMALL, ddpm_weights
@@ -54,6 +54,18 @@ def exported(folder: Path) -> None:
 
 def openai(folder: Path) -> None:
     assert right(load_diffusion(f"{write(folder / 'w.pt', weights_of(DIFFUSION))}@{LONG}"))
+
+
+def consistency(folder: Path) -> None:
+    file = write(folder / "w.pt", with_planes(weights_of(DIFFUSION) | {
+        name: value[:3] for name, value in weights_of(DIFFUSION).items() if name.startswith("out.2.")
+    }))  # fmt: skip
+    with pytest.raises(CheckpointError, match="do not tell .*training_mode"):
+        load_diffusion(file)
+    said = "consistency_models --image_size 32 --num_head_channels 16 --training_mode"
+    for mode, target in (("edm", "edm"), ("consistency_training", "consistency")):
+        model = load_diffusion(f"{file}@{said} {mode}")
+        assert (model.process.target, model.net.config.use_new_attention_order) == (target, True)
 
 
 def forks(folder: Path) -> None:
@@ -174,6 +186,7 @@ ROWS: dict[str, Callable[[Path], None]] = {
     "undiffuse: checkpoint": ours,
     "undiffuse: exported": exported,
     "guided-diffusion, improved-diffusion": openai,
+    "consistency_models": consistency,
     "forks of these with a prefix": forks,
     "forks that save": arguments,
     "DDPM's and DDIM's": ddpm,

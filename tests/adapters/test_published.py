@@ -154,12 +154,12 @@ def test_shapes_alone_tell_the_network(name: str) -> None:
     """Everything but what no shape can tell, which all published files of the same shapes have in common."""
     found = openai_weights.recognise(shapes_of(name))
     entry = published.get(name)
-    assert found == openai_weights.told_by(entry.net)  # type: ignore[arg-type]
+    assert found == openai_weights.recognised_from(entry.net)  # type: ignore[arg-type]
     assert found.kind == entry.kind
     same = [
         other
         for other in map(published.get, OPENAI)
-        if openai_weights.told_by(other.net) == found  # type: ignore[arg-type]
+        if openai_weights.recognised_from(other.net) == found  # type: ignore[arg-type]
     ]
     assert {(other.net.size, other.process) for other in same} == {(entry.net.size, entry.process)}
     ambiguous = {

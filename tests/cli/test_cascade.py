@@ -131,7 +131,7 @@ def test_a_stopped_run_goes_on_and_nothing_is_made_twice(
     assert made == [(8, [0, 1]), (8, [2, 3]), (16, [0, 1]), (16, [2, 3])]
     capsys.readouterr()
     assert call(*order) == 0
-    assert capsys.readouterr().out.count("all images were there already") == 2
+    assert capsys.readouterr().out.count("all images already exist") == 2
     assert len(made) == 4
 
     assert call(*words(files, tmp_path / "a", "--count", 6, "--batch", 2)) == 0
@@ -199,7 +199,7 @@ def test_mistakes(files: dict[str, Path], tmp_path: Path, capsys: pytest.Capture
     assert "the classes of" in refused(*pair, named)
     assert "none is published for" in refused(*pair, "auto")
     small = write_images(tmp_path / "small", each=1)
-    assert "give one of them" in refused(*pair, files["up"], "--low-res", small)
+    assert "omit one" in refused(*pair, files["up"], "--low-res", small)
     assert "must make them from noise" in refused("--model", files["up"], "--upsampler", files["up"])
     assert "--upsampler-steps needs --upsampler" in refused("--model", files["base"], "--upsampler-steps", 3)
     assert "cannot keep 99" in refused(*pair, files["up"], "--upsampler-steps", 99)

@@ -44,7 +44,7 @@ def test_the_page(
     name = "0_1.png" if "--variants" in words else "0.png"
     assert read_record(tmp_path / "out" / "left" / name)["command"] == words[0]
     assert call(*given) == 0
-    assert "all images were there already" in capsys.readouterr().out
+    assert "all images already exist" in capsys.readouterr().out
 
 
 def test_one_image_is_one_image(model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,11 +62,11 @@ def test_one_image_is_one_image(model: Path, images: Path, tmp_path: Path, capsy
         (["inpaint", "IMAGES", "--mask", "BLACK"], "--mask: "),
         (["inpaint", "IMAGES", "--hole", "0,0,9,1"], "--hole: 0,0,9,1 (top, left, height, width) reaches beyond"),
         (["inpaint", "IMAGES", "--hole", "0,0,9"], "expected top,left,height,width"),
-        (["inpaint", "IMAGES", "--hole", "0,0,2,2", "--zeta", "1"], "--zeta: has no effect on repaint"),
+        (["inpaint", "IMAGES", "--hole", "0,0,2,2", "--zeta", "1"], "--zeta has no effect on repaint"),
         (["restore", "IMAGES"], "one of the arguments --upscale --deblur is required"),
         (["restore", "IMAGES", "--upscale", "3"], "--upscale: 3 does not divide"),
         (["restore", "IMAGES", "--upscale", "1"], "whole factor of 2 or more"),
-        (["restore", "IMAGES", "--deblur", "1", "--data-std", "1"], "--data-std: has no effect on mmps"),
+        (["restore", "IMAGES", "--deblur", "1", "--data-std", "1"], "--data-std has no effect on mmps"),
         (["vary", "IMAGES", "--strength", "0.5", "--logsnr", "1"], "not allowed with argument"),
         (["translate", "IMAGES"], "the following arguments are required: --to"),
         (["translate", "IMAGES", "--to", "elsewhere"], "elsewhere"),

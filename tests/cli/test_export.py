@@ -40,7 +40,7 @@ def test_safetensors_of_a_run_load_anywhere(
     assert call("export", "runs/r", "--to", "safetensors", "--weights", "net", "--out", "net.safetensors") == 0
     told = capsys.readouterr().out
     assert "written  r.safetensors (" in told
-    assert "its outputs equal the model's" in told
+    assert "outputs equal those of the model" in told
     newest = checkpoints.latest(tmp_path / "runs" / "r")
     slow = load_diffusion(newest)
     net = load_diffusion(newest, weights="net")
@@ -74,8 +74,8 @@ def test_what_is_said(small: Path, capsys: pytest.CaptureFixture[str], monkeypat
     assert "small.pt.json (" in told
     assert "checked  read back by its arguments" in told
     assert "note     Its flags cannot express num_classes = 3; its classes can" in told
-    assert "Use it:\n    import json, torch\n" in told
-    before, _, _ = told.partition("Use it:")
+    assert "To use it:\n    import json, torch\n" in told
+    before, _, _ = told.partition("To use it:")
     assert told.isascii()
     assert max(map(len, before.splitlines())) <= 100
     assert call("export", small, "--to", "diffusers") == 0
@@ -127,8 +127,8 @@ def test_folders_of_other_things_are_never_replaced(small: Path, capsys: pytest.
 
 
 MISTAKES = [
-    (["--to", "openai", "--out", "m.bin"], "files of this format are called NAME.pt"),
-    (["--to", "tensorflow"], "'tensorflow' is none of safetensors, openai, diffusers, onnx, torch"),
+    (["--to", "openai", "--out", "m.bin"], "the name must end in .pt"),
+    (["--to", "tensorflow"], "'tensorflow': expected one of safetensors, openai, diffusers, onnx, torch"),
     (["--to", "safetensors", "--out", "small.safetensors", "--overwrite"], "is the model itself"),
     (["--to", "safetensors", "--out", "x.safetensors", "--weights", "0.5"], "has no weights '0.5'"),
     ([], "--to"),

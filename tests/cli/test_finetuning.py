@@ -60,7 +60,7 @@ def test_train_begins_with_a_model_and_says_what_became_of_it(images: Path, caps
     assert call("train", images, "--init-from", "given.safetensors", *FEW, "--set", "net.dropout=0.3") == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "starts from given.safetensors, weights net: " in told
-    assert "tensors as they are adapted: class table: 2 of 3 classes by name (left, right)" in told
+    assert "tensors unchanged adapted: class table: 2 of 3 classes by name (left, right)" in told
     assert "new: class table: bottom begins as the average class" in told
     assert "general-32 (chosen by the data; its network and process are the model's)" in told
     assert "20 cosine steps" in told
@@ -75,7 +75,7 @@ def test_train_begins_with_a_model_and_says_what_became_of_it(images: Path, caps
     assert model.process == source.process
     assert model.manifest["init"] == {key: value for key, value in init.items() if key != "from"}
     assert call("inspect", run / "model.safetensors") == 0
-    assert "began with given.safetensors" in " ".join(capsys.readouterr().out.split())
+    assert "started from given.safetensors" in " ".join(capsys.readouterr().out.split())
     assert call("sample", "--model", run, "--count", 3, "--steps", 2, "--class", "bottom") == 0
 
 

@@ -51,7 +51,7 @@ def test_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for part, chosen in (("train", range(8)), ("val", range(8, COUNT))):
         write_pngs(tmp_path / "data", [f"{part}/{'cat' if i % 2 else 'dog'}/{i}.png" for i in chosen], X[list(chosen)])
     told = inspected(capsys, tmp_path / "data")
-    assert "recognised   folder of images" in told and "classes      2: cat (4), dog (4)" in told
+    assert "format       folder of images" in told and "classes      2: cat (4), dog (4)" in told
     assert "parts not opened: val (4 images)" in told
     assert f"--validation {tmp_path / 'data'}:val" in told
     made = planned(commands(told)[0])
@@ -80,7 +80,7 @@ def test_files_of_other_kinds_and_frames(tmp_path: Path, capsys: pytest.CaptureF
 def test_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "a.npz", x_train=X, y_train=Y, x_test=X[:2], y_test=Y[:2])
     told = inspected(capsys, tmp_path / "a.npz")
-    assert "recognised   NumPy archive (npz)" in told and "parts not opened: test (2 images)" in told
+    assert "format       NumPy archive (npz)" in told and "parts not opened: test (2 images)" in told
     agree(told)
     np.savez(tmp_path / "ct.npz", images=GREY.astype(np.int16) * 10 - 1000)
     told = inspected(capsys, tmp_path / "ct.npz")
@@ -102,7 +102,7 @@ def test_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_vectors_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "v.npz", x=X, y=np.linspace(0, 1, COUNT * 2).reshape(COUNT, 2))
     told = inspected(capsys, tmp_path / "v.npz")
-    assert "none; a vector of 2 numbers for each image" in told
+    assert "none; a vector of 2 numbers per image" in told
     assert "the numbers are not used" in remarks(commands(told)[0])
 
 

@@ -77,9 +77,9 @@ def test_a_frontier_does_not_replace_another_one(place: Path, capsys: pytest.Cap
     ("more", "message"),
     [
         (("--budget", "0"), "whole number of at least 1"),
-        (("--budget", "5", "--solver", "ddim"), "--solver: is chosen by --budget"),
-        (("--budget", "5", "--steps", "3"), "--steps: is chosen by --budget"),
-        (("--budget", "5", "--eta", "1"), "--eta: is chosen by --budget"),
+        (("--budget", "5", "--solver", "ddim"), "--solver is chosen by --budget"),
+        (("--budget", "5", "--steps", "3"), "--steps is chosen by --budget"),
+        (("--budget", "5", "--eta", "1"), "--eta is chosen by --budget"),
         (("--budget", "5", "--classifier", "judge.safetensors", "--guidance", "2"), "--scales 2"),
         (("--budget", "5", "--autoguide", "model.safetensors"), "without guidance or with one classifier"),
     ],
@@ -99,13 +99,13 @@ def test_what_a_budget_refuses(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--solvers", "bosh3"), "--solvers: adaptive chooses its number of network calls"),
+        (("--solvers", "bosh3"), "--solvers: bosh3 chooses its number of network calls"),
         (("--solvers", "hewn"), "unknown solver 'hewn'"),
         (("--nfe", "5,5"), "different whole numbers"),
         (("--nfe", "5", "--grids", "kerras"), "unknown grid 'kerras'"),
         (("--nfe", "5", "--steps", "5"), "--steps: a frontier takes its samplers from"),
         (("--nfe", "5", "--against", "ddpm"), "--against: got 'ddpm', expected SOLVER:STEPS"),
-        (("--by", "FD"), "--by is for a frontier"),
+        (("--by", "FD"), "--by requires a frontier"),
     ],
 )
 def test_what_is_refused(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +130,7 @@ def test_tuned_steps_are_printed_and_written(place: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--solver", "ddpm"), "'ddpm' is none of ddim"),
+        (("--solver", "ddpm"), "'ddpm': expected one of ddim"),
         (("--steps", "1"), "2 or more steps"),
         (("--solver", "heun", "--solver-options", "churn=3"), "draws noise"),
         (("--classifier", "judge.safetensors", "--guidance-interval", "steps:0,0.5"), "in log-SNR or sigma"),

@@ -80,13 +80,13 @@ def test_autoguidance_is_swept_beside_a_classifier(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--guidance", "2"), "--guidance is what is swept: give its values by --scales"),
-        (("--over", "cfg", "--cfg", "2"), "--cfg is what is swept"),
-        (("--over", "autoguide"), "give --autoguide WEAK"),
+        (("--guidance", "2"), "--guidance is swept: use --scales to give its values"),
+        (("--over", "cfg", "--cfg", "2"), "--cfg is swept"),
+        (("--over", "autoguide"), "add --autoguide WEAK"),
         (("--over", "autoguide", "--autoguide", "weak.safetensors", "--autoguide-scale", "2"), "--autoguide-scale is"),
-        (("--classifier", "judge.safetensors", "--classifier", "judge.safetensors"), "the strengths of one classifier"),
-        (("--solvers", "ddim", "--nfe", "2", "--guidance-interval", "0,1"), "--guidance-interval is not for a"),
-        (("--solvers", "ddim", "--nfe", "2", "--over", "cfg", "--cfg", "2"), "--cfg is not for a frontier"),
+        (("--classifier", "judge.safetensors", "--classifier", "judge.safetensors"), "a sweep takes one classifier"),
+        (("--solvers", "ddim", "--nfe", "2", "--guidance-interval", "0,1"), "--guidance-interval cannot be used with"),
+        (("--solvers", "ddim", "--nfe", "2", "--over", "cfg", "--cfg", "2"), "--cfg cannot be used with a frontier"),
     ],
 )
 def test_what_cannot_be_swept(

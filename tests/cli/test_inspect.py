@@ -61,11 +61,11 @@ def test_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert told.startswith(f"run in {tmp_path / 'run'}: diffusion model, 8x8 grey (height x width)\n")
     assert "32 of 32 images (100.0%)  loss" in told
     assert "checkpoints  12, 24, 32" in told
-    assert "net, 0.9, 0.99 (the last is used" in told
+    assert "net, 0.9, 0.99 (default: the last" in told
     (tmp_path / "young").mkdir()
     (tmp_path / "young" / "metrics.jsonl").write_text("")
     assert call("inspect", tmp_path / "young") == 0
-    assert "no checkpoint yet" in capsys.readouterr().out
+    assert "without a checkpoint yet" in capsys.readouterr().out
 
 
 def test_samples_latents_and_pictures(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +103,7 @@ def test_data_and_the_command_to_type(tmp_path: Path, capsys: pytest.CaptureFixt
     assert re.search(r"tiny +none", told)
     assert "train-classifier" in told
     assert call("inspect", images, "--count", 1) == 0
-    assert "looked at 1, evenly spaced" in capsys.readouterr().out
+    assert "1 evenly spaced ones checked" in capsys.readouterr().out
 
 
 def test_tiny_files_and_transparency_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,10 +112,10 @@ def test_tiny_files_and_transparency_are_told(tmp_path: Path, capsys: pytest.Cap
     Image.new("RGBA", (40, 90)).save(tmp_path / "small.png")
     assert call("inspect", tmp_path) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "tiny 1 smaller than 64x64, which they would be trained at: small.png" in told
+    assert "tiny 1 smaller than the training size 64x64: small.png" in told
     assert "90x40 (1)" in told
-    assert "--on-tiny skip or refuse" in told
-    assert "in 1 of them: it is laid over white unless --channels 4" in told
+    assert "--on-tiny skip to leave" in told
+    assert "1 image has transparency: the background becomes white. Use --channels 4" in told
     assert "Not all images are square" in told
     assert "--size" not in told  # nothing keeps images of several shapes whole
 
@@ -164,10 +164,10 @@ def test_files_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     Image.new("RGB", (5, 4)).save(tmp_path / "bare.png")
     Image.new("RGB", (5, 4)).save(tmp_path / "plain.jpg")
     for name, told in (
-        ("other.safetensors", "1 tensors, 6 numbers"),
-        ("stats.npz", "statistics of features"),
+        ("other.safetensors", "1 tensor, 6 numbers"),
+        ("stats.npz", "feature statistics"),
         ("samples.npz", "8x8 (3)"),
-        ("plain.jpg", "JPEG picture, 4x5 RGB (height x width)\nIt carries no record of undiffuse: an ordinary picture"),
+        ("plain.jpg", "JPEG picture, 4x5 RGB (height x width)\nIt has no record of undiffuse"),
         ("bare.png", "PNG picture, 4x5 RGB (height x width)\nIt carries no record"),
     ):
         assert call("inspect", tmp_path / name) == 0

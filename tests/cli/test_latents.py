@@ -32,7 +32,7 @@ def test_there_and_back(model: Path, images: Path, tmp_path: Path, capsys: pytes
     said = capsys.readouterr().out
     assert said.startswith("6 images encoded in")
     assert f"latents  {file}.safetensors (6 x 1x8x8)" in said
-    assert re.search(r"the error is [\d.]+ of 255", said)
+    assert re.search(r"RMS error of decoding is [\d.]+ of 255", said)
     assert call(*words) == 0
     assert "0 images encoded (6 were there already)" in capsys.readouterr().out
     out = tmp_path / "decoded"
@@ -43,7 +43,7 @@ def test_there_and_back(model: Path, images: Path, tmp_path: Path, capsys: pytes
     assert labels.tolist() == [2] * 6
     assert read_record(next(out.glob("002*.png")))["latents_file"] == f"{file}.safetensors"
     assert call("decode", f"{file}.safetensors", "--out", out, "--class", "top") == 0
-    assert "all images were there already" in capsys.readouterr().out
+    assert "all images already exist" in capsys.readouterr().out
     assert call("encode", images, "--model", model, *FAST, "--out", file, "--count", 2, "--overwrite") == 0
     assert len(latents.read(f"{file}.safetensors")) == 2
 

@@ -26,7 +26,7 @@ def test_the_page(model: Path, images: Path, tmp_path: Path, capsys: pytest.Capt
     page = " ".join(capsys.readouterr().out.split())
     result = json.loads((tmp_path / "nll" / "bits.json").read_text())
     assert f"{result['bits_per_dim']:.4f} +/- {result['standard_error']:.4f}" in page
-    assert "6 of 20 steps for each image (unbiased)" in page
+    assert "6 of 20 steps per image (unbiased)" in page
     assert "4 of 6, evenly spaced" in page
     assert "each as 8x8" in page
     assert "bits.png" in page
@@ -48,9 +48,9 @@ def test_the_page_of_both(model: Path, images: Path, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--tol", 1e-3, "--probes", "all"), "--probes, --tol would do nothing"),
+        (("--tol", 1e-3, "--probes", "all"), "--probes, --tol have no effect"),
         (("--dequantise", "uniform"), "--method both"),
-        (("--method", "flow", "--terms", "all"), "--terms: has no effect on the flow"),
+        (("--method", "flow", "--terms", "all"), "--terms has no effect on the flow"),
         (("--method", "flow", "--steps", "5"), "--steps: a sub-chain is for the bound"),
         (("--method", "flow", "--tol", 1), "between 0 and 1"),
         (("--method", "flow", "--tol", 0), "above 0"),

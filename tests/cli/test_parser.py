@@ -57,12 +57,12 @@ def test_every_option_has_a_help_text() -> None:
         (["smaple"], "there is no command 'smaple'; expected quickstart"),
         (["smaple"], "did you mean sample?"),
         (["sample", "--step", "5"], "there is no option --step; did you mean --steps?"),
-        (["sample", "--seed", "-5"], "--seed: '-5': a whole number from 0 to 2^64 - 1"),
+        (["sample", "--seed", "-5"], "--seed: '-5': expected a whole number from 0 to 2^64 - 1"),
         (["sample", "--solver", "hewn"], "'hewn': expected one of ddpm, ddim"),
         (["sample", "--eta", "-1"], "expected a number of at least 0"),
         (["train"], "one of the arguments DATA --resume is required"),
         (["train", "x", "--images", "3", "--steps", "4"], "not allowed with argument"),
-        (["train", "x", "--size", "3x4x5"], "expected a size like 64, or 48x64"),
+        (["train", "x", "--size", "3x4x5"], "expected a size, for example 64 or 48x64"),
         (["train", "x", "--set", "lr"], "expected FIELD=VALUE"),
         (["interpolate", "--seeds", "1"], "expected two seeds"),
     ],
@@ -111,7 +111,7 @@ def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: 
         (ValueError("wrong number"), 2, "undiffuse: error: wrong number\n"),
         (PermissionError(13, "Permission denied", "/x"), 2, "undiffuse: error: Permission denied: /x\n"),
         (MemoryError("no room"), 2, "undiffuse: error: no room\n"),
-        (KeyboardInterrupt(), 130, "undiffuse: interrupted: what was written stays, and the same command goes on from"),
+        (KeyboardInterrupt(), 130, "undiffuse: interrupted. Files written so far are kept; repeat"),
     ],
 )
 def test_errors_of_a_command(

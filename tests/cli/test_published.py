@@ -102,7 +102,7 @@ def test_inspect_of_names_pairs_and_strangers(tmp_path: Path, capsys: pytest.Cap
     assert call("inspect", "unknown.pt") == 2
     error = capsys.readouterr().err
     assert "do not tell image_size" in error
-    assert "--like tiny_diffusion" in error
+    assert "@tiny_diffusion" in error
     write(tmp_path / "evil.pt", Malicious(tmp_path / "executed"))
     assert call("inspect", "evil.pt") == 2
     assert "is refused" in capsys.readouterr().err
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
         ("sample", "tiny_diffusion", "--classifier", "tiny_diffusion"): "a noisy-image classifier is needed",
         ("sample", "lsun_cat", "--guidance", "1"): "needs a classifier of noisy images",
         ("sample", "tiny_diffusion", "--low-res", "files"): "enlarges nothing",
-        ("sample", "--like", "tiny_diffusion"): "give the file by --model",
+        ("sample", "--like", "tiny_diffusion"): "add --model FILE",
         ("sample", "tiny_diffusion", "--model", "lsun_cat"): "two models are given, tiny_diffusion and lsun_cat",
         ("sample", "--model", "tiny_difusion"): "did you mean tiny_diffusion",
         ("sample", "tiny_diffusion", "--class", "unicorn"): "is none of ImageNet's",
@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
             "files/tiny_diffusion.pt",
             "--like",
             "64x64_diffusion",
-        ): "its shapes say model_channels 32, there 192",
+        ): "its shapes give model_channels 32 (not 192)",
     }
     for words, told in cases.items():
         assert call(*words) == 2, words

@@ -26,7 +26,7 @@ def test_it_draws_ten_classes_twice_and_the_path(tmp_path: Path, capsys: pytest.
     out = tmp_path / "quickstart"
     assert call("quickstart", "--out", out, "--per-class", 2, "--steps", 10) == 0
     told = capsys.readouterr().out
-    for text in ("Sampling 20 images of 10 classes twice, ", f"Look at {out / 'quickstart.png'}", "without guidance",
+    for text in ("Sampling 20 images of 10 classes on cpu", f"Open {out / 'quickstart.png'}", "without guidance",
                  "guided, scale 2", "no measure of quality", "undiffuse train FOLDER", "undiffuse nll"):  # fmt: skip
         assert text in told
     assert sorted(file.name for file in out.iterdir()) == sorted(PICTURES)
@@ -59,7 +59,7 @@ def test_a_first_look_comes_early(
     assert call("quickstart", "--out", tmp_path, "--per-class", 1, "--steps", 11, "--seed", 3) == 0
     assert seen == [(1, False), (2, True)]
     told = capsys.readouterr().out
-    assert told.index(f"A first look, in 10 steps only: {first}") < told.index("Done in")
+    assert told.index(f"Preview of 10 steps: {first}") < told.index("Done in")
     record = read_record(first)
     assert (record["command"], record["seed"], record["steps"], record["guidance"]) == ("quickstart", 3, "10", 0.0)
     look, plain = pixels(first), pixels(tmp_path / "unguided.png")

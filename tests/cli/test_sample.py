@@ -68,7 +68,7 @@ def test_the_same_command_makes_only_what_is_missing(
         assert (tmp_path / name).stat().st_mtime_ns == when or name == gone.name
         assert np.abs(pixels(tmp_path / name) - image).max() <= 1
     assert call(*words) == 0
-    assert "all images were there already" in capsys.readouterr().out
+    assert "all images already exist" in capsys.readouterr().out
     assert call(*words, "--seed", 1) == 2  # another run does not mix with this one
     assert "holds samples made with other settings:\n  seed: 0 there, 1 now\n" in capsys.readouterr().err
     assert call(*words, "--seed", 1, "--overwrite") == 0
@@ -227,7 +227,7 @@ def test_ctrl_c_keeps_what_was_written(
         patch.setattr(SampleWriter, "write", interrupted)
         assert call(*words) == 130
     told = capsys.readouterr().err
-    assert "what was written stays" in told
+    assert "repeat the command to resume" in told
     assert "Traceback" not in told
     assert len(list(tmp_path.glob("*_seed*.png"))) == 4
     assert call(*words) == 0

@@ -89,10 +89,10 @@ def test_the_same_command_resumes(
         assert call(*words, "--out", "parts") == 130
     told = capfd.readouterr()
     assert told.err.count("press Ctrl-C again to quit without saving\n") == 1
-    assert "stopped by SIGINT after 12 images; all is saved in parts. To resume: undiffuse train --res" in told.err
+    assert "stopped by SIGINT after 12 images; saved in parts. To resume: undiffuse train --res" in told.err
     assert not Path("parts/model.safetensors").exists()
     assert call(*words, "--out", "parts") == 0
-    assert "resumes after 12 images" in capfd.readouterr().out
+    assert "resumes at 12 images" in capfd.readouterr().out
     assert_same_run(Path("whole"), Path("parts"))
     assert load_diffusion("whole/model.safetensors").digest == load_diffusion("parts/model.safetensors").digest
     capfd.readouterr()
@@ -126,10 +126,10 @@ def test_train_classifier_reports_accuracy_by_noise(images: Path, capsys: pytest
     small = ("--set", "net.channel_mult=1,2", "--set", "net.num_head_channels=8", "--validation", "0.25")
     assert call("train-classifier", images, "--for", "runs/photos/model.safetensors", *words, *small) == 0
     told = capsys.readouterr().out
-    assert "18 images, 6 others to validate" in told
+    assert "18 images, 6 held out for validation" in told
     assert "Accuracy on 6 held-out images by noise level" in told
     assert "18..19" in told
-    assert "About 1 a line: too few to compare lines" in told
+    assert "About 1 image per row, too few to compare rows" in told
     assert "--classifier runs/photos-classifier/model.safetensors" in told
     classifier = load_classifier("runs/photos-classifier/model.safetensors")
     assert classifier.process == load_diffusion("runs/photos").process
@@ -159,7 +159,7 @@ def test_size_channels_and_batch_follow_from_the_data(tmp_path: Path) -> None:
     words = ["train", str(tmp_path / "big"), "--device", "cpu"]
     made = plan_of(*words, "--on-broken", "skip")
     told = summary(made, made.build_task())
-    assert "in batches of 4, not 64, because there are only 5 (" in told
+    assert "in batches of 4, not 64, because there are only 5 images (" in told
     assert f"\n    undiffuse train {quoted(words[1])} --on-broken skip --recipe tiny --out runs/big-tiny\n" in told
     assert re.search(r"about 1\.\d GB in all, 50\d MB per checkpoint", told)
     made = plan_of(*words, "--batch", "4", "--images", "8")

@@ -18,7 +18,7 @@ from support.foreign_files import with_planes
 from support.golden_files import of_kind
 from undiffuse.adapters import published
 from undiffuse.adapters.openai_flags import classifier_config, loss_name, process_config, unet_config
-from undiffuse.adapters.openai_weights import recognise, told_by
+from undiffuse.adapters.openai_weights import recognise, recognised_from
 from undiffuse.distillation import karras_level
 from undiffuse.grids import grid
 from undiffuse.nets import UNetConfig
@@ -96,7 +96,7 @@ def test_golden_published_consistency_layout(name: str) -> None:
     shapes = {key: tuple(map(int, shape.split("x"))) for key, shape in map(str.split, lines)}
     found = recognise(shapes)
     assert found.planar
-    assert found == told_by(entry.net)  # type: ignore[arg-type]
+    assert found == recognised_from(entry.net)  # type: ignore[arg-type]
 
 
 @with_each(sorted(CONSISTENCY))

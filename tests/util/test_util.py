@@ -38,7 +38,7 @@ def test_shorten() -> None:
 
 def test_counts_names_and_sizes() -> None:
     assert [count_of(n, "image") for n in (1, 2, 2000)] == ["1 image", "2 images", "2,000 images"]
-    assert [count_of(2, noun) for noun in ("entry", "key")] == ["2 entries", "2 keys"]
+    assert [count_of(2, noun) for noun in ("entry", "key", "class")] == ["2 entries", "2 keys", "2 classes"]
     assert join_names(["a"]) == "a"
     assert join_names(["a", "b", "c"], last=" or ") == "a, b or c"
     assert join_names(range(30), 2) == "0, 1 and 28 more"

@@ -1,8 +1,8 @@
-"""Files of denoising-diffusion-pytorch: a `Trainer`'s milestones, or a U-Net's state dict.
+"""Reads files of denoising-diffusion-pytorch: milestones of a `Trainer`, or the state dict of a U-Net.
 
-A Trainer's file holds the network within its process (`GaussianDiffusion`), and the average of both. Shapes tell the
-whole network, the tables among the weights tell the noise levels, and the weights of the loss tell what is predicted.
-Not told is the size of the images.
+A Trainer's file contains the network inside its process (`GaussianDiffusion`), and an EMA of both. Shapes show the
+whole network, the tables stored with the weights give the noise levels, and the loss weights show what is predicted.
+The image size is not stored.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _FLAGS = ("image_size", "objective", "beta_schedule", "timesteps", "theta")
 
 
 def looks_like(names: Mapping[str, Any]) -> bool:
-    """Whether these names are those of this program's U-Net, or of its process with the U-Net in it."""
+    """Returns whether these names are those of this program's U-Net, alone or inside its process."""
     return any(f"{prefix}init_conv.weight" in names and f"{prefix}{ANCHOR}" in names for prefix in ("", "model."))
 
 
 def read(
     state: Mapping[str, Tensor], flags: Mapping[str, str], version: str = ""
 ) -> tuple[RMSUNetConfig, ProcessConfig, dict[str, Tensor]]:
-    """Read network, process and weights by our names.
+    """Reads the network, the process and the weights by our names.
 
     Args:
         state: The state dict of a U-Net, or of a `GaussianDiffusion`.
-        flags: What a user says: "image_size", and of a bare U-Net "objective", "beta_schedule", "timesteps".
-        version: The program's version, where the file says it.
+        flags: The user's settings: "image_size", and for a bare U-Net "objective", "beta_schedule", "timesteps".
+        version: The program's version, if the file records it.
 
     Raises:
-        ValueError: The network is of another version, takes its last prediction as an input, or something is missing.
+        ValueError: The network is of another version or uses self-conditioning, or a setting is missing.
     """
     unknown = sorted(set(flags) - set(_FLAGS))
     if unknown:
-        raise ValueError(f"of a model of denoising-diffusion-pytorch can be said {', '.join(_FLAGS)}, not {unknown[0]}")
+        raise ValueError(f"models of denoising-diffusion-pytorch take {', '.join(_FLAGS)}, not {unknown[0]}")
     inside = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     tables = {name: value for name, value in state.items() if not name.startswith("model.")} if inside else {}
     weights = inside or dict(state)
@@ -67,18 +67,18 @@ def _config(weights: Mapping[str, Tensor], flags: Mapping[str, str], version: st
         full = tuple(f"downs.{i}.2.to_out.weight" in shapes for i in range(levels))
         memories = [shapes[f"downs.{i}.2.mem_kv"] for i in range(levels)]
     except (KeyError, IndexError):
-        raise ValueError(f"{other}: what would help is a model saved by version 2") from None
+        raise ValueError(f"{other}: use a model saved by version 2") from None
     if given == 2 * out or "self_condition" in flags:
         raise ValueError(
-            "this network is given its last prediction beside the image (self_condition), which no sampler here does: "
-            "what would help is a model trained without it"
+            "this network uses self-conditioning (self_condition), which no sampler here supports: use a model trained "
+            "without it"
         )
     if out not in (given, 2 * given) or not levels:
-        raise ValueError(f"{other}: it has {given} channels in and {out} out")
+        raise ValueError(f"{other}: it has {given} input and {out} output channels")
     if "image_size" not in flags:
         raise ValueError(
-            "the file does not say the size of the images (any multiple of "
-            f"{2 ** (levels - 1)} fits the network): say image_size, as in FILE@image_size=64"
+            "the file does not record the image size (any multiple of "
+            f"{2 ** (levels - 1)} fits the network): append it to the path, for example FILE@image_size=64"
         )
     memory = memories[0][2] if full[0] else memories[0][3]
     config = RMSUNetConfig(
@@ -98,23 +98,23 @@ def _config(weights: Mapping[str, Tensor], flags: Mapping[str, str], version: st
     expected = {name: tuple(value.shape) for name, value in build_on_meta(config.build).state_dict().items()}
     odd = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if odd:
-        raise ValueError(f"{other}: {len(odd)} of its tensors are others, the first is {odd[0]}")
+        raise ValueError(f"{other}: {len(odd)} of its tensors differ, first {odd[0]}")
     return config
 
 
 def _process(tables: Mapping[str, Tensor], flags: Mapping[str, str], doubled: bool) -> ProcessConfig:
-    """The process by its tables, and without them as a user says."""
+    """Returns the process from its tables, or without them from the user's settings."""
     variance = "learned_range" if doubled else "fixed_small"
     if "betas" not in tables:
         missing = [name for name in ("objective", "beta_schedule", "timesteps") if name not in flags]
         if missing:
             raise ValueError(
-                f"this is a network without its process: say {', '.join(missing)}, for instance "
-                "FILE@objective=pred_v beta_schedule=sigmoid timesteps=1000"
+                f"the file contains a network without its process: append {', '.join(missing)} to the path, for "
+                'example "FILE@objective=pred_v beta_schedule=sigmoid timesteps=1000"'
             )
         if flags["objective"] not in _OBJECTIVES or flags["beta_schedule"] not in _SCHEDULES:
             raise ValueError(
-                f"objective is one of {', '.join(_OBJECTIVES)}, beta_schedule one of {', '.join(_SCHEDULES)}; got "
+                f"expected objective {' or '.join(_OBJECTIVES)}, beta_schedule {' or '.join(_SCHEDULES)}; got "
                 f"{flags['objective']} and {flags['beta_schedule']}"
             )
         return ProcessConfig(
@@ -138,9 +138,9 @@ def _process(tables: Mapping[str, Tensor], flags: Mapping[str, str], doubled: bo
 
 
 def _target(tables: Mapping[str, Tensor]) -> str:
-    """What the network predicts, by the weights of its loss.
+    """Returns what the network predicts, inferred from its loss weights.
 
-    They are SNR / SNR, SNR and SNR / (SNR + 1) for noise, image and v, where Min-SNR may cut the SNR above the line.
+    The weights are SNR / SNR, SNR and SNR / (SNR + 1) for noise, image and v; Min-SNR may clamp the numerator.
     """
     weight = tables.get("loss_weight")
     abar = torch.cumprod(1 - tables["betas"].double(), 0)
@@ -151,8 +151,8 @@ def _target(tables: Mapping[str, Tensor]) -> str:
             if torch.allclose(implied, snr.clamp(max=float(implied.max())), rtol=1e-3):
                 return target
     raise ValueError(
-        "the file does not tell what the network predicts (its loss weights are of no known objective): say objective, "
-        f"one of {', '.join(_OBJECTIVES)}"
+        "the file does not show what the network predicts (its loss weights match no known objective): append "
+        f"objective={'|'.join(_OBJECTIVES)} to the path"
     )
 
 

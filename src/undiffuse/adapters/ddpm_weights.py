@@ -1,13 +1,12 @@
-"""Weights of DDPM's own U-Net, in the two layouts in which they are passed around, as `DDPMUNet`'s.
+"""Converts weights of DDPM's U-Net in the two common layouts to those of `DDPMUNet`.
 
     original     the PyTorch conversions of the authors' files, which DDIM samples from and its training writes:
                  "temb.dense.0.weight", "down.1.attn.0.q.weight", "up.0.block.2.conv1.weight", "norm_out.bias"
     diffusers    a UNet2DModel such as google/ddpm-cifar10-32: "time_embedding.linear_1.weight",
                  "down_blocks.1.attentions.0.to_q.weight", "up_blocks.3.resnets.2.conv1.weight", "conv_norm_out.bias"
 
-The first is our own. Shapes tell widths, blocks and where attention is. They do not tell the image size, the variance
-of the reverse step and, in diffusers' layout, whether the network computes what DDPM's does: `convert` says where it
-takes each from.
+The first is our own. Shapes show widths, blocks and attention levels. They do not show the image size, the variance of
+the reverse step and, in diffusers' layout, whether the network equals DDPM's: `convert` documents the source of each.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ ORIGINAL = "original"
 DIFFUSERS = "diffusers"
 
 ATTENTION_SIZE = 16
-"""Side of the feature maps that all of the authors' networks attend over."""
+"""Side of the feature maps with attention in all of the authors' networks."""
 
-# Names that a layout has whatever the network's size; no other known layout has all of them.
+# Names that a layout has for any network size; no other known layout has all of them.
 _ANCHORS = {
     ORIGINAL: ("temb.dense.0.weight", "conv_in.weight", "mid.block_1.norm1.weight", "norm_out.weight"),
     DIFFUSERS: ("time_embedding.linear_1.weight", "conv_in.weight", "mid_block.resnets.0.norm1.weight",
                 "conv_norm_out.weight"),
 }  # fmt: skip
 
-# Parts of names, ours and diffusers' (what other spellings there are, those before 2023, comes after). "down" and "up"
-# are left out: they are a beginning and a reversed number.
+# Parts of names: ours, diffusers', and diffusers' spellings before 2023. "down" and "up" are handled separately,
+# because "up" counts in reverse.
 _PARTS: tuple[tuple[str, ...], ...] = (
     ("temb.dense.0.", "time_embedding.linear_1."),
     ("temb.dense.1.", "time_embedding.linear_2."),
@@ -61,10 +60,10 @@ _POINTWISE = re.compile(r"\.(q|k|v|proj_out)\.weight$")
 
 
 def recognise(state: Mapping[str, Any]) -> str | None:
-    """The layout of a state dict, "original" or "diffusers"; None if it is not of a DDPM-style U-Net.
+    """Returns the layout of a state dict, "original" or "diffusers"; None if it is not of a DDPM-style U-Net.
 
-    Only names are looked at: `convert` may still refuse. The "module." that parallel training puts before every name
-    is overlooked. UNet2DModels of any settings are recognised, text-conditional U-Nets are not.
+    Checks only names, so `convert` may still raise. Ignores the prefix "module." of parallel training. Recognises
+    UNet2DModels with any settings, but not text-conditional U-Nets.
     """
     names = {name.removeprefix("module.") for name in state}
     if any(".transformer_blocks." in name for name in names):
@@ -73,10 +72,10 @@ def recognise(state: Mapping[str, Any]) -> str | None:
 
 
 def weights_in(content: Any) -> Mapping[str, Any] | None:
-    """The state dict in what a file held, or None if there is none of a DDPM-style U-Net.
+    """Returns the state dict of a DDPM-style U-Net in a file's content, or None if there is none.
 
-    A file holds a state dict, or, written by DDIM's training, a list: network, optimiser, epoch, step and, last, the
-    averaged weights, which are preferred as DDIM's sampling prefers them.
+    The content is a state dict, or a list written by DDIM's training: network, optimizer, epoch, step and the EMA
+    weights, which are preferred, as in DDIM's sampling.
     """
     candidates = [content] if isinstance(content, Mapping) else []
     if isinstance(content, (list, tuple)) and content:
@@ -93,25 +92,32 @@ def convert(
     variance: str | None = None,
     dropout: float | None = None,
 ) -> tuple[DDPMConfig, ProcessConfig, dict[str, Tensor]]:
-    """A state dict of either layout as (network, process, weights by our names in float32).
+    """Converts a state dict of either layout.
 
-    `unet`        what config.json says of a UNet2DModel (`diffusers_config.DDPM_SETTINGS` where a file is known to be
-                  one of DDPM's). Without it weights in diffusers' layout are refused: another order in the time
-                  embedding, another padding or number of heads has the same shapes.
-    `scheduler`   what scheduler_config.json says; without it DDPM's process, 1000 linear steps, predicting the noise
-    `image_size`  otherwise unet's "sample_size", otherwise as in all of the authors' networks: attention is at 16x16
-    `variance`    "fixed_large" or "fixed_small"; otherwise the scheduler's, otherwise what the authors (and DDIM's
-                  settings)
-                  used: beta below 256 pixels (CIFAR-10, CelebA), the posterior's at 256 (LSUN, CelebA-HQ)
-    `dropout`     only matters where training goes on; otherwise unet's "dropout", otherwise 0
+    Args:
+        state: The state dict.
+        unet: The config.json of a UNet2DModel (`diffusers_config.DDPM_SETTINGS` for a known file of DDPM). Required for
+            weights in diffusers' layout, because another order in the time embedding, another padding or another
+            number of heads has the same shapes.
+        scheduler: The scheduler_config.json; by default DDPM's process, 1000 linear steps that predict the noise.
+        image_size: By default unet's "sample_size", else the size for which attention is at 16x16.
+        variance: "fixed_large" or "fixed_small"; by default the scheduler's, else that of the authors: fixed_large
+            below 256 pixels (CIFAR-10, CelebA), fixed_small at 256 (LSUN, CelebA-HQ).
+        dropout: For further training; by default unet's "dropout", else 0.
 
-    ValueError, which says why, if this is not DDPM's U-Net or something cannot be told.
+    Returns:
+        The network, the process, and the weights by our names in float32.
+
+    Raises:
+        ValueError: This is not DDPM's U-Net, or a setting cannot be determined.
     """
     if variance not in (None, "fixed_large", "fixed_small"):
-        raise ValueError(f"DDPM's U-Net predicts no variance: it is 'fixed_large' or 'fixed_small', not {variance!r}")
+        raise ValueError(
+            f"variance {variance!r}: expected 'fixed_large' or 'fixed_small', as DDPM's U-Net predicts none"
+        )
     layout = recognise(state)
     if layout is None:
-        raise ValueError("these are no weights of a DDPM-style U-Net, neither by its original names nor by diffusers'")
+        raise ValueError("these are not weights of a DDPM-style U-Net, by its original names or by diffusers'")
     odd = [name for name, value in state.items() if not isinstance(value, Tensor) or not value.is_floating_point()]
     if odd:
         raise ValueError(
@@ -119,7 +125,7 @@ def convert(
         )
     if layout == DIFFUSERS and unet is None:
         raise ValueError(
-            "these weights are in the layout of diffusers' UNet2DModel, whose shapes do not tell what it computes: "
+            "these weights are in the layout of diffusers' UNet2DModel, whose shapes do not determine the network: "
             "give the folder with its config.json, not the file alone"
         )
     names = _names(state, layout)
@@ -140,14 +146,14 @@ def convert(
 
 
 def config_names(config: DDPMConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the network's weights, in their order."""
+    """Returns names and shapes of the network's weights, in order."""
     return {name: tuple(value.shape) for name, value in build_on_meta(config.build).state_dict().items()}
 
 
 def diffusers_name(name: str, levels: int) -> str:
-    """What diffusers calls our parameter `name` in a network of `levels` levels.
+    """Returns diffusers' name of our parameter `name` in a network of `levels` levels.
 
-    Attention weights, [C, C, 1, 1] with us, are [C, C] there.
+    Attention weights are [C, C, 1, 1] here and [C, C] there.
     """
     for own, theirs, *_ in _PARTS:
         if own in name and (own[0] == "." or name.startswith(own)):
@@ -159,7 +165,7 @@ def diffusers_name(name: str, levels: int) -> str:
 
 
 def _own_name(name: str, levels: int) -> str:
-    """Our name of diffusers' parameter `name`; a name that means nothing stays one that means nothing."""
+    """Returns our name of diffusers' parameter `name`. Unknown names stay unknown."""
     for own, *theirs in _PARTS:
         for their in theirs:
             if their in name and (their[0] == "." or name.startswith(their)):
@@ -171,38 +177,38 @@ def _own_name(name: str, levels: int) -> str:
 
 
 def _names(state: Mapping[str, Any], layout: str) -> dict[str, str]:
-    """The names in the file by ours. ValueError if two of them mean the same."""
+    """Returns the names in the file by our names; ValueError if two of them mean the same."""
     bare = {name.removeprefix("module."): name for name in state}
     if layout == DIFFUSERS:
         levels = _count(bare, r"down_blocks\.(\d+)\.")
         bare = {_own_name(name, levels): given for name, given in bare.items()}
     if len(bare) < len(state):
         twice = sorted(set(state) - set(bare.values()))
-        raise ValueError(f"{twice[0]} is in the file twice, under another name too")
+        raise ValueError(f"{twice[0]} is in the file twice, also under another name")
     return bare
 
 
 def _count(names: Mapping[str, Any], pattern: str) -> int:
-    """One more than the largest number in names that begin with `pattern`."""
+    """Returns one more than the largest number in names that match `pattern`."""
     return 1 + max((int(found[1]) for name in names if (found := re.match(pattern, name))), default=-1)
 
 
 def _config(
     ours: Mapping[str, Tensor], unet: Mapping[str, Any], size: int | tuple[int, int] | None, dropout: float | None
 ) -> DDPMConfig:
-    """The configuration that the shapes tell. ValueError if they tell of no network."""
+    """Returns the configuration that the shapes show; ValueError if they match no network."""
     levels = _count(ours, r"down\.(\d+)\.")
     first, last = _shape(ours, "conv_in.weight"), _shape(ours, "conv_out.weight")
     widths = [_shape(ours, f"down.{level}.block.0.conv1.weight")[0] for level in range(levels)]
     width, channels = first[0], first[1]
     if last[0] == 2 * channels:
         raise ValueError(
-            f"this network has {channels} channels in and {last[0]} out: it predicts its variance, which DDPM's U-Net "
-            "does not"
+            f"this network has {channels} input and {last[0]} output channels: it predicts its variance, which DDPM's "
+            "U-Net does not"
         )
     blocks = _count(ours, r"down\.0\.block\.(\d+)\.")
     if not levels or blocks > len(ours) or min(width, *widths) < 1:
-        raise ValueError("this is not DDPM's U-Net: it has no levels on the way down, or levels of no sense")
+        raise ValueError("this is not DDPM's U-Net: its encoder has no levels, or invalid ones")
     attends = [level for level in range(levels) if f"down.{level}.attn.0.q.weight" in ours]
     if size is None:
         size = _image_size(unet.get("sample_size"), attends)
@@ -219,14 +225,14 @@ def _config(
 
 
 def _shape(ours: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    """Shape of the weights of a convolution."""
+    """Returns the shape of a convolution's weights."""
     if name not in ours or ours[name].ndim != 4:
         raise ValueError(f"this is not DDPM's U-Net: it lacks the convolution {name}")
     return tuple(ours[name].shape)
 
 
 def _image_size(stated: Any, attends: list[int]) -> int | tuple[int, int]:
-    """What config.json states, a number or [height, width]; where it does not, what the attention tells."""
+    """Returns the image size of config.json, a number or [height, width], or else the one implied by the attention."""
     sides = stated if isinstance(stated, (list, tuple)) else (stated, stated)
     if len(sides) == 2 and all(isinstance(side, int) for side in sides):
         return stated if isinstance(stated, int) else (sides[0], sides[1])
@@ -235,25 +241,25 @@ def _image_size(stated: Any, attends: list[int]) -> int | tuple[int, int]:
     if len(attends) != 1:
         where = " and ".join(f"1/{2**level}" for level in attends) or "no level"
         raise ValueError(
-            f"the image size cannot be told: attention is at {where} of it, and only with attention at one level is "
-            f"that known to be {ATTENTION_SIZE}x{ATTENTION_SIZE}; give the image size"
+            f"the image size cannot be determined, because attention is at {where} of it and not at a single level "
+            f"(which would be {ATTENTION_SIZE}x{ATTENTION_SIZE}); give the image size"
         )
     return ATTENTION_SIZE * 2 ** attends[0]
 
 
 def _attending(config: DDPMConfig) -> set[int]:
-    """Widths at which the network attends, the middle block included."""
+    """Returns the widths of the levels with attention, including the middle block."""
     at = config.attention_resolutions
     return {width for level, width in enumerate(config.widths) if 2**level in at} | {config.widths[-1]}
 
 
 def _check_groups(config: DDPMConfig, stated: int) -> None:
-    """ValueError unless all group norms of our network have as many groups as the file's."""
+    """Raises ValueError unless all group norms of our network have as many groups as the file's."""
     groups = {module.num_groups for module in build_on_meta(config.build).modules() if isinstance(module, nn.GroupNorm)}
     if groups != {stated}:
         raise ValueError(
-            f"its group norms have {stated} groups, those of our network of {'/'.join(map(str, config.widths))} "
-            f"channels {' and '.join(map(str, sorted(groups)))}"
+            f"its group norms have {stated} groups, but those of our network with {'/'.join(map(str, config.widths))} "
+            f"channels have {' and '.join(map(str, sorted(groups)))}"
         )
 
 
@@ -262,7 +268,7 @@ def _is_flat(name: str, value: Tensor) -> bool:
 
 
 def _check_shapes(config: DDPMConfig, ours: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-    """ValueError, in the file's `names`, unless the weights are those of the network they seemed to tell of."""
+    """Raises ValueError, with the file's `names`, unless the weights match the configuration."""
     expected = config_names(config)
     found = {name: tuple(value.shape) for name, value in ours.items()}
     odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -271,5 +277,5 @@ def _check_shapes(config: DDPMConfig, ours: Mapping[str, Tensor], names: Mapping
         there = f"has shape {list(found[name])}" if name in found else "is missing"
         wanted = f"DDPM's has shape {list(expected[name])}" if name in expected else "DDPM's has no such part"
         raise ValueError(
-            f"this is not DDPM's U-Net: {len(odd)} of its tensors are others; {names.get(name, name)} {there}, {wanted}"
+            f"this is not DDPM's U-Net: {len(odd)} of its tensors differ; {names.get(name, name)} {there}, {wanted}"
         )

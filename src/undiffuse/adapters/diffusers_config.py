@@ -1,8 +1,8 @@
-"""Folders of diffusers: where their files are, and whether their UNet2DModel computes what DDPM's U-Net does.
+"""Finds the files in a diffusers folder, and checks whether its UNet2DModel equals DDPM's U-Net.
 
-A folder is a whole pipeline (unet/config.json, scheduler/scheduler_config.json), has everything at its root, as
-google/ddpm-cifar10-32 and its kin have, or is a checkpoint of a training (unet/, unet_ema/). The weights are
-`diffusion_pytorch_model.safetensors` or `.bin`, whole or in shards with an index, perhaps of a variant (`.fp16`).
+A folder is a whole pipeline (unet/config.json, scheduler/scheduler_config.json), has everything at its root, like
+google/ddpm-cifar10-32, or is a training checkpoint (unet/, unet_ema/). The weights are
+`diffusion_pytorch_model.safetensors` or `.bin`, in one file or in shards with an index, possibly a variant (`.fp16`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 _FILE = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?\.(?:safetensors|bin)")
 _INDEX = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?\.(?:safetensors|bin)\.index(?:\.(\w+))?\.json")
-# What EMAModel adds to the config.json of averaged weights.
+# Entries that EMAModel adds to the config.json of averaged weights.
 _OF_AVERAGES = frozenset(
     ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
 )
 
-# What a UNet2DModel's settings must be for it to compute what DDPM's U-Net does: allowed values (the first is how
-# google/ddpm-* say it), what a setting left out means in diffusers, and what DDPM does.
+# Settings with which a UNet2DModel equals DDPM's U-Net: allowed values (first that of google/ddpm-*), diffusers'
+# default, and the meaning in DDPM.
 _REQUIRED: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "flip_sin_to_cos": ((False,), True, "sines before cosines in the time embedding"),
     "freq_shift": ((1,), 0, "frequencies down to exactly 1/10000"),
@@ -54,19 +54,19 @@ DDPM_SETTINGS: Mapping[str, Any] = {
     _GROUPS: 32,
     _ATTENTION_GROUPS: None,
 }
-"""What config.json of a genuine DDPM model says besides sizes."""
+"""Settings in the config.json of a DDPM model, except sizes."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder of diffusers holds.
+    """The contents of a diffusers folder.
 
     Attributes:
-        files: The files of the weights, one or, of a sharded model, several.
-        unet: What config.json says.
-        scheduler: What scheduler_config.json says, if it is there.
-        about: What undiffuse.json says, in a folder that `undiffuse export` wrote.
-        called: Which of several weights these are: "net", "unet", "unet_ema" or a variant like "fp16".
+        files: The weights files; several for a sharded model.
+        unet: The content of config.json.
+        scheduler: The content of scheduler_config.json; None if there is none.
+        about: The content of undiffuse.json, in a folder that `undiffuse export` wrote.
+        called: Name of the weights: "net", "unet", "unet_ema" or a variant, for example "fp16".
     """
 
     files: tuple[Path, ...]
@@ -77,23 +77,23 @@ class Folder:
 
     @property
     def weights(self) -> Path:
-        """The first file of the weights."""
+        """The first weights file."""
         return self.files[0]
 
 
 def find(folder: str | Path, which: str | None = None) -> Folder | None:
-    """Find the model in a folder written by diffusers.
+    """Finds the model in a folder written by diffusers.
 
     Args:
-        folder: A pipeline, a bare model, `checkpoint-500` of a training, or the folder of such a training, whose newest
-            checkpoint counts. A file of weights beside its config.json means its folder.
-        which: "unet" or "unet_ema" where a checkpoint holds both (default: the average), or a variant, like "fp16".
+        folder: A pipeline, a bare model, a training checkpoint (`checkpoint-500`), or the folder of a training, whose
+            newest checkpoint is used.
+        which: "unet" or "unet_ema" if a checkpoint has both (default: the EMA), or a variant, for example "fp16".
 
     Returns:
-        The model, or None if it is no such folder.
+        The model, or None if this is not a diffusers folder.
 
     Raises:
-        ValueError: It is one, but its configuration cannot be read, or its weights are not there or ambiguous.
+        ValueError: The configuration cannot be read, or the weights are missing or ambiguous.
     """
     root = Path(folder)
     inside = [root / "unet_ema", root / "unet", root]
@@ -108,9 +108,9 @@ def find(folder: str | Path, which: str | None = None) -> Folder | None:
                 return found if found.scheduler else replace(found, scheduler=_scheduler(root))
         if (root / "model_index.json").is_file():
             parts = _read(root / "model_index.json")
-            name = parts.get("_class_name", "of no name")
+            name = parts.get("_class_name", "without a name")
             raise ValueError(
-                f"{root} is a diffusers pipeline ({name}) without a unet/config.json: it holds no U-Net of pixels"
+                f"{root} is a diffusers pipeline ({name}) without a unet/config.json: it has no pixel-space U-Net"
             )
         return None
     both = _is_model(root / "unet" / "config.json") and _is_model(root / "unet_ema" / "config.json")
@@ -127,7 +127,7 @@ def find(folder: str | Path, which: str | None = None) -> Folder | None:
 
 
 def beside(file: Path) -> Path | None:
-    """The folder of diffusers that a file of weights belongs to, by the config.json beside it, or None."""
+    """Returns the diffusers folder that a weights file belongs to, found by the config.json next to it, or None."""
     if not _is_model(file.parent / "config.json"):
         return None
     home = file.parent
@@ -135,7 +135,7 @@ def beside(file: Path) -> Path | None:
 
 
 def _files(home: Path, variant: str | None) -> tuple[tuple[Path, ...], str]:
-    """The files of a model's weights, and the variant that they are ("" for none)."""
+    """Returns the weights files of a model, and their variant ("" for none)."""
     found: dict[str, tuple[Path, ...]] = {}
     for path in sorted(home.glob("diffusion_pytorch_model*"), key=lambda path: path.suffix == ".bin"):
         match = _INDEX.fullmatch(path.name)
@@ -143,7 +143,7 @@ def _files(home: Path, variant: str | None) -> tuple[tuple[Path, ...], str]:
             shards = sorted(set(_read(path).get("weight_map", {}).values()))
             missing = [name for name in shards if not (home / name).is_file() or Path(name).name != name]
             if missing or not shards:
-                raise ValueError(f"{path} names files that are not there: {', '.join(missing) or 'none'}")
+                raise ValueError(f"{path} names missing files: {', '.join(missing) or 'none'}")
             found.setdefault(match[1] or match[2] or "", tuple(home / name for name in shards))
         elif match := _FILE.fullmatch(path.name):
             found.setdefault(match[1] or "", (path,))
@@ -158,9 +158,9 @@ def _files(home: Path, variant: str | None) -> tuple[tuple[Path, ...], str]:
         name, files = next(iter(found.items()))
         return files, name
     if found:
-        raise ValueError(f"{home} has several weights, {', '.join(found)}: say which by --weights NAME")
+        raise ValueError(f"{home} has several weights, {', '.join(found)}: choose one by weights=NAME")
     there = ", ".join(sorted(p.name for p in home.glob("*") if p.suffix in (".safetensors", ".bin"))) or "none"
-    raise ValueError(f"{home} has no {' or '.join(WEIGHTS)} (files of weights there: {there})")
+    raise ValueError(f"{home} has no {' or '.join(WEIGHTS)} (weights files: {there})")
 
 
 def _scheduler(root: Path) -> dict[str, Any] | None:
@@ -175,10 +175,14 @@ def _number_of(path: Path) -> int:
 
 
 def check_unet(config: Mapping[str, Any], attending: Iterable[int]) -> None:
-    """ValueError unless a UNet2DModel of this configuration computes what DDPM's U-Net does.
+    """Checks that a UNet2DModel with this configuration equals DDPM's U-Net. Sizes are not checked here.
 
-    `attending` are the widths at which it attends: with one head, the head is as wide as they are. All differences are
-    named. Sizes and the number of groups are the weights' business.
+    Args:
+        config: The content of config.json.
+        attending: Channels of the levels with attention, which has a single head of this width.
+
+    Raises:
+        ValueError: It differs; the message lists all differences.
     """
     problems = []
     name = config.get("_class_name", "UNet2DModel")
@@ -204,7 +208,7 @@ def check_unet(config: Mapping[str, Any], attending: Iterable[int]) -> None:
 
 
 def _is_model(path: Path) -> bool:
-    """Whether this is the config.json of a diffusers model."""
+    """Returns whether this is the config.json of a diffusers model."""
     return path.is_file() and "_diffusers_version" in _read(path)
 
 
@@ -214,5 +218,5 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no settings, but {type(content).__name__}")
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content

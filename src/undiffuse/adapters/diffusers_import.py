@@ -1,7 +1,7 @@
-"""Models in folders of diffusers as models of ours: network, process, weights and advice, by what the folder says.
+"""Reads models in diffusers folders: network, process, weights and sampling advice.
 
-A user can say what a folder leaves out, by the names that diffusers' configurations have: `image_size`, `num_classes`,
-`null_class`, `variance`, and, where there is no scheduler, its settings (`beta_schedule`, `prediction_type`, ...).
+The user can give settings that a folder lacks, by diffusers' names: `image_size`, `num_classes`, `null_class`,
+`variance`, and without a scheduler its settings (`beta_schedule`, `prediction_type`, ...).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NEEDED = ("beta_schedule", "num_train_timesteps", "prediction_type")
 
 @dataclass(frozen=True)
 class Imported:
-    """What a folder holds: network, process, weights by our names, facts by who told them, more for the manifest."""
+    """The model in a folder: network, process, weights by our names, facts by source, entries of the manifest."""
 
     config: Any
     process: ProcessConfig
@@ -40,23 +40,23 @@ class Imported:
 
 
 def read(folder: Folder, state: Mapping[str, Tensor], flags: Mapping[str, str]) -> Imported:
-    """Read a folder's model.
+    """Reads the model in a folder.
 
     Args:
-        folder: Its configurations.
-        state: Its weights by diffusers' names.
-        flags: What a user says of it.
+        folder: The configurations.
+        state: The weights by diffusers' names.
+        flags: The user's settings by name.
 
     Raises:
-        ValueError: It is another model, or leaves out something that the user must say.
+        ValueError: The model is not supported, or a setting is missing.
     """
     unknown = sorted(set(flags) - {*_OF_MODELS, *_OF_SCHEDULERS})
     if unknown:
         known = ", ".join((*_OF_MODELS, *_OF_SCHEDULERS))
-        raise ValueError(f"of a folder of diffusers can be said {known}, not {', '.join(unknown)}")
+        raise ValueError(f"a diffusers folder takes the settings {known}, not {', '.join(unknown)}")
     returned = returning.of_diffusers(folder.about, state) if not flags else None
     if returned is not None:
-        facts = {"undiffuse.json": "a model that undiffuse exported, its weights unchanged"}
+        facts = {"undiffuse.json": "a model exported by undiffuse, with unchanged weights"}
         return Imported(returned.config, returned.process, returned.state, facts, returned.manifest, returned.weights)
     ddpm = _as_ddpm(folder, state, flags)
     config: DDPMConfig | UNet2DConfig
@@ -94,7 +94,7 @@ def read(folder: Folder, state: Mapping[str, Tensor], flags: Mapping[str, str]) 
 def _as_ddpm(
     folder: Folder, state: Mapping[str, Tensor], flags: Mapping[str, str]
 ) -> tuple[DDPMConfig, Mapping[str, Tensor]] | None:
-    """The network and weights if the model computes what DDPM's own U-Net does, which is the faster one of the two."""
+    """Returns the network and weights if the model equals DDPM's own U-Net, which is the faster implementation."""
     size = flags.get("image_size", "")
     try:
         config, _, ours = ddpm_weights.convert(
@@ -106,11 +106,11 @@ def _as_ddpm(
 
 
 def _schedule(folder: Folder, flags: Mapping[str, str], doubled: bool, usual: bool) -> Schedule:
-    """The process and advice by the scheduler, else by what a user says; `usual`: else DDPM's own."""
+    """Returns the process and advice from the scheduler, else from the user; with `usual`, else DDPM's own."""
     said = {name: _value(flags[name]) for name in _OF_SCHEDULERS if name in flags}
     variance = flags.get("variance")
     if variance not in (None, "fixed_small", "fixed_large", "learned_range"):
-        raise ValueError(f"variance {variance}: expected posterior, beta or range")
+        raise ValueError(f"variance {variance}: expected fixed_small, fixed_large or learned_range")
     if folder.scheduler is None and not usual:
         missing = [name for name in _NEEDED if name not in said]
         if missing:
@@ -129,7 +129,7 @@ _EXAMPLES = {"beta_schedule": "linear", "num_train_timesteps": "1000", "predicti
 
 
 def _ddpms_own(schedule: Schedule, config: DDPMConfig) -> Schedule:
-    """DDPM's files without a scheduler: its authors used beta below 256 pixels."""
+    """Sets the variance of DDPM's files without a scheduler: its authors used fixed_large below 256 pixels."""
     variance = "fixed_large" if min(config.size) < 256 else "fixed_small"
     return replace(schedule, process=replace(schedule.process, variance=variance))
 

@@ -1,8 +1,8 @@
-"""Network pickles of NVIDIA's EDM (Karras et al. 2022), read as data: `EDMPrecond` around one of its U-Nets.
+"""Reads network pickles of NVIDIA's EDM (Karras et al. 2022) as data: `EDMPrecond` around one of its U-Nets.
 
-The pickles hold whole objects with the source code of their classes, which nobody runs here. Their attributes and the
-arguments they were made with say all of the network. Sampling is EDM's: noise from 80 to 0.002, Heun's method. NVIDIA's
-networks are under CC BY-NC-SA 4.0: what they may be used for is up to their user.
+The pickles contain whole objects with the source code of their classes, which is never run. Their attributes and
+constructor arguments describe the network. Sampling is EDM's: noise from 80 to 0.002, Heun's method. NVIDIA's networks
+are under CC BY-NC-SA 4.0; users must respect the licence.
 """
 
 from __future__ import annotations
@@ -33,26 +33,28 @@ _ALSO = ("img_resolution", "in_channels", "out_channels", "label_dim", "augment_
 
 
 def read(module: Any, state: Mapping[str, Tensor]) -> tuple[EDMUNetConfig, ProcessConfig, dict[str, Tensor]]:
-    """Read the network, its process and its weights by our names.
+    """Reads the network, its process and its weights by our names.
 
     Args:
         module: The inert `EDMPrecond`.
         state: Its weights.
 
     Raises:
-        ValueError: It has another preconditioning or design, or its weights are not those that its arguments say.
+        ValueError: It has another preconditioning or design, or its weights do not match its arguments.
     """
     name = programs.class_name(module)
     outer = programs.attributes(module)
     inner = programs.attributes(outer.get("_modules")).get("model")
     if name != "EDMPrecond":
         raise ValueError(
-            f"this network of EDM has the preconditioning {name}, of a model of another paper, which is not read here: "
-            "what would help is one trained with EDM's own (EDMPrecond)"
+            f"this network of EDM has the preconditioning {name} of another paper, which is not supported: use one "
+            "trained with EDMPrecond"
         )
     kind = programs.class_name(inner)
     if kind not in _DESIGNS:
-        raise ValueError(f"this network of EDM is a {kind or 'network of no name'}; read are {', '.join(_DESIGNS)}")
+        raise ValueError(
+            f"this network of EDM is a {kind or 'network without a name'}; expected {' or '.join(_DESIGNS)}"
+        )
     design, defaults = _DESIGNS[kind]
     given = programs.attributes(programs.attributes(inner).get("_init_kwargs"))
     arguments = {**defaults, **given}
@@ -61,7 +63,7 @@ def read(module: Any, state: Mapping[str, Tensor]) -> tuple[EDMUNetConfig, Proce
            ("decoder_type", ("standard",))) if arguments.get(key, usual[0]) not in usual]  # fmt: skip
     filters = [list(arguments.get("resample_filter", [1, 1]))]
     if unknown or odd or filters[0] not in ([1, 1], [1, 3, 3, 1]):
-        raise ValueError(f"this {kind} has settings that are not built here: {unknown or odd or filters}")
+        raise ValueError(f"this {kind} has unsupported settings: {unknown or odd or filters}")
     size = arguments["img_resolution"]
     config = EDMUNetConfig(
         image_size=size,
@@ -87,12 +89,12 @@ def read(module: Any, state: Mapping[str, Tensor]) -> tuple[EDMUNetConfig, Proce
     found = {key: tuple(value.shape) for key, value in bare.items()}
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if wrong:
-        raise ValueError(f"{len(wrong)} of its weights are not those of the {kind} that it says it is: {wrong[0]}")
+        raise ValueError(f"{len(wrong)} of its weights do not match its {kind} arguments, first {wrong[0]}")
     data = outer.get("sigma_data", 0.5)
     process = ProcessConfig(preconditioning="edm", target="edm", variance="fixed_small", sigma_data=float(data))
     return config, process, {key: bare[key].detach().float().contiguous() for key in expected}
 
 
 def advice(config: EDMUNetConfig) -> SamplerConfig:
-    """How EDM samples: Heun's method on its grid, 18 steps for 32 pixels and 40 for more, no clipping."""
+    """Returns EDM's sampling settings: Heun's method on its grid, 18 steps for 32 pixels, else 40, no clipping."""
     return SamplerConfig(solver="heun", steps="18" if config.size[0] <= 32 else "40", grid="karras", clip="none")

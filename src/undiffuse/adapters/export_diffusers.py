@@ -1,8 +1,8 @@
-"""A diffusion model as a pipeline folder of diffusers: model_index.json, unet/ (a UNet2DModel) and scheduler/.
+"""Exports a diffusion model to a diffusers pipeline folder: model_index.json, unet/ (a UNet2DModel) and scheduler/.
 
-UNet2DModel is the same family of networks with fewer degrees of freedom, and hands its networks whole step numbers.
-`obstacles` lists what it cannot express; a model without any is converted by renaming its weights, splitting the rows
-of qkv, and nothing else. ADM's U-Net, DDPM's own and networks that came from diffusers can be written.
+UNet2DModel is the same family of networks with fewer options, and its schedulers use whole step numbers. `obstacles`
+lists what it cannot express. Converting a model without obstacles only renames weights and splits the rows of qkv.
+Supports ADM's U-Net, DDPM's own and networks that came from diffusers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WEIGHTS = diffusers_config.WEIGHTS[0]
 
 _TARGETS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 _VARIANCES = {"learned_range": "learned_range", "fixed_large": "fixed_large", "fixed_small": "fixed_small"}
-_TOLD = 1000  # the numbers a network with rescaled times is told lie between 0 and this
+_RANGE = 1000  # rescaled times lie between 0 and this
 
 _RES = (
     ("in_layers.0", "norm1"),
@@ -41,7 +41,11 @@ _RES = (
 
 
 def export_diffusers(model: Model, folder: Path) -> Exported:
-    """Write the pipeline into `folder`. ValueError lists all that diffusers cannot express."""
+    """Writes the pipeline to `folder`.
+
+    Raises:
+        ValueError: diffusers cannot express the model; the message lists why.
+    """
     problems = obstacles(model)
     if problems:
         raise ValueError(f"diffusers cannot express this model: {'; '.join(problems)}")
@@ -65,10 +69,10 @@ def export_diffusers(model: Model, folder: Path) -> Exported:
 
 
 def obstacles(model: Model) -> list[str]:
-    """What of a model a UNet2DModel or a scheduler would compute differently; empty if nothing."""
+    """Lists what a UNet2DModel or a scheduler would compute differently."""
     net, process = model.net, model.process
     if exporting.kind_of(model) == "classifier":
-        return ["it is a classifier of noisy images, for which diffusers has no network"]
+        return ["it is a classifier of noisy images, which diffusers does not support"]
     if not isinstance(net, (UNet, DDPMUNet, UNet2D)):
         return [f"its network, a {type(net).__name__}, is not one of this library's U-Nets; export it as a graph"]
     problems = exporting.level_obstacles(process)
@@ -80,12 +84,12 @@ def obstacles(model: Model) -> list[str]:
         problems += _network_obstacles(net)
     if process.target not in (*_TARGETS, "edm"):
         what = "the mean of the previous step" if process.target == "previous_mean" else process.target
-        problems.append(f"it predicts {what}, which no scheduler takes")
+        problems.append(f"it predicts {what}, which no scheduler supports")
     if process.variance not in _VARIANCES:
-        problems.append(f"its variance is learned as a logarithm ({process.variance!r}), which no scheduler takes")
-    if process.rescale_timesteps and process.steps % _TOLD:
+        problems.append(f"its variance is learned as a logarithm ({process.variance!r}), which no scheduler supports")
+    if process.rescale_timesteps and process.steps % _RANGE:
         problems.append(
-            f"its network is told k * {_TOLD} / {process.steps} for step k, where schedulers tell whole step numbers"
+            f"its network's time input is k * {_RANGE} / {process.steps} for step k, and schedulers use whole numbers"
         )
     return problems
 
@@ -94,8 +98,8 @@ def _network_obstacles(net: UNet) -> Iterator[str]:
     config = net.config
     if config.widths[0] != config.model_channels:
         yield (
-            f"its time embedding is {config.model_channels} wide and its first level {config.widths[0]}, which are one "
-            "number in UNet2DModel"
+            f"its time embedding has {config.model_channels} channels and its first level {config.widths[0]}; in "
+            "UNet2DModel they are equal"
         )
     if _head_dim(net) == 0:
         heads = [m for m in net.modules() if isinstance(m, Attention)]
@@ -108,7 +112,7 @@ def _network_obstacles(net: UNet) -> Iterator[str]:
 
 
 def _head_dim(net: UNet) -> int | None:
-    """Channels of a head; None for one head whatever the width; 0 if neither is the same everywhere."""
+    """Returns the channels per head; None for one head of any width; 0 if neither is the same everywhere."""
     attentions = [module for module in net.modules() if isinstance(module, Attention)]
     if all(module.heads == 1 for module in attentions):
         return None
@@ -117,7 +121,7 @@ def _head_dim(net: UNet) -> int | None:
 
 
 def unet_config(net: UNet | DDPMUNet | UNet2D) -> dict[str, Any]:
-    """Arguments of the UNet2DModel that computes what `net` does."""
+    """Returns the arguments of the UNet2DModel that computes the same as `net`."""
     if isinstance(net, UNet2D):
         return diffusers_unet.settings_of(net.config)
     config: UNetConfig | DDPMConfig = net.config
@@ -162,13 +166,13 @@ def unet_config(net: UNet | DDPMUNet | UNet2D) -> dict[str, Any]:
 
 
 def scheduler_config(process: ProcessConfig) -> dict[str, Any]:
-    """Arguments of the DDPMScheduler that walks the process's chain.
+    """Returns the arguments of the DDPMScheduler with the process's noise levels.
 
-    A network with rescaled times is told whole numbers at every (steps / 1000)-th step only; those are the chain then.
+    With rescaled times only every (steps / 1000)-th step has a whole time; the scheduler then has only those steps.
     """
     chain = process.chain()
     betas = exporting.given_betas(process)
-    stride = process.steps // _TOLD if process.rescale_timesteps else 1
+    stride = process.steps // _RANGE if process.rescale_timesteps else 1
     if stride > 1:
         chain = chain.respaced(list(range(0, process.steps, stride)))
         betas = chain.betas.tolist()
@@ -183,14 +187,14 @@ def scheduler_config(process: ProcessConfig) -> dict[str, Any]:
         "clip_sample": True,
         "clip_sample_range": 1.0,
         "thresholding": False,
-        "timestep_spacing": "linspace",  # steps from the first to the last, as here; DDIM wants "leading"
+        "timestep_spacing": "linspace",  # steps from the first to the last, as here; DDIM needs "leading"
         "steps_offset": 0,
         "rescale_betas_zero_snr": False,
     }
 
 
 def state_dict(net: UNet | DDPMUNet | UNet2D) -> dict[str, Tensor]:
-    """The weights by UNet2DModel's names."""
+    """Returns the weights by UNet2DModel's names."""
     state = {name: value.detach().cpu().float().contiguous() for name, value in net.state_dict().items()}
     if isinstance(net, UNet2D):
         return state
@@ -220,7 +224,7 @@ def state_dict(net: UNet | DDPMUNet | UNet2D) -> dict[str, Tensor]:
 
 
 def own_state(config: UNetConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """The inverse of `state_dict` for a `UNet`: weights by our names; None if they are not all there."""
+    """Returns weights by our names, the inverse of `state_dict` for a `UNet`; None if any is missing."""
     modules = dict(build_on_meta(config.build).named_modules())
     out: dict[str, Tensor] = {}
     used: set[str] = set()
@@ -252,13 +256,13 @@ def _joined(parts: list[Tensor], heads: int, new_order: bool) -> Tensor:
 
 
 def _split(rows: Tensor, heads: int, new_order: bool) -> list[Tensor]:
-    """Rows [3C, ...] of a qkv projection as those of q, k and v, [C, ...] each, heads outermost."""
+    """Splits rows [3C, ...] of a qkv projection into those of q, k and v, [C, ...] each, heads outermost."""
     parts = rows.unflatten(0, (3, heads, -1) if new_order else (heads, 3, -1))
     return [part.flatten(0, 1).contiguous() for part in parts.unbind(0 if new_order else 1)]
 
 
 def _names(config: UNetConfig) -> Iterator[tuple[str, str]]:
-    """(our module, UNet2DModel's) of all that may have parameters; of attention's qkv the name of the whole block."""
+    """Yields pairs (our module, UNet2DModel's) of modules with parameters; for qkv the name of the attention block."""
     yield from (("time_embed.0", "time_embedding.linear_1"), ("time_embed.2", "time_embedding.linear_2"))
     yield from (("label_emb", "class_embedding"), ("input_blocks.0.0", "conv_in"))
     levels, blocks = len(config.widths), config.num_res_blocks
@@ -309,11 +313,11 @@ def _write(path: Path, name: str, settings: Mapping[str, Any]) -> None:
 
 
 def _compare(model: Model, folder: Path) -> tuple[float, str]:
-    """The relative difference of what was written from the model, by diffusers itself where it is installed."""
+    """Returns the relative difference of the written files from the model, computed by diffusers if it is installed."""
     if importlib.util.find_spec("diffusers") is None:
         written, expected = load_file(folder / "unet" / WEIGHTS), state_dict(model.net)
         same = written.keys() == expected.keys() and all(written[n].equal(expected[n]) for n in expected)
-        how = "read back, weights equal (diffusers is not installed here, so that its network was not run)"
+        how = "read back, weights equal (its network was not run, because diffusers is not installed)"
         return (0.0 if same else float("inf")), how
     import diffusers
 
@@ -332,26 +336,26 @@ def _compare(model: Model, folder: Path) -> tuple[float, str]:
 
 def _notes(model: Model) -> Iterator[str]:
     process, conditions = model.process, model.net.conditions
-    if process.rescale_timesteps and process.steps > _TOLD:
+    if process.rescale_timesteps and process.steps > _RANGE:
         yield (
-            f"the network is told k * {_TOLD} / {process.steps} for step k and schedulers tell whole numbers, so the "
-            f"scheduler has every {process.steps // _TOLD}th step, {_TOLD} in all"
+            f"the network's time input is k * {_RANGE} / {process.steps} for step k and schedulers use whole numbers, "
+            f"so the scheduler has every {process.steps // _RANGE}th step, {_RANGE} in total"
         )
     if "low_res" in conditions:
-        yield "diffusers has no pipeline for it: join the noisy and the enlarged image yourself, as below"
+        yield "diffusers has no pipeline for it: concatenate the noisy and the enlarged image yourself, as below"
     elif "y" in conditions:
         yield "DDPMPipeline passes no class labels: call the U-Net yourself, as below"
     ddim = 'DDIMScheduler.from_config(scheduler.config, timestep_spacing="leading")'
     clipped = "step(..., use_clipped_model_output=True)"
     if process.learns_variance:
         count = model.net.config.in_channels
-        yield f"DDIM takes {ddim}, the first {count} channels, without the variance, and {clipped}"
+        yield f"for DDIM use {ddim}, the first {count} channels (without the variance) and {clipped}"
         yield (
-            "other schedulers take these channels too, and variance_type=None, thresholding=True, sample_max_value=1.0 "
-            "where they know these settings; docs/models.md has a table for equal images"
+            "for other schedulers use these channels too, and variance_type=None, thresholding=True, "
+            "sample_max_value=1.0 where they have these settings; docs/models.md has a table of equivalent settings"
         )
     else:
-        yield f"DDIM takes {ddim} and {clipped}"
+        yield f"for DDIM use {ddim} and {clipped}"
 
 
 def _usage(model: Model, name: str) -> str:

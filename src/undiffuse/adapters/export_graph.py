@@ -1,8 +1,8 @@
-"""One call of a network as a graph that runs without this package: ONNX, or a program of `torch.export`.
+"""Exports one call of a network as a graph that runs without this package: ONNX, or a program of `torch.export`.
 
-The graph is the network alone, (x, t, y, low_res) -> output, with any batch size: number of steps, solver, guidance and
-clipping stay the user's. What the output means and how a step is taken with it, the noise levels included, is in the
-JSON beside the file, so that sampling needs nothing else.
+The graph is the network alone, (x, t, y, low_res) -> output, for any batch size. Steps, solver, guidance and clipping
+are up to the user. The JSON next to the file describes the output, the noise levels and a sampling step, so that
+sampling needs nothing else.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets.runner import is_own
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-EXTERNAL = 1_800_000_000  # bytes of weights from which they lie beside the ONNX file, which holds at most 2 GiB
+EXTERNAL = 1_800_000_000  # with more bytes of weights, they go into a separate file: ONNX files are limited to 2 GiB
 OUTPUT = "output"
-_TRACED, _CHECKED = 2, 3  # images in the traced batch and in the one it is checked with: they must differ
+_TRACED, _CHECKED = 2, 3  # images in the traced batch and in the check; they must differ
 
-# Lines of Python, k the step that x is at, j < k the one it goes to, -1 for the clean image; out and v as "split" says.
+# Lines of Python: k is the current step, j < k the next one, -1 the clean image; out and v come from "split".
 _X0 = {
     "eps": "(x - sqrt(1 - abar[k]) * out) / sqrt(abar[k])",
     "x0": "out",
@@ -49,7 +49,7 @@ _LOG_VARIANCE = {
 
 
 def export_torch(model: Model, path: Path) -> Exported:
-    """Write a program of `torch.export` to `path`, a .pt2, and the JSON beside it."""
+    """Writes a program of `torch.export` to `path`, a .pt2, and the JSON next to it."""
     with _quiet():
         torch.export.save(_program(model), path)
         loaded = torch.export.load(path).module()
@@ -66,18 +66,19 @@ def export_torch(model: Model, path: Path) -> Exported:
             f"{_inputs_in_words(model, 'torch')}\n"
             f"out = network({', '.join(inputs)})\n{_comment(model, path)}"
         ),
-        notes=("it was traced on a CPU: torch.export.passes.move_to_device_pass(program, 'cuda') moves it",),
+        notes=("the program runs on the CPU: move it with torch.export.passes.move_to_device_pass(program, 'cuda')",),
     )
 
 
 def export_onnx(model: Model, path: Path) -> Exported:
-    """Write an ONNX file to `path` and the JSON beside it; weights of gigabytes go into a third file, PATH.data.
+    """Writes an ONNX file to `path` and the JSON next to it; large weights go into a third file, PATH.data.
 
-    ValueError if the packages that ONNX needs are not installed.
+    Raises:
+        ValueError: The packages that ONNX requires are not installed.
     """
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'undiffuse[onnx]' (or {' '.join(missing)})")
+        raise ValueError(f"ONNX export requires {', '.join(missing)}: pip install 'undiffuse[onnx]'")
     import onnxruntime
 
     inputs = exporting.example_inputs(model, _TRACED)
@@ -95,7 +96,7 @@ def export_onnx(model: Model, path: Path) -> Exported:
     (output,) = session.run(None, {name: value.numpy() for name, value in checked.items()})
     with torch.no_grad():
         difference = exporting.relative_difference(torch.from_numpy(output), exporting.call(model.net, checked))
-    guidance = "its scores have no gradient, which guidance needs: --to torch has it"
+    guidance = "an ONNX graph has no gradients, which guidance requires: export to torch for them"
     return Exported(
         difference=exporting.accept(difference, path.name),
         checked=f"read back and run by onnxruntime {onnxruntime.__version__}, with {_CHECKED} images",
@@ -110,18 +111,19 @@ def export_onnx(model: Model, path: Path) -> Exported:
 
 
 def instructions(model: Model) -> dict[str, Any]:
-    """What the JSON beside a graph says: the model, the graph's inputs and output, and how to take a step.
+    """Returns the content of the JSON next to a graph: the model, the inputs and output, and the sampling step.
 
-    `abar` [steps + 1] is alpha^2 of every step's level (alpha^2 + sigma^2 = 1), its last entry that of the clean image.
+    `abar` [steps + 1] is alpha^2 of each step's noise level (alpha^2 + sigma^2 = 1); its last entry is 1, for the clean
+    image.
     """
     spec, process = model.spec, model.process
     problems = exporting.level_obstacles(process)
     if problems:
-        raise ValueError(f"the steps beside a graph are those of a chain, and this model has another: {problems[0]}")
+        raise ValueError(f"a graph can only be exported with discrete noise levels: {problems[0]}")
     image = ["batch", *spec.image_shape]
     shapes: dict[str, dict[str, Any]] = {
         "x": {"type": "float32", "shape": image, "what": "noisy images"},
-        "t": {"type": "float32", "shape": ["batch"], "what": "what the network is told: time_scale * k for step k"},
+        "t": {"type": "float32", "shape": ["batch"], "what": "time input of the network: time_scale * k for step k"},
     }
     conditions = exporting.example_inputs(model, 1, full_size=False).keys()
     if "y" in conditions:
@@ -143,7 +145,7 @@ def instructions(model: Model) -> dict[str, Any]:
 
 
 def _step(process: ProcessConfig) -> dict[str, str]:
-    """How to go from step k to step j < k, with abar[-1] = 1 of the clean image: lines of Python, in order."""
+    """Returns lines of Python that go from step k to step j < k, where abar[-1] = 1 is the clean image."""
     mean = f"out if j == k - 1 else {_MEAN}" if process.target == "previous_mean" else _MEAN
     split = "out, v = the first and the second half of output's channels" if process.learns_variance else "out = output"
     adjacent = ", for j == k - 1 only" if process.variance == "learned" else ""
@@ -186,7 +188,7 @@ class _Positional(nn.Module):
 
 
 def _program(model: Model) -> torch.export.ExportedProgram:
-    """Trace the network with any number of images, and low-resolution images of any size."""
+    """Traces the network for any number of images, and for low-resolution images of any size."""
     inputs = exporting.example_inputs(model, _TRACED)
     batch = torch.export.Dim("batch", min=1)
     axes: dict[str, dict[int, Any]] = {name: {0: batch} for name in inputs}
@@ -210,18 +212,18 @@ def _program(model: Model) -> torch.export.ExportedProgram:
 
 
 def _name_axes(graph: Any, model: Model) -> None:
-    """Names instead of symbols for the axes of any length in an ONNX graph."""
+    """Names the axes of variable length in an ONNX graph."""
     shapes = instructions(model)
-    told = {**{name: value["shape"] for name, value in shapes["inputs"].items()}, OUTPUT: shapes["output"]["shape"]}
+    named = {**{name: value["shape"] for name, value in shapes["inputs"].items()}, OUTPUT: shapes["output"]["shape"]}
     for value in [*graph.model.graph.inputs, *graph.model.graph.outputs]:
-        for axis, length in enumerate(told[value.name]):
+        for axis, length in enumerate(named[value.name]):
             if isinstance(length, str):
                 value.shape[axis] = length
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporters say to their developers."""
+    """Suppresses the exporters' debug messages within the context."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -239,7 +241,7 @@ def _comment(model: Model, path: Path) -> str:
 
 
 def _inputs_in_words(model: Model, library: str) -> str:
-    """Lines of Python, with "torch" or "numpy", that make inputs of four images of pure noise."""
+    """Returns lines of Python, with "torch" or "numpy", that make inputs for four images of pure noise."""
     spec = model.spec
     shape = f"4, {spec.in_channels}, {', '.join(map(str, spec.size))}"
     small = f"4, {spec.in_channels}, {', '.join(map(str, exporting.low_size(model)))}"

@@ -1,10 +1,10 @@
-"""A model as a file of guided-diffusion (Dhariwal & Nichol 2021): weights as a .pt, what it must be told as JSON.
+"""Exports a model to guided-diffusion (Dhariwal & Nichol 2021): weights as a .pt, settings as JSON.
 
-The original keeps nothing but tensors in its files, so the JSON beside the weights holds, in this order of preference,
+The original's files contain only tensors, so the JSON next to the weights contains, in this order of preference,
 
-    flags             arguments of the original's scripts, where they can express the model
-    model, diffusion  classes of the original with their arguments, which hold models that the flags cannot express:
-                      other numbers of channels or classes, widths that the image size does not imply, given betas
+    flags             arguments of the original's scripts, if they can express the model
+    model, diffusion  classes of the original with their arguments, for models that the flags cannot express: other
+                      numbers of channels or classes, widths that the image size does not imply, given betas
 """
 
 from __future__ import annotations
@@ -37,23 +37,24 @@ _VARIANCES = {
     "fixed_large": "FIXED_LARGE",
     "fixed_small": "FIXED_SMALL",
 }
-# Image sizes that the original's scripts know, where they cannot be told the widths.
+# Image sizes that the original's scripts support without a flag for the widths.
 _SIZES = {"SuperResModel": (64, 256, 512), "EncoderUNetModel": (64, 128, 256, 512)}
-# Fields of ours that are no arguments of the original's classes.
+# Our fields that are not arguments of the original's classes.
 _OURS = {"rescale_residual", "null_class", "super_resolution"}
-# Fields that change nothing of what a network computes once it is trained.
+# Fields that do not affect the output of a trained network.
 _IDLE = {"use_checkpoint", "dropout"}
 
 
 def export_openai(model: Model, path: Path) -> Exported:
-    """Write the weights to `path`, a .pt in float32, and the JSON beside it.
+    """Writes the weights to `path`, a .pt in float32, and the JSON next to it.
 
-    ValueError names everything that no class of the original can express.
+    Raises:
+        ValueError: The original cannot express the model; the message lists why.
     """
     problems = obstacles(model)
     if problems:
-        raise ValueError(f"guided-diffusion cannot hold this model: {'; '.join(problems)}")
-    config, process = told_config(model.net.config), model.process
+        raise ValueError(f"guided-diffusion cannot express this model: {'; '.join(problems)}")
+    config, process = written_config(model.net.config), model.process
     flags, reasons = script_flags(model)
     state = state_dict(model.net)
     about = {
@@ -77,22 +78,22 @@ def export_openai(model: Model, path: Path) -> Exported:
         difference=exporting.accept(difference, str(path.name)),
         checked=f"read back by its {'flags' if flags else 'arguments'}, all tensors by name and shape",
         usage=_usage(model, path.name, flags),
-        notes=(f"its flags cannot express {', '.join(reasons)}; its classes can, as below",) if reasons else (),
+        notes=(f"its flags cannot express {', '.join(reasons)}; use its classes, as below",) if reasons else (),
     )
 
 
 def obstacles(model: Model) -> list[str]:
-    """What of a model no class of the original can express; empty if there is one that holds it."""
+    """Lists what the original's classes cannot express about a model."""
     net: Any = model.net
     config: Any = getattr(net, "config", None)
     if not isinstance(net, (UNet, NoisyClassifier)):
-        return [f"its network is a {type(net).__name__}, which computes in another way than any of guided diffusion's"]
+        return [f"its network is a {type(net).__name__}, which guided diffusion does not have"]
     problems = exporting.level_obstacles(model.process)
     groups = {m.num_channels: m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)}
     others = {channels: count for channels, count in groups.items() if count != GROUPS}
     if others:
         channels, count = min(others.items())
-        problems.append(f"its group norms have other numbers of groups than {GROUPS} ({count} for {channels} channels)")
+        problems.append(f"not all of its group norms have {GROUPS} groups ({count} for {channels} channels)")
     if config.rescale_residual:
         problems.append("its residual sums are rescaled (rescale_residual)")
     if getattr(config, "pool", None) == "attention" and config.size[0] != config.size[1]:
@@ -103,12 +104,12 @@ def obstacles(model: Model) -> list[str]:
 
 
 def state_dict(net: UNet | NoisyClassifier) -> OrderedDict[str, Tensor]:
-    """The weights by the original's names, which are ours, as the original writes them: float32, in order.
+    """Returns the weights by the original's names, which are ours, in float32 and in the original's order.
 
-    Rows of qkv are put into the legacy order where the original's scripts have no flag for the other.
+    Rows of qkv are put into the legacy order if the original's scripts have no flag for the new one.
     """
     state = OrderedDict((name, value.detach().cpu().float().contiguous()) for name, value in net.state_dict().items())
-    if net.config.use_new_attention_order and not told_config(net.config).use_new_attention_order:
+    if net.config.use_new_attention_order and not written_config(net.config).use_new_attention_order:
         for name, module in net.named_modules():
             if isinstance(module, Attention):
                 for part in (f"{name}.qkv.weight", f"{name}.qkv.bias"):
@@ -117,23 +118,23 @@ def state_dict(net: UNet | NoisyClassifier) -> OrderedDict[str, Tensor]:
 
 
 def legacy_order(rows: Tensor, heads: int) -> Tensor:
-    """Rows [3C, ...] of a qkv projection from the new order, (3, heads, d), to the legacy one, (heads, 3, d)."""
+    """Converts rows [3C, ...] of a qkv projection from the new order (3, heads, d) to the legacy one (heads, 3, d)."""
     return rows.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2).contiguous()
 
 
-def told_config(config: UNetConfig | ClassifierConfig) -> UNetConfig | ClassifierConfig:
-    """The configuration of the network as it is written: the new order of qkv only where there is a flag for it."""
+def written_config(config: UNetConfig | ClassifierConfig) -> UNetConfig | ClassifierConfig:
+    """Returns the configuration of the written network: with the new order of qkv only if there is a flag for it."""
     if isinstance(config, UNetConfig) and not config.super_resolution:
         return config
     return type(config)(**{**_fields(config), "use_new_attention_order": False})
 
 
 def script_flags(model: Model) -> tuple[dict[str, Any] | None, list[str]]:
-    """All flags of the original's scripts, or None and what they cannot express.
+    """Returns all flags of the original's scripts, or None and the reasons why they cannot express the model.
 
-    What flags mean is read back from them, so what they do not say of a model is found whatever it is.
+    The flags are converted back and compared with the model, so any difference is found.
     """
-    config = told_config(model.net.config)
+    config = written_config(model.net.config)
     classifier = isinstance(config, ClassifierConfig)
     sizes = _SIZES.get(_class_name(config))
     reasons = []
@@ -147,11 +148,11 @@ def script_flags(model: Model) -> tuple[dict[str, Any] | None, list[str]]:
             meant = openai_flags.unet_config(flags)
         wanted, got = _effective(config), _effective(meant)
         reasons += [f"{name} = {_shown(wanted[name])}" for name in wanted if wanted[name] != got[name]]
-    except ValueError:  # an image size that implies no widths where they cannot be told
+    except ValueError:  # the image size implies no widths, and there is no flag for them
         reasons += [] if reasons else [f"channel_mult = {_shown(config.channel_mult)}"]
     process_flags = _process_flags(model.process)
     compared = [field.name for field in fields(model.process)]
-    if classifier:  # which knows noise levels, but predicts no image
+    if classifier:  # it uses the noise levels, but predicts no image
         compared = ["schedule", "steps", "betas", "rescale_timesteps"]
         del process_flags["learn_sigma"], process_flags["predict_xstart"]
     meant_process = openai_flags.process_config(process_flags)
@@ -162,12 +163,12 @@ def script_flags(model: Model) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def command_line(flags: Mapping[str, Any]) -> str:
-    """Flags as the words of a command line."""
+    """Formats flags as a command line."""
     return " ".join(f"--{name} {value}" for name, value in flags.items() if value != "")
 
 
 def read_back(path: Path) -> UNet | NoisyClassifier:
-    """The network of a file written by `export_openai`, built from what the JSON beside it says."""
+    """Builds the network of a file written by `export_openai` from the JSON next to it."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     about = json.loads(exporting.about_path(path).read_text(encoding="utf-8"))
     name = about["model"]["class"].rsplit(".", 1)[1]
@@ -195,16 +196,16 @@ def _class_name(config: UNetConfig | ClassifierConfig) -> str:
 
 
 def _arguments(config: UNetConfig | ClassifierConfig) -> dict[str, Any]:
-    """Arguments of the original's class, which have the names of our fields."""
+    """Returns the arguments of the original's class, which have the names of our fields."""
     arguments = {name: value for name, value in _fields(config).items() if name not in _OURS}
-    arguments["image_size"] = config.size[0]  # of one number; read only by the attention pool
+    arguments["image_size"] = config.size[0]  # one number; only the attention pool uses it
     if isinstance(config, UNetConfig) and config.num_classes is not None:
         arguments["num_classes"] = config.num_classes + int(config.null_class)
     return arguments
 
 
 def _diffusion(process: ProcessConfig) -> dict[str, Any]:
-    """The original's process class with its arguments, as Python; loss_type matters in training only."""
+    """Returns the original's process class with its arguments as Python; loss_type matters only in training."""
     betas = f"get_named_beta_schedule({process.schedule!r}, {process.steps})"
     return {
         "class": "guided_diffusion.respace.SpacedDiffusion",
@@ -218,7 +219,7 @@ def _diffusion(process: ProcessConfig) -> dict[str, Any]:
 
 
 def _effective(config: UNetConfig | ClassifierConfig) -> dict[str, Any]:
-    """The fields that matter, those that have no influence in this network left out."""
+    """Returns the fields that affect the output of this network."""
     values = {name: value for name, value in _fields(config).items() if name not in _IDLE}
     reached = {2**level for level in range(len(config.channel_mult))}
     values["attention_resolutions"] = sorted(reached & set(config.attention_resolutions))
@@ -283,14 +284,14 @@ def _process_flags(process: ProcessConfig) -> dict[str, Any]:
 
 
 def _resolutions(config: UNetConfig | ClassifierConfig) -> str:
-    """Attention by sizes of feature maps, as the flag wants it. One larger than the image means: nowhere."""
+    """Returns the sides of the feature maps with attention as a flag. A side larger than the image means none."""
     size = config.size[0]
     sizes = [size // factor for factor in config.attention_resolutions if factor <= config.downsampling]
     return ",".join(map(str, sizes)) or str(2 * size)
 
 
 def _multipliers(config: UNetConfig) -> str:
-    """channel_mult as the flag wants it, whole numbers; "" leaves it to the image size, which alone can say 0.5."""
+    """Returns channel_mult as a flag of whole numbers; "" for fractions, which only the image size can imply."""
     if all(mult == int(mult) for mult in config.channel_mult):
         return ",".join(str(int(mult)) for mult in config.channel_mult)
     return ""
@@ -306,7 +307,7 @@ def _usage(model: Model, name: str, flags: Mapping[str, Any] | None) -> str:
     if flags is None:
         return (
             "import json, torch\n"
-            f"from guided_diffusion.unet import {_class_name(told_config(model.net.config))} as Network\n"
+            f"from guided_diffusion.unet import {_class_name(written_config(model.net.config))} as Network\n"
             f'net = Network(**json.load(open("{about}"))["model"]["arguments"])\n'
             f'net.load_state_dict(torch.load("{name}"))\n'
             f'# the process: "diffusion" in {about}'

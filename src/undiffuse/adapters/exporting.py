@@ -1,7 +1,7 @@
-"""What all ways out share: a place to write to, what is said of the model, and the check of what was written.
+"""Shared by all exports: atomic writing, the description of the model, and the check of the written files.
 
-A format is a function `export_x(model, path) -> Exported` that writes its files, reads them back and compares what they
-compute with the model itself; `staged` makes such a function's files appear whole, or not at all.
+A format is a function `export_x(model, path) -> Exported` that writes its files, reads them back and compares their
+output with the model's. `staged` makes the files appear together or not at all.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from undiffuse import __version__
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import NetworkSpec, NoisyClassifier, conditions_of, config_to_dict
 
-ABOUT = "undiffuse.json"  # in an exported folder; what lies beside a file is told by `about_path`
-TOLERANCE = 1e-4  # of the largest output: beyond it what was written is not this model
+ABOUT = "undiffuse.json"  # the description in an exported folder; next to a file it is at `about_path`
+TOLERANCE = 1e-4  # largest difference of the outputs, relative to the largest output
 _DAY = 86_400.0
 
 
 class Model(Protocol):
-    """What a `DiffusionModel` and a `ClassifierModel` have, and an export needs."""
+    """The attributes of a `DiffusionModel` or `ClassifierModel` that an export needs."""
 
     @property
     def net(self) -> Any: ...
@@ -50,12 +50,14 @@ class Model(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written and how it was found right.
+    """The result of an export.
 
-    `difference`  largest difference between the outputs of the model and of what was read back, relative to the largest
-    `checked`     by what the files were read and run
-    `usage`       lines of code, or of a shell, that use the files elsewhere
-    `notes`       what the receiving side does differently, or cannot be told
+    Attributes:
+        difference: Largest difference between the outputs of the model and of the written files, relative to the
+            largest output.
+        checked: How the files were read back and run.
+        usage: Lines of Python or shell that use the files.
+        notes: Differences of the other program, and what its format cannot express.
     """
 
     difference: float
@@ -66,18 +68,24 @@ class Exported:
 
 @contextmanager
 def staged(target: Path, companions: Sequence[Path] = (), *, overwrite: bool = False) -> Iterator[Path]:
-    """A path to write `target` at, a file or a folder; it appears under its own name when the block ends without error.
+    """Yields a temporary path to write to, and moves the result to `target` if the block ends without an error.
 
-    `companions` are files beside the target that may be written beside the path, too. Nothing is changed if the block
-    fails, and what is replaced goes back if the new files cannot take its place. FileExistsError if anything is there
-    and `overwrite` is false, or if a folder would be replaced that is not an earlier export.
+    If the block fails, nothing changes. If the new files cannot be moved, the old ones are restored.
+
+    Args:
+        target: The file or folder to write.
+        companions: Files next to the target that may be written next to the temporary path too.
+        overwrite: Replace an existing file or an earlier export.
+
+    Raises:
+        FileExistsError: Something exists and `overwrite` is false, or a folder is not an earlier export.
     """
-    names = [*companions, target]  # the target comes last: its name never stands for half of its files
+    names = [*companions, target]  # the target comes last, so that it never exists without its companions
     taken = [path for path in names if path.exists()]
     if taken and not overwrite:
-        raise FileExistsError(f"{taken[-1]} exists already: choose another name, or replace it with --overwrite")
+        raise FileExistsError(f"{taken[-1]} already exists: choose another name, or pass overwrite=True to replace it")
     if target.is_dir() and any(target.iterdir()) and not (target / ABOUT).is_file():
-        raise FileExistsError(f"{target} is a folder of other things, not an earlier export: choose another name")
+        raise FileExistsError(f"{target} is a folder with other files, not an earlier export: choose another name")
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(".undiffuse-*.export"):  # of killed processes
         if time.time() - leftover.stat().st_mtime > _DAY:
@@ -110,19 +118,19 @@ def staged(target: Path, companions: Sequence[Path] = (), *, overwrite: bool = F
 
 
 def _settle(file: Path, mode: int) -> None:
-    """Force a file to the disk, with the permissions of an ordinary one."""
+    """Flushes a file to disk and gives it ordinary permissions."""
     with open(file, "rb+") as handle:
         os.chmod(file, mode)
         os.fsync(handle.fileno())
 
 
 def about_path(path: Path) -> Path:
-    """The JSON file that lies beside an exported file: model.onnx.json."""
+    """Returns the path of the JSON file next to an exported file: model.onnx.json."""
     return path.with_name(f"{path.name}.json")
 
 
 def describe(model: Model) -> dict[str, Any]:
-    """Describe the model for the JSON file that goes with an export."""
+    """Returns the description of the model for the JSON file of an export."""
     spec = model.spec
     process = asdict(model.process)
     if process["betas"] is None:
@@ -150,38 +158,38 @@ def describe(model: Model) -> dict[str, Any]:
 
 
 def kind_of(model: Model) -> str:
-    """Return "diffusion" or "classifier"."""
+    """Returns "diffusion" or "classifier"."""
     return "classifier" if isinstance(model.net, NoisyClassifier) else str(model.manifest.get("kind", "diffusion"))
 
 
 def time_scale(process: ProcessConfig) -> float:
-    """What a step number is multiplied with before a network is told."""
+    """Returns the factor between a step number and the network's time input."""
     return 1000.0 / process.steps if process.rescale_timesteps else 1.0
 
 
 ORIGINAL_SCHEDULES = ("linear", "cosine")
-"""Schedules that other programs know by name; of any other they are given the betas."""
+"""Schedules that other programs know by name; for others the export contains the betas."""
 
 
 def level_obstacles(process: ProcessConfig) -> list[str]:
-    """What other programs cannot express of a process's noise levels and target; empty if nothing."""
+    """Lists what other programs cannot express about a process's noise levels and target."""
     problems = []
     if process.continuous:
-        problems.append(f"its noise levels are continuous ({process.levels_text}), not the steps of a chain")
+        problems.append(f"its noise levels are continuous ({process.levels_text}), not discrete steps")
     if process.target == "edm":
-        problems.append("it predicts F of EDM's preconditioning, which no other program takes")
+        problems.append("it predicts F of EDM's preconditioning, which no other program supports")
     return problems
 
 
 def given_betas(process: ProcessConfig) -> list[float] | None:
-    """The betas of a chain that has no name elsewhere; None where the schedule's name says them."""
+    """Returns the betas of a schedule that other programs do not know by name; None for a known schedule."""
     if process.betas is not None:
         return list(process.betas)
     return None if process.schedule in ORIGINAL_SCHEDULES else process.chain().betas.tolist()
 
 
 def low_size(model: Model) -> tuple[int, int]:
-    """(height, width) of the images a super-resolution network enlarges: as trained if known, else a quarter."""
+    """Returns (height, width) of the low-resolution images: as in training if known, else a quarter of the size."""
     known = (model.manifest.get("objective") or {}).get("low_size")
     if isinstance(known, (list, tuple)) and len(known) == 2:
         return int(known[0]), int(known[1])
@@ -190,10 +198,12 @@ def low_size(model: Model) -> tuple[int, int]:
 
 
 def example_inputs(model: Model, batch: int, *, full_size: bool = True) -> dict[str, Tensor]:
-    """Return inputs of the network by name: x, t, and y and low_res if it takes them.
+    """Returns example inputs of the network by name: x, t, and y and low_res if it takes them.
 
-    Times are spread over the chain. Without `full_size` the image is as small as the network allows, if it is known to
-    allow anything other than the trained size.
+    Args:
+        model: The model.
+        batch: Number of images; their times are spread over the schedule.
+        full_size: Use the trained image size. Otherwise the smallest size that the network is known to allow.
     """
     spec, config = model.spec, getattr(model.net, "config", None)
     height, width = spec.size
@@ -216,13 +226,13 @@ def example_inputs(model: Model, batch: int, *, full_size: bool = True) -> dict[
 
 
 def call(net: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Call a network with inputs from `example_inputs`; the names of its first two parameters do not matter."""
+    """Calls a network with inputs from `example_inputs`; x and t are passed by position."""
     x, t, *_ = inputs.values()
     return net(x, t, **{name: value for name, value in inputs.items() if name not in ("x", "t")})
 
 
 def relative_difference(output: Tensor, expected: Tensor) -> float:
-    """max |output - expected| / max |expected|; infinite where the shapes or the finite numbers differ."""
+    """Returns max |output - expected| / max |expected|; infinite if shapes differ or the output is not finite."""
     if output.shape != expected.shape or not bool(torch.isfinite(output).all()):
         return float("inf")
     largest = float(expected.abs().max())
@@ -231,17 +241,17 @@ def relative_difference(output: Tensor, expected: Tensor) -> float:
 
 
 def accept(difference: float, what: str) -> float:
-    """`difference` itself; RuntimeError if what was read back does not compute what the model computes."""
+    """Returns `difference`; RuntimeError if it is above `TOLERANCE`."""
     if not difference <= TOLERANCE:
         raise RuntimeError(
-            f"{what} was read back and computes something else (relative difference {difference:.2g}, allowed "
-            f"{TOLERANCE:g}), so nothing was kept of it; please report this"
+            f"the output of {what} differs from the model's (relative difference {difference:.2g}, allowed "
+            f"{TOLERANCE:g}), so the export was discarded; please report this"
         )
     return difference
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """JSON that people can read: one key a line, long lists of numbers on one line."""
+    """Writes readable JSON: one key per line, long lists of numbers on one line."""
     rows = [f"  {json.dumps(key)}: {_dumped(value)}" for key, value in content.items()]
     path.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
 

@@ -1,8 +1,8 @@
-"""Files of weights that others wrote: opened without executing anything in them, and the weights found inside.
+"""Opens weights files of other programs without executing anything in them, and finds the weights inside.
 
-PyTorch's files are pickles, programs that build objects. They are opened by PyTorch's restricted reader, which builds
-tensors and plain containers. Files that hold other objects too, as EDM's do and files with a trainer's arguments, are
-read by `pickled`, which calls nothing and keeps such objects as inert data.
+PyTorch's files are pickles, programs that build objects. PyTorch's restricted reader opens them and builds only tensors
+and plain containers. Files with other objects, for example EDM's or those with a trainer's arguments, are read by
+`pickled`, which calls nothing and keeps such objects as inert data.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from torch import Tensor
 from undiffuse.adapters import ddp_weights, ddpm_weights, openai_args, openai_weights, pickled, programs
 from undiffuse.checkpoints import METADATA_KEY, CheckpointError
 from undiffuse.util.limits import check_header
+from undiffuse.util.text import count_of
 
 ALONE = "net"
-"""What weights are called that are all there is in a file."""
+"""The name of weights that are alone in a file."""
 
-# What training and containers put something before.
+# Names that training programs and containers prepend a prefix to.
 _PREFIXED = (openai_weights.ANCHOR, "temb.dense.0.weight", "time_embedding.linear_1.weight", "time_mlp.1.weight")
 
 
@@ -35,11 +36,11 @@ class Weights:
     """A state dict found in a file.
 
     Attributes:
-        name: What it is called there, or `ALONE`.
-        tensors: The weights by name, freed of what is before all names.
-        arguments: Flags of OpenAI's programs that the file holds beside the weights, as text.
-        program: The program that wrote the file, where its content says so: a name in `programs`.
-        beside: What else the file holds, for those who know that program.
+        name: Its name in the file, or `ALONE`.
+        tensors: The weights by name, without the prefix that all names share.
+        arguments: Flags of OpenAI's programs stored with the weights, as text.
+        program: The program that wrote the file, if known: a name in `programs`.
+        beside: The whole content of the file.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Weights:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is for `undiffuse.checkpoints`, which also tells what is wrong with a damaged one."""
+    """Returns whether `undiffuse.checkpoints` should read a file, including a damaged one of ours."""
     try:
         check_header(path)
         with safetensors.safe_open(str(path), framework="pt") as file:
@@ -65,10 +66,15 @@ def is_ours(path: Path) -> bool:
 
 
 def read(path: Path, which: str | None = None) -> Weights:
-    """The weights in a PyTorch or safetensors file, on the CPU; large ones stay on the disk until they are used.
+    """Reads the weights in a PyTorch or safetensors file, on the CPU; large ones are memory-mapped.
 
-    `which` of several state dicts, by the name that the file gives them. CheckpointError if the file is damaged, is no
-    such file, would execute something, or has no weights of a diffusion network in it.
+    Args:
+        path: The file.
+        which: Name of one of several state dicts in the file.
+
+    Raises:
+        CheckpointError: The file is damaged or of another kind, would execute code, or has no weights of a known
+            diffusion network.
     """
     content = _open(path)
     program = programs.writer(content)
@@ -84,7 +90,7 @@ def read(path: Path, which: str | None = None) -> Weights:
         return Weights(name, found[name], {}, program, content)
     known = {name: state for name, state in found.items() if names_a_network(state)}
     if not known:
-        raise CheckpointError(f"{path} holds no weights of a known diffusion network: {_told(content, found)}")
+        raise CheckpointError(f"{path} has no weights of a known diffusion network: {_contents(content, found)}")
     usual = next((name for name in programs.usual_weights(program) if name in known), None)
     if which is not None:
         if which not in known:
@@ -93,7 +99,7 @@ def read(path: Path, which: str | None = None) -> Weights:
     elif usual is not None:
         known = {usual: known[usual]}
     if len(known) > 1:
-        raise CheckpointError(f"{path} holds several networks, {', '.join(known)}: say which by --weights NAME")
+        raise CheckpointError(f"{path} contains several networks, {', '.join(known)}: choose one by weights=NAME")
     name, state = next(iter(known.items()))
     state = {key: value for key, value in state.items() if not _is_counter(key, value)}
     _check(path, state)
@@ -101,16 +107,16 @@ def read(path: Path, which: str | None = None) -> Weights:
 
 
 def tensors(path: Path) -> Mapping[str, Tensor]:
-    """All tensors of a file that holds nothing else, on the CPU. CheckpointError as of `read`."""
+    """Reads all tensors of a file that contains nothing else, on the CPU; CheckpointError as in `read`."""
     content = _open(path)
     if not isinstance(content, Mapping) or not _is_state(content):
-        raise CheckpointError(f"{path} holds no weights: {_told(content, {})}")
+        raise CheckpointError(f"{path} has no weights: {_contents(content, {})}")
     _check(path, content)
     return content
 
 
 def _check(path: Path, state: Mapping[str, Tensor]) -> None:
-    """CheckpointError unless all tensors are ordinary ones of floating-point numbers."""
+    """Raises CheckpointError unless all tensors are ordinary and of floating-point numbers."""
     for key, value in state.items():
         if not value.is_floating_point():
             raise CheckpointError(f"{path}: {key} is of type {str(value.dtype).removeprefix('torch.')}, not a weight")
@@ -120,7 +126,7 @@ def _check(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def problem_with_archive(path: Path) -> str:
-    """What the checksums inside a PyTorch file say is wrong with it; "" if nothing, or if it has none (older ones)."""
+    """Checks the checksums inside a PyTorch file and returns what is wrong; "" if nothing, or if it has none."""
     if not zipfile.is_zipfile(path):
         return ""
     try:
@@ -132,7 +138,7 @@ def problem_with_archive(path: Path) -> str:
 
 
 def _open(path: Path) -> Any:
-    """What a file holds. CheckpointError for whatever may be wrong with it."""
+    """Returns the content of a file; CheckpointError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             start = file.read(64)
@@ -155,7 +161,7 @@ def _open(path: Path) -> Any:
 
 
 def _as_data(path: Path, start: bytes) -> Any:
-    """What a pickle holds that PyTorch's reader refuses: objects as inert data."""
+    """Reads a pickle that PyTorch's reader refuses, keeping objects as inert data."""
     try:
         return pickled.read(path)
     except pickled.Refused as error:
@@ -165,23 +171,23 @@ def _as_data(path: Path, start: bytes) -> Any:
 
 
 def _reason(error: Exception, start: bytes) -> str:
-    """Why a file could not be opened. PyTorch's own messages advise to open it without restriction: never do."""
+    """Returns why a file cannot be opened. (PyTorch's own messages advise to open it unrestricted, which is unsafe.)"""
     text = str(error)
     wants = re.search(r"GLOBAL ([\w.]+)", text)
     if wants:
         return (
-            f"is refused: beside tensors it holds {wants[1]}, and opening it could execute code. Have its owner save "
-            "the weights alone (a state dict), best as safetensors"
+            f"is refused: it contains {wants[1]}, and opening it could execute code. Ask its owner for the weights "
+            "alone (a state dict), best as safetensors"
         )
     if "TorchScript" in text:
-        return "is a TorchScript program, not weights: give the state dict it was made from"
+        return "is a TorchScript program, not weights: give the state dict that it was made from"
     if start[:4] == b"PK\x03\x04" or "EOF" in text or isinstance(error, (EOFError, safetensors.SafetensorError)):
         return f"is damaged or incomplete ({text.splitlines()[0][:100] if text else 'it is empty'})"
     return "is neither weights of PyTorch nor a checkpoint of undiffuse"
 
 
 def _state_dicts(content: Any) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """(name, tensors) of all mappings of tensors in what a file held, the names freed of what is before all of them."""
+    """Yields (name, tensors) of all mappings of tensors in a file's content, without their common prefix."""
     if isinstance(content, pickled.Inert):
         yield ALONE, _stripped(module_state(content))
     elif isinstance(content, Mapping):
@@ -200,10 +206,10 @@ def _state_dicts(content: Any) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
 
 
 def _parts(name: str, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """The networks in one state dict: itself, or several that their prefixes tell apart, called by their prefixes."""
+    """Yields the networks in one state dict: itself, or several with different prefixes, named by their prefixes."""
     prefixes = [key.removesuffix(anchor) for key in state for anchor in _PREFIXED if key.endswith(anchor)]
     prefixes = [prefix for prefix in prefixes if prefix == "" or prefix.endswith(".")]
-    # denoising-diffusion-pytorch's network lies within its process, whose tables stand beside it.
+    # denoising-diffusion-pytorch stores its network inside its process, next to the process's tables.
     prefixes = [p.removesuffix("model.") if f"{p.removesuffix('model.')}betas" in state else p for p in prefixes]
     whole = len(prefixes) == 1 and all(key.startswith(prefixes[0]) for key in state)
     if not prefixes or whole or "" in prefixes:
@@ -215,7 +221,7 @@ def _parts(name: str, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Mappin
 
 
 def module_state(module: pickled.Inert) -> dict[str, Tensor]:
-    """The state dict of a PyTorch module that was pickled whole; empty if it is none."""
+    """Returns the state dict of a PyTorch module that was pickled as a whole; empty if it is not one."""
     out: dict[str, Tensor] = {}
     waiting: list[tuple[str, Any]] = [("", module)]
     while waiting:
@@ -232,19 +238,19 @@ def module_state(module: pickled.Inert) -> dict[str, Tensor]:
 
 
 def _arguments(content: Any) -> dict[str, str]:
-    """The flags of OpenAI's programs among what a file holds; {} if there are none."""
+    """Returns the flags of OpenAI's programs in a file's content; {} if there are none."""
     parts = list(content.values()) if isinstance(content, Mapping) else []
     found = [openai_args.of_arguments(programs.attributes(part)) for part in parts]
     return max(found, key=len, default={})
 
 
 def _is_counter(name: str, value: Tensor) -> bool:
-    """Whether this counts something beside the weights, like the steps of an average."""
+    """Returns whether a tensor is a counter and not a weight, for example the steps of an EMA."""
     return value.ndim == 0 and name.rpartition(".")[2] in ("step", "num_updates", "initted", "decay", "n_averaged")
 
 
 def names_a_network(names: Mapping[str, Any]) -> bool:
-    """Whether these are the names of the weights of a network that is known here."""
+    """Returns whether these are the names of the weights of a known network."""
     return (
         openai_weights.looks_like(names) or ddpm_weights.recognise(names) is not None or ddp_weights.looks_like(names)
     )
@@ -255,7 +261,7 @@ def _is_state(part: Mapping[Any, Any]) -> bool:
 
 
 def _stripped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Without the "module." and the like that all names begin with."""
+    """Removes a prefix that all names share, for example "module."."""
     if ddp_weights.looks_like(state):
         return state
     for name in state:
@@ -266,13 +272,13 @@ def _stripped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return state
 
 
-def _told(content: Any, found: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """What a file holds instead."""
+def _contents(content: Any, found: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Describes the content of a file without known weights."""
     if isinstance(content, Mapping) and {"state", "param_groups"} <= set(content):
-        return "it is the state of an optimiser; the weights are in a file beside it (model*.pt or ema_*.pt)"
+        return "it is the state of an optimizer; the weights are in another file (model*.pt or ema_*.pt)"
     for name, state in found.items():
-        listed = ", ".join(list(state)[:3])
-        return f"{name} has {len(state)} tensors such as {listed}"
+        more = ", ..." if len(state) > 3 else ""
+        return f"{name} has {count_of(len(state), 'tensor')}: {', '.join(list(state)[:3])}{more}"
     if isinstance(content, Mapping):
-        return f"it has {', '.join(map(str, list(content)[:5])) or 'nothing'}, and no tensors by name"
+        return f"it contains {', '.join(map(str, list(content)[:5])) or 'nothing'}, and no named tensors"
     return f"it is a {type(content).__name__}"

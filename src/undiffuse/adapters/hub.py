@@ -1,7 +1,7 @@
-"""Models on the Hugging Face Hub, `hf:google/ddpm-cifar10-32`, brought here by huggingface_hub (the extra "hub").
+"""Downloads models from the Hugging Face Hub (`hf:google/ddpm-cifar10-32`) with huggingface_hub (the extra "hub").
 
-Only a model's configurations and one set of its weights are downloaded, into huggingface_hub's own cache. `HF_ENDPOINT`
-names another server, `HF_HOME` another cache, `HF_TOKEN` gives access to models that need it.
+Downloads only a model's configurations and one set of its weights, into huggingface_hub's own cache. `HF_ENDPOINT` sets
+another server, `HF_HOME` another cache, and `HF_TOKEN` the access token for gated models.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ _STEM = "diffusion_pytorch_model"
 
 
 def is_reference(reference: str) -> bool:
-    """Whether a reference names a model on the Hub."""
+    """Returns whether a reference names a model on the Hub."""
     return reference.startswith(PREFIX)
 
 
 def snapshot(reference: str) -> Path:
-    """Download a model, unless it is here, and return its folder.
+    """Downloads a model, unless it is in the cache, and returns its folder.
 
     Args:
         reference: "hf:OWNER/NAME", or "hf:OWNER/NAME@REVISION".
 
     Raises:
-        DownloadError: huggingface_hub is not installed, or the model cannot be brought here.
-        ValueError: The reference is no name of a model.
+        DownloadError: huggingface_hub is not installed, or the download failed.
+        ValueError: The reference is malformed.
     """
     name, _, revision = reference.removeprefix(PREFIX).partition("@")
     if name.count("/") != 1 or not all(name.split("/")):
-        raise ValueError(f"{reference}: expected hf:OWNER/NAME, like hf:google/ddpm-cifar10-32")
+        raise ValueError(f"{reference}: expected hf:OWNER/NAME, for example hf:google/ddpm-cifar10-32")
     try:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError:
         raise DownloadError(
-            f'{reference} needs huggingface_hub: pip install "undiffuse[hub]"; or download the folder by other means '
-            "and give its path"
+            f'{reference} requires huggingface_hub: pip install "undiffuse[hub]". Or download the folder yourself and '
+            "give its path"
         ) from None
     if os.environ.get("UNDIFFUSE_OFFLINE", "") not in ("", "0"):
         for file in ("model_index.json", "unet/config.json", "config.json"):
             found = huggingface_hub.try_to_load_from_cache(name, file, revision=revision or None)
             if isinstance(found, str):
                 return Path(found).parents[file.count("/")]
-        raise DownloadError(f"{reference} cannot be brought here: this is offline, and it was not downloaded before")
+        raise DownloadError(f"cannot download {reference} in offline mode, and it is not in the cache")
     endpoint = os.environ.get("HF_ENDPOINT") or None
     try:
         files = huggingface_hub.HfApi(endpoint).list_repo_files(name, revision=revision or None)
@@ -60,14 +60,14 @@ def snapshot(reference: str) -> Path:
         )
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DownloadError(f"{reference} cannot be brought here: {reason}") from error
+        raise DownloadError(f"cannot download {reference}: {reason}") from error
 
 
 def wanted(files: list[str]) -> list[str]:
-    """Choose among a model's files: its configurations, and its weights once, as safetensors where they are there.
+    """Chooses which of a model's files to download: the configurations and one set of weights, safetensors first.
 
     Args:
-        files: All files by their paths.
+        files: Paths of all files.
     """
     chosen = [f"{folder}{name}" for folder in _FOLDERS for name in _CONFIGURATIONS if f"{folder}{name}" in files]
     for folder in _FOLDERS:

@@ -1,12 +1,12 @@
-"""Foreign weights as checkpoints of ours: converted once, into the cache.
+"""Converts weights of other programs to undiffuse checkpoints, once, into the cache.
 
-    published_checkpoint(name)   a published model: downloaded unless it is in the cache, and converted
-    convert(path)                a PyTorch file, other safetensors or a folder of diffusers
-    identify(path)               what it is and who says so, without converting it
+    published_checkpoint(name)   downloads (unless cached) and converts a published model
+    convert(path)                converts a PyTorch file, another safetensors file or a diffusers folder
+    identify(path)               determines what a file is, without converting it
 
-A converted file is called by the hash of what it was made from and by how that was understood (network, process, and
-published model), so nothing in the cache is ever out of date, and processes that want the same wait for each other.
-What it was made from is remembered in its manifest, under "source".
+The name of a converted file contains the hash of its source and of the interpretation (network, process and published
+model), so cached files are never out of date. Processes that need the same file wait for each other. The manifest
+records the source.
 """
 
 from __future__ import annotations
@@ -48,18 +48,25 @@ from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, DDPMConfig
 
 _Found: TypeAlias = tuple[Interpretation, Mapping[str, Tensor], str, Mapping[str, Any]]
-"""Meaning, weights by our names, what they are called, more entries of the manifest."""
+"""Interpretation, weights by our names, name of the weights, further entries of the manifest."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".pkl", ".bin", ".pt2")
 
 FORMAT = 1
-"""Of what is written here; another number makes every file be converted anew."""
+"""Version of the converted files; a new number makes every file be converted again."""
 
 
 @dataclass(frozen=True)
 class Identified:
-    """Foreign weights and what they mean: `state` has our names, `source` is what is remembered of them,
-    `more` are further entries of the manifest."""
+    """Weights of another program with their interpretation.
+
+    Attributes:
+        meaning: The network, the process and the sources of this information.
+        state: Weights by our names.
+        weights: Name of the weights.
+        source: The description of the source for the manifest.
+        more: Further entries of the manifest.
+    """
 
     meaning: Interpretation
     state: Mapping[str, Tensor]
@@ -69,11 +76,11 @@ class Identified:
 
     @property
     def kind(self) -> str:
-        """ "diffusion" or "classifier", as manifests have it."""
+        """The kind in the manifest, "diffusion" or "classifier"."""
         return "classifier" if isinstance(self.meaning.config, ClassifierConfig) else "diffusion"
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest of the converted file."""
+        """Returns the manifest of the converted file."""
         config, entry = self.meaning.config, self.meaning.entry
         named = entry is not None and config.num_classes == openai_flags.CLASSES
         manifest: dict[str, Any] = {
@@ -85,7 +92,7 @@ class Identified:
             "weights": self.weights,
             "source": dict(self.source),
         }
-        if entry is not None and self.kind == "diffusion":
+        if entry is not None and self.kind == "diffusion" and entry.process.target != "consistency":
             manifest["objective"] = _objective(entry)
         return {**manifest, **self.more}
 
@@ -97,14 +104,18 @@ def identify(
     known: Published | None = None,
     digest: str | None = None,
 ) -> Identified:
-    """What a foreign file or folder is.
+    """Determines the network and process of a file or folder of another program.
 
-    `like`    what shapes cannot tell: a published model, or the flags it was trained with (see `Like`)
-    `which`   of several state dicts in one file
-    `known`   the published file that it is known to be
-    `digest`  the file's SHA-256 where it is known
+    Args:
+        path: The file or folder.
+        like: What shapes cannot show: a published model, or training flags (see `Like`).
+        which: Name of one of several state dicts in the file.
+        known: The published file that it is, if known.
+        digest: The file's SHA-256, if known.
 
-    ValueError (CheckpointError where the file itself is at fault) if that cannot be told, and says what is missing.
+    Raises:
+        ValueError: It cannot be determined; the message says what is missing.
+        CheckpointError: The file is damaged or of an unknown kind.
     """
     path = Path(path)
     home = path if path.is_dir() else diffusers_config.beside(path)
@@ -112,7 +123,7 @@ def identify(
     if path.is_dir() and folder is None:
         only = only_weights(path)
         if only is None:
-            raise ValueError(f"the folder {path} holds neither checkpoints of a run nor a diffusers model")
+            raise ValueError(f"the folder {path} contains neither checkpoints of a run nor a diffusers model")
         return identify(only, like, which, known, digest)
     said = Like.parse(like) if like is not None else None
     files = (path,) if folder is None else folder.files
@@ -143,7 +154,7 @@ def identify(
 
 
 def is_diffusers(folder: Path) -> bool:
-    """Whether a folder is one of diffusers, sound or not."""
+    """Returns whether a folder is a diffusers folder, even a damaged one."""
     try:
         return diffusers_config.find(folder) is not None
     except ValueError:
@@ -151,7 +162,7 @@ def is_diffusers(folder: Path) -> bool:
 
 
 def only_weights(folder: Path) -> Path | None:
-    """The only file of weights in a folder; None if there is none.
+    """Returns the only weights file in a folder; None if there is none.
 
     Raises:
         ValueError: There are several.
@@ -160,15 +171,15 @@ def only_weights(folder: Path) -> Path | None:
     found = [path for path in found if not path.name.startswith((".", "opt", "optimizer"))]
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:6]) + (", ..." if len(found) > 6 else "")
-        raise ValueError(f"the folder {folder} holds several files of weights, {names}: give one of them")
+        raise ValueError(f"the folder {folder} contains several weights files, {names}: give one of them")
     return found[0] if found else None
 
 
 def _of_folder(folder: diffusers_config.Folder, files: tuple[Path, ...], path: Path, said: Like | None) -> _Found:
-    """What a folder of diffusers holds."""
+    """Interprets a diffusers folder."""
     said = said or Like()
     if said.entry is not None or said.release not in (None, DDPM):
-        raise ValueError(f"{path} says itself what it is: only what it leaves out can be said, by name=value")
+        raise ValueError(f"{path} has its own configuration: only settings that it lacks can be given, as name=value")
     flags = {**said.stored, **said.flags}
     if flags.get("sigma_small") is not None:
         flags["variance"] = openai_flags.process_config({"sigma_small": flags.pop("sigma_small")}).variance
@@ -180,7 +191,7 @@ def _of_folder(folder: diffusers_config.Folder, files: tuple[Path, ...], path: P
 
 
 def _of_file(path: Path, digest: str, said: Like | None, which: str | None, known: Published | None) -> _Found:
-    """What a file holds."""
+    """Interprets a weights file."""
     more: dict[str, Any] = {}
     if returning.is_program(path):
         back = returning.of_program(path)
@@ -208,9 +219,9 @@ def _of_file(path: Path, digest: str, said: Like | None, which: str | None, know
 
 
 def _of_edm(weights: foreign.Weights, said: Like | None) -> _Found:
-    """What a network pickle of EDM holds."""
+    """Interprets a network pickle of EDM."""
     if said is not None:
-        raise ValueError("a network pickle of EDM says itself what it is: nothing is to be said of it")
+        raise ValueError("a network pickle of EDM contains its own settings: omit the published model or flags")
     content = weights.beside
     module = content.get(weights.name) if isinstance(content, Mapping) else content
     config, process, state = edm_weights.read(module, weights.tensors)
@@ -221,10 +232,12 @@ def _of_edm(weights: foreign.Weights, said: Like | None) -> _Found:
 
 
 def _of_ddp(weights: foreign.Weights, said: Like | None) -> _Found:
-    """What a file of denoising-diffusion-pytorch holds."""
+    """Interprets a file of denoising-diffusion-pytorch."""
     said = said or Like()
     if said.entry is not None or said.release is not None:
-        raise ValueError("this is a model of denoising-diffusion-pytorch: only what it leaves out can be said")
+        raise ValueError(
+            "this is a model of denoising-diffusion-pytorch: only settings that it lacks can be given, as name=value"
+        )
     beside = weights.beside if isinstance(weights.beside, Mapping) else {}
     version = str(beside.get("version") or "")
     config, process, state = ddp_weights.read(weights.tensors, {**said.stored, **said.flags}, version)
@@ -237,12 +250,12 @@ def _of_ddp(weights: foreign.Weights, said: Like | None) -> _Found:
 
 
 def _returned(back: returning.Returned, path: Path) -> _Found:
-    facts = {exporting.about_path(path).name: "a model that undiffuse exported, its weights unchanged"}
+    facts = {exporting.about_path(path).name: "a model exported by undiffuse, with unchanged weights"}
     return Interpretation(back.config, back.process, facts), back.state, back.weights, back.manifest
 
 
 def _digest(files: tuple[Path, ...]) -> str:
-    """SHA-256 of a file, or of the hashes of several."""
+    """Returns the SHA-256 of a file, or of the hashes of several files."""
     digests = [content_hash(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -254,9 +267,18 @@ def convert(
     known: Published | None = None,
     digest: str | None = None,
 ) -> Path:
-    """A checkpoint of ours in the cache with the weights of a foreign file; arguments and errors as in `identify`.
+    """Converts a file or folder of another program and returns the path of the checkpoint in the cache.
 
-    OSError if the cache cannot be written.
+    Args:
+        path: The file or folder.
+        like: What shapes cannot show: a published model, or training flags (see `Like`).
+        which: Name of one of several state dicts in the file.
+        known: The published file that it is, if known.
+        digest: The file's SHA-256, if known.
+
+    Raises:
+        ValueError: As in `identify`.
+        OSError: The cache is not writable.
     """
     found = identify(path, like, which, known, digest)
     meaning = found.meaning
@@ -274,16 +296,17 @@ def convert(
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         raise PermissionError(
-            f"{target.parent} cannot be written, where {path} would be converted to; UNDIFFUSE_CACHE chooses "
-            "another folder"
+            f"cannot write the conversion of {path} to {target.parent}: set UNDIFFUSE_CACHE to a writable folder"
         ) from error
     return target
 
 
 def published_checkpoint(name: str) -> Path:
-    """The checkpoint of a published model, downloaded and converted unless that was done before.
+    """Returns the checkpoint of a published model. Downloads and converts the model if it is not in the cache.
 
-    ValueError for an unknown name, DownloadError (an OSError) if the file cannot be brought here.
+    Raises:
+        ValueError: The name is unknown.
+        DownloadError: The download failed (an OSError).
     """
     entry = published.get(name)
     digest = entry.sha256 or downloads.recorded(place_of(entry))
@@ -296,14 +319,14 @@ def published_checkpoint(name: str) -> Path:
 
 
 def published_file(name: str) -> Path:
-    """The published file itself, in the cache, downloaded unless it is there."""
+    """Returns the path of the published file in the cache. Downloads the file if it is not there."""
     entry = published.get(name)
     path = place_of(entry)
     if entry.url is None:
         if not path.is_file():
             raise downloads.DownloadError(
-                f"{entry.name} cannot be downloaded by a program. Follow the link on {entry.page} and save the file as "
-                f"{path}, or give its path in place of the name"
+                f"{entry.name} cannot be downloaded automatically. Follow the link on {entry.page} and save the file "
+                f"as {path}, or give its path instead of the name"
             )
         return path
     return downloads.fetch(
@@ -317,12 +340,12 @@ def published_file(name: str) -> Path:
 
 
 def place_of(entry: Published) -> Path:
-    """Where in the cache a published file is, or would be."""
+    """Returns the path of a published file in the cache, whether it exists or not."""
     return downloads.cache_dir("models", "published", *Path(entry.file).parts)
 
 
 def is_here(name: str) -> bool:
-    """Whether a published model can be used without a network."""
+    """Returns whether a published model can be used offline."""
     entry = published.get(name)
     digest = entry.sha256 or downloads.recorded(place_of(entry))
     converted = digest is not None and _is_sound(_target(digest, foreign.ALONE, entry.net, entry.process, entry))
@@ -330,7 +353,7 @@ def is_here(name: str) -> bool:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file. It is remembered by the file's path, size and time, since large files take seconds."""
+    """Returns the SHA-256 of a file. Caches it by path, size and time, because large files take seconds."""
     status = path.stat()
     about = [str(path.resolve()), status.st_size, status.st_mtime_ns]
     memo = downloads.cache_dir("models", "hashes", hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32])
@@ -346,13 +369,13 @@ def content_hash(path: Path) -> str:
         new = memo.with_name(f".{memo.name}.{os.getpid()}")
         new.write_text(digest + "\n", encoding="ascii")
         os.replace(new, memo)
-    except OSError:  # a cache that cannot be written costs time, and is told where it matters
+    except OSError:  # without a writable cache, hashing only takes longer
         pass
     return digest
 
 
 def _problem(file: Path, entry: Published) -> str:
-    """What is wrong with a file that should be the published one; "" if nothing."""
+    """Returns what is wrong with a downloaded published file; "" if nothing."""
     problem = foreign.problem_with_archive(file)
     if problem:
         return problem
@@ -367,13 +390,14 @@ def _problem(file: Path, entry: Published) -> str:
 def _ddpm(
     state: Mapping[str, Tensor], path: Path, said: Like | None, known: Published | None
 ) -> tuple[Interpretation, Mapping[str, Tensor]]:
-    """What a file of weights of DDPM's U-Net means, and the weights by our names."""
+    """Interprets weights of DDPM's U-Net and returns them by our names."""
     said = said or Like()
     if said.release not in (None, DDPM):
-        raise ValueError(f"{path} is not like {said.entry.name if said.entry else said.release}: it is DDPM's U-Net")
+        other = said.entry.name if said.entry else said.release
+        raise ValueError(f"{path} does not match {other}: it is DDPM's U-Net")
     unknown = sorted(set(said.flags) - {"image_size", "sigma_small"})
     if unknown:
-        raise ValueError(f"the flags of DDPM's U-Net are image_size and sigma_small, not {', '.join(unknown)}")
+        raise ValueError(f"DDPM's U-Net takes the flags image_size and sigma_small, not {', '.join(unknown)}")
     entry, by = known or said.entry, "download" if known else "like"
     if entry is None:
         named = published.of_file(path)
@@ -382,14 +406,14 @@ def _ddpm(
     if entry is not None and (entry.net.widths, entry.net.num_res_blocks) != (config.widths, config.num_res_blocks):
         if by != "name":
             widths = "/".join(map(str, config.widths))
-            raise ValueError(f"{path} is not like {entry.name}: its levels have {widths} channels")
+            raise ValueError(f"{path} does not match {entry.name}: its levels have {widths} channels")
         entry, by = None, ""
         config, process, ours = _convert_ddpm(state, said, None)
     shapes = f"{config.model_channels} channels x {'/'.join(f'{m:g}' for m in config.channel_mult)}"
-    told = f"{entry.name}, {REASONS[by]}" if entry is not None else "as all of DDPM's"
+    who = f"{entry.name}, {REASONS[by]}" if entry is not None else "DDPM's settings"
     facts = {
-        "shapes": f"DDPM's U-Net, {config.in_channels} channels: {shapes}, {config.num_res_blocks} blocks a level",
-        told: f"images of {config.size[0]} pixels, {process.levels_text}, predicts {process.target}, "
+        "shapes": f"DDPM's U-Net, {config.in_channels} channels: {shapes}, {config.num_res_blocks} blocks per level",
+        who: f"images of {config.size[0]} pixels, {process.levels_text}, predicts {process.target}, "
         f"variance {process.variance}",
     }
     return Interpretation(config, process, facts, entry, by), ours
@@ -398,7 +422,7 @@ def _ddpm(
 def _convert_ddpm(
     state: Mapping[str, Tensor], said: Like, entry: Published | None
 ) -> tuple[DDPMConfig, ProcessConfig, dict[str, Tensor]]:
-    """`ddpm_weights.convert` with what is known beside the weights."""
+    """Calls `ddpm_weights.convert` with the settings of the user and the published entry."""
     size = entry.image_size if entry is not None else None
     variance = entry.process.variance if entry is not None else None
     if "image_size" in said.flags:
@@ -421,7 +445,7 @@ def _number(text: str, name: str) -> int:
 
 
 def _objective(entry: Published) -> dict[str, Any]:
-    """What a published model was trained with, in the words of `undiffuse.objectives.ObjectiveConfig`."""
+    """Returns the training objective of a published model as fields of `undiffuse.objectives.ObjectiveConfig`."""
     if entry.release == DDPM:
         return {"loss": "simple"}
     if entry.release == CONSISTENCY:
@@ -435,14 +459,14 @@ def _objective(entry: Published) -> dict[str, Any]:
 def _target(
     digest: str, weights: str, config: Any, process: Any, entry: Published | None = None, more: Any = None
 ) -> Path:
-    """Where the conversion of the file with this hash is, understood in this way."""
+    """Returns the path of the conversion of a file with this hash and this interpretation."""
     about = [FORMAT, digest, weights, asdict(config), asdict(process), entry and entry.name, *([more] if more else [])]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return downloads.cache_dir("models", "converted", f"{digest[:12]}-{key[:12]}.safetensors")
 
 
 def _is_sound(path: Path) -> bool:
-    """Whether a converted file is there and whole (its weights are compared with their hash when they are loaded)."""
+    """Returns whether a converted file exists and is complete (its weights are checked by hash when loaded)."""
     try:
         checkpoints.read_manifest(path)
     except CheckpointError:

@@ -1,13 +1,13 @@
-"""What weights of OpenAI's code mean: what their shapes tell, completed by what they cannot tell.
+"""Interprets weights of OpenAI's code: combines what their shapes show with what shapes cannot show.
 
-Shapes leave open the image size, the attention heads, the order of queries, keys and values, and the process. A wrong
-guess loads without a word and gives noise, so nothing is guessed. In this order:
+Shapes do not show the image size, the attention heads, the order of queries, keys and values, or the process. A wrong
+guess would load without an error and produce noise, so nothing is guessed. The sources, in this order:
 
-    a user says        `Like`: the published model it was trained like, or the flags it was trained with
-    the file's hash    is that of a published file
-    its name           is that of a published file, which has these shapes
-    its shapes         are those of published files that mean the same
-    otherwise          ValueError: what is missing, and how to say it
+    `Like`             the user names the published model or the flags that the weights were trained with
+    the file's hash    equals that of a published file
+    its name           is that of a published file with these shapes
+    its shapes         are those of published files that all have the same network and process
+    otherwise          ValueError, which lists what is missing and how to give it
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from undiffuse.adapters import openai_args, openai_flags, published
-from undiffuse.adapters.openai_weights import KINDS, Recognised, describe, told_by
+from undiffuse.adapters.openai_weights import KINDS, Recognised, describe, recognised_from
 from undiffuse.adapters.published_entry import CLASSIFIER, CONSISTENCY, DDPM, GUIDED, IMPROVED, UPSAMPLER, Published
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, UNetConfig
@@ -33,12 +33,12 @@ REASONS = {
 }
 Flags = dict[str, Any]
 RELEASES = (GUIDED, IMPROVED, CONSISTENCY, DDPM)
-_FREE = {"num_classes", "in_channels"}  # what a model trained further may have changed, besides a classifier's classes
+_FREE = {"num_classes", "in_channels"}  # fields that fine-tuning may change, besides a classifier's classes
 _PROCESS = ("noise_schedule", "diffusion_steps", "rescale_timesteps")
 _OF_CLASSIFIERS = {*_PROCESS, "image_size", "noised"}
-# A whole dump of a training's arguments holds one of these sets of flags.
+# A full dump of training arguments contains one of these sets of flags.
 _TELLING = ({"image_size", "noise_schedule", "diffusion_steps"}, {"image_size", "training_mode"})
-_SAME_AS = {  # our fields by the flags that say them
+_SAME_AS = {  # our fields by the flags that set them
     "num_channels": "model_channels",
     "classifier_width": "model_channels",
     "classifier_depth": "num_res_blocks",
@@ -53,12 +53,16 @@ _SAME_AS = {  # our fields by the flags that say them
 
 @dataclass(frozen=True)
 class Like:
-    """What a user says of a file: a published entry, or a release whose defaults hold, and flags that differ.
+    """A user's description of a weights file.
 
-    `flags` are given one by one, `stored` come from a file and may belong to several networks.
+    Examples of the text that `parse` reads: "256x256_diffusion", "64x64_diffusion image_size=128",
+    "guided-diffusion --image_size 64 --noise_schedule cosine", "flags.txt", "model_config.yaml".
 
-    "256x256_diffusion", "guided-diffusion --image_size 64 --noise_schedule cosine", "64x64_diffusion image_size=128",
-    "flags.txt", "model_config.yaml"
+    Attributes:
+        entry: The published model that the weights were trained like.
+        release: The release whose defaults apply.
+        flags: Flags given one by one.
+        stored: Flags read from a file, which may belong to several networks.
     """
 
     entry: Published | None = None
@@ -67,13 +71,16 @@ class Like:
     stored: Mapping[str, str] = field(default_factory=dict)
 
     def of_kind(self, kind: str) -> Like:
-        """Merge the stored flags that belong to a network of this kind with those that a user gave.
+        """Merges the stored flags of one kind of network with those that the user gave.
 
-        A dump of all arguments holds flags of a model and of its classifier; `kind` is one of `openai_weights.KINDS`.
+        A dump of all arguments contains the flags of a model and of its classifier.
+
+        Args:
+            kind: A key of `openai_weights.KINDS`.
         """
         if kind == "classifier":
             wanted = {n: v for n, v in self.stored.items() if n.startswith("classifier_") or n in _OF_CLASSIFIERS}
-            guided = any(name.startswith("classifier_") for name in wanted)  # which guided diffusion alone has
+            guided = any(name.startswith("classifier_") for name in wanted)  # only guided diffusion has these
             release = self.release or (GUIDED if guided and self.entry is None else None)
             return replace(self, release=release, flags={**wanted, **self.flags}, stored={})
         wanted = {n: v for n, v in {**self.stored, **self.flags}.items() if not n.startswith("classifier_")}
@@ -82,16 +89,16 @@ class Like:
 
     @classmethod
     def parse(cls, text: str) -> Like:
-        """Read a published model's name, a release, flags, or the name of a text file that holds them.
+        """Parses the name of a published model, a release, flags, or the path of a text file with flags.
 
         Args:
-            text: What the user says of the weights; see `openai_args.read_file` for what a file may hold.
+            text: The user's description; see `openai_args.read_file` for the formats of a file.
 
         Raises:
-            ValueError: It is neither a known name nor a flag with its value.
+            ValueError: A word is neither a known name nor a flag with its value.
         """
         if not text.strip():
-            raise ValueError("it is not said which published model the file is like")
+            raise ValueError("the description of the weights is empty: expected a published model or training flags")
         words, flags = ([text], {}) if os.path.isfile(text) else openai_args.split(text)
         flags = {name: value for name, value in flags.items() if name not in openai_flags.OTHERS}
         entry, release = None, None
@@ -112,11 +119,15 @@ class Like:
 
 @dataclass(frozen=True)
 class Interpretation:
-    """A network and its process, and who said so.
+    """A network, its process, and the sources of this information.
 
-    `entry`  the published file it is, or is taken for; `by` why: see `REASONS`
-    `facts`  what was told, by who told it
-    `clean_only`  of a classifier, that it was trained on images without noise
+    Attributes:
+        config: The network's configuration.
+        process: The diffusion process.
+        facts: Descriptions by their source.
+        entry: The published file that the weights are, or are assumed to be.
+        by: How the entry was identified: a key of `REASONS`, or "".
+        clean_only: Whether a classifier was trained on images without noise.
     """
 
     config: Any
@@ -135,46 +146,52 @@ def interpret(
     known: Published | None = None,
     arguments: Mapping[str, str] | None = None,
 ) -> Interpretation:
-    """The network and the process of weights whose shapes told `found`, in a file `path` with this hash.
+    """Determines the network and the process of a weights file.
 
-    `known` is the published file that it was downloaded as, `arguments` are flags that lay beside the weights.
-    ValueError if something cannot be told, or if what was said contradicts the shapes.
+    Args:
+        found: What the shapes show.
+        path: The file.
+        sha256: Its hash.
+        like: The user's description.
+        known: The published file that it was downloaded as.
+        arguments: Flags stored with the weights.
+
+    Raises:
+        ValueError: Something cannot be determined, or the description contradicts the shapes.
     """
     like = (like or Like()).of_kind(found.kind)
     if like.release == DDPM:
-        raise ValueError(
-            f"{path} is not like DDPM's network: it is {KINDS[found.kind]} of guided or improved diffusion"
-        )
-    told: list[Published] = []
+        raise ValueError(f"{path} is not a DDPM network: it is {KINDS[found.kind]} of guided or improved diffusion")
+    entries: list[Published] = []
     by = ""
     if known is not None or like.entry is not None:
-        told = [known or like.entry]  # type: ignore[list-item]
+        entries = [known or like.entry]  # type: ignore[list-item]
         by = "download" if known is not None else "like"
-        _check_like(found, told[0], path)
+        _check_like(found, entries[0], path)
     elif not like.flags and like.release is None:
-        told, by = _known(found, path, sha256)
+        entries, by = _known(found, path, sha256)
         beside = Like(stored=arguments or {}).of_kind(found.kind)
-        if by != "hash" and (any(set(beside.flags) >= telling for telling in _TELLING) or not told):
-            like, told, by = beside, [], ""
-    if not told:
+        if by != "hash" and (any(set(beside.flags) >= telling for telling in _TELLING) or not entries):
+            like, entries, by = beside, [], ""
+    if not entries:
         _check_complete(found, like, path)
-    entry = told[0] if told else None
+    entry = entries[0] if entries else None
     config = _config(found, entry, like, path)
     process = _process(found, entry, like)
     facts = {"shapes": describe(found)}
-    if told:
-        facts[f"{' or '.join(e.name for e in told)}, {REASONS[by]}"] = _untold(config, process)
+    if entries:
+        facts[f"{' or '.join(e.name for e in entries)}, {REASONS[by]}"] = _not_in_shapes(config, process)
     if like.flags:
         facts["flags"] = ", ".join(f"{name} {value}" for name, value in like.flags.items())
-    if not told:
-        facts[f"flags, and {like.release}'s defaults" if like.release else "so"] = _untold(config, process)
+    if not entries:
+        facts[f"flags and defaults of {like.release}" if like.release else "result"] = _not_in_shapes(config, process)
     clean = found.kind == "classifier" and str(like.flags.get("noised", "True")).lower() in ("false", "f", "no", "0")
-    return Interpretation(config, process, facts, entry if len(told) == 1 else None, by, clean)
+    return Interpretation(config, process, facts, entry if len(entries) == 1 else None, by, clean)
 
 
 def candidates(found: Recognised) -> list[Published]:
-    """The published files that have these shapes."""
-    return [entry for entry in _openais() if told_by(entry.net) == found]  # type: ignore[arg-type]
+    """Returns the published files that have these shapes."""
+    return [entry for entry in _openais() if recognised_from(entry.net) == found]  # type: ignore[arg-type]
 
 
 def _openais() -> list[Published]:
@@ -182,7 +199,7 @@ def _openais() -> list[Published]:
 
 
 def _known(found: Recognised, path: Path, sha256: str) -> tuple[list[Published], str]:
-    """The published files that this may be, all of which mean the same, and how that is known."""
+    """Returns the published files that this may be, all with the same meaning, and how they were identified."""
     same = candidates(found)
     for entry in same:
         if entry.sha256 == sha256:
@@ -190,43 +207,44 @@ def _known(found: Recognised, path: Path, sha256: str) -> tuple[list[Published],
     named = published.of_file(path)
     if named in same:
         return [named], "name"
-    # Dropout has no influence on what is computed: the same network and process mean the same.
+    # Dropout does not change what is computed, so it is not compared.
     meanings = {(replace(entry.net, dropout=0.0), entry.process) for entry in same}
     return (same, "shapes") if len(meanings) == 1 else ([], "")
 
 
 def _check_like(found: Recognised, entry: Published, path: Path) -> None:
-    """ValueError if the shapes are not those of `entry` but for classes and channels of the images."""
+    """Raises ValueError if the shapes differ from those of `entry` in more than classes and image channels."""
     if entry.kind != found.kind:
         raise ValueError(
-            f"{path} is not like {entry.name}: it holds {KINDS[found.kind]}, and that is {KINDS[entry.kind]}"
+            f"{path} does not match {entry.name}: it holds {KINDS[found.kind]}, but {entry.name} is {KINDS[entry.kind]}"
         )
-    differences = _differences(found, told_by(entry.net))  # type: ignore[arg-type]
+    differences = _differences(found, recognised_from(entry.net))  # type: ignore[arg-type]
     if differences:
-        raise ValueError(f"{path} is not like {entry.name}: its shapes say {'; '.join(differences)}")
+        raise ValueError(f"{path} does not match {entry.name}: its shapes give {'; '.join(differences)}")
 
 
 def _differences(found: Recognised, other: Recognised) -> list[str]:
-    """What the shapes say that is otherwise in a published network, but for what training on may change."""
+    """Returns the differences of the shapes from a published network, except those that fine-tuning may cause."""
     out = []
-    for name, value in found.told.items():
-        theirs = other.told.get(name)
+    for name, value in found.fields.items():
+        theirs = other.fields.get(name)
         if name == "out_channels" and found.kind != "classifier":
             if found.learns_variance != other.learns_variance:
-                out.append("learn_sigma " + ("True, there False" if found.learns_variance else "False, there True"))
+                ours = ("True", "False") if found.learns_variance else ("False", "True")
+                out.append("learn_sigma {} (not {})".format(*ours))
         elif value != theirs and name not in _FREE and name != "out_channels":
-            out.append(f"{name} {_shown(value)}, there {_shown(theirs)}")
+            out.append(f"{name} {_shown(value)} (not {_shown(theirs)})")
     return out
 
 
 def _check_complete(found: Recognised, like: Like, path: Path) -> None:
-    """ValueError unless the flags say all that the shapes do not."""
+    """Raises ValueError unless the flags give everything that the shapes do not show."""
     given = like.flags
     missing = []
     same = candidates(found)
     alike = found.planar or (bool(same) and all(entry.release == CONSISTENCY for entry in same))
     karras = like.release == CONSISTENCY or (like.release is None and alike and "noise_schedule" not in given)
-    if not {"image_size", "large_size"} & set(given) and "image_size" not in found.told:
+    if not {"image_size", "large_size"} & set(given) and "image_size" not in found.fields:
         missing.append("image_size (pixels)")
     if like.release is None and not {"num_heads", "num_head_channels"} & set(given):
         missing.append("num_head_channels" + (" or num_heads" if found.kind != "classifier" else ""))
@@ -242,21 +260,20 @@ def _check_complete(found: Recognised, like: Like, path: Path) -> None:
             missing.append("rescale_timesteps (True or False)")
     if not missing:
         return
-    near = same or [e for e in _openais() if e.kind == found.kind and not _differences(found, told_by(e.net))]  # type: ignore[arg-type]
-    why = "several published files have its shapes" if same else "no published file has its shapes"
+    near = same or [e for e in _openais() if e.kind == found.kind and not _differences(found, recognised_from(e.net))]  # type: ignore[arg-type]
+    why = "several published files have these shapes" if same else "no published file has these shapes"
     raise ValueError(
-        f"the shapes in {path} do not tell {', '.join(missing)}, and {why} ({describe(found)}). Say which published "
-        f"model it was trained like, --like {near[0].name if near else 'NAME'}"
+        f"the shapes in {path} do not show {', '.join(missing)}, and {why} ({describe(found)}). Append the published "
+        f"model that it was trained like to the path: {path}@{near[0].name if near else 'NAME'}"
         + (f" (or {', '.join(entry.name for entry in near[1:])})" if near[1:] else "")
-        + f', or with which flags, --like "{CONSISTENCY if karras else GUIDED} --image_size 64 ..."; where there is no '
-        f"--like, put it behind the file: {path}@NAME"
+        + f'; or append its training flags: "{path}@{CONSISTENCY if karras else GUIDED} --image_size 64 ..."'
     )
 
 
 def _config(found: Recognised, entry: Published | None, like: Like, path: Path) -> UNetConfig | ClassifierConfig:
-    """The network's configuration: what shapes and flags say, else the entry, else the release's defaults."""
+    """Returns the network's configuration from shapes and flags, then the entry, then the release's defaults."""
     size = _size(found, entry, like)
-    told = found.told
+    fields = found.fields
     known = dict(entry.flags) if entry is not None else {}
     given = dict(like.flags)
     for name in ("image_size", "large_size"):
@@ -265,30 +282,30 @@ def _config(found: Recognised, entry: Published | None, like: Like, path: Path) 
     config = (_classifier if found.kind == "classifier" else _unet)(found, size, known, given, entry, like)
     _check_flags(found, config, like, path)
     if isinstance(config, UNetConfig):
-        config = replace(config, num_classes=told["num_classes"])
+        config = replace(config, num_classes=fields["num_classes"])
     return replace(
         config,
-        in_channels=told["in_channels"],
-        out_channels=told["out_channels"],
-        conv_resample=told["conv_resample"],
+        in_channels=fields["in_channels"],
+        out_channels=fields["out_channels"],
+        conv_resample=fields["conv_resample"],
     )
 
 
 def _unet(
     found: Recognised, size: int, known: Flags, given: Flags, entry: Published | None, like: Like
 ) -> UNetConfig | ClassifierConfig:
-    told = found.told
+    fields = found.fields
     shapes: Flags = {
-        "num_channels": told["model_channels"],
-        "num_res_blocks": told["num_res_blocks"],
-        "channel_mult": told["channel_mult"],
+        "num_channels": fields["model_channels"],
+        "num_res_blocks": fields["num_res_blocks"],
+        "channel_mult": fields["channel_mult"],
         "attention_resolutions": _pixels(found, size),
-        "class_cond": told["num_classes"] is not None,
-        "use_scale_shift_norm": told["use_scale_shift_norm"],
-        "resblock_updown": told["resblock_updown"],
+        "class_cond": fields["num_classes"] is not None,
+        "use_scale_shift_norm": fields["use_scale_shift_norm"],
+        "resblock_updown": fields["resblock_updown"],
         "learn_sigma": found.learns_variance,
     }
-    if "num_heads" in given:  # which is not looked at where the width of a head is known
+    if "num_heads" in given:  # num_head_channels would override it
         shapes["num_head_channels"] = -1
     named = "large_size" if found.kind == "upsampler" else "image_size"
     return openai_flags.unet_config({**known, **shapes, **given, named: size}, _family(found, entry, like))
@@ -297,24 +314,24 @@ def _unet(
 def _classifier(
     found: Recognised, size: int, known: Flags, given: Flags, entry: Published | None, like: Like
 ) -> UNetConfig | ClassifierConfig:
-    told = found.told
+    fields = found.fields
     shapes: Flags = {
-        "classifier_width": told["model_channels"],
-        "classifier_depth": told["num_res_blocks"],
+        "classifier_width": fields["model_channels"],
+        "classifier_depth": fields["num_res_blocks"],
         "classifier_attention_resolutions": _pixels(found, size),
-        "classifier_use_scale_shift_norm": told["use_scale_shift_norm"],
-        "classifier_resblock_updown": told["resblock_updown"],
-        "classifier_pool": told["pool"],
+        "classifier_use_scale_shift_norm": fields["use_scale_shift_norm"],
+        "classifier_resblock_updown": fields["resblock_updown"],
+        "classifier_pool": fields["pool"],
     }
     heads: Any = {name: _whole(given, name) for name in ("num_heads", "num_head_channels") if name in given}
     flags = {name: value for name, value in given.items() if name not in (*_PROCESS, *heads)}
-    config = openai_flags.classifier_config({**known, **shapes, **flags, "image_size": size}, told["channel_mult"])
+    config = openai_flags.classifier_config({**known, **shapes, **flags, "image_size": size}, fields["channel_mult"])
     return replace(config, **{"num_head_channels": -1, **heads}) if heads else config
 
 
 def _pixels(found: Recognised, size: int) -> str:
-    """The side of the feature maps where the network attends, as flags have it."""
-    return ",".join(str(size // factor) for factor in found.told["attention_resolutions"] if size % factor == 0)
+    """Returns the sides of the feature maps with attention, in the format of the flags."""
+    return ",".join(str(size // factor) for factor in found.fields["attention_resolutions"] if size % factor == 0)
 
 
 def _whole(flags: Mapping[str, Any], name: str) -> int:
@@ -328,25 +345,25 @@ def _size(found: Recognised, entry: Published | None, like: Like) -> int:
     for name in ("large_size", "image_size"):
         if name in like.flags:
             return _whole(like.flags, name)
-    return int(found.told.get("image_size") or (entry.image_size if entry is not None else 0))
+    return int(found.fields.get("image_size") or (entry.image_size if entry is not None else 0))
 
 
 def _check_flags(found: Recognised, config: UNetConfig | ClassifierConfig, like: Like, path: Path) -> None:
-    """ValueError if a flag that was given says other than the shapes."""
-    said = told_by(config).told
+    """Raises ValueError if a given flag contradicts the shapes."""
+    flagged = recognised_from(config).fields
     wrong = []
     for flag, value in like.flags.items():
         name = _SAME_AS.get(flag, flag)
         if name == "out_channels":
             differs = (config.out_channels == 2 * config.in_channels) != found.learns_variance
         elif name == "num_classes":
-            differs = (said["num_classes"] is None) != (found.told["num_classes"] is None)
+            differs = (flagged["num_classes"] is None) != (found.fields["num_classes"] is None)
         else:
-            differs = name in said and name in found.told and said[name] != found.told[name]
+            differs = name in flagged and name in found.fields and flagged[name] != found.fields[name]
         if differs:
             wrong.append(f"{flag} {value}")
     if wrong:
-        raise ValueError(f"{path} has not the shapes of {', '.join(wrong)}: it is {describe(found)}")
+        raise ValueError(f"{path} does not match {', '.join(wrong)}: it is {describe(found)}")
 
 
 def _process(found: Recognised, entry: Published | None, like: Like) -> ProcessConfig:
@@ -361,14 +378,14 @@ def _process(found: Recognised, entry: Published | None, like: Like) -> ProcessC
 
 
 def _family(found: Recognised, entry: Published | None, like: Like) -> str:
-    """The release whose defaults hold; without one all that matters was given, and either will do."""
+    """Returns the release whose defaults apply; without one, all flags that matter were given, and either works."""
     if entry is not None:
         return entry.family
     return (like.release or GUIDED) + {"upsampler": UPSAMPLER, "classifier": CLASSIFIER}.get(found.kind, "")
 
 
-def _untold(config: UNetConfig | ClassifierConfig, process: ProcessConfig) -> str:
-    """What no shape tells, in words."""
+def _not_in_shapes(config: UNetConfig | ClassifierConfig, process: ProcessConfig) -> str:
+    """Describes what shapes cannot show."""
     height, width = config.size
     heads = f"heads of {config.num_head_channels} channels" if config.num_head_channels != -1 else ""
     heads = heads or f"{config.num_heads} head{'s' if config.num_heads != 1 else ''}"

@@ -1,12 +1,12 @@
-"""Flags of OpenAI's programs and their forks as people keep them: a command line, or a file with the arguments.
+"""Reads flags of OpenAI's programs and their forks from a command line or from a file with the arguments.
 
-A file may hold, as text,
+A file may contain, as text,
 
     a command line      with or without the program's name, over several lines, or as shell variables
-    the arguments       as Python prints them and many forks log them: Namespace(image_size=256, ...), {"lr": 1e-4}
-    settings by line    "image_size: 256" or "image_size = 256", as YAML files of DPS and RePaint have them
+    printed arguments   as many forks log them: Namespace(image_size=256, ...), {"lr": 1e-4}
+    settings by line    "image_size: 256" or "image_size = 256", as in the YAML files of DPS and RePaint
 
-or be a JSON object. Python's notation is read as literals; nothing is executed.
+or be a JSON object. Python's notation is parsed as literals; nothing is executed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOST = 4_000_000  # bytes of a file with flags
 _SETTING = re.compile(r"^\s*[\"']?([A-Za-z_]\w*)[\"']?\s*[:=]\s*(.*?)\s*,?\s*$")
 _FLAG = re.compile(r"--([A-Za-z_]\w*)(?:\s*=\s*|\s+)(?!--)(\"[^\"]*\"|'[^']*'|[^\s\"']+)")
 _KNOWN = openai_flags.known()
-# DPS's file of the process, beside that of the network, calls some flags otherwise.
+# DPS's file of the process uses other names for some flags.
 _SPELLINGS = {"steps": "diffusion_steps"}
 _MEANINGS = {
     ("model_mean_type", "epsilon"): ("predict_xstart", "False"),
@@ -38,10 +38,10 @@ _MEANINGS = {
 
 
 def split(text: str) -> tuple[list[str], dict[str, str]]:
-    """Split a command line into words without dashes and flags with their values.
+    """Splits a command line into words without dashes and flags with their values.
 
     Args:
-        text: "--image_size 64 --lr 1e-4", "image_size=64", or words among them.
+        text: For example "--image_size 64 --lr 1e-4" or "256x256_diffusion image_size=64".
 
     Returns:
         The words that belong to no flag, and the flags by name; a flag without a value is a word.
@@ -67,10 +67,10 @@ def split(text: str) -> tuple[list[str], dict[str, str]]:
 
 
 def read_file(path: str | Path) -> dict[str, str]:
-    """Read the flags in a text file; the module says in which forms.
+    """Reads the flags in a text file of one of the formats listed in the module's docstring.
 
     Raises:
-        ValueError: It is no text, or holds no flags of these programs.
+        ValueError: The file is not text, or contains no flags of these programs.
     """
     path = Path(path)
     with open(path, "rb") as file:
@@ -80,18 +80,18 @@ def read_file(path: str | Path) -> dict[str, str]:
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not text, so no flags can be read from it") from None
     if len(content) > _MOST:
-        raise ValueError(f"{path} is larger than {_MOST // 1_000_000} MB, so it is no file of flags")
+        raise ValueError(f"{path} is larger than {_MOST // 1_000_000} MB, so it is not a file of flags")
     flags = _of_text(text)
     if not flags:
         raise ValueError(
-            f"{path} holds no flags of guided or improved diffusion. (Their own log.txt holds losses only.) Give the "
-            "command line of the training, a printed Namespace(...), JSON, or lines like image_size: 256"
+            f"{path} contains no flags of guided or improved diffusion. (Their log.txt contains only losses.) Give the "
+            "training command line, a printed Namespace(...), JSON, or lines like image_size: 256"
         )
     return flags
 
 
 def of_arguments(arguments: Any) -> dict[str, str]:
-    """Keep the flags among arguments that were saved as a dictionary; {} if there are none."""
+    """Returns the flags among arguments that were saved as a dictionary; {} if there are none."""
     if not isinstance(arguments, Mapping):
         return {}
     flags: dict[str, str] = {}
@@ -120,7 +120,7 @@ def _of_text(text: str) -> dict[str, str]:
 
 
 def _printed(text: str) -> dict[str, Any]:
-    """The literals in the last Namespace(...) or {...} that Python printed into a text."""
+    """Returns the literals in the last Namespace(...) or {...} printed in a text."""
     for begin in reversed([match.start() for match in re.finditer(r"Namespace\(|\{\s*['\"]", text)]):
         line = text[begin:]
         for end in (match.end() for match in re.finditer(r"[)}](?=\s|$)", line)):

@@ -1,7 +1,7 @@
-"""Command-line flags of OpenAI's guided-diffusion, improved-diffusion and consistency_models as our configurations.
+"""Converts flags of OpenAI's guided-diffusion, improved-diffusion and consistency_models to our configurations.
 
-The published files hold weights only; the flags of the READMEs say what network and what process they belong to. Three
-families share most flags and differ in defaults and in what the image size implies:
+The published files contain only weights; the flags in the READMEs describe their networks and processes. Three families
+share most flags and differ in their defaults and in what the image size implies:
 
     diffusion          image_size, num_channels, ... (all releases; consistency_models has nothing else)
     super-resolution   large_size and small_size instead of image_size
@@ -107,13 +107,17 @@ command line or a dump of all arguments holds them beside the flags that matter.
 
 
 def unet_config(flags: Flags, family: str = GUIDED) -> UNetConfig:
-    """The U-Net of a diffusion or super-resolution model.
+    """Returns the U-Net of a diffusion or super-resolution model.
 
-    `family` is the release the flags belong to, "guided-diffusion ...", "improved-diffusion ..." or
-    "consistency_models"; it decides the defaults. Flags with `large_size` make a super-resolution network. Networks of
-    consistency_models have the new order of queries, keys and values, whatever `use_new_attention_order` says: that
-    release does not read it. ValueError for unknown flags, for a size without implied channel_mult, and for attention
-    resolutions that do not divide the image size.
+    Args:
+        flags: Flags by name; with `large_size` they describe a super-resolution network.
+        family: The release that the flags belong to, "guided-diffusion ...", "improved-diffusion ..." or
+            "consistency_models". It decides the defaults. Networks of consistency_models always have the new order of
+            queries, keys and values, because that release ignores `use_new_attention_order`.
+
+    Raises:
+        ValueError: A flag is unknown, the size implies no channel_mult, or an attention resolution does not divide the
+            image size.
     """
     f = _complete(flags, _defaults(family), family)
     upsampler = "large_size" in flags
@@ -140,7 +144,7 @@ def unet_config(flags: Flags, family: str = GUIDED) -> UNetConfig:
 
 
 def classifier_config(flags: Flags, channel_mult: Sequence[float] = ()) -> ClassifierConfig:
-    """The noisy-image classifier of guided diffusion: 1000 classes, heads of 64 channels, legacy qkv order.
+    """Returns the noisy-image classifier of guided diffusion: 1000 classes, heads of 64 channels, legacy qkv order.
 
     The release has no flag for `channel_mult`: without it the image size implies it.
     """

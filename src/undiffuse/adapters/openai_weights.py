@@ -1,11 +1,10 @@
-"""What the shapes of OpenAI's weights tell: a state dict of a U-Net, an upsampler or a classifier by its keys alone.
+"""Recognises networks of OpenAI's code (U-Nets, upsamplers and classifiers) by the names and shapes of their weights.
 
-Guided diffusion, improved diffusion and consistency_models save bare state dicts, without a word on the network they
-belong to. Names and shapes tell nearly all of it (`recognise`): widths, blocks a level, where attention is, how levels
-are connected, how the embedding acts, classes, a learned variance, what kind of network it is. They do not tell the
-size of the images (except where a classifier's attention pool fixes it), the number of attention heads, the order of
-their queries, keys and values, and nothing of the diffusion process: that is
-`interpretation`'s part.
+Guided diffusion, improved diffusion and consistency_models save bare state dicts without a description of the network.
+Names and shapes show most of it (`recognise`): widths, blocks per level, attention levels, resampling, conditioning,
+classes, a learned variance and the kind of network. They do not show the image size (except in a classifier with
+attention pooling), the number of attention heads, the order of queries, keys and values, or the diffusion process: see
+`interpretation`.
 """
 
 from __future__ import annotations
@@ -25,48 +24,55 @@ ANCHOR = "time_embed.0.weight"
 """A parameter that all of these networks have."""
 
 KINDS = {"diffusion": "a diffusion model", "upsampler": "an upsampler", "classifier": "a classifier"}
-_PROJECTION = re.compile(r"\.\d+\.(qkv|proj_out)\.weight$")  # of attention, in which both are linear
-_CHANNELS = (3, 1, 4)  # of images, the likely ones first
+_PROJECTION = re.compile(r"\.\d+\.(qkv|proj_out)\.weight$")  # attention's projections, both linear
+_CHANNELS = (3, 1, 4)  # likely numbers of image channels, most likely first
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """A network as far as shapes tell it.
+    """A network as far as shapes show it.
 
-    `kind`  "diffusion", "upsampler" or "classifier"
-    `told`  the fields of `UNetConfig` or `ClassifierConfig` that shapes tell; attention only where it is reached
-    `planar`  whether attention's projections are convolutions of images, as consistency_models has them
+    Attributes:
+        kind: "diffusion", "upsampler" or "classifier".
+        fields: The fields of `UNetConfig` or `ClassifierConfig` that shapes show; of the attention resolutions only
+            those that the network reaches.
+        planar: Whether attention's projections are 2-d convolutions, as in consistency_models.
     """
 
     kind: str
-    told: Mapping[str, Any]
+    fields: Mapping[str, Any]
     planar: bool = field(default=False, compare=False)
 
     @property
     def learns_variance(self) -> bool:
-        """Whether the network gives a variance beside the image."""
-        return self.kind != "classifier" and self.told["out_channels"] == 2 * self.told["in_channels"]
+        """Whether the network predicts a variance."""
+        return self.kind != "classifier" and self.fields["out_channels"] == 2 * self.fields["in_channels"]
 
     def config(self, **rest: Any) -> UNetConfig | ClassifierConfig:
-        """The configuration, with what is not told in `rest`; what is told can be replaced by it."""
-        return (ClassifierConfig if self.kind == "classifier" else UNetConfig)(**{**self.told, **rest})
+        """Returns the configuration. `rest` gives the fields that shapes do not show, and can replace the others."""
+        return (ClassifierConfig if self.kind == "classifier" else UNetConfig)(**{**self.fields, **rest})
 
 
 def looks_like(names: Mapping[str, Any]) -> bool:
-    """Whether these names are those of a U-Net or classifier of OpenAI's code."""
+    """Returns whether these names are those of a U-Net or classifier of OpenAI's code."""
     return ANCHOR in names and "input_blocks.0.0.weight" in names and "middle_block.0.in_layers.0.weight" in names
 
 
 def recognise(shapes: Shapes, blocks: int | None = None) -> Recognised:
-    """The network that has exactly these names and shapes. ValueError, which says what is odd, if there is none.
+    """Finds the network that has exactly these names and shapes.
 
-    In rare cases (classifiers without attention and of one width) several networks have the same shapes: then `blocks`,
-    the number of residual blocks a level, must say which.
+    Args:
+        shapes: Shapes by name.
+        blocks: Residual blocks per level. Needed only where several networks have the same shapes: classifiers of one
+            width without attention.
+
+    Raises:
+        ValueError: There is no such network, or there are several.
     """
     if not looks_like(shapes):
         raise ValueError(
-            "these are no weights of a network of guided or improved diffusion: there is no "
-            f"{ANCHOR} with input_blocks and a middle_block (there is {_some(shapes)})"
+            "these are not weights of guided or improved diffusion: expected "
+            f"{ANCHOR}, input_blocks and middle_block, got {_some(shapes)}"
         )
     planar = any(_PROJECTION.search(name) and shape[2:] == (1, 1) for name, shape in shapes.items())
     shapes = {name: _linear(name, shape) for name, shape in shapes.items()}
@@ -82,20 +88,20 @@ def recognise(shapes: Shapes, blocks: int | None = None) -> Recognised:
             fitting.append(guess)
     if not fitting:
         raise ValueError(
-            "these look like weights of OpenAI's diffusion code, but of no network that it can build: "
-            + (problems[0] if problems else "the number of stages fits no number of levels")
+            "these look like weights of OpenAI's diffusion code, but match no network that it can build: "
+            + (problems[0] if problems else "the number of stages does not fit any number of levels")
         )
-    chosen = [guess for guess in fitting if blocks in (None, guess.told["num_res_blocks"])]
+    chosen = [guess for guess in fitting if blocks in (None, guess.fields["num_res_blocks"])]
     if len(chosen) > 1:
-        counts = " or ".join(str(guess.told["num_res_blocks"]) for guess in fitting)
-        raise ValueError(f"the shapes do not tell how many residual blocks a level has, {counts}")
+        counts = " or ".join(str(guess.fields["num_res_blocks"]) for guess in fitting)
+        raise ValueError(f"the shapes do not show the number of residual blocks per level ({counts})")
     return replace((chosen or fitting)[0], planar=planar)
 
 
 def as_ours(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return weights with attention's projections as convolutions of sequences, [out, in, 1], which ours are.
+    """Returns weights with attention's projections as 1-d convolutions [out, in, 1], which ours are.
 
-    consistency_models has them as convolutions of images, [out, in, 1, 1].
+    consistency_models has 2-d convolutions [out, in, 1, 1].
     """
     return {name: value.reshape(_linear(name, tuple(value.shape))) for name, value in state.items()}
 
@@ -104,9 +110,9 @@ def _linear(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:3] if _PROJECTION.search(name) and len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
-def told_by(config: UNetConfig | ClassifierConfig) -> Recognised:
-    """What the shapes of this configuration's weights would tell: the inverse of `recognise`."""
-    told: dict[str, Any] = {
+def recognised_from(config: UNetConfig | ClassifierConfig) -> Recognised:
+    """Returns what `recognise` finds in the shapes of this configuration's weights: the inverse of `recognise`."""
+    fields: dict[str, Any] = {
         "in_channels": config.in_channels,
         "model_channels": config.model_channels,
         "out_channels": config.out_channels,
@@ -120,42 +126,43 @@ def told_by(config: UNetConfig | ClassifierConfig) -> Recognised:
     }
     if isinstance(config, ClassifierConfig):
         size = {"image_size": config.image_size} if config.pool == "attention" else {}
-        return Recognised("classifier", {**told, "pool": config.pool, **size})
+        return Recognised("classifier", {**fields, "pool": config.pool, **size})
     kind = "upsampler" if config.super_resolution else "diffusion"
     classes = {"num_classes": config.num_classes, "super_resolution": config.super_resolution}
     if config.num_classes is not None and config.null_class:
         classes["num_classes"] = config.num_classes + 1  # its row in the table looks like any other
-    return Recognised(kind, {**told, **classes})
+    return Recognised(kind, {**fields, **classes})
 
 
 def describe(found: Recognised) -> str:
-    """What shapes told, in words."""
-    told = found.told
+    """Describes a recognised network."""
+    fields = found.fields
+    resampling = "convolutional resampling" if fields["conv_resample"] else "resampling without parameters"
+    resampling = "residual resampling" if fields["resblock_updown"] else resampling
     parts = [
-        f"{told['model_channels']} channels x {'/'.join(f'{m:g}' for m in told['channel_mult'])}",
-        f"{told['num_res_blocks']} blocks a level",
-        "attention at " + (", ".join(f"1/{f}" for f in told["attention_resolutions"]) or "the lowest level only"),
-        "residual resampling" if told["resblock_updown"] else "convolutional resampling" if told["conv_resample"] else
-        "resampling without parameters",
-        "adaptive group norm" if told["use_scale_shift_norm"] else "conditioning by addition",
+        f"{fields['model_channels']} channels x {'/'.join(f'{m:g}' for m in fields['channel_mult'])}",
+        f"{fields['num_res_blocks']} blocks per level",
+        "attention at " + (", ".join(f"1/{f}" for f in fields["attention_resolutions"]) or "the lowest level only"),
+        resampling,
+        "adaptive group norm" if fields["use_scale_shift_norm"] else "conditioning by addition",
     ]  # fmt: skip
     if found.kind == "classifier":
-        parts += [f"{told['out_channels']} classes", f"{told['pool']} pool"]
-        parts += [f"images of {told['image_size']} pixels"] if "image_size" in told else []
+        parts += [f"{fields['out_channels']} classes", f"{fields['pool']} pool"]
+        parts += [f"images of {fields['image_size']} pixels"] if "image_size" in fields else []
     else:
-        parts += [f"{told['num_classes']} classes" if told["num_classes"] else "no classes"]
+        parts += [f"{fields['num_classes']} classes" if fields["num_classes"] else "no classes"]
         parts += ["learned variance" if found.learns_variance else "fixed variance"]
         parts += ["attention of 2-d convolutions, as in consistency_models"] if found.planar else []
-    return f"{KINDS[found.kind]}, {told['in_channels']} channels: " + ", ".join(parts)
+    return f"{KINDS[found.kind]}, {fields['in_channels']} channels: " + ", ".join(parts)
 
 
 def _difference(guess: Recognised, shapes: Shapes) -> str:
-    """What tells the guessed network from these shapes; empty if nothing does."""
+    """Describes how these shapes differ from those of the guessed network; "" if they are equal."""
     rest: dict[str, Any] = {"num_heads": 1}
-    if guess.kind == "classifier":  # the width of a head has no influence on shapes, and must divide
+    if guess.kind == "classifier":  # the width of a head does not affect shapes, but must divide the channels
         rest["num_head_channels"] = 1
-    if "image_size" not in guess.told:
-        rest["image_size"] = 2 ** (len(guess.told["channel_mult"]) - 1)
+    if "image_size" not in guess.fields:
+        rest["image_size"] = 2 ** (len(guess.fields["channel_mult"]) - 1)
     net = build_on_meta(guess.config(**rest).build)
     expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     odd = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
@@ -167,10 +174,10 @@ def _difference(guess: Recognised, shapes: Shapes) -> str:
 
 
 def _guesses(shapes: Shapes) -> Iterator[Recognised]:
-    """Networks that these shapes may be of: every division of the encoder's stages into levels that is consistent.
+    """Yields the networks that these shapes may belong to: all consistent divisions of the encoder into levels.
 
-    The encoder has one stage for the first convolution and then, level by level, `blocks` residual stages and (but for
-    the last level) one that halves the resolution.
+    The encoder has one stage for the first convolution; then each level has `blocks` residual stages and, except for
+    the last level, one stage that halves the resolution.
     """
     total = 1 + max(int(m[1]) for name in shapes if (m := re.match(r"input_blocks\.(\d+)\.", name)))
     decoder = [int(m[1]) for name in shapes if (m := re.match(r"output_blocks\.(\d+)\.", name))]
@@ -180,13 +187,13 @@ def _guesses(shapes: Shapes) -> Iterator[Recognised]:
     for levels in range(1, total + 1):
         if total % levels or total == levels:
             continue
-        told = _encoder(shapes, levels, total // levels - 1)
-        if told is not None:
-            yield from _heads(shapes, told)
+        fields = _encoder(shapes, levels, total // levels - 1)
+        if fields is not None:
+            yield from _heads(shapes, fields)
 
 
 def _encoder(shapes: Shapes, levels: int, blocks: int) -> dict[str, Any] | None:
-    """What the encoder tells if it has so many levels and blocks; None if it cannot have."""
+    """Returns the fields that the encoder shows, assuming this many levels and blocks; None if that is impossible."""
     width = shapes[ANCHOR][-1] if len(shapes[ANCHOR]) == 2 else 0
     if width < 1:
         return None
@@ -217,7 +224,7 @@ def _encoder(shapes: Shapes, levels: int, blocks: int) -> dict[str, Any] | None:
 
 
 def _connection(shapes: Shapes, stage: str) -> str:
-    """What halves the resolution: "block", "conv", "pool" (which has no parameters), or "" for none of them."""
+    """Returns how a stage halves the resolution: "block", "conv", "pool" (no parameters), or "" if unknown."""
     names = [name for name in shapes if name.startswith(stage)]
     if not names:
         return "pool"
@@ -226,16 +233,16 @@ def _connection(shapes: Shapes, stage: str) -> str:
     return "block" if f"{stage}0.in_layers.0.weight" in names and f"{stage}1.qkv.weight" not in names else ""
 
 
-def _heads(shapes: Shapes, told: dict[str, Any]) -> Iterator[Recognised]:
-    """The guess completed by what the last layers tell."""
+def _heads(shapes: Shapes, fields: dict[str, Any]) -> Iterator[Recognised]:
+    """Completes a guess by the fields that the last layers show."""
     if any(name.startswith("output_blocks.") for name in shapes):
         last = shapes.get("out.2.weight", (0,))[0]
         table = shapes.get("label_emb.weight", (0,))[0]
-        channels, enlarges = _image_channels(told["in_channels"], last)
+        channels, enlarges = _image_channels(fields["in_channels"], last)
         yield Recognised(
             "upsampler" if enlarges else "diffusion",
             {
-                **told,
+                **fields,
                 "in_channels": channels,
                 "out_channels": last,
                 "num_classes": table or None,
@@ -245,21 +252,24 @@ def _heads(shapes: Shapes, told: dict[str, Any]) -> Iterator[Recognised]:
     elif "out.2.positional_embedding" in shapes:
         tokens = shapes["out.2.positional_embedding"][-1] - 1
         side = round(max(tokens, 0) ** 0.5)
-        size = side * 2 ** (len(told["channel_mult"]) - 1)
+        size = side * 2 ** (len(fields["channel_mult"]) - 1)
         classes = shapes.get("out.2.c_proj.weight", (0,))[0]
-        yield Recognised("classifier", {**told, "out_channels": classes, "pool": "attention", "image_size": size})
+        yield Recognised("classifier", {**fields, "out_channels": classes, "pool": "attention", "image_size": size})
     else:
         final = "out.3.weight" if "out.3.weight" in shapes else "out.2.weight"
         classes = shapes.get(final, (0,))[0]
         for pool in ("adaptive", "spatial", "spatial_v2"):
-            yield Recognised("classifier", {**told, "out_channels": classes, "pool": pool})
+            yield Recognised("classifier", {**fields, "out_channels": classes, "pool": pool})
 
 
 def _image_channels(given: int, out: int) -> tuple[int, bool]:
-    """(channels of an image, whether the network enlarges): from the channels that go in and come out.
+    """Finds the image channels of a network, and whether it is an upsampler, from its input and output channels.
 
-    What goes in are the image's channels, or twice as many where a network enlarges; what comes out are as many, or
-    twice as many where it learns its variance. Where several readings are possible, that of a likely image is taken.
+    The input has the image's channels, or twice as many in an upsampler; the output has the image's channels, or twice
+    as many with a learned variance. If several readings are possible, the one with likely image channels is taken.
+
+    Returns:
+        Image channels, and whether the network is an upsampler.
     """
     readings = [
         (channels, enlarges)
@@ -268,19 +278,19 @@ def _image_channels(given: int, out: int) -> tuple[int, bool]:
         if channels > 0 and channels * (1 + enlarges) == given and out in (channels, 2 * channels)
     ]
     if not readings:
-        raise ValueError(f"a network with {given} channels in and {out} out predicts no image")
+        raise ValueError(f"a network with {given} input and {out} output channels does not predict an image")
     return min(readings, key=lambda reading: (reading[0] not in _CHANNELS, reading[1]))
 
 
 def _resampling(blocks: bool, convolution: bool, levels: int) -> dict[str, bool]:
-    """How levels are connected; with one level there is nothing to tell, and the defaults stand."""
+    """Returns the fields of the resampling; with one level there is none, and the defaults apply."""
     if levels == 1:
         return {"resblock_updown": False, "conv_resample": True}
     return {"resblock_updown": blocks, "conv_resample": blocks or convolution}
 
 
 def _multipliers(width: int, widths: Any) -> tuple[float, ...]:
-    """Factors whose product with `width`, rounded down, are `widths`."""
+    """Returns factors whose products with `width`, rounded down, are `widths`."""
     return tuple(
         w // width if w % width == 0 else next(m for m in (w / width, (w + 0.5) / width) if int(width * m) == w)
         for w in widths
@@ -288,5 +298,5 @@ def _multipliers(width: int, widths: Any) -> tuple[float, ...]:
 
 
 def _some(names: Mapping[str, Any]) -> str:
-    listed = list(names)[:3]
-    return ", ".join(listed) + (", ..." if len(names) > 3 else "") if listed else "nothing"
+    first = list(names)[:3]
+    return ", ".join(first) + (", ..." if len(names) > 3 else "") if first else "nothing"

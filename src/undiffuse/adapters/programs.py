@@ -1,7 +1,7 @@
-"""Programs of the field by what their files hold: which one wrote a file, and why some files are of no use here.
+"""Recognises which program wrote a weights file, by its content and never by its name.
 
-A file is recognised by its content, never by its name. `writer` gives a program's name, `refusal` one line for files
-that cannot be used: who wrote it, what is missing, and what would help.
+`writer` returns the program's name. For files that undiffuse cannot use, `refusal` returns one line that says which
+program wrote the file, why it cannot be used and what to use instead.
 """
 
 from __future__ import annotations
@@ -20,47 +20,47 @@ K_DIFFUSION = "k-diffusion"
 LATENT = "latent-diffusion"
 DIT = "DiT"
 ONNX_REASON = (
-    "is an ONNX graph: a network to be run elsewhere, whose weights have lost their names. Give the model it was "
-    "exported from; to run the graph itself, use onnxruntime"
+    "is an ONNX graph, whose weights have lost their names. Give the model it was exported from; to run the graph "
+    "itself, use onnxruntime"
 )
 
 _USUAL = {DDP: ("ema_model", "ema")}
-"""The weights that a program itself samples with, by what they are called in its files."""
+"""Names of the weights that a program samples with."""
 
-_PERSISTENT = "_reconstruct_persistent_obj"  # by which NVIDIA's pickles make their objects
+_PERSISTENT = "_reconstruct_persistent_obj"  # the function with which NVIDIA's pickles build their objects
 
 _WHY = {
     SCORE_SDE: (
         "is a checkpoint of score_sde_pytorch (Song et al. 2021): its networks (NCSN++, DDPM++) and its continuous "
-        "SDEs are not built here. What would help: the same model as a folder of diffusers, whose UNet2DModel is read"
+        "SDEs are not supported. Use the same model as a diffusers folder with a UNet2DModel"
     ),
     EDM2: (
-        "is a network pickle of NVIDIA's EDM2 (Karras et al. 2024): its magnitude-preserving network is not built here"
-        "{latent}. What would help: a model of guided diffusion's architecture, or a diffusers UNet2DModel"
+        "is a network pickle of NVIDIA's EDM2 (Karras et al. 2024): its magnitude-preserving network is not supported"
+        "{latent}. Use a model of guided diffusion's architecture, or a diffusers UNet2DModel"
     ),
     K_DIFFUSION: (
-        "is a checkpoint of k-diffusion: its {architecture} is not built here. What would help: a model of guided "
-        "diffusion's architecture, which k-diffusion only wraps (`K.external.OpenAIDenoiser`), or of diffusers"
+        "is a checkpoint of k-diffusion: its {architecture} is not supported. Use a model of guided diffusion's "
+        "architecture, which k-diffusion only wraps (`K.external.OpenAIDenoiser`), or a diffusers model"
     ),
     LATENT: (
         "is a checkpoint of latent-diffusion or Stable Diffusion: its network works on the latents of an autoencoder, "
-        "not on pixels, and undiffuse is for pixels. Use diffusers for it"
+        "and undiffuse supports only pixel-space models. Use diffusers for it"
     ),
     DIT: (
-        "is a DiT, a transformer on the latents of an autoencoder, not on pixels, and undiffuse is for pixels. Use "
+        "is a DiT, a transformer on the latents of an autoencoder, and undiffuse supports only pixel-space models. Use "
         "diffusers (DiTPipeline) for it"
     ),
 }
 
 
 def is_onnx(start: bytes, path: Path) -> bool:
-    """Whether a file that begins with these bytes is an ONNX graph."""
+    """Returns whether a file that begins with these bytes is an ONNX graph."""
     named = path.suffix.lower() == ".onnx"
     return start[:1] == b"\x08" and (named or b"pytorch" in start[:40])
 
 
 def writer(content: Any) -> str:
-    """Name the program that wrote a file of this content; "" where the content does not say it."""
+    """Returns the name of the program that wrote a file with this content; "" if it is unknown."""
     names = frozenset(_names(content))
     top = frozenset(str(key) for key in content) if isinstance(content, Mapping) else frozenset()
     if any(name.endswith(("x_embedder.proj.weight", "pos_embed.proj.weight")) for name in names) and any(
@@ -88,28 +88,28 @@ def writer(content: Any) -> str:
 
 
 def refusal(program: str, content: Any) -> str:
-    """Say in one line why a file of this program cannot be used, as a sentence without its subject; "" if it can."""
+    """Returns one line that says why a file of this program cannot be used (without a subject); "" if it can."""
     why = _WHY.get(program, "")
     architecture = ""
     latent = ""
     if program == EDM2:
         module = next(iter(modules(content)), None)
         channels = attributes(module).get("img_channels")
-        latent = ", and it works on latents of an autoencoder, not on pixels" if channels in (4, 8) else ""
+        latent = ", and it works on latents of an autoencoder" if channels in (4, 8) else ""
     if program == K_DIFFUSION:
         architecture = "image transformer" if any("patch_in" in name for name in _names(content)) else "U-Net"
     return why.format(architecture=architecture, latent=latent)
 
 
 def usual_weights(program: str) -> tuple[str, ...]:
-    """Names of the weights that a program itself samples with, in its order; none where all are alike."""
+    """Returns the names of the weights that a program samples with, in order of preference; empty if unknown."""
     return _USUAL.get(program, ())
 
 
 def attributes(value: Any) -> Mapping[str, Any]:
-    """The attributes of an inert object by name, or a mapping itself; empty for anything else.
+    """Returns the attributes of an inert object by name, or a mapping unchanged; empty for anything else.
 
-    NVIDIA's pickles wrap each object together with its source code, which nobody runs here; the attributes lie within.
+    NVIDIA's pickles wrap each object together with its source code. The code is never run; the attributes are inside.
     """
     if isinstance(value, Mapping):
         return value
@@ -121,7 +121,7 @@ def attributes(value: Any) -> Mapping[str, Any]:
 
 
 def class_name(value: Any) -> str:
-    """The class of an inert object without its module; "" for anything else."""
+    """Returns the class name of an inert object without its module; "" for anything else."""
     if not isinstance(value, pickled.Inert):
         return ""
     if value.name.endswith(_PERSISTENT) and value.args:
@@ -130,13 +130,13 @@ def class_name(value: Any) -> str:
 
 
 def modules(content: Any) -> Iterator[Any]:
-    """The inert objects at the top of a file."""
+    """Yields the inert objects at the top level of a file."""
     parts = [content, *content.values()] if isinstance(content, Mapping) else [content]
     yield from (part for part in parts if isinstance(part, pickled.Inert))
 
 
 def _names(content: Any) -> Iterator[str]:
-    """The keys at the top of a file and one level below."""
+    """Yields the keys at the top level of a file and one level below."""
     if isinstance(content, Mapping):
         for key, part in content.items():
             yield str(key)

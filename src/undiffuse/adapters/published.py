@@ -1,8 +1,7 @@
-"""The published weights by name: what every file is, where it lies, what it was measured to give, how to sample it.
+"""The registry of published weights: what each file is, where it is, its published results and how to sample it.
 
-This is the one place that says so: recipes take figures and advice from here (`undiffuse.recipes`), and loading a file
-takes from here what its shapes cannot tell. The entries are in `published_guided`, `published_others` and
-`published_consistency`.
+`undiffuse.recipes` takes results and advice from here, and loading a file takes from here what its shapes cannot show.
+The entries are in `published_guided`, `published_others` and `published_consistency`.
 
     published.get("256x256_diffusion")            an entry by its name; ValueError lists near names
     published.of_file("x/256x256_diffusion.pt")   the entry whose file is called like this, or None
@@ -28,14 +27,14 @@ ENTRIES: Mapping[str, Published] = {entry.name: entry for entry in _ALL}
 
 
 def get(name: str) -> Published:
-    """The entry of this name. ValueError for an unknown one lists those like it."""
+    """Returns the entry of this name; ValueError for an unknown name suggests similar ones."""
     if name in ENTRIES:
         return ENTRIES[name]
     raise ValueError(f"there is no published model {name!r}{near(name)}")
 
 
 def near(name: str) -> str:
-    """ "; did you mean ...?" with the names that are most like it, or where `undiffuse models` lists all."""
+    """Returns "; did you mean ...?" with the most similar names, or a hint to `undiffuse models`."""
     wanted = name.strip().casefold()
     words = re.findall("[a-z0-9]+", wanted)
     found = [known for known in ENTRIES if words and all(word in known.casefold() for word in words)]
@@ -45,7 +44,7 @@ def near(name: str) -> str:
 
 
 def of_file(path: str | Path) -> Published | None:
-    """The entry whose file is called like `path`, with its folder where the entry has one; None if there is none."""
+    """Returns the entry whose file (and folder, if it has one) has the name of `path`; None if there is none."""
     parts = Path(path).parts
     for entry in ENTRIES.values():
         own = Path(entry.file).parts
@@ -55,5 +54,5 @@ def of_file(path: str | Path) -> Published | None:
 
 
 def upsamplers_of(name: str) -> list[Published]:
-    """The upsamplers made for the samples of the model `name`."""
+    """Returns the upsamplers made for the samples of the model `name`."""
     return [e for e in ENTRIES.values() if e.base == name]

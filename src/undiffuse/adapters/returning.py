@@ -1,7 +1,7 @@
-"""Models that `undiffuse export` wrote, read back from the files of other programs.
+"""Reads back models that `undiffuse export` wrote in the formats of other programs.
 
-Beside the weights lies JSON with all that the format itself cannot hold: network, process, classes. It is believed only
-where the weights are those that were exported, which their hash says; files changed since are read as any other.
+A JSON file next to the weights holds what the format itself cannot: network, process, classes. It is used only if the
+hash shows that the weights have not changed since the export; otherwise they are read like any other file.
 """
 
 from __future__ import annotations
@@ -23,15 +23,23 @@ from undiffuse.nets import UNetConfig, config_from_dict
 from undiffuse.nets.meta import build_on_meta
 
 WRITTEN = "written_sha256"
-"""Key of the weights' hash in the JSON where rows were put into another order than the model's own."""
+"""Key in the JSON of the hash of the written weights, if their rows are in another order than the model's own."""
 
 _PT2_CONFIG = "model_weights_config.json"
-_PT2_FLOAT = 7  # torch.export's number of float32
+_PT2_FLOAT = 7  # the number of float32 in torch.export
 
 
 @dataclass(frozen=True)
 class Returned:
-    """A model read back: its network and process, weights by our names, and more entries of its manifest."""
+    """A model read back.
+
+    Attributes:
+        config: The network's configuration.
+        process: The diffusion process.
+        state: Weights by our names.
+        manifest: Further entries of the manifest.
+        weights: Name of the weights, "net" or an EMA decay.
+    """
 
     config: Any
     process: ProcessConfig
@@ -41,7 +49,7 @@ class Returned:
 
 
 def about(path: Path) -> Mapping[str, Any] | None:
-    """Read the JSON beside an exported file; None if there is none of ours."""
+    """Reads the JSON next to an exported file; returns None if there is none of ours."""
     beside = exporting.about_path(path)
     try:
         content = json.loads(beside.read_text(encoding="utf-8"))
@@ -50,31 +58,31 @@ def about(path: Path) -> Mapping[str, Any] | None:
     return content if isinstance(content, dict) and "net" in content and "sha256" in content else None
 
 
-def of_state(told: Mapping[str, Any] | None, state: Mapping[str, Tensor]) -> Returned | None:
-    """Put JSON and weights by our names together; None unless these are the weights it was written for."""
-    if not told or not {"net", "process", "sha256", "kind"} <= set(told):
+def of_state(content: Mapping[str, Any] | None, state: Mapping[str, Tensor]) -> Returned | None:
+    """Combines the JSON with weights by our names; returns None if the JSON was written for other weights."""
+    if not content or not {"net", "process", "sha256", "kind"} <= set(content):
         return None
     state = {name: value.float().contiguous() for name, value in state.items()}
-    if weights_hash(state) != told.get(WRITTEN, told["sha256"]):
+    if weights_hash(state) != content.get(WRITTEN, content["sha256"]):
         return None
     try:
-        config = config_from_dict(told["net"], told["kind"])
-        process = ProcessConfig(**told["process"])
+        config = config_from_dict(content["net"], content["kind"])
+        process = ProcessConfig(**content["process"])
     except (TypeError, ValueError, KeyError):
         return None
-    more: dict[str, Any] = {"labels": told.get("classes")}
-    more |= {name: told[name] for name in ("objective", "sampling") if name in told}
-    return Returned(config, process, state, more, str(told.get("weights", "net")))
+    more: dict[str, Any] = {"labels": content.get("classes")}
+    more |= {name: content[name] for name in ("objective", "sampling") if name in content}
+    return Returned(config, process, state, more, str(content.get("weights", "net")))
 
 
-def of_diffusers(told: Mapping[str, Any] | None, state: Mapping[str, Tensor]) -> Returned | None:
-    """The same of a folder of diffusers, whose weights have other names and a row of qkv in parts."""
-    from undiffuse.adapters import ddpm_weights, export_diffusers  # which import much that nothing else needs
+def of_diffusers(content: Mapping[str, Any] | None, state: Mapping[str, Tensor]) -> Returned | None:
+    """Does the same for a diffusers folder, whose weights have other names and separate q, k and v."""
+    from undiffuse.adapters import ddpm_weights, export_diffusers  # heavy imports, needed only here
 
-    if not told or not isinstance(told.get("net"), dict) or told.get("kind") != "diffusion":
+    if not content or not isinstance(content.get("net"), dict) or content.get("kind") != "diffusion":
         return None
     try:
-        config: Any = config_from_dict(told["net"])
+        config: Any = config_from_dict(content["net"])
     except (TypeError, ValueError):
         return None
     if isinstance(config, UNetConfig):
@@ -89,30 +97,34 @@ def of_diffusers(told: Mapping[str, Any] | None, state: Mapping[str, Tensor]) ->
         ours = {name: state[theirs[name]].reshape(shape) for name, shape in shapes.items()} if fits else None
     else:
         ours = dict(state)
-    return of_state(told, ours) if ours is not None else None
+    return of_state(content, ours) if ours is not None else None
 
 
 def of_program(path: Path) -> Returned:
-    """Read a program of `torch.export` that we wrote: its weights, as data. CheckpointError for any other."""
-    told = about(path)
-    if told is None:
+    """Reads the weights of a `torch.export` program that undiffuse wrote, without executing it.
+
+    Raises:
+        CheckpointError: The program is damaged, or was not written by undiffuse.
+    """
+    content = about(path)
+    if content is None:
         raise CheckpointError(
-            f"{path} is a program of torch.export, which says how to compute but not with which noise: only those that "
-            f"`undiffuse export` wrote are read, with {exporting.about_path(path).name} beside them"
+            f"{path} is a torch.export program, which does not describe the noise levels: only programs written by "
+            f"`undiffuse export` can be read, with {exporting.about_path(path).name} next to them"
         )
     try:
         with zipfile.ZipFile(path) as archive:
             state = _program_weights(archive)
     except (KeyError, ValueError, TypeError, IndexError, RuntimeError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is damaged or of an unknown version of torch.export: {error}") from error
-    found = of_state(told, state)
+        raise CheckpointError(f"{path} is damaged, or of an unknown version of torch.export: {error}") from error
+    found = of_state(content, state)
     if found is None:
-        raise CheckpointError(f"{path} does not hold the weights that {exporting.about_path(path).name} describes")
+        raise CheckpointError(f"{path} does not contain the weights that {exporting.about_path(path).name} describes")
     return found
 
 
 def is_program(path: Path) -> bool:
-    """Whether a file is a program of `torch.export`."""
+    """Returns whether a file is a program of `torch.export`."""
     if not zipfile.is_zipfile(path):
         return False
     try:
@@ -123,13 +135,13 @@ def is_program(path: Path) -> bool:
 
 
 def _program_weights(archive: zipfile.ZipFile) -> dict[str, Tensor]:
-    """The float32 weights in an archive of `torch.export`, which lie there as plain numbers with a JSON index."""
+    """Reads the float32 weights in an archive of `torch.export`, stored as plain numbers with a JSON index."""
     index = next(name for name in archive.namelist() if name.endswith(_PT2_CONFIG))
     out = {}
     for name, item in json.loads(archive.read(index))["config"].items():
         meta = item["tensor_meta"]
         if item["use_pickle"] or meta["dtype"] != _PT2_FLOAT:
-            raise ValueError(f"{name} is no plain float32 tensor")
+            raise ValueError(f"{name} is not a plain float32 tensor")
         folder = index.rpartition("/")[0]
         numbers = torch.frombuffer(bytearray(archive.read(f"{folder}/{item['path_name']}")), dtype=torch.float32)
         sizes, strides = ([part["as_int"] for part in meta[key]] for key in ("sizes", "strides"))

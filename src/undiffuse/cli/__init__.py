@@ -1,12 +1,12 @@
 """The command line: `undiffuse COMMAND ...`.
 
-`parser` says which commands and options there are; it and its helpers import nothing heavy, so that help answers at
-once. Every command is the function `run(args) -> exit status` of the module of its name, imported when it is called.
+`parser` declares the commands and options. It and its helpers import nothing heavy, so that help is printed at once.
+Each command is a function `run(args) -> exit status` in the module of its name, which is imported when it is called.
 
-To add one: its options in `parser`, its body in a module of its own with a function `run`.
+To add a command, declare its options in `parser` and write its function `run` in a new module.
 
-Exit status: 0 done; 1 the work failed (training diverged, an image could not be repeated); 2 a mistake in what was
-asked for, told in one message without a traceback (UNDIFFUSE_DEBUG=1 shows it); 130 interrupted by Ctrl-C.
+Exit status: 0 success; 1 the work failed (training diverged, an image could not be repeated); 2 invalid input, reported
+in one message without a traceback (UNDIFFUSE_DEBUG=1 shows the traceback); 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -31,12 +31,16 @@ MISTAKE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line given in `argv` (default: the process's own); returns the exit status."""
+    """Runs a command line and returns the exit status.
+
+    Args:
+        argv: The words after `undiffuse` (default: those of the process).
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser(words)
     try:
         args = parser.parse_args(words)
-    except SystemExit as stop:  # help was shown, or a mistake was told
+    except SystemExit as stop:  # help was shown, or an error was reported
         return int(stop.code or 0)
     if args.command is None:
         parser.print_help()
@@ -51,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a closed pipe can still be handled
         return status
     except KeyboardInterrupt:
-        fail("interrupted: what was written stays, and the same command goes on from it", prefix="")
+        fail("interrupted. Files written so far are kept; repeat the command to resume", prefix="")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader (head, a pager) has seen enough
+    except BrokenPipeError:  # the reader (head, a pager) has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
@@ -72,17 +76,16 @@ def _set_wait_policy() -> None:
 
 
 def fail(text: str, prefix: str = "error: ") -> None:
-    """Prints an error on stderr; `console` is imported for this alone, since help does without it."""
+    """Prints an error on stderr. Imports `console` only now, because help does not need it."""
     from undiffuse.cli import console
 
     console.fail(text, prefix)
 
 
 def _imported(*modules: str) -> list[Any]:
-    """Modules by their names, imported without collections of garbage, each of which would look at all of torch again.
+    """Imports modules by name with garbage collection off, because each collection would traverse all of torch.
 
-    Where they bring torch along, everything that is there afterwards counts as never garbage: the collection at the
-    end of the process alone would take a third of a second.
+    If they import torch, all objects are then frozen: the collection at exit alone would take a third of a second.
     """
     first, enabled = "torch" not in sys.modules, gc.isenabled()
     gc.disable()
@@ -97,7 +100,7 @@ def _imported(*modules: str) -> list[Any]:
 
 
 def _status(error: Exception) -> int | None:
-    """The exit status of an error that a user can understand and mend; None for a fault of this program."""
+    """Returns the exit status of an error that the user can fix; None for a bug of this program."""
     if isinstance(error, (ValueError, OSError, MemoryError)):
         return MISTAKE
     known = {"NonFiniteError": 1, "OutOfMemoryError": MISTAKE}
@@ -105,13 +108,13 @@ def _status(error: Exception) -> int | None:
 
 
 def _message(error: Exception, names: Mapping[str, str]) -> str:
-    """The text of an error; `names` are those of options that are not called as the library's arguments are."""
+    """Returns the text of an error. `names` maps arguments to options with another name."""
     if isinstance(error, ConfigError):
         names = {"classes": "class", **names}
         named = lambda name: f"--{str(names.get(name, name)).replace('_', '-')}"  # noqa: E731
         return re.sub(r"`([a-z_]+)`", lambda found: named(found[1]), error.message(named(error.field)))
     if type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory; give a smaller --batch, or --precision bf16 ({str(error).splitlines()[0]})"
+        return f"out of memory; use a smaller --batch or --precision bf16 ({str(error).splitlines()[0]})"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.strerror}: {error.filename}"
     return in_options(str(error)) or type(error).__name__

@@ -1,6 +1,6 @@
-"""What commands say: plain lines on stdout, progress and errors on stderr. ASCII, at most 100 columns.
+"""Prints plain lines on stdout, and progress and errors on stderr. ASCII, at most 100 columns.
 
-Under torchrun only rank 0 speaks.
+Under torchrun only rank 0 prints.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from undiffuse.util.text import duration, printable, shorten
 
 __all__ = ["WIDTH", "Live", "duration", "fail", "fields", "is_main", "say", "shorten", "table"]
 
-PLAIN_EVERY = 15.0  # seconds between two progress lines where nobody watches
+PLAIN_EVERY = 15.0  # seconds between two progress lines where stderr is not a terminal
 
 
 def is_main() -> bool:
-    """False in the helper processes of a torchrun."""
+    """Returns whether this is rank 0, or the only process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str = "") -> None:
-    """One or more lines on stdout (rank 0 only)."""
+    """Prints one or more lines on stdout (rank 0 only)."""
     if is_main():
         print(printable(text), flush=True)
 
 
 def fail(text: str, prefix: str = "error: ") -> None:
-    """An error on stderr: `undiffuse: error: text`."""
+    """Prints an error on stderr: `undiffuse: error: text`."""
     who = "undiffuse" if is_main() else f"undiffuse (rank {os.environ['RANK']})"
     print(f"{who}: {prefix}{printable(text)}", file=sys.stderr, flush=True)
 
@@ -44,7 +44,7 @@ def _columns() -> int:
 
 
 class Live:
-    """A line that is written over on a terminal; elsewhere a plain line every fifteen seconds."""
+    """A progress line: overwritten in place on a terminal, elsewhere printed every 15 seconds."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
@@ -53,9 +53,11 @@ class Live:
         self._last = -math.inf
 
     def show(self, text: str | Sequence[str], important: bool = False) -> None:
-        """The line as it is now. `important` lines are shown also where nobody watches.
+        """Shows the line.
 
-        Of a line given in parts, a terminal shows as many of the first as fit, each one whole.
+        Args:
+            text: The line, or its parts. A terminal shows as many of the first parts as fit in its width.
+            important: Show the line at once, also where stderr is not a terminal.
         """
         now = time.monotonic()
         parts = [text] if isinstance(text, str) else [part for part in text if part]
@@ -77,7 +79,7 @@ class Live:
         self._shown, self._last = text, now
 
     def clear(self) -> None:
-        """Take the line away, so that something else may be printed."""
+        """Removes the line, so that something else can be printed."""
         if self.terminal and self._shown:
             width = _columns() - 1
             self.stream.write("\r" + " " * min(len(self._shown), width) + "\r")

@@ -1,4 +1,4 @@
-"""Options of what holds the images: frames, axes of arrays, the range of values."""
+"""Turns the options --frames, --layout, --range and --max-pixels into the library's arguments."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from undiffuse.data.decoding import MAX_PIXELS
 from undiffuse.data.ranges import find_value_range
 
 LAYOUTS = {"hwc": "HWC", "chw": "CHW", "auto": "auto"}
-"""Values of --layout, which options have in lower case, as the library calls them."""
+"""Maps the values of --layout to those of the library."""
 
 
 def opening(args: argparse.Namespace, path: str) -> dict[str, Any]:
-    """How the images are opened: the arguments `frames`, `layout` and `value_range` of `open_data` and `DataConfig`.
+    """Returns the arguments `frames`, `layout`, `max_pixels` and `value_range` of `open_data` and `DataConfig`.
 
-    A range that is to be found (--range auto) is found once and kept in `args`.
+    With --range auto the range is found once and stored in `args`.
     """
     chosen: dict[str, Any] = {
         "frames": getattr(args, "frames", None) or "first",
@@ -30,7 +30,7 @@ def opening(args: argparse.Namespace, path: str) -> dict[str, Any]:
 
 
 def as_typed(args: argparse.Namespace) -> str:
-    """The options of `opening` that were given, to be typed again after another command."""
+    """Returns the given options of `opening` as they were typed, for a suggested command."""
     out = "" if getattr(args, "frames", "first") == "first" else f" --frames {args.frames}"
     out += "" if getattr(args, "layout", "auto") == "auto" else f" --layout {args.layout}"
     out += f" --max-pixels {args.max_pixels}" if getattr(args, "max_pixels", None) else ""

@@ -1,4 +1,4 @@
-"""`undiffuse convert`: images in any format that is known, written in one that other programs read."""
+"""`undiffuse convert`: converts a data set to a format that other programs read."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from undiffuse.data import convert, open_data
 from undiffuse.data.labels import join_names
 from undiffuse.pipelines.grids import quoted
 from undiffuse.util.progress import Progress
+from undiffuse.util.text import count_of
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """Runs the command."""
     opening = containers.opening(args, args.source)
     source = open_data(args.source, labels=args.labels, on_broken=args.on_broken, check="none", **opening)
     say(f"images: {source.where}\n" + fields(
-        [("recognised", source.format), ("images", f"{len(source):,}"),
-         ("taken", "\n".join(in_options(text) for text in source.remarks) or None)]
+        [("format", source.format), ("images", f"{len(source):,}"),
+         ("notes", "\n".join(in_options(text) for text in source.remarks) or None)]
     ))  # fmt: skip
     with Progress("converting", len(source), "images") as bar:
         seen = 0
@@ -40,11 +41,11 @@ def run(args: argparse.Namespace) -> int:
             report=report,
         )
     rows: list[tuple[str, object]] = [
-        ("written", f"{done.path} ({done.to}): {done.images:,} images"),
-        ("copied", f"{done.copied:,} files as they are; {done.images - done.copied:,} became PNG"),
-        ("8 bits", f"{done.reduced:,} images had more than 8 bits and have 8 now" if done.reduced else None),
+        ("written", f"{done.path} ({done.to}): {count_of(done.images, 'image')}"),
+        ("copied", f"{count_of(done.copied, 'file')} unchanged, {done.images - done.copied:,} encoded as PNG"),
+        ("8 bits", f"{count_of(done.reduced, 'image')} reduced to 8 bits" if done.reduced else None),
         ("left out", f"{len(done.excluded):,}: " + join_names((f"{e.name} ({e.reason})" for e in done.excluded), 5)
                      if done.excluded else None),
     ]  # fmt: skip
-    say(f"{fields(rows)}\nLook at it:\n  undiffuse inspect {quoted(str(done.path))}")
+    say(f"{fields(rows)}\nTo inspect it:\n  undiffuse inspect {quoted(str(done.path))}")
     return 0

@@ -1,4 +1,4 @@
-"""`undiffuse decode`: latents back to images, under their own class or another."""
+"""`undiffuse decode`: decodes latents to images, under their own class or another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
         args.out, pipeline, stored, classes=args.classes, format=args.format, overwrite=args.overwrite,
         batch=args.batch, notes={"latents_file": str(args.latents)},
     )  # fmt: skip
-    done = f"{count_of(made, 'image')} decoded" if made else "all images were there already"
+    done = f"{count_of(made, 'image')} decoded" if made else "all images already exist"
     say(f"{done} in {duration(time.monotonic() - begin)}: {pipeline.text()}")
     say(f"  images  {result}\n  grid    {Path(args.out) / latents.GRID}")
     return 0

@@ -1,4 +1,4 @@
-"""What commands show while files come in or are converted, and --offline."""
+"""Shows the progress of downloads and conversions, and implements --offline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ OFFLINE = "UNDIFFUSE_OFFLINE"
 
 @contextlib.contextmanager
 def downloading(offline: bool = False) -> Iterator[None]:
-    """Within it long work on files has a progress line, and with `offline` nothing is downloaded."""
+    """Shows a progress line for downloads and conversions within the context.
+
+    Args:
+        offline: Download nothing within the context.
+    """
     before = os.environ.get(OFFLINE)
     if offline:
         os.environ[OFFLINE] = "1"
@@ -31,13 +35,13 @@ def downloading(offline: bool = False) -> Iterator[None]:
 
 
 class _Shown:
-    """One line for the file that is being worked on."""
+    """The progress line of the current file."""
 
     def __init__(self) -> None:
         self.line: Progress | None = None
 
     def report(self, what: str, done: int, total: int | None) -> None:
-        """`done` of `total` bytes; the line goes away at the end."""
+        """Shows that `done` of `total` bytes are done; removes the line at the end."""
         megabytes = (total or 0) / 1e6
         if self.line is None or (self.line.what, self.line.total) != (what, megabytes):
             self.clear()
@@ -47,7 +51,7 @@ class _Shown:
             self.clear()
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Removes the line."""
         if self.line is not None:
             self.line.__exit__()
         self.line = None

@@ -1,4 +1,4 @@
-"""`undiffuse encode`: images to latents by DDIM inversion."""
+"""`undiffuse encode`: encodes images to latents by DDIM inversion."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         errors = latents.reconstruction_errors(pipeline, stored, images, batch=args.batch)
         worst = int(errors.argmax())
         mean = float(errors.square().mean().sqrt())
-        say(f"  check    decoded again, the error is {mean:.2f} of 255 (root mean square),")
-        say(f"           at most {float(errors[worst]):.2f} ({images.source.name(worst)}); it shrinks as --steps grows")
-    say(f"Back to images:\n  undiffuse decode {quoted(str(file))} --out decoded")
+        say(f"  check    the RMS error of decoding is {mean:.2f} of 255, at most {float(errors[worst]):.2f}")
+        say(f"           ({images.source.name(worst)}); more --steps reduce it")
+    say(f"To decode:\n  undiffuse decode {quoted(str(file))} --out decoded")
     return 0

@@ -1,4 +1,4 @@
-"""`undiffuse evaluate`: metrics of samples against a reference."""
+"""`undiffuse evaluate`: computes metrics of samples against a reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of the commands that evaluate, as the library takes them."""
+"""Turns the options of the evaluating commands into the library's arguments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SAME = (
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the fields of `EvaluationConfig`; a command may lack some of the options."""
+    """Returns the fields of `EvaluationConfig` from parsed options; a command may lack some of them."""
     found = {name: getattr(args, name) for name in _SAME if hasattr(args, name)}
     found |= {"extractor_weights": args.weights, "protocol": getattr(args, "reference_protocol", None)}
     if hasattr(args, "distances"):
@@ -32,6 +32,6 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def sampler_config(args: argparse.Namespace, model: str, **changes: Any) -> SamplerConfig:
-    """Returns how a model is sampled; --weights of these commands are the extractor's."""
+    """Returns the sampler's settings. In these commands --weights belongs to the extractor, not to the model."""
     given = {**vars(args), "model": model, "weights": args.model_weights, **changes}
     return options.sampler_config(argparse.Namespace(**given))

@@ -1,4 +1,4 @@
-"""`undiffuse export`: a model as a file or folder that other programs read."""
+"""`undiffuse export`: writes a model as a file or folder for other programs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from undiffuse.adapters.exporting import Exported, Model, accept, call, example_
 from undiffuse.cli.console import Live, fields, say
 from undiffuse.models import ClassifierModel, DiffusionModel, load_model, resolve, save_model, split_reference
 from undiffuse.pipelines.grids import quoted
+from undiffuse.util.text import count_of
 
-# Endings of the names a format has: of the thing itself ("" for a folder) and of the files that may lie beside it.
+# Suffixes of each format: that of the export ("" for a folder), then those of the files next to it.
 ENDINGS = {
     "safetensors": (".safetensors",),
     "openai": (".pt", ".pt.json"),
@@ -34,14 +35,14 @@ _WRITERS: dict[str, Callable[[Model, Path], Exported]] = {
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """Runs the command."""
     ending, *beside = ENDINGS[args.to]
     target = Path(args.out) if args.out else _default(args.model, args.to, ending)
     if ending and target.suffix != ending:
-        raise ValueError(f"--out {target}: files of this format are called NAME{ending}")
+        raise ValueError(f"--out {target}: the name must end in {ending}")
     companions = [target.with_name(target.name.removesuffix(ending) + other) for other in beside]
     if target.exists() and _is_source(target, args.model, args.weights):
-        raise ValueError(f"--out {target} is the model itself, which would be replaced by less: choose another name")
+        raise ValueError(f"--out {target} is the model itself and must not be replaced: choose another name")
     live = Live()
     try:
         with staged(target, companions, overwrite=args.overwrite) as path:
@@ -60,14 +61,14 @@ def _is_source(target: Path, reference: str, weights: str | None) -> bool:
 
 
 def _default(reference: str, to: str, ending: str) -> Path:
-    """A name in the working directory after the model's: of a file its name, of a folder the folder's."""
+    """Returns a path in the working directory that is named after the model's file or folder."""
     path = Path(split_reference(reference)[0])
     name = path.stem if path.suffix in (".safetensors", ".pt", ".pth") else path.resolve().name
     return Path(f"{name}{ending or f'-{to}'}")
 
 
 def _export_safetensors(model: DiffusionModel | ClassifierModel, path: Path) -> Exported:
-    """The slim form of a checkpoint: the weights that were chosen and everything that is needed to use them."""
+    """Writes the chosen weights and everything needed to use them, without the training state."""
     save_model(path, model)
     again = load_model(path)
     inputs = example_inputs(model, 2, full_size=False)
@@ -83,8 +84,8 @@ def _export_safetensors(model: DiffusionModel | ClassifierModel, path: Path) -> 
 
 
 def _report(model: DiffusionModel | ClassifierModel, name: str, written: list[Path], done: Exported) -> str:
-    same = "its outputs equal the model's"
-    differ = f"its outputs differ from the model's by at most {done.difference:.1e} of the largest"
+    same = "outputs equal those of the model"
+    differ = f"outputs differ from those of the model by at most {done.difference:.1e} of the largest"
     rows: list[tuple[str, object]] = [
         ("model", f"{name}, weights {model.weights!r}, {model.digest[:12]}..."),
         ("written", "\n".join(_sized(path) for path in written)),
@@ -92,11 +93,11 @@ def _report(model: DiffusionModel | ClassifierModel, name: str, written: list[Pa
         *(("note", f"{note[0].upper()}{note[1:]}.") for note in done.notes),
     ]
     code = "\n".join(f"    {line}" for line in done.usage.splitlines())
-    return f"{fields(rows)}\nUse it:\n{code}"
+    return f"{fields(rows)}\nTo use it:\n{code}"
 
 
 def _sized(path: Path) -> str:
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files)
     shown = f"{size / 1e6:,.1f} MB" if size > 1e6 else f"{size / 1e3:.1f} kB"
-    return f"{path}/ ({len(files)} files, {shown})" if path.is_dir() else f"{path} ({shown})"
+    return f"{path}/ ({count_of(len(files), 'file')}, {shown})" if path.is_dir() else f"{path} ({shown})"

@@ -1,4 +1,4 @@
-"""`undiffuse inpaint`: fill a part of images."""
+"""`undiffuse inpaint`: fills in masked parts of images."""
 
 from __future__ import annotations
 

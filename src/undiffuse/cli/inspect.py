@@ -1,4 +1,4 @@
-"""`undiffuse inspect`: what something is."""
+"""`undiffuse inspect`: describes a file, folder or name."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from undiffuse.pipelines.grids import quoted
 from undiffuse.pipelines.latents import KEY, read_about
 from undiffuse.util.limits import check_header, npz_headers
 from undiffuse.util.store import BROKEN_NPZ
+from undiffuse.util.text import count_of
 
 PICTURES = (*IMAGE_SUFFIXES, ".apng")
 RUN, BITS, BITS_PARTIAL = "run.json", "bits.json", "bits.partial.jsonl"
@@ -39,13 +40,18 @@ _PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pt2", ".onnx")  # files of
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """Runs the command."""
     say(describe(args))
     return 0
 
 
 def describe(args: argparse.Namespace) -> str:
-    """The answer. FileNotFoundError if there is nothing, ValueError if it is damaged or of no known kind."""
+    """Returns the description of `args.what` as text.
+
+    Raises:
+        FileNotFoundError: There is no such file, folder or name.
+        ValueError: It is damaged, or of an unknown kind.
+    """
     what = args.what
     if what is None:
         return environment()
@@ -68,8 +74,8 @@ def describe(args: argparse.Namespace) -> str:
         return describe_data(args)
     if not os.path.exists(path):
         raise FileNotFoundError(
-            f"there is no file or folder {what}; known by name are the data {', '.join(NAMED_SETS)} and the models "
-            f"{', '.join(SHIPPED)} and those of `undiffuse models`"
+            f"there is no file or folder {what}; known names are the data {', '.join(NAMED_SETS)}, the models "
+            f"{', '.join(SHIPPED)}, and those listed by `undiffuse models`"
         )
     if path.is_dir():
         return _folder(args, path)
@@ -92,7 +98,7 @@ def describe(args: argparse.Namespace) -> str:
 
 
 def _is_data(what: str) -> bool:
-    """Whether this names shards, or a part of data: x-{000..009}.tar, https://..., DATA:test."""
+    """Returns whether this names shards or a split of data: x-{000..009}.tar, https://..., DATA:test."""
     try:
         split_part(what)
     except (FileNotFoundError, ValueError):
@@ -101,7 +107,7 @@ def _is_data(what: str) -> bool:
 
 
 def _holds_images(path: Path) -> bool:
-    """Whether a file is of a format that holds images to train on; of pictures, those of several frames are."""
+    """Returns whether a file holds several images to train on. A picture does if it has several frames."""
     found = find_format(path)
     if found is None or found.module == "pickles":
         return False
@@ -112,7 +118,7 @@ def _holds_images(path: Path) -> bool:
     try:
         return len(open_npz(path, labels=False)) > 0
     except ValueError as error:
-        return "layout=" in str(error)  # images whose axes have to be named
+        return "layout=" in str(error)  # images whose order of axes is not known
 
 
 def _is_ours(path: Path) -> bool:
@@ -124,7 +130,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def environment() -> str:
-    """Versions, devices and what ships with the package."""
+    """Returns versions, devices and shipped models as text."""
     import platform
 
     import PIL
@@ -141,7 +147,7 @@ def environment() -> str:
     if torch.backends.mps.is_available():
         devices.append("mps")
     devices.append(f"cpu, {torch.get_num_threads()} threads")
-    there = {True: "there", False: "missing from this installation"}
+    there = {True: "installed", False: "missing from this installation"}
     shipped = [f"{name} ({there[resolve(name).is_file()]})" for name in SHIPPED]
     rows: list[tuple[str, object]] = [
         ("undiffuse", f"{undiffuse.__version__}, in {Path(undiffuse.__file__).parent}"),
@@ -165,12 +171,12 @@ def _folder(args: argparse.Namespace, path: Path) -> str:
             return json.dumps(settings, indent=2)
         pictures = len(sample_files(path))
         packed = [file.name for file in path.glob("samples_*.npz")]
-        there = [f"{pictures:,} PNG files"] * bool(pictures) + packed
+        there = [count_of(pictures, "PNG file")] * bool(pictures) + packed
         return f"samples: {', '.join(there) or 'none yet'}\n{_record(settings)}"
     if (path / BITS).is_file():
         return _output_file(args, path / BITS)
     if (path / BITS_PARTIAL).is_file():
-        return f"a measurement of `undiffuse nll` that is not finished, in {path}; the same command goes on with it"
+        return f"an unfinished measurement of `undiffuse nll`, in {path}; repeat the command to resume it"
     recorded = _recorded(path)
     if recorded:
         if args.json:
@@ -187,9 +193,9 @@ def _folder(args: argparse.Namespace, path: Path) -> str:
 
 
 def _folders_of_ours(path: Path) -> list[tuple[Path, str]]:
-    """The sub-folders with what wrote them; empty where any is not ours, or where pictures lie beside them."""
+    """Returns the sub-folders with their kinds; an empty list if any is not ours, or if there are pictures too."""
     out = []
-    for entry in path.iterdir():  # stops at the first stranger: there may be very many
+    for entry in path.iterdir():  # returns at the first other entry, because there may be very many
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
@@ -203,7 +209,7 @@ def _folders_of_ours(path: Path) -> list[tuple[Path, str]]:
 
 
 def _kind(folder: Path) -> str:
-    """Which command wrote a folder: "run", "samples", "likelihood", "pictures"; "" if it is none of ours."""
+    """Returns the kind of a folder: "run", "samples", "likelihood", "pictures", or "" if it is not ours."""
     if (folder / checkpoints.FOLDER).is_dir() or (folder / "metrics.jsonl").is_file():
         return "run"
     if (folder / RUN).is_file():
@@ -214,7 +220,7 @@ def _kind(folder: Path) -> str:
 
 
 def _recorded(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of the pictures in a folder, by name; empty unless all of them (the first hundred) carry one."""
+    """Returns the records of a folder's pictures by name; empty unless all of the first hundred carry one."""
     pictures = (file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
     found = {}
     for file in islice(pictures, 100):
@@ -226,32 +232,31 @@ def _recorded(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _outputs(args: argparse.Namespace, path: Path, outputs: list[tuple[Path, str]]) -> str:
-    """A folder of folders that undiffuse wrote: a line each."""
+    """Describes a folder of folders that undiffuse wrote, one per line."""
     if args.json:
         return json.dumps({entry.name: kind for entry, kind in outputs}, indent=2)
     rows = []
     for entry, kind in outputs[:MOST_RUNS]:
         newest = checkpoints.latest(entry) if kind == "run" else None
         state = "" if kind != "run" else "no checkpoint yet"
-        state = f"{checkpoints.images_of(newest):,} images" if newest is not None else state
+        state = count_of(checkpoints.images_of(newest), "image") if newest is not None else state
         rows.append([entry.name, kind, state])
     more = f"\n  ... and {len(outputs) - MOST_RUNS:,} more" if len(outputs) > MOST_RUNS else ""
-    number = f"{len(outputs):,} folder{'s' if len(outputs) != 1 else ''}"
     return (
-        f"{number} written by undiffuse, in {path}\n{table(rows, indent=2)}{more}\n"
-        f"Look at one:\n  undiffuse inspect {quoted(str(outputs[0][0]))}"
+        f"{count_of(len(outputs), 'folder')} written by undiffuse, in {path}\n{table(rows, indent=2)}{more}\n"
+        f"To inspect one:\n  undiffuse inspect {quoted(str(outputs[0][0]))}"
     )
 
 
 def _output_file(args: argparse.Namespace, path: Path) -> str:
-    """run.json of samples, bits.json of a likelihood."""
+    """Describes run.json of samples or bits.json of a likelihood."""
     content = _json(path)
     if args.json:
         return json.dumps(content, indent=2)
     if path.name == RUN:
         where = quoted(str(path.parent))
         return f"the settings of samples, by `undiffuse {content.get('command', 'sample')}`\n{_record(content)}\n" + (
-            f"The samples:\n  undiffuse inspect {where}"
+            f"To inspect the samples:\n  undiffuse inspect {where}"
         )
     settings = content.get("settings")
     numbers = {name: value for name, value in content.items() if name not in ("settings", "per_step")}
@@ -291,15 +296,15 @@ def _safetensors(args: argparse.Namespace, path: Path) -> str:
             return json.dumps(about, indent=2)
         count, *shape = shapes["latents"]
         return (
-            f"latents of {count:,} images, {'x'.join(map(str, shape))}, by `undiffuse encode`\n"
-            f"{_record({**about['record'], **about['notes']})}\nBack to images:\n  undiffuse decode {quoted(str(path))}"
+            f"latents of {count_of(count, 'image')}, {'x'.join(map(str, shape))}, by `undiffuse encode`\n"
+            f"{_record({**about['record'], **about['notes']})}\nTo decode:\n  undiffuse decode {quoted(str(path))}"
         )
     numbers = sum(int(np.prod(shape)) for shape in shapes.values())
     first = [[name, "x".join(map(str, shape)) or "scalar"] for name, shape in list(shapes.items())[:8]]
     more = f"\n  ... and {len(shapes) - 8:,} more" if len(shapes) > 8 else ""
     return (
-        f"a safetensors file of something else: {len(shapes):,} tensors, {numbers:,} numbers; its header has no "
-        f"undiffuse manifest\n{table(first, indent=2)}{more}"
+        f"a safetensors file of another program: {count_of(len(shapes), 'tensor')}, {count_of(numbers, 'number')}; its "
+        f"header has no undiffuse manifest\n{table(first, indent=2)}{more}"
     )
 
 
@@ -318,19 +323,19 @@ def _picture(args: argparse.Namespace, path: Path) -> str:
         if args.json:
             return json.dumps({**about, "record": None}, indent=2)
         return (
-            f"{what}\nIt carries no record of undiffuse: an ordinary picture, or one that was saved again elsewhere.\n"
-            f"To train on pictures, give their folder:\n  undiffuse inspect {quoted(str(path.parent))}"
+            f"{what}\nIt has no record of undiffuse. Saving a picture in another program removes the record.\n"
+            f"To train on pictures, inspect their folder:\n  undiffuse inspect {quoted(str(path.parent))}"
         )
     if args.json:
         return json.dumps(record, indent=2)
     text = f"{what}, by undiffuse\n{_record(record)}"
     if record.get("command") == "sample" and "index" in record:
-        text += f"\nThe same image again:\n  undiffuse sample --from-record {quoted(str(path))}"
+        text += f"\nTo make the same image again:\n  undiffuse sample --from-record {quoted(str(path))}"
     return text
 
 
 def _record(record: Mapping[str, Any]) -> str:
-    """A record as lines; hashes are shortened, long lists cut."""
+    """Formats a record as lines, with short hashes and long values cut."""
 
     def shown(value: Any) -> str:
         text = ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
@@ -346,8 +351,9 @@ def _npz(args: argparse.Namespace, path: Path) -> str:
     except BROKEN_NPZ as error:
         raise ValueError(f"{path} is not a readable npz file ({error})") from error
     listed = [[name, str(dtype), "x".join(map(str, shape)) or "scalar"] for name, (dtype, shape) in arrays.items()]
-    text = "an npz file without images to train on (arr_0, images, x_train and the like); it holds\n"
+    text = "an npz file without images to train on (for example arr_0, images or x_train); it holds\n"
     text += table(listed, indent=2)
     if {"mu", "sigma"} <= set(arrays):
-        text += "\nmu and sigma: statistics of features, as the evaluation of Dhariwal & Nichol stores them."
+        text += "\nmu and sigma are feature statistics, usable as a reference: undiffuse evaluate SAMPLES "
+        text += quoted(str(path))
     return text

@@ -1,4 +1,4 @@
-"""What `undiffuse inspect` tells of images to train on."""
+"""Describes images to train on for `undiffuse inspect`."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ from undiffuse.data.probe import DataProbe
 from undiffuse.data.ranges import find_value_range
 from undiffuse.data.screening import grouped
 from undiffuse.pipelines.grids import quoted
+from undiffuse.util.text import count_of
 
-FEW = 1000  # images below which a model is likely to learn them by heart
+FEW = 1000  # with fewer images a model is likely to memorize them
 
 
 def describe_data(args: argparse.Namespace) -> str:
-    """Sizes, formats, classes, broken and tiny files, and the command to train on them."""
+    """Returns sizes, formats, classes, broken and tiny files, and the command to train on the images."""
     opening = containers.opening(args, args.what)
     found: Any = {**opening, "value_range": opening["value_range"] or "found"}
     source = open_data(args.what, labels=args.labels, on_broken="skip", check="none", **found)
     look = DataProbe(source, opening["value_range"])
     limit = None if args.count is None else min(args.count, len(source))
-    # Prepared as a training would, to tell which images are smaller than that.
+    # Prepared as for training, to find the images that are smaller than the training size.
     size = look.whole_size or look.size
     fit: Any = "pad" if look.fits_padded(size) else "crop"
     config = DataConfig(path=str(args.what), size=size, fit=fit, channels=look.channels, **opening)
     summary = scan(source, config, limit=limit)
     height, width = size_pair(size)
     rows: list[tuple[str, object]] = [
-        ("recognised", source.format or None),
+        ("format", source.format or None),
         ("images", f"{summary.count:,}" + (
-            f" (looked at {summary.scanned:,}, evenly spaced; --count all for every one)"
+            f" ({summary.scanned:,} evenly spaced ones checked; --count all checks all)"
             if summary.scanned < summary.count else "")),
         ("sizes", "height x width: " + join_names((f"{h}x{w} ({n:,})" for (w, h), n in summary.sizes.items()), 6)
-                  if summary.sizes else "none can be read"),
+                  if summary.sizes else "no image can be read"),
         ("pixels", join_names((f"{_mode(mode)} ({n:,})" for mode, n in summary.modes.items()), 6) or None),
         ("classes", _classes(source, summary)),
         ("broken", in_options(f"{len(summary.broken):,}: {grouped(summary.broken, 5)}") if summary.broken else "none"),
-        ("tiny", f"{len(summary.tiny):,} smaller than {height}x{width}, which they would be trained at: "
+        ("tiny", f"{len(summary.tiny):,} smaller than the training size {height}x{width}: "
                  + join_names(summary.tiny, 5) if summary.tiny else "none"),
         ("left out",
             f"{len(summary.excluded):,}: " + join_names((f"{e.name} ({e.reason})" for e in summary.excluded), 5)
                      if summary.excluded else None),
-        ("taken", "\n".join(in_options(text) for text in summary.remarks()) or None),
+        ("notes", "\n".join(in_options(text) for text in summary.remarks()) or None),
         ("fingerprint", summary.fingerprint),
     ]  # fmt: skip
     return f"images: {source.where}\n{fields(rows)}\n{_advice(args, look, summary)}"
@@ -60,11 +61,11 @@ def _classes(source: Source, summary: DataSummary) -> str:
     if not counts and source.vectors is not None:
         count = source.vectors.shape[1]
         if source.multi_hot:
-            return f"several labels for each image, of {count}: {join_names(source.vector_names or (), 12)}"
+            return f"{count} labels, several per image: {join_names(source.vector_names or (), 12)}"
         named = f": {join_names(source.vector_names, 12)}" if source.vector_names else ""
-        return f"none; a vector of {count} number{'s' if count != 1 else ''} for each image{named}"
+        return f"none; a vector of {count_of(count, 'number')} per image{named}"
     if not counts:
-        return "no labels (sub-folders, --labels prefix, or a table give them)"
+        return "no labels (use sub-folders, --labels prefix or --labels TABLE to add them)"
     named = join_names((f"{name} ({n:,})" for name, n in counts.items()), 12)
     return f"{len(counts)}: {named}"
 
@@ -74,31 +75,32 @@ def _advice(args: argparse.Namespace, look: DataProbe, summary: DataSummary) -> 
     notes = []
     window = _window(look.source, summary)
     if window is not None:
-        notes.append(f"The values are {window[1]}: say which are black and white.")
+        notes.append(f"The values are {window[1]}: --range sets the values of black and white.")
     elif summary.broken and not summary.sizes:
         return "  None of the images can be read: there is nothing to train on."
     elif summary.broken:
-        notes.append("Broken images stop a training unless they are removed or left out by --on-broken skip.")
+        notes.append("Broken images stop training. Remove them, or use --on-broken skip.")
     if summary.tiny:
-        notes.append("Tiny images are enlarged, and blurred so, unless --on-tiny skip or refuse is given.")
+        notes.append("Tiny images are enlarged and therefore blurred. Use --on-tiny skip to leave them out.")
     if summary.alpha:
-        every = " in all of them" if summary.alpha == sum(summary.sizes.values()) else f" in {summary.alpha:,} of them"
-        notes.append(f"There is transparency{every}: it is laid over white unless --channels 4 keeps it (alpha).")
+        every = "All images" if summary.alpha == sum(summary.sizes.values()) else count_of(summary.alpha, "image")
+        verb = "has" if summary.alpha == 1 and every != "All images" else "have"
+        notes.append(f"{every} {verb} transparency: the background becomes white. Use --channels 4 to keep alpha.")
     whole = look.whole_size
     if whole is not None:
         notes.append(f"The images are not square: they are trained at {whole[0]}x{whole[1]} (height x width).")
     elif any(max(pair) > 1.1 * min(pair) for pair in summary.sizes):
-        notes.append("Not all images are square: a square is cut out of their middle (--fit pad keeps all of it).")
+        notes.append("Not all images are square: training crops the centre (--fit pad keeps the whole image).")
     present = [n for n in counts.values() if n]
     if present and max(present) > 20 * min(present):
-        notes.append("The classes are of very different size; the small ones will be learned poorly.")
+        notes.append("The classes differ greatly in size; the model will learn the small ones poorly.")
     if summary.count < FEW:
         few = "1 image is" if summary.count == 1 else f"{summary.count:,} images are"
-        notes.append(f"{few} few: a model will mostly repeat what it saw.")
+        notes.append(f"{few} few: the model will mostly memorize them.")
     if summary.sizes and statistics.median(min(size) for size in summary.sizes) < 16:
-        notes.append("The images are tiny.")
+        notes.append("The images are very small (under 16 pixels).")
     if look.source.undeclared and not isinstance(args.value_range, tuple):
-        notes.append(f"Nothing says which values are black and white ({look.source.undeclared}): choose --range.")
+        notes.append(f"The values of black and white are not declared ({look.source.undeclared}): choose --range.")
     options = f" --labels {quoted(args.labels)}" if args.labels != "auto" else ""
     options += " --on-broken skip" if (summary.broken and window is None) or summary.excluded else ""
     options += "" if window is None else f" --range={window[0]}"
@@ -111,14 +113,14 @@ def _advice(args: argparse.Namespace, look: DataProbe, summary: DataSummary) -> 
     held = parts.get("validation", parts.get("test"))
     if held is not None:
         options += f" --validation {quoted(f'{args.what}:{held}')}"
-    lines += ["Train on them:", f"  undiffuse train {quoted(str(args.what))}{options}"]
+    lines += ["To train on them:", f"  undiffuse train {quoted(str(args.what))}{options}"]
     if len(counts) > 1:
         lines.append(f"  undiffuse train-classifier {quoted(str(args.what))}{options}")
     return "\n".join(lines)
 
 
 def _window(source: Source, summary: DataSummary) -> tuple[str, str] | None:
-    """(range to declare, what the values are) where none of the images can be used for want of a range; else None."""
+    """Returns (range to declare, range of the values) if no image can be used without a range; else None."""
     if summary.sizes or not any("value_range" in item.reason for item in summary.broken):
         return None
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from undiffuse.cli.console import fields
 from undiffuse.evaluation import Report, read_reference
 from undiffuse.evaluation.text import report_text
+from undiffuse.util.text import count_of
 
 
 def describe_reference(path: Path, as_json: bool = False) -> str:
@@ -24,8 +25,9 @@ def describe_reference(path: Path, as_json: bool = False) -> str:
     ]
     for summary in summaries:
         card, n = summary.card, 0 if summary.features is None else len(summary.features)
-        text = f"{card.extractor} ({card.protocol}), {card.dimension} numbers an image, weights "
-        text += f"{str(card.weights_sha256)[:12]}; {n:,} images one by one" + (", sFID too" if summary.spatial else "")
+        text = f"{card.extractor} ({card.protocol}), {card.dimension} features per image, weights "
+        text += f"{str(card.weights_sha256)[:12]}; features of {count_of(n, 'image')} kept"
+        text += ", with sFID" if summary.spatial else ""
         rows.append((card.distance, text))
     rows += [("warning", text) for text in summaries[0].warnings]
     return f"{path}: a reference for `undiffuse evaluate`\n{fields(rows)}"

@@ -1,4 +1,4 @@
-"""What `undiffuse inspect` tells of models, checkpoints and run folders: from headers alone, no weights are read."""
+"""Describes models, checkpoints and run folders for `undiffuse inspect`. Reads headers, not weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from undiffuse.nets.config import NetworkConfig
 from undiffuse.nets.registry import UnknownArchitecture
 from undiffuse.pipelines.grids import quoted
 from undiffuse.training import read_events
+from undiffuse.util.text import count_of
 
 MODES = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 
 def describe_model(path: Path, name: str, as_json: bool = False) -> str:
-    """A model or checkpoint file. CheckpointError (a ValueError) if it is damaged or of another format."""
+    """Describes a model or checkpoint file; CheckpointError (a ValueError) if it is damaged or of another format."""
     manifest = checkpoints.read_manifest(path)
     if as_json:
         return json.dumps(manifest, indent=2)
@@ -41,9 +42,9 @@ def describe_model(path: Path, name: str, as_json: bool = False) -> str:
         ("process", _process(manifest["process"])),
         ("objective", _objective(manifest.get("objective"))),
         ("trained", _trained(progress, manifest.get("train") or {})),
-        ("data", f"{data['source']}, {data['count']:,} images" if "source" in data else None),
-        ("began with", _beginning(manifest.get("init"))),
-        ("weights", ", ".join(weights) + (" (the last is used unless --weights names another)" if weights[1:] else "")),
+        ("data", f"{data['source']}, {count_of(data['count'], 'image')}" if "source" in data else None),
+        ("started from", _beginning(manifest.get("init"))),
+        ("weights", ", ".join(weights) + (" (default: the last; choose with --weights)" if weights[1:] else "")),
         ("recipe", manifest.get("recipe")),
         *_source(manifest.get("source")),
         ("version", manifest.get("version")),
@@ -54,7 +55,7 @@ def describe_model(path: Path, name: str, as_json: bool = False) -> str:
 
 
 def _network(about: dict[str, Any], kind: str) -> tuple[NetworkSpec, str]:
-    """Return what a file's network is for, and its layers in words."""
+    """Returns the network's specification and a description of its layers."""
     try:
         config: Any = config_from_dict(about, kind)
     except UnknownArchitecture:
@@ -62,12 +63,12 @@ def _network(about: dict[str, Any], kind: str) -> tuple[NetworkSpec, str]:
     if not isinstance(config, NetworkConfig):
         return describe(about), f"architecture {about['architecture']!r}"
     widths = "/".join(f"{m:g}" for m in config.channel_mult)
-    layers = f"width {config.model_channels} x {widths}, {config.num_res_blocks} blocks a level"
-    return describe(config), layers + (", DDPM's own layout" if isinstance(config, DDPMConfig) else "")
+    layers = f"width {config.model_channels} x {widths}, {count_of(config.num_res_blocks, 'block')} per level"
+    return describe(config), layers + (", DDPM layout" if isinstance(config, DDPMConfig) else "")
 
 
 def describe_foreign(reference: str, like: str | None = None, as_json: bool = False) -> str:
-    """Weights that others wrote: what they are and who says so. ValueError if that cannot be told."""
+    """Describes weights of another program and the sources of each fact; ValueError if they cannot be identified."""
     found = importing.identify(reference, like)
     manifest = found.manifest()
     numbers = sum(tensor.numel() for tensor in found.state.values())
@@ -87,11 +88,11 @@ def describe_foreign(reference: str, like: str | None = None, as_json: bool = Fa
     ]
     name = reference if like is None else f"{reference}@{like}"
     what += f", {height}x{width} {MODES.get(net.in_channels, f'{net.in_channels} channels')} (height x width)"
-    return f"{what}; weights of other code, converted when they are first used\n{fields(rows)}\n{_next(manifest, name)}"
+    return f"{what}; weights of another program, converted on first use\n{fields(rows)}\n{_next(manifest, name)}"
 
 
 def _source(source: Any) -> list[tuple[str, object]]:
-    """Where converted weights are from, and who said what they are."""
+    """Returns the origin of converted weights, and the source of each fact about them."""
     if not isinstance(source, dict):
         return []
     facts = source.get("facts")
@@ -100,15 +101,15 @@ def _source(source: Any) -> list[tuple[str, object]]:
         ("licence", source.get("licence")),
         ("made from", f"{source.get('file')}, sha256 {str(source.get('sha256'))[:16]}..."),
     ]
-    told = facts.items() if isinstance(facts, dict) else ()
-    return rows + [("told by" if k == 0 else "", f"{who}: {what}") for k, (who, what) in enumerate(told)]
+    stated = facts.items() if isinstance(facts, dict) else ()
+    return rows + [("stated by" if k == 0 else "", f"{who}: {what}") for k, (who, what) in enumerate(stated)]
 
 
 def describe_run(folder: Path, as_json: bool = False) -> str:
-    """A run's folder: its newest checkpoint, how far it is, and its last numbers."""
+    """Describes a run folder: its newest checkpoint, its progress and its latest metrics."""
     newest = checkpoints.latest(folder)
     if newest is None:
-        return f"a run that has saved no checkpoint yet, in {folder}"
+        return f"a run without a checkpoint yet, in {folder}"
     text = describe_model(newest, folder.as_posix(), as_json)
     if as_json:
         return text
@@ -131,7 +132,7 @@ def describe_run(folder: Path, as_json: bool = False) -> str:
 
 
 def count_parameters(path: Path) -> int:
-    """Numbers in the network's weights, from the header of the file."""
+    """Returns the number of parameters, read from the header of the file."""
     with safetensors.safe_open(str(path), framework="pt") as file:
         names = [name for name in file.keys() if name.startswith("net.")]  # noqa: SIM118
         return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
@@ -140,7 +141,7 @@ def count_parameters(path: Path) -> int:
 def _classes(labels: list[str] | None, count: int | None) -> str:
     if count is None:
         return "none (unconditional)"
-    return f"{count}: {join_names(labels, 12)}" if labels else f"{count}, without names"
+    return f"{count}: {join_names(labels, 12)}" if labels else f"{count} (no names)"
 
 
 def _process(process: dict[str, Any]) -> str:
@@ -157,7 +158,7 @@ def _process(process: dict[str, Any]) -> str:
 def _objective(objective: dict[str, Any] | None) -> str | None:
     if not objective:
         return None
-    text = str(objective.get("loss", "not told"))
+    text = str(objective.get("loss", "unknown loss"))
     if objective.get("weighting", "native") != "native":
         text += f", weighted by {objective['weighting']}"
     if objective.get("noise") is False:
@@ -168,7 +169,7 @@ def _objective(objective: dict[str, Any] | None) -> str | None:
 
 
 def _beginning(init: Any) -> str | None:
-    """The model whose weights it began with, and the licence these came under."""
+    """Returns the model that the training started from, with its licence."""
     if not isinstance(init, dict):
         return None
     licence = (init.get("origin") or {}).get("licence")
@@ -180,16 +181,16 @@ def _trained(progress: dict[str, Any], train: dict[str, Any]) -> str | None:
         return None
     time = f" in {duration(progress['seconds'])}" if progress.get("seconds") else ""
     batch = f", batch {train['batch']}, lr {train['lr']:g}, {train['precision']}" if "batch" in train else ""
-    skipped = f", {progress['skipped']} updates skipped" if progress.get("skipped") else ""
-    return f"{progress['images']:,} images{time}{batch}{skipped}"
+    skipped = f", {count_of(progress['skipped'], 'update')} skipped" if progress.get("skipped") else ""
+    return f"{count_of(progress['images'], 'image')}{time}{batch}{skipped}"
 
 
 def _next(manifest: dict[str, Any], name: str) -> str:
     name = quoted(name)
     if manifest.get("kind") == "classifier":
-        return f"Guide with it:\n  undiffuse sample --model MODEL --classifier {name} --guidance 1"
+        return f"To guide with it:\n  undiffuse sample --model MODEL --classifier {name} --guidance 1"
     low = " --low-res FOLDER" if manifest["net"].get("super_resolution") else ""
-    return f"Sample from it:\n  undiffuse sample --model {name}{low}"
+    return f"To sample:\n  undiffuse sample --model {name}{low}"
 
 
 def _finite(value: object) -> bool:

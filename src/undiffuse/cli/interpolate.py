@@ -1,4 +1,4 @@
-"""`undiffuse interpolate`: the way between two images or two seeds, through the sphere of latents."""
+"""`undiffuse interpolate`: interpolates between two images or two seeds on the sphere of latents."""
 
 from __future__ import annotations
 

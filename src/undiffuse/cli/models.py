@@ -1,4 +1,4 @@
-"""`undiffuse models`: which models there are to download or at hand, all about one of them, and ImageNet's classes."""
+"""`undiffuse models`: lists the shipped and published models, describes one, and searches ImageNet's classes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RELEASES = {
 EXAMPLE = "golden retriever"
 METRICS = {
     "FID": "distance to the data in Inception features, lower is better (Heusel et al. 2017)",
-    "sFID": "the same in features that keep positions, lower is better (Nash et al. 2021)",
+    "sFID": "as FID, with spatial features, lower is better (Nash et al. 2021)",
     "IS": "Inception score, higher is better (Salimans et al. 2016)",
     "precision": "share of samples that lie among the data (Kynkaanniemi et al. 2019)",
     "recall": "share of the data that lie among the samples (same paper)",
@@ -35,7 +35,7 @@ METRICS = {
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """Runs the command."""
     if args.classes is not None:
         text = " ".join(args.classes)
         say(json.dumps(class_list(text, args.name), indent=2) if args.json else class_table(text, args.name))
@@ -51,59 +51,59 @@ def run(args: argparse.Namespace) -> int:
 
 
 def overview() -> str:
-    """A line a model."""
-    parts = [_section("With this package, nothing to download", [_shipped_row(name) for name in SHIPPED])]
+    """Returns a table of all models, one per line."""
+    parts = [_section("Shipped with this package (no download)", [_shipped_row(name) for name in SHIPPED])]
     for release, title in RELEASES.items():
         rows = [_row(entry) for entry in published.ENTRIES.values() if entry.release == release]
         parts.append(_section(title, rows))
     parts.append(
-        "FID is the best one published, lower is better. Files are downloaded at their first use.\n\n"
-        "`undiffuse models NAME` tells all about one and what to type to sample from it.\n"
-        "`undiffuse models --classes TEXT` finds ImageNet's classes.\n"
-        "`undiffuse recipes` lists settings to train a model of your own."
+        "FID is the best published value (lower is better). Files are downloaded on first use.\n\n"
+        "`undiffuse models NAME` describes a model and shows how to sample from it.\n"
+        "`undiffuse models --classes TEXT` searches ImageNet's classes.\n"
+        "`undiffuse recipes` lists recipes for training your own model."
     )
     return "\n\n".join(parts)
 
 
 def details(entry: Published) -> str:
-    """All that is known of one published file, and what to type."""
+    """Describes one published file and the commands to use it."""
     net: Any = entry.net
     levels = "/".join(f"{m:g}" for m in net.channel_mult)
     attention = ", ".join(str(min(net.size) // f) for f in net.attention_resolutions if f <= net.downsampling)
     process = entry.process
     hashes = [f"{name} {value}" for name, value in (("sha256", entry.sha256), ("md5", entry.md5)) if value]
-    unhashed = "none published: recorded at the first download, and compared from then on"
+    unhashed = "none published; recorded at the first download and checked from then on"
     rows: list[tuple[str, object]] = [
         ("pictures", f"{_pixels(entry)} pixels, RGB"),
         ("trained on", entry.data),
         ("classes", _classes(entry)),
         ("network", f"{entry.parameters:,} parameters, width {net.model_channels} x {levels}, "
-                    f"{net.num_res_blocks} blocks a level,\nattention at {attention} pixels"),
+                    f"{net.num_res_blocks} blocks per level,\nattention at {attention} pixels"),
         ("process", process.levels_text
                     + (f", predicts {process.target}, variance {process.variance}" if entry.sampling else "")),
         ("sampled by", describe(entry.sampling) if entry.sampling else None),
         ("file", f"{entry.file}, {_bytes(entry)}"),
         ("hash", "\n".join(hashes) or unhashed),
-        ("from", entry.url or f"{entry.page} (by hand: a program cannot follow the link there)"),
+        ("from", entry.url or f"{entry.page} (download it in a browser)"),
         ("page", entry.page if entry.url else None),
-        ("here", "yes" if importing.is_here(entry.name) else f"no{', downloaded at its first use' * bool(entry.url)}"),
+        ("present", "yes" if importing.is_here(entry.name) else f"no{', downloaded on first use' * bool(entry.url)}"),
         ("licence", entry.licence),
         ("paper", entry.paper),
-        ("recipe", f"{recipe} (to train one like it)" if (recipe := _recipe(entry)) else None),
+        ("recipe", f"{recipe} (trains a model like this)" if (recipe := _recipe(entry)) else None),
         ("uncertain", entry.unverified or None),
     ]  # fmt: skip
     parts = [f"{entry.name}: {_kind(entry)} of {entry.release.replace('ddpm', 'DDPM')}", fields(rows)]
     if entry.results:
         results = [[result.how, result.figures] for result in entry.results]
-        told = [name for name in METRICS if any(f"{name} " in figures for _, figures in results)]
-        parts.append(f"\nPublished, of 50,000 samples:\n{table(results, indent=2)}\n")
-        parts.append(fields([("source", entry.source), *((name, METRICS[name]) for name in told)], indent=2))
+        named = [name for name in METRICS if any(f"{name} " in figures for _, figures in results)]
+        parts.append(f"\nPublished results on 50,000 samples:\n{table(results, indent=2)}\n")
+        parts.append(fields([("source", entry.source), *((name, METRICS[name]) for name in named)], indent=2))
     parts.append("\n" + "\n".join(commands(entry)))
     return "\n".join(parts)
 
 
 def record(entry: Published) -> dict[str, Any]:
-    """A published file as a JSON-ready dictionary."""
+    """Returns a published file as a dictionary for JSON."""
     return {
         **dataclasses.asdict(entry),
         "sampling": None if entry.sampling is None else to_manifest(entry.sampling),
@@ -120,7 +120,7 @@ def record(entry: Published) -> dict[str, Any]:
 
 
 def class_list(text: str, name: str | None = None) -> list[dict[str, Any]]:
-    """The classes that match a text as JSON-ready dictionaries: of ImageNet, or of the model `name`."""
+    """Returns the classes of ImageNet, or of the model `name`, whose names contain a text, as dictionaries for JSON."""
     labels = None if name is None else _labels(name)
     if labels is not None and not imagenet_classes.are_these(labels):
         return [{"number": k, "name": label} for k, label in enumerate(labels) if text.casefold() in label.casefold()]
@@ -136,12 +136,12 @@ def class_list(text: str, name: str | None = None) -> list[dict[str, Any]]:
 
 
 def class_table(text: str, name: str | None = None) -> str:
-    """The same to read. ValueError where no class matches."""
+    """Formats `class_list` as a table; ValueError if no class matches."""
     found = class_list(text, name)
     if not found:
         near = [imagenet_classes.names()[index] for index in imagenet_classes.similar(text)] if name is None else []
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"{text!r} is part of no class of {name or 'ImageNet'}{meant}")
+        raise ValueError(f"no class of {name or 'ImageNet'} contains {text!r}{meant}")
     if "synset" not in found[0]:
         return table([[c["number"], c["name"]] for c in found], ("number", "class"), right=(0,))
     rows = [
@@ -150,17 +150,17 @@ def class_table(text: str, name: str | None = None) -> str:
     ]
     shown = table(rows, ("number", "id", "class", "also"), right=(0,))
     example = found[0]["name"]
-    return f'{shown}\n\nName one by number, id or any of these words: undiffuse sample MODEL --class "{example}"'
+    return f'{shown}\n\nGive a class by number, id or name: undiffuse sample MODEL --class "{example}"'
 
 
 def _entry(name: str) -> Published:
     if name not in published.ENTRIES and os.path.exists(name):
-        raise ValueError(f"{name} is a file or folder of yours: `undiffuse inspect {quoted(name)}` tells what it is")
+        raise ValueError(f"{name} is a local file or folder; to describe it: undiffuse inspect {quoted(name)}")
     return published.get(name)
 
 
 def _labels(name: str) -> tuple[str, ...]:
-    """Names of the classes of a model. ValueError if it has none."""
+    """Returns the names of a model's classes; ValueError if it has none."""
     if name in SHIPPED:
         return tuple(checkpoints.read_manifest(resolve(name))["labels"])
     if _entry(name).num_classes is None:
@@ -214,7 +214,7 @@ def _pixels(entry: Published) -> str:
 def _classes(entry: Published) -> str:
     if entry.num_classes is None:
         return "none"
-    return f"{entry.num_classes}, ImageNet's: `undiffuse models --classes TEXT` finds them"
+    return f"{entry.num_classes}, those of ImageNet (search them: undiffuse models --classes TEXT)"
 
 
 def _bytes(entry: Published) -> str:
@@ -231,34 +231,34 @@ def _best(entry: Published) -> str:
 
 
 def _recipe(entry: Published) -> str | None:
-    """The recipe that describes how this file was trained."""
+    """Returns the name of the recipe that describes how this file was trained, or None."""
     named = (name for name in recipes.names() if recipes.get(name).published.get("file") == entry.file)
     return next(named, None)
 
 
 def commands(entry: Published) -> list[str]:
-    """Command lines to use it, each below what it is for."""
+    """Returns command lines to use the file, each below its purpose."""
     if entry.sampling is None:
         guided = [e for e in published.ENTRIES.values() if e.sampling and entry.name in e.sampling.guidance.classifier]
-        return ["Guide with it:", *(f"  {_sample(e)}" for e in guided)]
-    begin = ["Train it further on pictures of your own:", f"  undiffuse train DATA --init-from {entry.name}"]
-    if entry.process.target == "consistency":  # which `train` does not train
+        return ["To guide with it:", *(f"  {_sample(e)}" for e in guided)]
+    begin = ["To fine-tune it on your own images:", f"  undiffuse train DATA --init-from {entry.name}"]
+    if entry.process.target == "consistency":  # `train` does not train these
         begin = []
     if entry.kind == "upsampler":
         base = _sample(published.get(entry.base or ""))
-        return ["Enlarge with it, here the samples of the model it was made for:", f"  {base} --out small",
+        return ["To upscale samples of the model that it was made for:", f"  {base} --out small",
                 f"  {_sample(entry)}", *begin]  # fmt: skip
-    out = ["Sample from it:", f"  {_sample(entry)}"]
+    out = ["To sample:", f"  {_sample(entry)}"]
     for other in entry.also:
-        out += [f"Sample in {other.steps} step{'' if other.steps == '1' else 's'}:",
+        out += [f"To sample in {other.steps} step{'' if other.steps == '1' else 's'}:",
                 f"  {_sample(entry)} --steps {other.steps}"]  # fmt: skip
     for upsampler in published.upsamplers_of(entry.name):
-        out += [f"Enlarge its samples to {upsampler.image_size} pixels:", f"  {_sample(upsampler, 'samples')}"]
+        out += [f"To upscale its samples to {upsampler.image_size} pixels:", f"  {_sample(upsampler, 'samples')}"]
     return [*out, *begin]
 
 
 def _sample(entry: Published, low: str = "small") -> str:
-    """How to sample a model as its authors did; solver, steps and paired classifier are found by its name."""
+    """Returns the command to sample a model as its authors did; solver, steps and classifier follow from its name."""
     assert entry.sampling is not None
     words = [f"undiffuse sample {entry.name}"]
     if entry.kind == "upsampler":

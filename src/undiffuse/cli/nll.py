@@ -1,4 +1,4 @@
-"""`undiffuse nll`: likelihood of images in bits per dimension, by the bound, by the flow, or both."""
+"""`undiffuse nll`: measures the likelihood of images in bits per dimension, by the bound, the flow, or both."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def run(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in FLOW if hasattr(args, name)}
     if args.method == "bound" and given:
         options = ", ".join(f"--{name}" for name in given)
-        raise ValueError(f"{options} would do nothing without the flow: add --method flow or --method both")
+        verb = "have" if len(given) > 1 else "has"
+        raise ValueError(f"{options} {verb} no effect on the bound: add --method flow or --method both")
     if args.method == "flow" and hasattr(args, "terms"):
-        raise ConfigError("terms", "has no effect on the flow; leave it out, or add --method both")
+        raise ConfigError("terms", "has no effect on the flow; omit it or use --method both")
     terms = getattr(args, "terms", DEFAULT_TERMS)
     names = ["method", "count", "steps", "decoder", "classes", "labels", "fit", "on_broken", "seed", "batch"]
     names += ["device", "weights", "out", "overwrite"]
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 def _page(report: LikelihoodReport, folder: Path, terms: int | None, seconds: float) -> str:
     result, (steps, _) = report.summary, report.steps
     bound, flow, broken = "rate" in result, result.get("flow"), result["not_readable"]
-    every = "every step" if terms is None or terms >= steps else f"{terms} of {steps:,} steps for each image (unbiased)"
+    every = "all steps" if terms is None or terms >= steps else f"{terms} of {steps:,} steps per image (unbiased)"
     thinned = result["images"] < result["images_in_data"]
     of = f" of {result['images_in_data']:,}, evenly spaced" if thinned else ""
     height, width, _ = report.shape
@@ -58,11 +59,11 @@ def _page(report: LikelihoodReport, folder: Path, terms: int | None, seconds: fl
     ]
     text = f"Bits per dimension, an upper bound on the negative log-likelihood ({duration(seconds)}):\n"
     if bound and flow is not None:
-        head = ("method", "bits/dim", "network calls an image")
+        head = ("method", "bits/dim", "network calls per image")
         of_flow = ["flow", number_text(flow), f"{flow['nfe']:.0f}"]
         beside = [["bound", number_text(result), str(terms or steps)], of_flow]
         text += table(beside, head, right=(2,), indent=2) + "\n"
     text += fields(rows)
     if report.stderr is None:
-        text += "\n  (one image has no standard error)"
+        text += "\n  (no standard error for a single image)"
     return f"{text}\n{report.comparison()}".rstrip()

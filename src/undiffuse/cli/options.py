@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they mean and are called the same everywhere. Light."""
+"""Options that several commands share, so that they have one name and one meaning. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SHIPPED = "fashion-mnist-32"
 SHIPPED_CLASSIFIER = "fashion-mnist-32-classifier"
 DATA = """
 
-DATA is a folder of images, a .zip of one, a file or folder in another format (npz, WebDataset tars, parquet, LMDB,
-HDF5, TFRecord, CIFAR, ...: docs/formats.md), or a known name (fashion-mnist, fashion-mnist:test). DATA:test is a part
-of data that has several. Labels come from the format, sub-folders, file-name prefixes or a table."""
-LABELS = "auto (default), none, folder, prefix, or a CSV, TSV or JSONL table"
+DATA is a folder or .zip of images, a file or folder in another format (npz, WebDataset tars, parquet, LMDB, HDF5,
+TFRecord, CIFAR, ...: docs/formats.md), or a known name (fashion-mnist, fashion-mnist:test). DATA:test selects the test
+split. Labels come from the format, sub-folders, file-name prefixes or a table."""
+LABELS = "source of labels: auto (default), none, folder, prefix, or a CSV, TSV or JSONL table"
 
 
 HINTS = {
-    "epochs": ("images", "--images counts images: N epochs are N times the size of your data"),
+    "epochs": ("images", "for N epochs, give N times the number of your images"),
     "num-samples": ("count", ""),
     "num-images": ("count", ""),
     "n-samples": ("count", ""),
@@ -42,7 +42,7 @@ HINTS = {
     "checkpoint": ("model", ""),
     "classifier-path": ("classifier", ""),
     "classifier-scale": ("guidance", ""),
-    "guidance-scale": ("cfg", "--cfg is classifier-free guidance, --guidance a classifier's"),
+    "guidance-scale": ("cfg", "--cfg sets classifier-free guidance, --guidance classifier guidance"),
     "cfg-scale": ("cfg", ""),
     "timestep-respacing": ("steps", ""),
     "num-inference-steps": ("steps", ""),
@@ -54,29 +54,29 @@ HINTS = {
     "output": ("out", ""),
     "outdir": ("out", ""),
     "logdir": ("out", ""),
-    "class-cond": ("class", "a model file says whether it has classes"),
+    "class-cond": ("class", "the model file records whether the model is class-conditional"),
     "class-labels": ("class", ""),
     "mixed-precision": ("precision", ""),
     "use-fp16": ("precision", "--precision fp16"),
     "fp16": ("precision", "--precision fp16"),
     "ema-rate": ("ema", ""),
     "ema-decay": ("ema", ""),
-    "resume": ("out", "the same command resumes a run where it stopped"),
-    "resume-checkpoint": ("out", "the same command resumes a run where it stopped"),
+    "resume": ("out", "repeat the command to resume a stopped run"),
+    "resume-checkpoint": ("out", "repeat the command to resume a stopped run"),
     "num-workers": ("workers", ""),
-    "gpus": ("device", "start the command by `torchrun --nproc-per-node N -m undiffuse ...` to use several GPUs"),
-    "num-gpus": ("device", "start the command by `torchrun --nproc-per-node N -m undiffuse ...` to use several GPUs"),
+    "gpus": ("device", "to use several GPUs, run `torchrun --nproc-per-node N -m undiffuse ...`"),
+    "num-gpus": ("device", "to use several GPUs, run `torchrun --nproc-per-node N -m undiffuse ...`"),
     "wandb": ("log", "--log wandb"),
-    "data-dir": ("data", "give the data without an option: undiffuse COMMAND DATA"),
-    "train-data-dir": ("data", "give the data without an option: undiffuse COMMAND DATA"),
-    "dataset": ("data", "give the data without an option: undiffuse COMMAND DATA"),
+    "data-dir": ("data", "the data is a positional argument: undiffuse COMMAND DATA"),
+    "train-data-dir": ("data", "the data is a positional argument: undiffuse COMMAND DATA"),
+    "dataset": ("data", "the data is a positional argument: undiffuse COMMAND DATA"),
     "nfe": ("budget", ""),
 }
-"""Names of options in other programs, without dashes: ours, and what else to say."""
+"""Maps option names of other programs, without dashes, to the option here and a note."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with 100 columns, whole option names only, and errors of one line that suggest the right word."""
+    """An ArgumentParser with 100 columns, without abbreviated options, whose one-line errors suggest the right word."""
 
     def __init__(self, **keywords: Any) -> None:
         keywords.setdefault("formatter_class", Formatter)
@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def _unknown_choice(self, message: str) -> str:
-        """What argparse says of a wrong choice, which versions of Python word and quote differently, in our words."""
+        """Rewords argparse's message about a wrong choice, which differs between versions of Python."""
         found = re.match(r"argument (.+?): invalid choice: (.+?)(?: \(choose from .*)?$", message, re.DOTALL)
         name, word = found.groups() if found else ("", "")
         word = word[1:-1] if word[:1] in ("'", '"') and word[:1] == word[-1:] else word
@@ -102,13 +102,13 @@ class Parser(argparse.ArgumentParser):
         return f"{where}there is no {what} {word!r}; expected {', '.join(known)}{_nearest([word], known)}"
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parses, and reports unknown options before anything takes their values for something else."""
+        """Parses the arguments. Reports unknown options first, before their values are taken for positionals."""
         words = list(sys.argv[1:] if args is None else args)
         if self.get_default("module") is not None:  # a command, not `undiffuse` itself
             self._check_options(words)
         found, extra = super().parse_known_args(words, namespace)
         if extra:
-            self.error(f"unexpected: {' '.join(extra)}")
+            self.error(f"unexpected argument{'s' if len(extra) > 1 else ''}: {' '.join(extra)}")
         return found, extra
 
     def _check_options(self, words: list[str]) -> None:
@@ -119,14 +119,14 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"there is no option {option}{self._suggestion(option)}")
 
     def _is_value(self, words: list[str], word: str) -> bool:
-        """Whether a word with a single dash, for example -inf,3, is a number and so the value of an option."""
+        """Whether a word with a single dash, for example -inf,3, is a number and therefore the value of an option."""
         return bool(self._negative_number_matcher.match(word))
 
     def _suggestion(self, option: str) -> str:
         plain = option.lstrip("-").replace("_", "-").lower()
         known = [name for name in self._option_string_actions if name.startswith("--")]
         if f"--{plain}" in known:
-            return f"; it is written --{plain}"
+            return f"; did you mean --{plain}?"
         ours, note = {**HINTS, **getattr(self, "hints", {})}.get(plain, ("", ""))
         if ours and f"--{ours}" in known:
             return f"; did you mean --{ours}?" + (f" ({note})" if note else "")
@@ -134,20 +134,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def advanced(action: argparse.Action) -> argparse.Action:
-    """Marks an option as one that `--help` leaves out and `--help-all` shows."""
+    """Hides an option from `--help`; `--help-all` still shows it."""
     action.full_help = action.help  # type: ignore[attr-defined]
     action.help = argparse.SUPPRESS
     return action
 
 
 class HelpAll(argparse.Action):
-    """--help-all: prints the help with the advanced options."""
+    """The action of --help-all, which prints the help with the advanced options."""
 
     def __init__(self, option_strings: Any, dest: str, **keywords: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **keywords)
 
     def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
-        """Prints and exits."""
+        """Prints the full help and exits."""
         for action in parser._actions:
             action.help = getattr(action, "full_help", action.help)
         parser.epilog = parser.get_default("help_all_epilog") or parser.epilog
@@ -163,7 +163,7 @@ def _nearest(words: list[str], known: list[str]) -> str:
 
 
 class Formatter(argparse.HelpFormatter):
-    """Help texts in 100 columns: paragraphs are filled, indented lines stay as they are, words stay whole."""
+    """Formats help in 100 columns: fills paragraphs, keeps indented lines, and breaks no words."""
 
     def __init__(self, prog: str, **keywords: Any) -> None:
         super().__init__(prog, max_help_position=30, width=100)
@@ -177,59 +177,63 @@ class Formatter(argparse.HelpFormatter):
 
 
 def pick(group: Any, name: str, choices: tuple[str, ...], help: str, default: str | None = None) -> None:
-    """An option with a few words as values, shown in the help as "one|another"."""
+    """Adds an option with a few words as values, shown in the help as "one|another"."""
     group.add_argument(name, type=values.choice(*choices), metavar="|".join(choices), help=help, default=default)
 
 
-def device_option(group: Any, default: str = "auto", help: str = "cpu, cuda, mps, or auto (default): the best") -> None:
-    """--device."""
+def device_option(group: Any, default: str = "auto", help: str = "cpu, cuda, mps or auto (default: auto)") -> None:
+    """Adds --device."""
     group.add_argument("--device", default=default, metavar="DEV", help=help)
 
 
 def device_options(parser: argparse.ArgumentParser) -> None:
-    """--device, --precision."""
+    """Adds --device, --precision and --compile."""
     group = parser.add_argument_group(RUNTIME)
     device_option(group)
     add_settings(parser, SamplerConfig, only=("precision", "compile"))
 
 
 def model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
-    """--model, --weights, --like, --offline; with `positional` the model may also be given without --model."""
+    """Adds --model, --weights, --like and --offline; with `positional` also the positional argument MODEL."""
     group = parser.add_argument_group("model")
-    what = "model file, run or diffusers folder, hf:OWNER/NAME, name of `undiffuse models`, or the shipped "
-    what += f"{SHIPPED} (default)"
+    what = "model file, run folder, diffusers folder, hf:OWNER/NAME, or a name from `undiffuse models` (default: "
+    what += f"{SHIPPED})"
     if positional:
         parser.add_argument("model", nargs="?", action=_Model, default=argparse.SUPPRESS, metavar="MODEL", help=what)
         what = "alias of MODEL"
     group.add_argument("--model", action=_Model, default=SHIPPED, metavar="M", help=what)
-    which = "net (as trained) or an average, for example 0.999 (default: the slowest average)"
+    which = "weights to use: net (no EMA) or an EMA decay, for example 0.999 (default: the largest decay)"
     group.add_argument("--weights", metavar="W", help=which)
-    like = "for weights of another program: the published model, the flags, or a text file with the flags, that they "
-    like += "were trained with"
+    like = "for weights of another program: the published model they match, or the flags they were trained with (as "
+    like += "text or in a file)"
     advanced(group.add_argument("--like", metavar="NAME|FLAGS|FILE", help=like))
     advanced(offline_option(group))
 
 
 def offline_option(group: Any) -> argparse.Action:
-    """--offline."""
-    return group.add_argument("--offline", action="store_true", help="download nothing")
+    """Adds --offline."""
+    return group.add_argument("--offline", action="store_true", help="do not download anything")
 
 
 class _Model(argparse.Action):
-    """The model, which may be given once, with or without --model."""
+    """Stores the model, which may be given once, with or without --model."""
 
     def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
         if getattr(namespace, "model_given", False):
-            parser.error(f"two models are given, {namespace.model} and {value}")
+            parser.error(f"two models were given, {namespace.model} and {value}; give one")
         namespace.model, namespace.model_given = value, True
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Fold --like into the model's reference, where all that loads models understands it: FILE@LIKE."""
+    """Folds --like into the model's reference, FILE@LIKE, which every function that loads models understands.
+
+    Raises:
+        ValueError: --like is given without a model.
+    """
     like = getattr(args, "like", None)
     if like is not None:
         if not getattr(args, "model_given", False):
-            raise ValueError(f"--like {like} says what a file of weights is: give the file by --model")
+            raise ValueError(f"--like {like} describes a weights file: add --model FILE")
         args.model = f"{args.model}@{like}"
         args.like = None
 
@@ -298,76 +302,77 @@ def sampler_options(parser: argparse.ArgumentParser, solver: bool = True, budget
 
 
 def methods_text() -> str:
-    """Lists the solvers and grids, a line each, for the end of a command's full help."""
-    lines = ["solvers (--solver) with default steps and grid, and their --solver-options:"]
+    """Lists the solvers and grids, one per line, for the end of a command's full help."""
+    lines = ["solvers (--solver) with their default --steps and --grid, and their --solver-options:"]
     for name, method in SOLVERS.items():
         lines.append(f"  {name:14}{method.line:56}{method.steps:>4} {method.grid}")
         lines += [f"      {key}={option.default}  {option.line}" for key, option in method.options.items()]
-    lines += ["", "grids (--grid) for a plain number of --steps:"]
+    lines += ["", "grids (--grid), used when --steps is a plain number:"]
     return "\n".join([*lines, *(f"  {name:14}{line}" for name, line in GRIDS.items())])
 
 
 def upsampler_options(parser: argparse.ArgumentParser) -> None:
-    """--upsampler, --upsampler-solver, --upsampler-steps."""
+    """Adds --upsampler, --upsampler-solver and --upsampler-steps."""
     group = parser.add_argument_group("upsampler")
-    what = "super-resolution model that enlarges the images, as MODEL, or auto (the published one); OUT/base keeps the "
-    what += "small images"
+    what = "enlarge the samples with this super-resolution model (given like MODEL), or auto for the published one; "
+    what += "the small images stay in OUT/base"
     advanced(group.add_argument("--upsampler", metavar="UP", help=what))
-    what = "its sampling method (default: as for --solver)"
+    what = "solver of the upsampler (default: chosen as for --solver)"
     solver = group.add_argument("--upsampler-solver", type=values.solver, metavar="NAME", help=what)
-    steps = group.add_argument("--upsampler-steps", metavar="SPEC", help="its steps (default: as for --steps)")
+    what = "steps of the upsampler (default: chosen as for --steps)"
+    steps = group.add_argument("--upsampler-steps", metavar="SPEC", help=what)
     advanced(solver), advanced(steps)
 
 
 def clip_option(group: Any) -> None:
-    """--clip."""
-    clip = "clamp the denoised image (static, default), threshold it by quantile (dynamic), or neither (none)"
+    """Adds --clip."""
+    clip = "clamp the denoised image (static, default), threshold it by quantile (dynamic), or leave it (none)"
     pick(group, "--clip", ("static", "dynamic", "none"), clip)
 
 
 def data_options(group: Any, labels: bool = True, fit: str = "as in training", tiny: bool = False) -> None:
-    """How images are read: --labels, --fit, --on-broken, and with `tiny` --on-tiny."""
+    """Adds the options of reading images: --labels, --fit, --on-broken, and with `tiny` --on-tiny."""
     if labels:
         group.add_argument("--labels", default="auto", metavar="HOW", help=LABELS)
-    pick(group, "--fit", ("crop", "pad"), f"cover and cut the centre, or pad (default: {fit})")
-    pick(group, "--on-broken", ("refuse", "skip"), "what to do with unreadable images (default refuse)", "refuse")
+    pick(group, "--fit", ("crop", "pad"), f"crop the centre, or pad to keep the whole image (default: {fit})")
+    broken = "unreadable images: stop with an error (refuse, default) or leave them out (skip)"
+    pick(group, "--on-broken", ("refuse", "skip"), broken, "refuse")
     if tiny:
-        how = "what to do with images smaller than --size (default upscale)"
+        how = "images smaller than --size: enlarge them (default), stop with an error, or leave them out"
         pick(group, "--on-tiny", ("upscale", "refuse", "skip"), how, "upscale")
 
 
 def container_options(group: Any) -> None:
-    """--frames, --layout, --range, --max-pixels."""
-    pick(group, "--frames", ("first", "all"), "of files with several: TIFF pages, GIF, WebP (default first)", "first")
-    pick(group, "--layout", ("auto", "hwc", "chw"), "axes of arrays of images (default auto)", "auto")
-    what = "values of black and white in images that are not 8-bit; auto: found by percentiles"
+    """Adds --frames, --layout, --range and --max-pixels."""
+    frames = "frames to read from TIFF, GIF and WebP files with several (default first)"
+    pick(group, "--frames", ("first", "all"), frames, "first")
+    pick(group, "--layout", ("auto", "hwc", "chw"), "order of the axes in image arrays (default auto)", "auto")
+    what = "values of black and white in images that are not 8-bit; auto takes percentiles of the data"
     group.add_argument("--range", dest="value_range", type=values.value_range, metavar="LOW,HIGH|auto", help=what)
-    limit = "pixels of the largest image that is decoded (default 268M)"
+    limit = "refuse images with more than N pixels (default 268M)"
     group.add_argument("--max-pixels", type=values.pixels, metavar="N", help=limit)
 
 
 def seed_option(group: Any, what: str = "random seed") -> None:
-    """--seed."""
+    """Adds --seed."""
     group.add_argument("--seed", type=values.seed, default=0, metavar="N", help=f"{what} (default 0)")
 
 
 def output_options(group: Any, out: str, default: str | None = None) -> None:
-    """--batch, --out, --overwrite."""
+    """Adds --batch, --out and --overwrite."""
     batch = "batch size (default: chosen from free memory)"
     group.add_argument("--batch", type=values.positive, metavar="N", help=batch)
     group.add_argument("--out", default=default, metavar="PATH", help=out)
-    group.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
+    group.add_argument("--overwrite", action="store_true", help="replace existing results")
 
 
 def format_option(group: Any) -> None:
-    """--format."""
-    what = (
-        "of the images: png and npz have 8 bits; png16, tiff (float32) and npy keep the values of the model's training "
-    )
-    what += "images (default png; tiff for channels that it cannot hold)"
+    """Adds --format."""
+    what = "format: png or npz (8 bits); png16, tiff (float32) or npy with the values of the training images (default "
+    what += "png, or tiff if PNG cannot hold the channels)"
     pick(group, "--format", ("png", "npz", "both", "png16", "tiff", "npy"), what)
 
 
 def class_option(group: Any, text: str) -> None:
-    """--class, repeatable or a list."""
+    """Adds --class, which may be repeated."""
     group.add_argument("--class", dest="classes", action="append", metavar="NAME|NUMBER", help=text)

@@ -11,29 +11,29 @@ import undiffuse
 from undiffuse.cli import options
 
 COMMANDS = {
-    "quickstart": "sample the shipped model, guided and not: a minute, offline, on a CPU",
+    "quickstart": "sample the shipped model with and without guidance: offline, one minute on a CPU",
     "train": "train a diffusion model on your images",
-    "train-classifier": "train a noisy-image classifier, for guidance",
-    "ema": "the average of any width of a run's weights, after training",
-    "sample": "images from a model",
-    "encode": "images to latents, by DDIM inversion",
-    "decode": "latents back to images",
-    "interpolate": "the way between two images or two seeds, through the latents",
-    "inpaint": "fill a part of images",
-    "restore": "enlarge or sharpen images with any model",
-    "vary": "variations of images, by way of noise",
-    "translate": "images carried from one class to another",
-    "nll": "likelihood of images, in bits per dimension",
-    "evaluate": "FID, sFID, IS, precision, recall, KID and more, with errors and provenance",
-    "reference": "a reference file to evaluate against",
-    "compare": "evaluations side by side",
-    "sweep": "the trade-off of guidance, or of quality and network calls, as table and plot",
-    "tune-steps": "the noise levels on which a solver errs least, for a number of steps",
-    "inspect": "what a file, a run, a picture or your data is",
-    "convert": "images in any format, written in one that other programs read",
-    "recipes": "the recipes, with published and measured results",
-    "models": "the published models and ImageNet's classes, to find and to look up",
-    "export": "a model for other programs: guided-diffusion, diffusers, ONNX, torch.export",
+    "train-classifier": "train a noisy-image classifier for guidance",
+    "ema": "compute an EMA of any width from the snapshots of a run (post-hoc EMA)",
+    "sample": "sample images from a model",
+    "encode": "encode images to latents by DDIM inversion",
+    "decode": "decode latents to images",
+    "interpolate": "interpolate between two images or two seeds in latent space",
+    "inpaint": "fill in masked parts of images",
+    "restore": "upscale or deblur images with any model",
+    "vary": "make variations of images (SDEdit)",
+    "translate": "translate images from one class to another (DDIB)",
+    "nll": "measure the likelihood of images in bits per dimension",
+    "evaluate": "compute FID, sFID, IS, precision, recall, KID and more, with standard errors",
+    "reference": "make a reference file to evaluate against",
+    "compare": "compare evaluations side by side",
+    "sweep": "measure guidance scales, or quality against network calls, as a table and a plot",
+    "tune-steps": "find the best noise levels for a solver and a number of steps",
+    "inspect": "describe a model, run, picture, evaluation or data set",
+    "convert": "convert a data set to a folder, .zip, WebDataset or parquet",
+    "recipes": "list the recipes with published and measured results",
+    "models": "list the published models, and search ImageNet's classes",
+    "export": "export a model to guided-diffusion, diffusers, ONNX or torch.export",
 }
 
 _DEFINED_IN = {
@@ -51,22 +51,22 @@ def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     """Returns the parser; `args.module` is the module whose `run(args)` does the work.
 
     Args:
-        argv: The command line, of which only the named command's options are made; None makes those of all commands.
+        argv: The command line. Only the options of its command are added; None adds those of all commands.
     """
     about = "Train, guide, sample and evaluate pixel-space diffusion models: DDPM, DDIM, Improved DDPM, ADM."
-    listed = "commands:\n" + "\n".join(f"  {name:18}{text}" for name, text in COMMANDS.items())
-    epilog = "`undiffuse COMMAND --help` shows a command's options. New here? Type `undiffuse quickstart`."
+    listing = "commands:\n" + "\n".join(f"  {name:18}{text}" for name, text in COMMANDS.items())
+    epilog = "`undiffuse COMMAND --help` shows the options of a command. New here? Run `undiffuse quickstart`."
     parser = options.Parser(
-        prog="undiffuse", usage="undiffuse COMMAND [options]", description=f"{about}\n\n{listed}", epilog=epilog
+        prog="undiffuse", usage="undiffuse COMMAND [options]", description=f"{about}\n\n{listing}", epilog=epilog
     )
     parser.add_argument("--version", action="version", version=f"undiffuse {undiffuse.__version__}")
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", parser_class=options.Parser, prog="undiffuse", help=argparse.SUPPRESS
     )
     named = next((word for word in argv or () if not word.startswith("-")), None)
-    for command, module in _DEFINED_IN.items():
+    for command in COMMANDS:
         if argv is None or command == named:
-            defined = importlib.import_module(f"undiffuse.cli.{module}")
+            defined = importlib.import_module(f"undiffuse.cli.{_DEFINED_IN[command]}")
             getattr(defined, command.replace("-", "_"))(_add, commands)
         else:
             commands.add_parser(command)

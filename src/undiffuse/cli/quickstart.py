@@ -1,4 +1,4 @@
-"""`undiffuse quickstart`: what a newcomer sees first. Offline, on a CPU, in about a minute."""
+"""`undiffuse quickstart`: samples the shipped model with and without guidance, offline, in a minute on a CPU."""
 
 from __future__ import annotations
 
@@ -31,14 +31,20 @@ from undiffuse.pixels import to_uint8
 from undiffuse.sampling import Step
 from undiffuse.util.progress import Progress
 
-FIRST_SOLVER, FIRST_STEPS = "dpmpp-2m-sde", 10  # of the first look: as good as 250 ancestral steps (docs/frontier.md)
+FIRST_SOLVER, FIRST_STEPS = "dpmpp-2m-sde", 10  # of the preview: as good as 250 steps of DDPM (docs/frontier.md)
 PATH_ROWS = 8
 FRAMES = 25
 
 
 @dataclass(frozen=True)
 class Shown:
-    """Images of all classes, row by row: x [N, C, H, W], uint8 [N, H, W, C]; the first row after every step."""
+    """Images of all classes, row by row.
+
+    Attributes:
+        x: Images in [-1, 1] [N, C, H, W].
+        pixels: The same as uint8 [N, H, W, C].
+        path: The first row after every step, uint8 [K, H, W, C] each.
+    """
 
     x: Tensor
     pixels: np.ndarray
@@ -46,21 +52,21 @@ class Shown:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """Runs the command."""
     begin = time.monotonic()
     for name in (SHIPPED, SHIPPED_CLASSIFIER):
         if not resolve(name).is_file():
             raise FileNotFoundError(
-                f"the shipped model {name} is missing from this installation ({resolve(name)}): install the package "
-                "again (pip install --force-reinstall --no-deps .), from a checkout that has src/undiffuse/assets"
+                f"the shipped model {name} is missing from this installation ({resolve(name)}): reinstall the package "
+                "from a checkout that has src/undiffuse/assets (pip install --force-reinstall --no-deps .)"
             )
     settings = SamplerConfig(model=SHIPPED, solver=args.solver, steps=args.steps)
     plain = Pipeline.load(settings, args.device, keep_weights=False)
     guided = Pipeline.load(settings.replace(guidance=args.guidance), args.device, keep_weights=False)
     names = class_names(plain) or []
     classes = [k for _ in range(args.per_class) for k in range(len(names))]
-    say(f"Sampling {len(classes)} images of {len(names)} classes twice, without guidance and guided by the classifier")
-    say(f"({plain.text()}), on {plain.device.type}.")
+    say(f"Sampling {len(classes)} images of {len(names)} classes on {plain.device.type}, without and with classifier")
+    say(f"guidance ({plain.text()}).")
     folder = Path(args.out)
     if plain.path.steps > FIRST_STEPS:
         _first_look(
@@ -77,11 +83,11 @@ def run(args: argparse.Namespace) -> int:
         draw_grid(second.pixels, len(names), column_labels=names),
         draw_grid(path, len(names), column_labels=names, row_labels=[f"step {k + 1}" for k in rows]),
     ]
-    titles = ["Without guidance", f"Guided by the classifier, scale {args.guidance:g}", "The denoising path, guided"]
+    titles = ["Without guidance", f"Classifier guidance, scale {args.guidance:g}", "Denoising with guidance"]
     captions = [
-        "Each column is a class the model was told; the noise is the same as below.",
-        "The same noise again: at every step the image also moves to where a classifier is surer of its class.",
-        "From noise to the first guided row, left to right the same images as above.",
+        "The model is class-conditional: each column is one class. The grid below starts from the same noise.",
+        "Same noise, with classifier guidance: each step also follows the gradient of log p(class | image).",
+        "From noise to the first row of the guided grid.",
     ]
     caption = f"{plain.text()}, seed {args.seed}"
     page = stack(figures, titles, captions=captions, title="Fashion-MNIST from noise", caption=caption)
@@ -96,27 +102,37 @@ def run(args: argparse.Namespace) -> int:
     _report(args, folder, list(pictures), time.monotonic() - begin)
     judge = load_classifier(SHIPPED_CLASSIFIER, device=plain.device)
     _opinion(judge, classes, {"without guidance": first.x, f"guided, scale {args.guidance:g}": second.x})
-    told = [*_NEXT, (f"inspect {quoted(str(folder / 'quickstart.png'))}", "how this picture was made")]
-    say("\nWhat to type next:\n" + table([[f"undiffuse {words}", what] for words, what in told], indent=2))
+    following = [*_NEXT, (f"inspect {quoted(str(folder / 'quickstart.png'))}", "show how this picture was made")]
+    say("\nNext steps:\n" + table([[f"undiffuse {words}", what] for words, what in following], indent=2))
     return 0
 
 
 def _first_look(sampler: Pipeline, seed: int, folder: Path) -> None:
-    """One image of each class in a few steps, so that there is something to see within seconds."""
+    """Samples one image of each class in a few steps, so that there is a picture within seconds."""
     names = class_names(sampler) or []
-    with Progress("a first look", len(names), "images") as progress:
+    with Progress("preview", len(names), "images") as progress:
         (row,) = sample_rows([sampler], seed, 1, len(names), progress)
     record = {"command": "quickstart", "seed": seed, **sampler.record, **sampler.notes, "per_class": 1}
     path = folder / "first.png"
     save_png(path, draw_grid(row.pixels, len(names), column_labels=names), record, overwrite=True)
-    say(f"A first look, in {FIRST_STEPS} steps only: {path}")
+    say(f"Preview of {FIRST_STEPS} steps: {path}")
 
 
 def sample_rows(samplers: list[Pipeline], seed: int, rows: int, row: int, progress: Progress) -> list[Shown]:
-    """`rows` rows of `row` images, one of each class, from every sampler; row by row, side by side on a CPU's cores.
+    """Samples `rows` rows of `row` images, one per class, from every sampler; on a CPU, one row per core.
 
-    A core a row needs no waiting for each other within a layer, which on small images costs more than it gains and is
-    ruinous on a busy machine. It also makes the images independent of the number of cores.
+    With one row per core no core waits for another within a layer, which for small images costs more time than it
+    saves, above all on a busy machine. It also makes the images independent of the number of cores.
+
+    Args:
+        samplers: The pipelines.
+        seed: Random seed; image i of every sampler starts from the same noise.
+        rows: Number of rows.
+        row: Images per row, which is the number of classes.
+        progress: The progress line.
+
+    Returns:
+        The images of each sampler.
     """
     stop = threading.Event()
     jobs = [(sampler, start) for sampler in samplers for start in range(0, rows * row, row)]
@@ -141,7 +157,7 @@ def sample_rows(samplers: list[Pipeline], seed: int, rows: int, row: int, progre
     try:
         done = list(pool.map(work, jobs))
     finally:
-        stop.set()  # Ctrl-C comes to the main thread only
+        stop.set()  # only the main thread receives Ctrl-C
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
     shown = []
@@ -152,12 +168,12 @@ def sample_rows(samplers: list[Pipeline], seed: int, rows: int, row: int, progre
 
 
 def _report(args: argparse.Namespace, folder: Path, pictures: list[str], seconds: float) -> None:
-    say(f"\nDone in {duration(seconds)}. Look at {folder / pictures[0]}")
-    say(f"  alone, in the same folder: {', '.join([*pictures[1:], 'path.gif'])}")
+    say(f"\nDone in {duration(seconds)}. Open {folder / pictures[0]}")
+    say(f"  single pictures in the same folder: {', '.join([*pictures[1:], 'path.gif'])}")
 
 
 def _opinion(judge: ClassifierModel, classes: Sequence[int], images: dict[str, Tensor]) -> None:
-    """What the classifier thinks of finished images: how many it takes for their class, and how surely."""
+    """Prints the classifier's accuracy on the finished images and the mean log-probability of their classes."""
     classifier = judge.level_classifier()
     y = torch.tensor(classes)
     rows: list[list[Any]] = []
@@ -167,15 +183,15 @@ def _opinion(judge: ClassifierModel, classes: Sequence[int], images: dict[str, T
         right = float((scores.argmax(1) == y).float().mean())
         sure = float(scores.gather(1, y[:, None]).mean())
         rows.append([name, f"{100 * right:.0f}%", f"{sure:.2f}"])
-    say("\nWhat the classifier says of the finished images:")
-    say(table(rows, ("", "taken for their class", "mean log-probability of it"), right=(1, 2), indent=2))
-    say("  Guidance should raise both. This is no measure of quality: the judge is the very classifier that\n"
-        "  guided, so it shows that guidance did its work, not how real the images look.")  # fmt: skip
+    say("\nThe classifier on the finished images:")
+    say(table(rows, ("", "accuracy", "mean log-probability of the class"), right=(1, 2), indent=2))
+    say("  Guidance should raise both numbers. They do not measure quality, because this classifier is also the\n"
+        "  one that guided: they only show that guidance works.")  # fmt: skip
 
 
 _NEXT = (
-    ("sample --class dress --count 16 --guidance 2", "more dresses, guided"),
-    ("train FOLDER", "a model of your own images"),
-    ("inspect FOLDER", "what your images are, before that"),
-    ("nll fashion-mnist:test", "the model's likelihood, in bits per dimension"),
+    ("sample --class dress --count 16 --guidance 2", "sample more dresses"),
+    ("inspect FOLDER", "check your own images before training"),
+    ("train FOLDER", "train a model on them"),
+    ("nll fashion-mnist:test", "measure the model's likelihood in bits per dimension"),
 )

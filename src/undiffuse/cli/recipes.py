@@ -38,7 +38,7 @@ def overview() -> str:
         rows.append([name, kind, _size(recipe), f"{parameters(recipe) / 1e6:.1f}M", _result(recipe)])
     head = ("recipe", "kind", "size", "weights", "published, or measured here")
     return (
-        f"{table(rows, head, right=(3,))}\n\n`undiffuse recipes NAME` prints all settings of one, "
+        f"{table(rows, head, right=(3,))}\n\n`undiffuse recipes NAME` prints all settings of a recipe. "
         "`undiffuse train DATA --recipe NAME` trains with it."
     )
 
@@ -48,7 +48,7 @@ def details(recipe: Recipe) -> str:
     rows: list[tuple[str, object]] = [
         ("kind", recipe.kind),
         ("network", f"{parameters(recipe):,} parameters"),
-        ("made for", recipe.data_path),
+        ("data", recipe.data_path),
         ("enlarges", f"from {recipe.low_size} pixels" if recipe.low_size else None),
         ("measured here", recipe.measured),
     ]
@@ -64,7 +64,7 @@ def details(recipe: Recipe) -> str:
     if recipe.kind == "classifier":
         parts.append(f"\n  clean images  {100 * recipe.clean_fraction:g}%")
     command = "train-classifier" if recipe.kind == "classifier" else "train"
-    parts.append(f"\nUse it:\n  undiffuse {command} {recipe.data_path or 'DATA'} --recipe {recipe.name}")
+    parts.append(f"\nTo train with it:\n  undiffuse {command} {recipe.data_path or 'DATA'} --recipe {recipe.name}")
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""`undiffuse reference`: statistics and features of a set of images, to evaluate against."""
+"""`undiffuse reference`: makes a file of statistics and features to evaluate against."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from undiffuse.cli.console import fields, say
 from undiffuse.cli.evaluating import OPTION_NAMES, settings
 from undiffuse.evaluation import make_reference
 from undiffuse.pictures.names import safe
-from undiffuse.util.text import duration
+from undiffuse.pipelines.grids import quoted
+from undiffuse.util.text import count_of, duration
 
 __all__ = ["OPTION_NAMES", "run"]
 
@@ -27,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
     rows: list[tuple[str, object]] = []
     for summary in summaries:
         card, n = summary.card, 0 if summary.features is None else len(summary.features)
-        text = f"{card.extractor}, {card.protocol}, {card.dimension} features, kept of {min(args.keep, n):,} images"
+        text = f"{card.extractor}, {card.protocol}, {card.dimension} features, kept for "
+        text += count_of(min(args.keep, n), "image")
         rows.append((card.distance, text))
     about = summaries[0].about
     rows += [("images", f"{about['n']:,}, sha256 {about['sha256'][:12]}")]
@@ -35,5 +37,5 @@ def run(args: argparse.Namespace) -> int:
     size = path.stat().st_size / 2**20
     say(f"{path} ({size:.1f} MB) written after {duration(time.monotonic() - begin)}")
     say(fields(rows))
-    say(f"  use it    undiffuse evaluate SAMPLES {path}")
+    say(f"To evaluate against it:\n  undiffuse evaluate SAMPLES {quoted(path.as_posix())}")
     return 0

@@ -1,4 +1,4 @@
-"""`undiffuse restore`: images from smaller or blurred ones."""
+"""`undiffuse restore`: upscales or deblurs images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`undiffuse sample`: images from a model, written as they come, resumable."""
+"""`undiffuse sample`: samples images from a model, batch by batch, resumable."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def run(args: argparse.Namespace) -> int:
     folder, config = Path(args.out or "samples"), sampler_config(args)
     if args.upsampler is not None:
         if args.low_res is not None:
-            raise ConfigError("low_res", "enlarges existing images, `upsampler` those of the model: give one of them")
+            raise ConfigError("low_res", "cannot be combined with `upsampler`, which enlarges new samples: omit one")
         upsampler = SamplerConfig(model=args.upsampler, solver=args.upsampler_solver, steps=args.upsampler_steps)
         run_cascade(Cascade.load(config, upsampler, args.device, args.low_size), folder, **out, report=say)
         return 0
     for name in ("upsampler_solver", "upsampler_steps"):
         if getattr(args, name) is not None:
-            raise ConfigError(name, "needs `upsampler`")
+            raise ConfigError(name, "has no effect without `upsampler`")
     pipeline = Pipeline.load(config, args.device, keep_weights=False)
     if "measured" in pipeline.notes:
         say(fields([("budget", pipeline.notes["measured"])]))
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _regenerate(args: argparse.Namespace) -> int:
-    """Makes the image of a file again: 0 if every pixel agrees up to rounding, else 1."""
+    """Makes the image of a file again and compares; returns 0 if all pixels agree up to rounding, else 1."""
     original = Path(args.from_record)
     again = regenerate(
         original,
@@ -64,15 +64,15 @@ def _regenerate(args: argparse.Namespace) -> int:
         say(f"  note: the record used {remark}")
     if again.difference is None:
         sizes = [f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (again.image, again.original)]
-        say(f"  it differs: {sizes[0]} pixels, the original has {sizes[1]}")
+        say(f"  different size: {sizes[0]} pixels; the original has {sizes[1]}")
         return 1
     if again.difference == 0:
         say("  identical to the original, pixel for pixel")
         return 0
-    say(f"  {100 * again.share:.2g}% of the values differ, by {again.difference:.3g} of 255 at most")
+    say(f"  {100 * again.share:.2g}% of the values differ, by at most {again.difference:.3g} of 255")
     if again.difference <= ROUNDING:
-        say("  (rounding: another batch size, device or version of torch adds up in another order)")
+        say("  (rounding: the batch size, the device and the version of torch change the order of sums)")
         return 0
     there = f"{again.record.get('torch', '?')} on {again.record.get('device', '?')}"
-    say(f"  that is more than rounding; the record was made with torch {there}")
+    say(f"  this is more than rounding; the original was made with torch {there}")
     return 1

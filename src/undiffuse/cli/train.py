@@ -13,11 +13,12 @@ from undiffuse.cli.training_options import naming_options
 from undiffuse.cli.training_report import finish, summary
 from undiffuse.data import ImageDataset, check_trainable
 from undiffuse.kernels import keep_memory
+from undiffuse.pipelines.grids import quoted
 from undiffuse.training.face import MODEL, run_plan
 from undiffuse.training.plan import plan
 from undiffuse.training.progress import TrainingProgress
 from undiffuse.training.request import TrainRequest, read_request
-from undiffuse.util.text import join_names
+from undiffuse.util.text import count_of, join_names
 
 STOPPED = {"SIGINT": 130, "SIGTERM": 143}
 _RECIPE_FIELDS = ("microbatch", "lr", "timesteps", "precision", "compile")
@@ -44,18 +45,19 @@ def run(args: argparse.Namespace) -> int:
         return 0 if outcome.complete else STOPPED.get(outcome.stopped_by, 1)
     if replaced := made.dataset.replaced:
         names = join_names((made.dataset.source.name(i) for i in replaced), 10)
-        say(f"{len(replaced):,} images could not be read and were replaced by their neighbours: {names}")
+        unread = count_of(len(replaced), "image")
+        say(f"{unread} could not be read; the next image in the data took the place of each: {names}")
     if not outcome.complete:
         fail(
-            f"stopped by {outcome.stopped_by} after {outcome.images:,} images; all is saved in {made.out}. To resume: "
-            f"undiffuse {args.command} --resume {made.out}",
+            f"stopped by {outcome.stopped_by} after {count_of(outcome.images, 'image')}; saved in {made.out}. "
+            f"To resume: undiffuse {args.command} --resume {quoted(made.out.as_posix())}",
             prefix="",
         )
         return STOPPED.get(outcome.stopped_by, 1)
     if not progress.trained and (made.out / MODEL).is_file() and complete:
         say(
-            f"{made.out} is already trained for {outcome.images:,} images; nothing to do "
-            "(a larger --images continues it, --out starts another)"
+            f"{made.out} is already trained for {count_of(outcome.images, 'image')}: nothing to do. "
+            "Use a larger --images to train it further, or --out to start another run"
         )
     else:
         say(finish(made, outcome))
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def request_of(args: argparse.Namespace) -> TrainRequest:
-    """Returns the request that parsed options make; of a run that is resumed, its own with what is given now.
+    """Returns the training request from parsed options; for a resumed run, its own request with the given changes.
 
     Raises:
         ValueError: Both --resume and --out are given, or --resume of a run of the other kind.
@@ -76,7 +78,7 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
     if "patches" in given:
         size, given["patches"] = args.patches
         if given.setdefault("size", size) != size:
-            raise ValueError("--size is that of the patches: leave it out, or give --patches the same")
+            raise ValueError("--size must equal the size of --patches; leave it out")
     given["log"] = tuple(args.log) or None
     fields = {f"train.{name}": getattr(args, name) for name in _RECIPE_FIELDS if getattr(args, name) is not None}
     if args.ema is not None:
@@ -88,11 +90,14 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
         given["evaluation"] = {name: value for name, value in {**counts, **options}.items() if value is not None}
     if args.resume is not None:
         if args.out is not None:
-            raise ValueError("--out: the run folder is that of --resume; leave one of them out")
+            raise ValueError("--out cannot be combined with --resume, which names the run folder; omit one")
         request = read_request(args.resume)
         if request.kind != kind:
             command = "train-classifier" if request.kind == "classifier" else "train"
-            raise ValueError(f"--resume: {args.resume} is a {request.kind}; use undiffuse {command}")
+            what = "classifier" if request.kind == "classifier" else "diffusion model"
+            raise ValueError(
+                f"--resume: {args.resume} is a run of a {what}; use undiffuse {command} --resume {quoted(args.resume)}"
+            )
         return request.changed(given)
     if kind == "classifier":
         given.setdefault("validation", "0.05")

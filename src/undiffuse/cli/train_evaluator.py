@@ -1,4 +1,4 @@
-"""`undiffuse train --evaluate-every`: what measures samples during a run."""
+"""`undiffuse train --evaluate-every`: builds the evaluator of a run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from undiffuse.training.evaluation import Evaluator
 from undiffuse.training.plan import TrainPlan
 from undiffuse.util.progress import Progress
 
-MOST = 10_000  # reference images that are looked at: enough for a trend
+MOST = 10_000  # largest number of reference images: enough for a trend
 
 
 def build_evaluator(plan: TrainPlan) -> Evaluator | None:
-    """Returns what measures samples during a run; None if nothing is to be measured.
+    """Returns the evaluator of samples during a run; None if the run has no evaluation.
 
     Raises:
         ValueError: The images or the extractor cannot be used.
@@ -47,7 +47,7 @@ def build_evaluator(plan: TrainPlan) -> Evaluator | None:
 
 
 def _images(plan: TrainPlan) -> StoredImages:
-    """At most MOST images, evenly spaced, prepared as the run's images are but without flips and random crops."""
+    """Returns at most MOST evenly spaced images, prepared as in training but without flips and random crops."""
     data, against = plan.dataset.config, plan.request.evaluation.get("against")
     if against is not None:
         return open_images(
@@ -67,6 +67,6 @@ def _images(plan: TrainPlan) -> StoredImages:
 
 def _of_images(images: StoredImages, extractors: list[Extractor]) -> list[Summary]:
     with Progress("reference:", len(images), "images") as progress:
-        # Every process computes it: with a cache the others find what the first has computed.
+        # Every process computes the summary; the others find the features of the first in the cache.
         found = extract(images, extractors, ranks=DistContext(), cache=FeatureCache(), progress=progress.advance)
     return [Summary.of(features) for features in found]

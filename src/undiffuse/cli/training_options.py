@@ -1,4 +1,4 @@
-"""The options of `train`, `train-classifier`, `ema` and `recipes`, and what they are called in errors. Light."""
+"""The options of `train`, `train-classifier`, `ema` and `recipes`, and their names in errors. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from typing import Any
 from undiffuse.cli import evaluation_options, options, values
 
 HINTS = {
-    "max-epochs": ("images", "--images counts images: N epochs are N times the size of your data"),
-    "num-epochs": ("images", "--images counts images: N epochs are N times the size of your data"),
-    "num-train-epochs": ("images", "--images counts images: N epochs are N times the size of your data"),
+    "max-epochs": ("images", "for N epochs, give N times the number of your images"),
+    "num-epochs": ("images", "for N epochs, give N times the number of your images"),
+    "num-train-epochs": ("images", "for N epochs, give N times the number of your images"),
     "max-train-steps": ("steps", ""),
     "total-training-steps": ("steps", ""),
-    "num-samples": ("set", "previews: --set train.preview_count=N; to sample use `undiffuse sample MODEL --count N`"),
-    "num-channels": ("width", "--channels are those of the images"),
+    "num-samples": ("set", "for previews: --set train.preview_count=N; to sample: undiffuse sample MODEL --count N"),
+    "num-channels": ("width", "--width sets the network's channels, --channels those of the images"),
     "dim": ("width", ""),
     "schedule-sampler": ("timesteps", ""),
     "noise-schedule": ("set", "--set process.schedule=cosine"),
     "diffusion-steps": ("set", "--set process.steps=N"),
     "learn-sigma": ("set", "--set process.variance=learned_range"),
     "dropout": ("set", "--set net.dropout=0.1"),
-    "class-cond": ("unconditional", "with labels a model is class-conditional; --unconditional leaves them out"),
-    "resume-from-checkpoint": ("resume", "--resume RUN, or the same command again"),
-    "resume-checkpoint": ("resume", "--resume RUN, or the same command again"),
-    "ckpt": ("resume", "--resume RUN resumes a run; --init-from MODEL starts from its weights"),
+    "class-cond": ("unconditional", "models of labelled data are class-conditional; --unconditional ignores labels"),
+    "resume-from-checkpoint": ("resume", "--resume RUN, or repeat the command"),
+    "resume-checkpoint": ("resume", "--resume RUN, or repeat the command"),
+    "ckpt": ("resume", "--resume RUN resumes a run; --init-from MODEL starts a new run from its weights"),
     "tensorboard": ("log", "--log tensorboard"),
     "report-to": ("log", "--log tensorboard,wandb"),
     "wandb": ("log", "--log wandb"),
     "bf16": ("precision", "--precision bf16"),
-    "gradient-accumulation-steps": ("microbatch", "--microbatch N is the number of images at once; --batch stays"),
+    "gradient-accumulation-steps": ("microbatch", "--microbatch N splits each --batch into passes of N images"),
     "save-interval": ("set", "--set train.save_every=IMAGES"),
     "log-interval": ("set", "--set train.log_every=IMAGES"),
 }
-"""Options of other training programs, without dashes: ours, and what else to say."""
+"""Maps option names of other training programs, without dashes, to the option here and a note."""
 
 NAMES = {
     "data": "DATA", "partner": "--for", "init_from": "--init-from", "label_dropout": "--label-dropout",
     "clean_fraction": "--clean-fraction", "on_broken": "--on-broken", "on_tiny": "--on-tiny",
 }  # fmt: skip
-"""Names of options for the arguments that are not called alike."""
+"""Options of the arguments that have another name."""
 
 
 @contextmanager
 def naming_options(**names: str) -> Iterator[None]:
-    """Puts the names of options in the place of the library's arguments in errors.
+    """Replaces the library's argument names in errors by the names of options.
 
     Args:
         **names: Options by argument, besides `NAMES`.
@@ -65,9 +65,9 @@ def naming_options(**names: str) -> Iterator[None]:
         text = error.text.replace("kind='classifier'", "`undiffuse train-classifier`")
         text = text.replace("kind='diffusion'", "`undiffuse train`")
         text = re.sub(r"`([a-z_]+)`", lambda found: _option(found[1], known), text)
-        path = getattr(error, "path", None)  # of a run that was given as data
+        path = getattr(error, "path", None)  # set if a run folder was given as data
         if path is not None:
-            text = f"{path} is a training run, not images; to resume it: undiffuse train --resume {path}"
+            text = f"{path} is a training run, not a data set; to resume it: undiffuse train --resume {path}"
         raise ValueError(f"{where}: {text}") from error
 
 
@@ -82,16 +82,16 @@ def train(add: Any, commands: Any) -> None:
         "train",
         "DATA | --resume RUN ",
         f"""\
-Trains a diffusion model; with labels it is class-conditional. Writes checkpoints, previews, a loss curve and at the end
-model.safetensors into the run folder. The same command again, or --resume RUN, resumes a stopped run. Started by
-torchrun, it trains on several devices.{options.DATA}""",
+Trains a diffusion model, class-conditional if the data has labels. Writes checkpoints, previews, a loss curve and
+finally model.safetensors to the run folder. The same command again, or --resume RUN, resumes a stopped run. Run it
+with torchrun to train on several devices.{options.DATA}""",
     )
     what, data = _training(parser)
     labelled = what.add_mutually_exclusive_group()
-    labelled.add_argument("--unconditional", action="store_true", default=None, help="leave the labels out")
-    dropped = "train on a share P of the images without their label, for classifier-free guidance (sample --cfg)"
+    labelled.add_argument("--unconditional", action="store_true", default=None, help="ignore the labels")
+    dropped = "drop each label with probability P, for classifier-free guidance (sample --cfg), for example 0.1"
     labelled.add_argument("--label-dropout", type=values.fraction, metavar="P", help=dropped)
-    validation = "held-out images: other data, or a share of these, for example 0.05"
+    validation = "held-out images: other data, or a share of DATA, for example 0.05 (default: none)"
     data.add_argument("--validation", metavar="DATA|SHARE", help=validation)
     evaluation_options.while_training(parser)
 
@@ -99,16 +99,18 @@ torchrun, it trains on several devices.{options.DATA}""",
 def train_classifier(add: Any, commands: Any) -> None:
     """The options of `train-classifier`."""
     parser = add(commands, "train-classifier", "DATA | --resume RUN ", f"""\
-Trains a classifier of noisy images, which guides sampling (`undiffuse sample --classifier`), and prints its accuracy by
-noise level. The same command again, or --resume RUN, resumes a stopped run. Started by torchrun, it trains on several
+Trains a classifier of noisy images for guidance (`undiffuse sample --classifier`) and prints its accuracy by noise
+level. The same command again, or --resume RUN, resumes a stopped run. Run it with torchrun to train on several
 devices.{options.DATA}""", module="train")  # fmt: skip
     what, data = _training(parser)
-    partner = "diffusion model that the classifier will guide; its size, noise levels and classes are taken"
+    partner = "diffusion model to guide; the classifier takes its size, noise levels and classes"
     what.add_argument("--for", dest="partner", metavar="MODEL", help=partner)
     noise = what.add_mutually_exclusive_group()
-    noise.add_argument("--clean", action="store_true", default=None, help="train on clean images only (not to guide)")
-    noise.add_argument("--clean-fraction", type=values.fraction, metavar="P", help="share of clean images")
-    validation = "held-out images: other data, a share of these (default 0.05), or none"
+    clean = "train on clean images only (not for guidance)"
+    noise.add_argument("--clean", action="store_true", default=None, help=clean)
+    share = "train on clean images with probability P (default: from the recipe)"
+    noise.add_argument("--clean-fraction", type=values.fraction, metavar="P", help=share)
+    validation = "held-out images: other data, a share of DATA (default 0.05), or none"
     data.add_argument("--validation", metavar="DATA|SHARE", help=validation)
 
 
@@ -119,79 +121,83 @@ def ema(add: Any, commands: Any) -> None:
         "ema",
         "RUN --width W --out FILE ",
         """\
-Makes the average of a run's weights that a power function of relative width W would have kept (Karras et al. 2024),
-from the snapshots that the run stored: train it with --set train.posthoc_widths=0.05,0.1 and --set
-train.posthoc_every=IMAGES. Writes it as a model.""",
+Computes a power-function EMA of relative width W after training (post-hoc EMA, Karras et al. 2024) and writes it as a
+model. The run must have stored snapshots: train it with --set train.posthoc_widths=0.05,0.1 and --set
+train.posthoc_every=IMAGES.""",
     )
     parser.add_argument("run", metavar="RUN", help="run folder")
-    width = "standard deviation of the average over the length of the run, at most 0.288 (the mean of all)"
+    width = "width of the EMA as a fraction of the run's length, at most 0.288 (the mean of all weights)"
     parser.add_argument("--width", required=True, type=values.rate, metavar="W", help=width)
-    at = "images after which the average ends, where there is a snapshot (default: the last)"
+    at = "end the EMA after this number of images; a snapshot must exist there (default: the last)"
     parser.add_argument("--at", type=values.positive, metavar="IMAGES", help=at)
-    parser.add_argument("--out", required=True, metavar="FILE", help="file of the model")
+    parser.add_argument("--out", required=True, metavar="FILE", help="model file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
 
 
 def recipes(add: Any, commands: Any) -> None:
     """The options of `recipes`."""
-    about = "Lists the recipes, with published results and those measured here. NAME prints all settings of one."
+    about = "Lists the recipes with published and measured results; with NAME prints all settings of one."
     parser = add(commands, "recipes", "[NAME] ", about)
     parser.add_argument("name", nargs="?", metavar="NAME", help="recipe to print in full")
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
-    """Options of both kinds of training; returns the groups "what is trained" and "data".
+    """Adds the options of both kinds of training and returns the groups "model" and "data".
 
-    Nothing has a default here: what is not given is left to the request, or to that of the run that is resumed.
+    The options have no defaults here: the request, or that of the resumed run, supplies what is not given.
     """
     setattr(parser, "hints", HINTS)  # noqa: B010 - an attribute of our own parser
     begin_or_resume = parser.add_mutually_exclusive_group(required=True)
     begin_or_resume.add_argument("data", nargs="?", metavar="DATA", help="images to train on")
-    resume = "resume the run in this folder; its data and options need not be repeated"
+    resume = "resume the run in this folder with its own data and options"
     begin_or_resume.add_argument("--resume", metavar="RUN", help=resume)
-    what = parser.add_argument_group("what is trained")
-    what.add_argument("--recipe", metavar="NAME", help="see `undiffuse recipes` (default: chosen by the data)")
-    begin = "start from the weights of a model: a name of `undiffuse models`, a file or a run folder"
+    what = parser.add_argument_group("model")
+    recipe = "recipe, see `undiffuse recipes` (default: chosen to fit the data)"
+    what.add_argument("--recipe", metavar="NAME", help=recipe)
+    begin = "fine-tune this model: a name from `undiffuse models`, a file or a run folder"
     what.add_argument("--init-from", metavar="MODEL", help=begin)
-    size = "image size (default: by the recipe or the data)"
+    size = "image size (default: from the recipe or the data)"
     what.add_argument("--size", type=values.size, metavar="S|HxW", help=size)
-    channels = "1 grey, 3 RGB, 4 RGBA, or the number that multi-channel images have (default: as --size)"
+    channels = "image channels: 1 grey, 3 RGB, 4 RGBA, or more for multi-channel data (default: as for --size)"
     what.add_argument("--channels", type=values.positive, metavar="N", help=channels)
-    width = "channels of the network's first level; fewer make a smaller, faster model (default: by the recipe)"
+    width = "channels of the network's first level; fewer make it smaller and faster (default: from the recipe)"
     what.add_argument("--width", type=values.positive, metavar="N", help=width)
     what.add_argument(
         "--set", dest="sets", type=values.assignment, action="append", default=[], metavar="FIELD=VALUE",
-        help="any field of the recipe: net.dropout=0.1, process.schedule=cosine+shift:0.5, train.weight_decay=0.01",
+        help="set any field of the recipe, for example net.dropout=0.1 or train.weight_decay=0.01; repeatable",
     )  # fmt: skip
     data = parser.add_argument_group("data")
-    options.data_options(data, fit="by the recipe", tiny=True)
+    options.data_options(data, fit="from the recipe", tiny=True)
     options.container_options(data)
-    patches = "train on windows of this size cut from the images: random (default) or tiled, e.g. 256 or 256,tiled"
+    patches = "train on patches of this size cut from the images at random, or as tiles with 256,tiled"
     data.add_argument("--patches", type=values.patches, metavar="S|HxW[,HOW]", help=patches)
-    data.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirror half of the images at random")
-    data.add_argument("--workers", type=values.natural, metavar="N", help="decoding threads (default: automatic)")
+    flip = "mirror half of the images at random (default: from the recipe)"
+    data.add_argument("--flip", action=argparse.BooleanOptionalAction, help=flip)
+    workers = "number of decoding threads (default: from the number of cores)"
+    data.add_argument("--workers", type=values.natural, metavar="N", help=workers)
     parser.set_defaults(labels=None, on_broken=None, on_tiny=None, frames=None, layout=None)
-    length = parser.add_argument_group("length and optimization (default: by the recipe)")
+    length = parser.add_argument_group("length and optimization (defaults come from the recipe)")
     ends = length.add_mutually_exclusive_group()
-    ends.add_argument("--images", type=values.positive, metavar="N", help="end after N images, for example 400k")
-    ends.add_argument("--steps", type=values.positive, metavar="N", help="end after N updates")
+    ends.add_argument("--images", type=values.positive, metavar="N", help="train for N images, for example 400k")
+    ends.add_argument("--steps", type=values.positive, metavar="N", help="train for N updates")
     length.add_argument("--batch", type=values.positive, metavar="N", help="images per update, over all processes")
-    length.add_argument("--microbatch", type=values.positive, metavar="N", help="images at once (default: what fits)")
+    micro = "images per forward and backward pass (default: as many as fit in memory)"
+    length.add_argument("--microbatch", type=values.positive, metavar="N", help=micro)
     length.add_argument("--lr", type=values.rate, metavar="RATE", help="learning rate")
-    length.add_argument("--ema", type=values.decays, metavar="D[,D]", help="decays of the averages, or none")
+    length.add_argument("--ema", type=values.decays, metavar="D[,D]", help="EMA decays, for example 0.9999, or none")
     how = ("uniform", "antithetic", "stratified", "loss-second-moment")
     length.add_argument(
-        "--timesteps", type=values.choice(*how), metavar="HOW", help=f"how noise levels are drawn: {', '.join(how)}"
+        "--timesteps", type=values.choice(*how), metavar="HOW", help=f"sampling of noise levels: {', '.join(how)}"
     )
     run = parser.add_argument_group("run")
     run.add_argument("--out", metavar="DIR", help="run folder (default runs/NAME)")
-    log = "also log to tensorboard, wandb or both (a comma list); each needs its package"
+    log = "also log to tensorboard, wandb or tensorboard,wandb; requires the package"
     run.add_argument("--log", type=values.words, metavar="NAMES", default=[], help=log)
-    seed = "random seed of weights, order and noise (default 0)"
+    seed = "random seed for weights, order and noise (default 0)"
     run.add_argument("--seed", type=values.seed, metavar="N", help=seed)
-    run.add_argument("--device", metavar="DEV", help="cpu, cuda, mps, or auto (default): the fastest there is")
+    run.add_argument("--device", metavar="DEV", help="cpu, cuda, mps or auto (default: auto)")
     options.offline_option(run)
-    options.pick(run, "--precision", ("fp32", "bf16", "fp16"), "number format of the network (default: by the recipe)")
-    run.add_argument("--compile", action="store_true", default=None, help="torch.compile the network")
+    options.pick(run, "--precision", ("fp32", "bf16", "fp16"), "precision of the network (default: from the recipe)")
+    run.add_argument("--compile", action="store_true", default=None, help="compile the network with torch.compile")
     return what, data

@@ -1,4 +1,4 @@
-"""What `undiffuse train` prints before and after a training."""
+"""Formats the texts that `undiffuse train` prints before and after training."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ from undiffuse.pipelines.grids import quoted
 from undiffuse.training import Outcome, Task, read_events
 from undiffuse.training.face import MODEL
 from undiffuse.training.plan import TrainPlan, disk_bytes
-from undiffuse.util.text import join_names, size_text
+from undiffuse.util.text import count_of, join_names, size_text
 
-FEW = 50  # held-out images below which an accuracy means little
+FEW = 50  # with fewer held-out images an accuracy means little
 MODES = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 
 def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) -> str:
-    """Returns what will happen, in a few lines."""
+    """Returns a summary of the planned run: data, recipe, network, process, length, disk space and folder.
+
+    Args:
+        plan: The plan of the run.
+        task: Its task.
+        init: What became of the weights of the model that the run starts from, if any.
+    """
     recipe, config, dataset = plan.recipe, plan.recipe.train, plan.dataset
     device = resolve_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -38,12 +44,12 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
         prepared[1] = f"{dataset.config.patches} patches"
     if dataset.config.value_range is not None:
         prepared.append("values {:g}..{:g}".format(*dataset.config.value_range))
-    held = f"{len(plan.validation):,} others to validate" if plan.validation is not None else "none held out"
+    held = f"{len(plan.validation):,} held out for validation" if plan.validation is not None else "none held out"
     counts = {name: n for name, n in dataset.source.class_counts().items() if n}
     named = join_names((f"{name} ({n:,})" for name, n in counts.items()), 6)
-    classes = f"{len(counts)} classes: {named}" if counts else "no labels"
+    classes = f"{count_of(len(counts), 'class')}: {named}" if counts else "no labels"
     if recipe.kind == "classifier":
-        noisy = "clean images only" if plan.request.clean else f"noisy images, {recipe.process.steps} levels"
+        noisy = "clean images" if plan.request.clean else f"noisy images, {recipe.process.steps} levels"
         what = f"classifier of {noisy}"
     else:
         kind = f"class-conditional, {task.labels_count} classes" if task.labels_count is not None else "unconditional"
@@ -56,9 +62,9 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
         loss = f", {recipe.objective.loss} loss" + ("" if weighting == "native" else f" weighted by {weighting}")
         loss += "" if config.density == "uniform" else f", levels {config.density}"
     newest = checkpoints.latest(plan.out)
-    state = f"resumes after {checkpoints.images_of(newest):,} images" if newest else "new"
+    state = f"resumes at {count_of(checkpoints.images_of(newest), 'image')}" if newest else "new"
     total = config.total_images
-    count = f"{len(dataset):,} images" if len(dataset) else "a stream of images"
+    count = count_of(len(dataset), "image") if len(dataset) else "a stream of images"
     about = [dataset.source.where, f"{count}, {held}", classes, ", ".join(prepared)]
     about += [in_options(remark) for remark in plan.remarks]
     rows: list[tuple[str, object]] = [
@@ -77,42 +83,43 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
     ]  # fmt: skip
     text = f"undiffuse {_command(plan)}\n{fields(rows)}"
     if device.type == "cpu" and newest is None and parameters * height * width * total > 2e16:
-        text += "\n  On a CPU this takes days. For a first look"
+        text += "\n  On a CPU this takes days."
         if recipe.kind == "classifier":
-            text += ", add a smaller --size or fewer --images."
+            text += " For a quick try, use a smaller --size or fewer --images."
         else:
             where = quoted(f"{plan.out.as_posix()}-tiny")
             data = f"{quoted(plan.request.data)}{_data_options(plan)}"
-            text += f":\n    undiffuse train {data} --recipe tiny --out {where}"
+            text += f" For a quick try, train a tiny model:\n    undiffuse train {data} --recipe tiny --out {where}"
     return text + "\n"
 
 
 def finish(plan: TrainPlan, outcome: Outcome) -> str:
-    """Returns which files there are now, and what to type next."""
+    """Returns the files that the run wrote and the command to use them."""
     path = plan.out / MODEL
     manifest = checkpoints.read_manifest(path)
     rows: list[tuple[str, object]] = [
         ("model", f"{path} ({size_text(path.stat().st_size)}, weights {manifest.get('weights')})"),
-        ("checkpoint", f"{outcome.checkpoint} (to train on: --resume {quoted(plan.out.as_posix())} --images N)"),
+        ("checkpoint", f"{outcome.checkpoint} (to train further: --resume {quoted(plan.out.as_posix())} --images N)"),
         ("loss curve", plan.out / "loss_curve.png"),
     ]
-    parts = [f"\nComplete: {outcome.images:,} images, {outcome.steps:,} updates.", fields(rows)]
+    done = f"{count_of(outcome.images, 'image')}, {count_of(outcome.steps, 'update')}"
+    parts = [f"\nComplete: {done}.", fields(rows)]
     name = quoted(path.as_posix())
     if plan.recipe.kind == "classifier":
         accuracy = accuracy_table(plan.out, plan.recipe.process.steps)
         parts += [accuracy] if accuracy else []
         partner = quoted(plan.request.partner) if plan.request.partner else "MODEL"
-        parts.append(f"Guide with it:\n  undiffuse sample --model {partner} --classifier {name} --guidance 1")
+        parts.append(f"To guide with it:\n  undiffuse sample --model {partner} --classifier {name} --guidance 1")
         return "\n".join(parts)
     if (plan.out / "previews").is_dir():
         parts[1] += f"\n  previews    {plan.out / 'previews'}"
     low = " --low-res FOLDER" if plan.recipe.low_size is not None else ""
-    parts.append(f"Sample from it:\n  undiffuse sample --model {name}{low} --out samples-{quoted(plan.out.name)}")
+    parts.append(f"To sample:\n  undiffuse sample --model {name}{low} --out samples-{quoted(plan.out.name)}")
     return "\n".join(parts)
 
 
 def accuracy_table(run_dir: Path, steps: int) -> str | None:
-    """Returns the accuracy on validation images by noise level at the last validation; None if there was none."""
+    """Returns a table of the accuracy by noise level at the last validation; None if there was none."""
     last = None
     for record in read_events(run_dir / "metrics.jsonl"):
         if record.get("kind") == "validation":
@@ -129,20 +136,20 @@ def accuracy_table(run_dir: Path, steps: int) -> str | None:
                 line.append("-" if best[key][k] is None else f"{100 * best[key][k]:.1f}%")
         rows.append(line)
     rows.append(["all", *[f"{100 * last[key]:.1f}%" for key in ("top1", "top5") if key in last]])
-    head = ["noise level", "right", "in best five"][: len(rows[0])]
+    head = ["noise level", "top-1", "top-5"][: len(rows[0])]
     count = last["validation_images"]
-    title = f"Accuracy on {count:,} held-out images by noise level (0 is clean):"
+    title = f"Accuracy on {count_of(count, 'held-out image')} by noise level (0 is clean):"
     text = f"\n{title}\n{table(rows, head, right=(1, 2), indent=2)}\n"
-    if count < FEW:  # evenly spread over the chain, so about a tenth on every line
+    if count < FEW:  # evenly spread over the noise levels, so about a tenth in every row
         each = max(1, round(count / tenths))
-        text += f"  About {each} a line: too few to compare lines. Hold out more images (--validation) for that.\n"
+        text += f"  About {count_of(each, 'image')} per row, too few to compare rows: hold out more (--validation).\n"
     return text
 
 
 def _beginning(init: Mapping[str, Any]) -> str:
-    """What became of the weights of the model that a run starts from."""
+    """Returns what became of the weights of the model that a run starts from, one line per kind of change."""
     tensors, numbers = init["loaded"]
-    taken = f"{numbers / 1e6:.2f} million in {tensors} tensors as they are"
+    taken = f"{numbers / 1e6:.2f} million parameters in {tensors} tensors unchanged"
     lines = [f"{init['source']}, weights {init['weights']}: {taken}"]
     lines += [f"adapted: {text}" for text in init["adapted"]]
     lines += [f"new: {text}" for text in init["fresh"]]
@@ -155,7 +162,7 @@ def _command(plan: TrainPlan) -> str:
 
 
 def _data_options(plan: TrainPlan) -> str:
-    """The options that say how the data is read, to be typed again."""
+    """Returns the options of reading the data, to repeat them in another command."""
     request = plan.request
     parts = ["--on-broken skip"] if request.on_broken == "skip" else []
     parts += [f"--on-tiny {request.on_tiny}"] if request.on_tiny != "upscale" else []
@@ -170,21 +177,21 @@ def _data_options(plan: TrainPlan) -> str:
 
 
 def _disk(plan: TrainPlan, parameters: int) -> str:
-    """The disk space that the run will take, and a warning if there is less."""
+    """Returns the disk space that the run needs, with a warning if less is free."""
     one, everything = disk_bytes(parameters, plan.config)
-    text = f"about {size_text(everything)} in all, {size_text(one)} per checkpoint"
+    text = f"about {size_text(everything)} in total, {size_text(one)} per checkpoint"
     folder = next(path for path in (plan.out, *plan.out.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    return text if free > everything else f"{text}; only {size_text(free)} are free"
+    return text if free > everything else f"{text}; only {size_text(free)} free"
 
 
 def _reduced(plan: TrainPlan) -> str:
-    """Says so where the recipe's batch was made smaller because there are fewer images."""
+    """Returns a note if the batch is smaller than the recipe's because there are fewer images; else ""."""
     own = recipes.get(plan.recipe.name).train.batch
     asked = plan.request.batch is not None or "train.batch" in plan.request.overrides
     if asked or plan.recipe.train.batch >= own:
         return ""
-    return f", not {own}, because there are only {len(plan.dataset):,}"
+    return f", not {own}, because there are only {count_of(len(plan.dataset), 'image')}"
 
 
 def _epochs(number: float) -> str:

@@ -1,4 +1,4 @@
-"""`undiffuse translate`: images carried from one class to another."""
+"""`undiffuse translate`: translates images from one class to another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`undiffuse vary`: variations of images, by adding noise and sampling from there."""
+"""`undiffuse vary`: makes variations of images by adding noise and sampling from there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options in the place of the library's arguments in messages."""
+"""Replaces the library's arguments by options in messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WORDS = re.compile(
 
 
 def in_options(text: str) -> str:
-    """A message of the library with options for its arguments: on_broken="skip" becomes --on-broken skip."""
+    """Rewrites a message of the library: on_broken="skip" becomes --on-broken skip."""
 
     def option(found: re.Match[str]) -> str:
         if found[5] is not None:
@@ -22,4 +22,6 @@ def in_options(text: str) -> str:
         value = f'"{found[2]}"' if " " in found[2] else found[2]
         return f"{name} {value}" + (f"{found[3]}{name} {found[4]}" if found[3] else "")
 
+    for argument, typed in (("overwrite=True", "--overwrite"), ("weights=NAME", "--weights NAME")):
+        text = text.replace(f"pass {argument} to replace it", f"add {typed}").replace(argument, typed)
     return _WORDS.sub(option, text)

@@ -43,16 +43,16 @@ class GuidanceConfig:
     """
 
     classifier: tuple[str, ...] = setting(
-        (), "classifier of noisy images: file, run folder or name (default: the model's own); repeatable", Text(),
+        (), "noisy-image classifier: file, run folder or name (default: the model's own); repeatable", Text(),
         metavar="C", group=CLASSIFIER, many=True,
     )  # fmt: skip
     scale: tuple[float, ...] = setting(
-        (), "scale of classifier guidance (default: 1 with --classifier, else 0); once for each classifier", Number(),
+        (), "scale of classifier guidance (default: 1 with --classifier, else 0); one per classifier", Number(),
         name="guidance", metavar="SCALE", group=CLASSIFIER, many=True,
     )  # fmt: skip
     at: str = setting(
-        "x_t", "where the gradient is taken: x_t (as released, default), mean (as in the paper; ddpm only), or x0 "
-        "(the denoised image, through the network)", Choice("x_t", "mean", "x0"),
+        "x_t", "where to take the classifier's gradient: x_t (default, as in OpenAI's code), mean (as in the paper; "
+        "ddpm only), or x0 (through the network)", Choice("x_t", "mean", "x0"),
         name="guidance_at", group=CLASSIFIER, advanced=True,
     )  # fmt: skip
     temperature: float = setting(
@@ -64,34 +64,35 @@ class GuidanceConfig:
         name="guidance_normalize", group=CLASSIFIER, advanced=True,
     )  # fmt: skip
     cfg: float | None = setting(
-        None, "scale of classifier-free guidance: 1 is none (default), 0 is unconditional (needs a model trained with "
-        "label dropout)", Number(), metavar="SCALE", group=COMPARISON,
+        None, "scale of classifier-free guidance: 1 is off (default), 0 is unconditional; requires a model trained "
+        "with label dropout", Number(), metavar="SCALE", group=COMPARISON,
     )  # fmt: skip
     cfg_rescale: float = setting(
-        0.0, "rescale the guided prediction to the unguided standard deviation (Lin et al. 2023): 0 off (default), "
-        "1 full", Number(0, 1), metavar="PHI", group=COMPARISON, advanced=True,
+        0.0, "rescale the guided prediction to the unguided standard deviation (Lin et al. 2023): 0 is off (default), "
+        "1 is full", Number(0, 1), metavar="PHI", group=COMPARISON, advanced=True,
     )  # fmt: skip
     cfg_two_passes: bool = setting(
-        False, "run the conditional and the unconditional pass one after the other: half the memory", Flag(),
+        False, "run the conditional and unconditional passes one after the other, which halves the memory", Flag(),
         group=COMPARISON, advanced=True,
     )  # fmt: skip
     autoguide: str | None = setting(
-        None, "a smaller or less trained version of the model to steer away from (Karras et al. 2024)", Text(),
+        None, "steer away from a smaller or less trained version of the model (Karras et al. 2024)", Text(),
         metavar="WEAK", group=COMPARISON, advanced=True,
     )  # fmt: skip
     autoguide_weights: str | None = setting(
-        None, "which of its weights to use; without --autoguide: of the model itself", Text(), metavar="W",
+        None, "weights of WEAK to use; without --autoguide, weights of MODEL itself", Text(), metavar="W",
         group=COMPARISON, advanced=True,
     )  # fmt: skip
     autoguide_scale: float = setting(
-        2.0, "scale of autoguidance: 1 is none, default 2", Number(), metavar="SCALE", group=COMPARISON, advanced=True
+        2.0, "scale of autoguidance: 1 is off (default 2)", Number(), metavar="SCALE", group=COMPARISON, advanced=True
     )
     interval: str | None = setting(
-        None, "guide only at these noise levels: log-SNR -1,3, sigma:0.2,1.6, or fractions of the steps steps:0.2,0.8",
+        None, "guide only within this interval: log-SNR (-1,3), sigma (sigma:0.2,1.6) or step fractions "
+        "(steps:0.2,0.8)",
         Parsed(interval, INTERVAL), name="guidance_interval", metavar="LO,HI", group=EXTENT, advanced=True,
     )  # fmt: skip
     schedule: str = setting(
-        "constant", "constant (default), or a scale that grows from noise to image with the same mean",
+        "constant", "guidance scale over the steps: constant (default), or growing with the same mean",
         Choice("constant", "linear", "cosine"), name="guidance_schedule", group=EXTENT, advanced=True,
     )  # fmt: skip
     every: int = setting(
@@ -220,44 +221,44 @@ class SamplerConfig:
     model: str | None = None
     weights: str | None = None
     solver: str | None = setting(
-        None, "sampling method, one of those listed below (default: as published; else ddpm for learned "
-        "variances; else ddim)", SolverName(SOLVERS), metavar="NAME", group=SAMPLER,
+        None, "sampling method, see --help-all (default: the published one; else ddpm for learned variances; else "
+        "ddim)", SolverName(SOLVERS), metavar="NAME", group=SAMPLER,
     )  # fmt: skip
     steps: str | None = setting(
-        None, f"{STEPS} (default: as published, else by the method)", Text(), metavar="SPEC", group=SAMPLER
+        None, f"number or list of steps: {STEPS} (default: the solver's)", Text(), metavar="SPEC", group=SAMPLER
     )
     budget: int | None = setting(
         None, "use the best sampler measured for this model within N network calls per image", Number(1, whole=True),
         metavar="N", group=SAMPLER,
     )  # fmt: skip
     grid: str | None = setting(
-        None, f"spacing of the steps: {', '.join(GRIDS)} (default: by the method)", Text(), metavar="SPEC",
+        None, f"spacing of the steps: {', '.join(GRIDS)} (default: the solver's)", Text(), metavar="SPEC",
         group=SAMPLER, advanced=True,
     )  # fmt: skip
     solver_options: str = setting(
-        "", "options of the method, for example churn=30,s_max=50", Text(empty=True), metavar="KEY=VALUE,...",
+        "", "options of the solver, for example churn=30,s_max=50", Text(empty=True), metavar="KEY=VALUE,...",
         group=SAMPLER, advanced=True,
     )  # fmt: skip
     eta: float = setting(
-        0.0, "noise of ddim: 0 is deterministic (default), 1 as much as ancestral", Number(0), metavar="E",
+        0.0, "noise of ddim: 0 is deterministic (default), 1 adds as much noise as DDPM", Number(0), metavar="E",
         group=SAMPLER, advanced=True,
     )  # fmt: skip
     clip: str | None = setting(
-        None, "clamp the denoised image (static, static:RANGE), threshold it (dynamic, dynamic:QUANTILE), or neither "
+        None, "clamp the denoised image (static, static:RANGE), threshold it (dynamic, dynamic:QUANTILE), or leave it "
         "(none); default: as published, else static", Parsed(clipping, CLIPPING), metavar="static|dynamic|none",
         group=SAMPLER, advanced=True,
     )  # fmt: skip
     clip_after_guidance: bool = setting(
-        True, "do not clamp the denoised image again after guidance (as the original's ddim)", Flag(),
+        True, "do not clamp the denoised image again after guidance (as OpenAI's ddim)", Flag(),
         group=SAMPLER, advanced=True, off="no-clip-after-guidance",
     )  # fmt: skip
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     precision: str = setting(
-        "fp32", "precision of the network: fp32 (default), bf16, or on GPUs fp16", Choice("fp32", "bf16", "fp16"),
+        "fp32", "precision of the network: fp32 (default), bf16, or fp16 (GPU only)", Choice("fp32", "bf16", "fp16"),
         group=RUNTIME,
     )  # fmt: skip
     compile: bool = setting(
-        False, "torch.compile the network: minutes at first, faster afterwards; with CUDA graphs on GPUs", Flag(),
+        False, "compile the network with torch.compile (with CUDA graphs on GPUs); takes minutes once", Flag(),
         group=RUNTIME, advanced=True,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`scan`: what is in a data set, for people and for recipes."""
+"""`scan` summarizes a data set, for users and for recipes."""
 
 from __future__ import annotations
 
@@ -30,33 +30,31 @@ _DARK = 16384
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary:
-    """What `scan` found.
+    """The result of `scan`.
 
     Attributes:
-        description: one line about the source.
-        count: images in the source.
-        scanned: how many of them were looked at (evenly spaced where fewer than `count`).
-        sizes: stored sizes {(width, height): how many}, most frequent first.
-        modes: stored pixel formats {"RGB", "L", "P", "I;16", ...: how many}, most frequent first.
-        class_counts: {class name: how many} over the whole source; empty without labels.
-        broken: those that cannot be read or prepared, with the reason.
-        tiny: names of those smaller than the size asked for.
-        alpha: how many of those looked at have transparent pixels to lay over something (an alpha channel, or an entry
-            of the palette or a colour marked as transparent).
-        excluded: what had already been left out on opening.
-        mean: mean pixel value of prepared images, in [-1, 1]; NaN if none could be prepared.
-        sigma_data: standard deviation of prepared pixel values about that mean (Karras et al., 2022, call it so).
+        description: One line about the source.
+        count: Images in the source.
+        scanned: Images that were checked; if fewer than `count`, they are evenly spaced.
+        sizes: Stored sizes {(width, height): count}, most frequent first.
+        modes: Stored pixel formats {"RGB", "L", "P", "I;16", ...: count}, most frequent first.
+        class_counts: {class name: count} over the whole source; empty without labels.
+        broken: Images that cannot be read or prepared, with the reason.
+        tiny: Names of the images smaller than the requested size.
+        alpha: Checked images with transparency (an alpha channel, or a transparent palette entry or colour).
+        excluded: Images that were left out on opening.
+        mean: Mean pixel value of prepared images, in [-1, 1]; NaN if none could be prepared.
+        sigma_data: Standard deviation of prepared pixel values (the name is that of Karras et al. 2022).
         fingerprint: SHA-256 of the source.
-        channels: channels a model of these pictures should have: 1 if all are grey, 3 if any has colours, else as many
-            as are stored.
-        ranges: smallest and largest value of pictures of more than 8 bits, by format {"I;16": (0, 2944)}.
-        pages: (files with several frames or pages, all their frames) among those looked at.
-        ome: whether such files are OME-TIFF, whose pages are channels and slices.
-        left_out: files of other kinds {"files ending in .txt": how many}.
-        notes: sentences on what was taken and from where.
-        held_out: images of the parts of the data set that were not opened.
-        format: the format that was recognised.
-        config: how the pictures were prepared.
+        channels: Channels for a model of these images: 1 if all are grey, 3 if any has colours, else as stored.
+        ranges: Smallest and largest value of images with more than 8 bits, by format {"I;16": (0, 2944)}.
+        pages: (files with several frames or pages, total number of their frames) among the checked files.
+        ome: Whether such files are OME-TIFF, whose pages are channels and slices.
+        left_out: Files of other kinds {"files ending in .txt": count}.
+        notes: Sentences about what was read and from where.
+        held_out: Number of images in the parts of the data set that were not opened.
+        format: The recognised format.
+        config: How the images were prepared.
     """
 
     description: str
@@ -83,7 +81,7 @@ class DataSummary:
     config: DataConfig | None = None
 
     def remarks(self) -> list[str]:
-        """What people should know before they train: what was taken from where, what was not, and what looks wrong."""
+        """Returns remarks for the user: what was read from where, what was left out, and possible problems."""
         out = list(self.notes)
         if self.held_out:
             out.append(held_out_text(self.held_out))
@@ -98,36 +96,36 @@ class DataSummary:
         return out + self.pixel_remarks()
 
     def pixel_remarks(self) -> list[str]:
-        """What looks wrong with the pixels: dark 16-bit pictures, values beyond the range, large crops."""
+        """Returns remarks about the pixels: dark 16-bit images, values beyond the range, large crops."""
         ranges = [self._range_text(mode, *ends) for mode, ends in self.ranges.items()]
         return [*ranges, *self._shallow_text(), *self._crop_text()]
 
     def _shallow_text(self) -> list[str]:
-        """What becomes of pictures of 8 bits under a range that they cannot fill."""
+        """Returns a remark about 8-bit images if the declared range is wider than theirs."""
         declared = None if self.config is None else self.config.value_range
         shallow = sum(count for mode, count in self.modes.items() if mode not in self.ranges)
         if declared is None or not shallow or abs(declared[1] - declared[0]) <= 255 or not self.ranges:
             return []
         low, high = declared
         black, white = (min(255, max(0, round((value - low) * 255 / (high - low)))) for value in (0, 255))
-        images = f"{shallow:,} image{'s' if shallow > 1 else ''} of 8 bits"
-        return [f"{images}: 0 becomes {black} and 255 becomes {white} of 255, as their values are taken as they are"]
+        images = f"{shallow:,} 8-bit image{'s' if shallow > 1 else ''}"
+        return [f"{images}: 0 becomes {black} and 255 becomes {white} of 255, because their values are not rescaled"]
 
     def _range_text(self, mode: str, low: float, high: float) -> str:
         name = {"I;16": "16-bit grey", "RGB;16": "16-bit RGB", "RGBA;16": "16-bit RGBA"}.get(mode, mode)
         declared = None if self.config is None else self.config.value_range
         if declared is not None:
             beyond = low < min(declared) or high > max(declared)
-            told = "; values beyond are clipped" if beyond else ""
-            return f"{name}, {low:g}..{high:g}: value_range=({declared[0]:g}, {declared[1]:g}) is black and white{told}"
+            more = "; values beyond are clipped" if beyond else ""
+            return f"{name}, {low:g}..{high:g}: value_range=({declared[0]:g}, {declared[1]:g}) is black and white{more}"
         if ";16" not in mode and not mode.endswith("uint16"):
             return f"{name}, {low:g}..{high:g}"
         text = f"{name}, {low:g}..{high:g}: the brightest becomes {round(high / 257)} of 255"
         if high >= _DARK:
             return text
         if any(";16" not in other and not other.endswith("uint16") for other in self.modes):
-            return f"{text}, beside pictures of 8 bits, whose white is 255: bring all of them to the same depth"
-        return f"{text}; take value_range=(0, {declared_for(high)}) to train on the values that are there"
+            return f"{text}; there are 8-bit images too, whose white is 255: convert all images to the same depth"
+        return f"{text}; use value_range=(0, {declared_for(high)}) to train on the full range of values"
 
     def _crop_text(self) -> list[str]:
         config = self.config
@@ -147,10 +145,10 @@ class DataSummary:
         ]
 
     def text(self) -> str:
-        """A readable report of a few lines."""
+        """Returns a readable report of a few lines."""
         lines = [self.description]
         if self.scanned < self.count:
-            lines.append(f"looked at {self.scanned:,} of {self.count:,} images, evenly spaced")
+            lines.append(f"checked {self.scanned:,} of {self.count:,} images, evenly spaced")
         lines.append(
             "stored sizes, height x width: " + join_names((f"{h}x{w} ({n:,})" for (w, h), n in self.sizes.items()), 8)
         )
@@ -163,7 +161,7 @@ class DataSummary:
                     f"{title}: {len(items):,}: " + join_names(f"{item.name} ({item.reason})" for item in items)
                 )
         if self.tiny:
-            lines.append(f"smaller than the size asked for: {len(self.tiny):,}: " + join_names(self.tiny))
+            lines.append(f"smaller than the requested size: {len(self.tiny):,}: " + join_names(self.tiny))
         lines += self.remarks()
         lines.append(f"pixels in [-1, 1]: mean {self.mean:.4f}, standard deviation {self.sigma_data:.4f}")
         lines.append(f"fingerprint: {self.fingerprint}")
@@ -172,7 +170,7 @@ class DataSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """One picture looked at: what it is, and the moments of its prepared pixels (values, sum, sum of squares)."""
+    """A checked picture: its properties, and the moments of its prepared pixels (count, sum, sum of squares)."""
 
     index: int
     broken: str = ""
@@ -187,7 +185,7 @@ class _Look:
 
 
 def scan(source: Source, config: DataConfig, limit: int | None = None, workers: int | None = None) -> DataSummary:
-    """Decode the pictures of a source (all, or `limit` evenly spaced ones) and sum up what they are.
+    """Decodes the pictures of a source (all, or `limit` evenly spaced ones) and summarizes them.
 
     Open the source with ``check="none"`` to have broken files counted here instead of refused there. Nothing is raised
     for broken or tiny pictures. Pictures are measured as prepared by `config`, without flip and random crop.
@@ -280,7 +278,7 @@ def scan(source: Source, config: DataConfig, limit: int | None = None, workers: 
 
 
 def _extremes(picture: Picture) -> tuple[float, float]:
-    """(smallest, largest) of the stored values."""
+    """Returns the smallest and the largest stored value."""
     values = values_of(picture)
     return float(values.min()), float(values.max())
 

@@ -261,7 +261,7 @@ def edit(
         save_png(folder / GRID, page, {**run, **pipeline.notes}, overwrite=True)
     off = {name: 127.5 * math.sqrt(float(torch.cat(values).mean())) for name, values in errors.items()}
     if options.report is not None:
-        done = f"{count_of(len(todo), 'image')} made" if todo else "all images were there already"
+        done = f"{count_of(len(todo), 'image')} made" if todo else "all images already exist"
         seconds = duration(time.monotonic() - begin)
         options.report(f"{done} in {seconds} on {pipeline.device.type}: {text}, {pipeline.text()}")
         if folder is not None:

@@ -1,8 +1,8 @@
-"""The U-Nets of EDM (Karras et al. 2022): DDPM++ and NCSN++ of Song et al. 2021, and ADM's, in EDM's form.
+"""Implements the U-Nets of EDM (Karras et al. 2022): DDPM++ and NCSN++ of Song et al. 2021, and ADM's in EDM's form.
 
-Both are made of one block; they differ in how it is conditioned and scaled. Parameters are called as in EDM's network
-pickles, by resolution: "enc.32x32_block0.conv0.weight". Labels of augmented training, which sampling never gives, have
-no part here.
+All use the same block, with different conditioning and scaling. Parameters have the names of EDM's network pickles, by
+resolution: "enc.32x32_block0.conv0.weight". The labels of augmented training are left out, because sampling never uses
+them.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _HEAD = 64  # channels of a head in ADM's design; the other has one head
 
 @dataclass(frozen=True, kw_only=True)
 class EDMUNetConfig(NetworkConfig):
-    """A network of EDM by its arguments (see `NetworkConfig` for the shared ones).
+    """The configuration of a network of EDM (see `NetworkConfig` for the shared fields).
 
     Attributes:
-        architecture: "edm", which tells this configuration from others where both are dictionaries.
+        architecture: "edm"; identifies this configuration in a dictionary.
         design: "song" (DDPM++ and NCSN++) or "dhariwal" (ADM).
         time_type: "positional" or, in NCSN++, "fourier".
         time_mult: Width of the embedded time in `model_channels`.
         embedding_mult: Width of the embedding in `model_channels`.
-        residual_input: Whether the input, halved and convolved, is added at every level (NCSN++).
+        residual_input: Whether the downsampled and convolved input is added at every level (NCSN++).
         filtered: Whether resampling uses the filter [1, 3, 3, 1] (NCSN++) instead of 2x2 means and repeated pixels.
         num_classes: Number of classes; None for an unconditional network.
-        null_class: Whether it was trained without its label now and then, so that "no class" is possible.
+        null_class: Whether it was trained with label dropout, so that it has a null class.
     """
 
     architecture: str = "edm"
@@ -70,12 +70,12 @@ class EDMUNetConfig(NetworkConfig):
         return self.model_channels * self.embedding_mult
 
     def build(self) -> EDMUNet:
-        """Build a freshly initialised network."""
+        """Builds a newly initialized network."""
         return EDMUNet(self)
 
 
 class Norm(nn.GroupNorm):
-    """Group norm of up to 32 groups, of at least four channels each, which may be followed by scale, shift and SiLU."""
+    """A group norm with up to 32 groups of at least four channels, optionally followed by scale, shift and SiLU."""
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__(min(32, channels // 4), channels, eps=eps)
@@ -85,9 +85,9 @@ class Norm(nn.GroupNorm):
 
 
 class EDMBlock(nn.Module):
-    """A residual block, and attention behind it if it attends; sums are scaled by 1/sqrt(2) in Song et al.'s design.
+    """A residual block with optional attention; sums are scaled by 1/sqrt(2) in Song et al.'s design.
 
-    Shapes: x [B, in, H, W], emb [B, E] -> [B, out, H', W'], where `resample` halves or doubles the resolution.
+    Shapes: x [B, in, H, W], emb [B, E] -> [B, out, H', W']; `resample` halves or doubles the resolution.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class EDMBlock(nn.Module):
 
 
 class InputResidual(nn.Conv2d):
-    """A 3x3 convolution and the filter [1, 3, 3, 1], which halves, as one operation: padded once."""
+    """A 3x3 convolution followed by the filter [1, 3, 3, 1] with stride 2, padded once."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(channels, out_channels, 3, padding=2)
@@ -157,7 +157,7 @@ class InputResidual(nn.Conv2d):
 
 
 class TimeEmbedding(nn.Module):
-    """Sines and cosines of times [B] -> [B, width]: sines first in Song et al.'s design, cosines in ADM's."""
+    """Embeds times [B] as sines and cosines [B, width]; sines come first in Song et al.'s design, cosines in ADM's."""
 
     def __init__(self, config: EDMUNetConfig) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class TimeEmbedding(nn.Module):
 
 
 class EDMUNet(nn.Module):
-    """net(x [B, C, H, W], t [B], y [B] or None) -> [B, C, H, W]; `t` is any real number, EDM's ln(sigma) / 4."""
+    """The network: net(x [B, C, H, W], t [B], y [B] or None) -> [B, C, H, W]; t is EDM's ln(sigma) / 4."""
 
     def __init__(self, config: EDMUNetConfig) -> None:
         super().__init__()
@@ -185,11 +185,11 @@ class EDMUNet(nn.Module):
         song, width, blocks = config.design == "song", config.model_channels, config.num_res_blocks
         down, up = (filtered_down, filtered_up) if config.filtered else (downsample, upsample)
         self.map_noise = TimeEmbedding(config)
-        told = width * config.time_mult
-        self.map_layer0 = nn.Linear(told, config.embedding)
+        embedded = width * config.time_mult
+        self.map_layer0 = nn.Linear(embedded, config.embedding)
         self.map_layer1 = nn.Linear(config.embedding, config.embedding)
         if config.num_classes is not None:
-            self.map_label = nn.Linear(config.num_classes, told if song else config.embedding, bias=song)
+            self.map_label = nn.Linear(config.num_classes, embedded if song else config.embedding, bias=song)
         widths, top = config.widths, len(config.widths) - 1
         attends = [2**level in config.attention_resolutions for level in range(top + 1)]
         names = [f"{config.size[0] >> level}x{config.size[0] >> level}" for level in range(top + 1)]
@@ -229,7 +229,7 @@ class EDMUNet(nn.Module):
 
     @property
     def conditions(self) -> frozenset[str]:
-        """Names of the conditions the network takes besides image and time."""
+        """Names of the conditions that the network takes besides image and time."""
         return frozenset(() if self.config.num_classes is None else ("y",))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -272,7 +272,7 @@ class EDMUNet(nn.Module):
         return F.silu(emb if label is None else emb + label)
 
     def _label(self, x: Tensor, y: Tensor | None) -> Tensor | None:
-        """What the class adds to the embedding; None for an unconditional network."""
+        """Returns the class embedding; None for an unconditional network."""
         classes = self.config.num_classes
         if classes is None:
             if y is not None:

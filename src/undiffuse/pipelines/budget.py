@@ -1,4 +1,4 @@
-"""The best sampler within a number of network calls, by a measured frontier of quality against calls."""
+"""Chooses the best sampler within a number of network calls, from a measured frontier of quality against calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SWEEP = "undiffuse sweep {data} --model {model} --solvers ddpm,dpmpp-2m,dpmpp-2
 
 
 def within_budget(config: SamplerConfig, digest: str) -> tuple[SamplerConfig, str]:
-    """Chooses solver, steps and grid by the frontier of a model.
+    """Chooses solver, steps and grid from the frontier of a model.
 
     Args:
         config: Settings with a `budget`, their guidance resolved.
@@ -30,20 +30,20 @@ def within_budget(config: SamplerConfig, digest: str) -> tuple[SamplerConfig, st
     chosen = {name: getattr(config, name) for name in ("solver", "steps", "grid", "eta", "solver_options")}
     for name, value in chosen.items():
         if value:
-            raise ConfigError(name, "is chosen by `budget`: leave one of them out")
+            raise ConfigError(name, "cannot be combined with `budget`, which chooses it: omit one of them")
     guidance = config.guidance
     command = _SWEEP.format(model=config.model, data="DATA")
     if guidance.compares or len(guidance.judges) > 1:
         raise ConfigError(
             "budget",
-            "needs a frontier, and frontiers are measured without guidance or with one classifier: give `solver` and "
-            "`steps` instead",
+            "works without guidance or with one classifier only, as frontiers are measured: give `solver` and `steps` "
+            "instead",
         )
     frontier = frontiers.known(digest)
     if frontier is None:
         raise ConfigError(
             "budget",
-            "needs a measured frontier of quality against network calls, and none is known for this model. Measure one "
+            "needs a measured frontier of quality against network calls, and there is none for this model. Measure one "
             f"on test images that the model was not trained on (DATA): {command}",
         )
     try:

@@ -1,9 +1,9 @@
-"""Small images, then an upsampler that enlarges them (ADM, section 4.3).
+"""Samples small images and upscales them with a second model (ADM, section 4.3).
 
-Two runs, one after the other, each of which resumes where it was stopped. The small images are in FOLDER/base as an npz
-in the original's layout (arr_0 uint8, cut to 8 bits by truncation as there; arr_1 their classes), and the upsampler
-reads them from it; the large ones are in FOLDER as from any other run. Image i depends on the seed and i only: the
-base's noise is that of a run of the base alone, the upsampler's is a stream of its own.
+Both stages are resumable runs. The small images are in FOLDER/base as an npz in the original's layout (arr_0 uint8,
+truncated to 8 bits as there; arr_1 their classes), from which the upsampler reads them. The large images are in FOLDER
+as in any other run. Image i depends only on the seed and i: the base's noise equals that of a run of the base alone,
+and the upsampler has its own noise stream.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CUT: Rounding = "truncate"  # of the small images, on their way to the upsampler
 
 
 class Cascade:
-    """Two pipelines, the second of which enlarges the images of the first.
+    """Two pipelines: the second one upscales the images of the first.
 
     Args:
         base: Makes small images from noise.
@@ -44,7 +44,7 @@ class Cascade:
         low_size: Height and width of the small images, where the upsampler's file does not say it.
 
     Raises:
-        ValueError: If the one model does not enlarge the images of the other.
+        ValueError: The upsampler does not fit the base model.
     """
 
     def __init__(self, base: Pipeline, upsampler: Pipeline, low_size: Any = None) -> None:
@@ -80,7 +80,7 @@ class Cascade:
         base, up = self.base.config.model, self.upsampler.config.model
         if not labelled:
             raise ValueError(
-                f"{up} needs the class of every image, and {base} makes images without one: guide it by a classifier"
+                f"{up} requires the class of every image, and {base} has no classes: guide {base} by a classifier"
             )
         source = self.base.model if self.base.model.num_classes is not None else self.base.classifier
         assert source is not None  # something has classes
@@ -142,7 +142,7 @@ def run_cascade(
         animation=animation,
         **shared,
     )
-    writer = large.open()  # before hours go into small images that a folder's large ones cannot be made of
+    writer = large.open()  # fail before the first stage, which may take hours
     report(f"stage 1 of 2: {Path(str(base.config.model)).name}")
     npz = small.run(report=report)
     report(f"stage 2 of 2: {Path(str(upsampler.config.model)).name}")

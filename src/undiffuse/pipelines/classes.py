@@ -1,4 +1,4 @@
-"""Classes by name, by number, or all of them: of a model, or of the classifier that guides it."""
+"""Finds classes by name or number, for a model or for the classifier that guides it."""
 
 from __future__ import annotations
 

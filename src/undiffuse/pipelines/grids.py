@@ -1,4 +1,4 @@
-"""What is written beside single images: grids with class headings; opening and clearing a folder of samples."""
+"""Draws grids with class headings; opens and clears folders of samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_IN_GRID = 100
 
 
 def grid_count(count: int, classes: Sequence[int] | None) -> int:
-    """How many of a run's first images its grid shows: at most 100, in whole rows of classes where possible."""
+    """Returns how many of a run's first images its grid shows: at most 100, in whole rows of classes if possible."""
     if classes and len(classes) <= MOST_COLUMNS:
         return min(count, MOST_IN_GRID // len(classes) * len(classes))
     return min(count, MOST_IN_GRID)
@@ -31,7 +31,7 @@ def grid_count(count: int, classes: Sequence[int] | None) -> int:
 def class_grid(
     images: np.ndarray, classes: Sequence[int] | None, names: Sequence[str] | None, title: str, caption: str
 ) -> Image.Image:
-    """Images uint8 [N, H, W, C] that cycle through `classes`: a column a class where there are few, else a square."""
+    """Draws images uint8 [N, H, W, C] that cycle through `classes`, in a column per class if there are few."""
     if classes and names and len(classes) <= MOST_COLUMNS and len(images) >= len(classes):
         heads = [names[k] for k in classes]
         if len(heads) > 1:
@@ -62,7 +62,7 @@ def first_images(folder: Path, seed: int, count: int) -> np.ndarray:
         return np.stack([read_file(wanted[index]) for index in range(count)])
     packed = packed_files(folder)
     if not packed:
-        raise ValueError(f"{folder} does not hold the first {count} images of the run any more")
+        raise ValueError(f"{folder} no longer contains the first {count} images of the run")
     return np.stack(list(open_rows(packed[-1][1], count)))
 
 
@@ -113,6 +113,6 @@ def clear_samples(folder: Path, also: Sequence[str] = ()) -> None:
 
 
 def quoted(text: str) -> str:
-    """`text` as one word of a shell's command line."""
+    """Quotes a text as one word of a shell command."""
     plain = text and all(c.isalnum() or c in "-_./:,=+%@" for c in text)
     return text if plain else '"' + text.replace('"', '\\"') + '"'

@@ -87,8 +87,8 @@ def guide(
         if model.null_class is None:
             raise ConfigError(
                 "cfg",
-                f"{config.cfg:g} needs a model that was trained with label dropout, and this one was not: train one "
-                "by `undiffuse train DATA --label-dropout 0.1`, or guide by an unconditional model (`autoguide`)",
+                f"{config.cfg:g} requires a model trained with label dropout, which this one was not: train one with "
+                "`undiffuse train DATA --label-dropout 0.1`, or guide by an unconditional model (`autoguide`)",
             )
         # Batches of two sizes in turns: a CPU's network would lay out its weights anew at every call.
         in_turns = config.every > 1 and device.type == "cpu"
@@ -137,7 +137,7 @@ def _classifiers(
         _check_noise(model, classifier)
         if loaded and classifier.num_classes != loaded[0].num_classes:
             raise ValueError(
-                f"classifiers that guide together must know the same classes; they know {loaded[0].num_classes} and "
+                f"classifiers that guide together must have the same classes; they have {loaded[0].num_classes} and "
                 f"{classifier.num_classes}"
             )
         _ = classifier.digest  # of the weights as they are in the file, before they are made ready

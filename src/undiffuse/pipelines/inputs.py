@@ -1,4 +1,4 @@
-"""Images that a model takes: a data set, image files or arrays, prepared as the model's training images were."""
+"""Opens a data set, image files or arrays, and prepares them as the model's training images were prepared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways between two images or two seeds through the sphere of latents, drawn as a grid and as an animation."""
+"""Interpolates between two images or two seeds on the sphere of latents, and draws a grid and an animation."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def check_absent(folder: Path, overwrite: bool) -> None:
     """Raises FileExistsError if the folder holds an interpolation that may not be replaced."""
     for name in (GRID, MOVIE):
         if (folder / name).exists() and not overwrite:
-            raise FileExistsError(f"{folder / name} exists already: choose another folder, or overwrite it")
+            raise FileExistsError(f"{folder / name} already exists: choose another folder, or pass overwrite=True")
 
 
 def _seed_ends(pipeline: Pipeline, seeds: Sequence[int] | None) -> tuple[Tensor, Tensor]:

@@ -138,7 +138,7 @@ def encode(
                 writer.write(indices, latents)
             bar.advance(len(indices))
     if report is not None:
-        kept = f" ({len(dataset) - len(todo):,} were there already)" if len(todo) < len(dataset) else ""
+        kept = f" ({len(dataset) - len(todo):,} already existed)" if len(todo) < len(dataset) else ""
         report(f"{count_of(len(todo), 'image')} encoded{kept}")
     if writer is not None:
         return writer.finish(len(dataset), labels)
@@ -300,12 +300,12 @@ def read_about(path: str | Path) -> dict[str, Any]:
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
     if text is None:
-        raise ValueError(f"{path} holds no latents of `undiffuse encode`; `undiffuse inspect {path}` says what it is")
+        raise ValueError(f"{path} has no latents of `undiffuse encode`; to describe it: undiffuse inspect {path}")
     where = f"the header of {path}"
     about = read_json(text, where)
     for name in ("record", "notes"):
         if not isinstance(about.get(name), dict):
-            raise ValueError(f"{where} does not say how the latents were made: {name!r} is missing or no JSON object")
+            raise ValueError(f"{where} does not describe the latents: {name!r} is missing or not a JSON object")
     return about
 
 
@@ -364,7 +364,7 @@ class LatentsWriter(Store):
             self.check(read_about(self.place))
         elif any(self.parts.folder.glob("*" + SUFFIX)):
             raise ValueError(
-                f"{self.parts.folder} holds parts of an earlier version, which cannot be resumed: delete that folder"
+                f"{self.parts.folder} contains parts of an earlier version, which cannot be resumed: delete that folder"
             )
         elif (self.parts.folder / "about.json").exists():
             self.claim(self.parts.folder / "about.json")
@@ -389,7 +389,7 @@ class LatentsWriter(Store):
         self.require(count)
         rows = [torch.from_numpy(row["latents"]) for row in self.parts.rows(range(count))]
         if len({row.shape for row in rows}) > 1:
-            raise ValueError(f"{self.parts.folder} holds latents of several shapes: delete it, and begin anew")
+            raise ValueError(f"{self.parts.folder} contains latents of several shapes: delete it and start again")
         made = Latents(torch.stack(rows), None if labels is None else torch.tensor(labels), self.settings)
         made.save(self.place)
         shutil.rmtree(self.parts.folder, ignore_errors=True)

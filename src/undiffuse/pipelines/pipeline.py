@@ -127,7 +127,7 @@ class Pipeline:
         """
         where = resolve_device(device)
         if config.precision == "fp16" and where.type == "cpu":
-            raise ConfigError("precision", "fp16 is for GPUs; on a CPU use bf16, which is as small, or fp32")
+            raise ConfigError("precision", "fp16 requires a GPU; on a CPU use bf16, which is as small, or fp32")
         if model is None:
             if config.model is None:
                 raise ConfigError("model", "is missing: give a model file, a run folder, or a name")
@@ -286,7 +286,7 @@ class Pipeline:
                 called = role if name == "model" else name
                 raise ValueError(
                     f"the {called} {file} is not the one of {where}: its weights are {_short(self.record[name])}, "
-                    f"the record's {_short(record.get(name))}. Give the {called} it was made with"
+                    f"the record's {_short(record.get(name))}. Give the {called} that made the image"
                 )
         check_identity(self.record, record, where)
 
@@ -379,7 +379,7 @@ class Pipeline:
 
 
 def recorded_classes(classes: list[int] | None, names: Sequence[str] | None) -> list[int] | str | None:
-    """The classes of a run as its record has them: "all" where it cycles through every one."""
+    """Returns the classes of a run for its record: "all" if it cycles through every class."""
     return "all" if names is not None and classes == list(range(len(names))) else classes
 
 

@@ -106,8 +106,8 @@ def regenerate(
     record = read_record(original)
     if record.get("command") != "sample" or "index" not in record:
         raise ValueError(
-            f"{original} is no single sample: its record is of `undiffuse {record.get('command', '?')}`. Give one of "
-            f"the images; `undiffuse inspect {original}` shows the record"
+            f"{original} is not a single sample: its record is of `undiffuse {record.get('command', '?')}`. Give one "
+            f"of the images. To show the record: undiffuse inspect {original}"
         )
     where = f"the record in {original}"
     index, seed = _whole(record, "index", 2**32, where), _whole(record, "seed", 2**64, where)
@@ -139,14 +139,14 @@ def _made(
     where = f"the record in {original}"
     if cascade.BASE in record:
         if low_res is not None:
-            raise ValueError("the image is of a cascade, whose small images are made again: leave low_res out")
+            raise ValueError("the image is from a cascade, which makes its small images again: omit low_res")
         source = cascade.source_of_record(
             record, index, seed, lambda small: _label(record, small, where), where=where, device=device, base=now,
             upsampler=upsampler, low_size=low_size,
         )  # fmt: skip
     else:
         if upsampler is not None:
-            raise ValueError(f"{original} was made without an upsampler: leave it out")
+            raise ValueError(f"{original} was made without an upsampler: omit it")
         if record.get("low_res_data") is not None and not isinstance(record["low_res_data"], str):
             raise ValueError(f"{where} has low_res_data = {shown(record['low_res_data'])}; expected text")
         pipeline = Pipeline.from_record(record, device=device, where=where, **now)
@@ -166,7 +166,7 @@ def _label(record: Mapping[str, Any], pipeline: Pipeline, where: str) -> list[in
     names = class_names(pipeline)
     if "class" not in record:
         if names is not None:
-            raise ValueError(f"{where} lacks class, which the model needs")
+            raise ValueError(f"{where} lacks the class, which the model requires")
         return None
     if names is None:
         raise ValueError(f"{where} has class = {shown(record['class'])}, but the model has no classes")

@@ -187,8 +187,8 @@ class SamplingRun:
 
     def _summary(self, made: int, seconds: float, result: Path) -> list[str]:
         pipeline = self.source.pipeline
-        done = f"{count_of(made, 'image')} made" if made else "all images were there already"
-        kept = f" ({self.count - made:,} were there already)" if made and made < self.count else ""
+        done = f"{count_of(made, 'image')} made" if made else "all images already exist"
+        kept = f" ({self.count - made:,} already existed)" if made and made < self.count else ""
         lines = [f"{done}{kept} in {duration(seconds)} on {pipeline.device.type}: {pipeline.text()}"]
         lines += [f"  images  {result}", f"  grid    {self.folder / GRID}"]
         return lines + ([f"  path    {self.path}"] if self.path is not None else [])
@@ -256,6 +256,6 @@ def expected_time(seconds: float, steps: int, batch: int, images: int) -> str | 
     if each * images < _LONG:
         return None
     return (
-        f"  time    {seconds:.2g} s a step measured on the first, {duration(each)} an image, "
-        f"about {duration(each * images)} for {images:,}"
+        f"  time    {seconds:.2g} s per step (measured on the first), {duration(each)} per image, "
+        f"about {duration(each * images)} for {count_of(images, 'image')}"
     )

@@ -1,8 +1,8 @@
 """Recipes: Python functions that return frozen configurations, by name.
 
-    fashion-mnist-32, smoke     this project's own: the shipped weights and a two-minute run
-    tiny                        a first look at any images, grey or colour, on a CPU
-    general-*                   for pictures of your own; -v, -edm, -flow: with later processes than the papers'
+    fashion-mnist-32, smoke     the shipped models, and a run of two minutes
+    tiny                        a small model of any images, grey or colour, for a CPU
+    general-*                   models of your own images; -v, -edm, -flow with newer processes than ADM's
     ddpm-*, improved-*, adm-*   the published models, with the papers' settings and results; not run here
 
 A recipe holds everything about a run except the data. Looking one up builds nothing.
@@ -33,12 +33,12 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def names() -> list[str]:
-    """Names of all recipes: our own first, then the published ones in the order of the papers."""
+    """Returns the names of all recipes: our own first, then the published ones in the order of the papers."""
     return list(RECIPES)
 
 
 def get(name: str) -> Recipe:
-    """The recipe of this name. ValueError for an unknown name lists those near it."""
+    """Returns the recipe of this name; ValueError for an unknown name suggests similar ones."""
     if name in RECIPES:
         return RECIPES[name]()
     wanted = name.strip().casefold()

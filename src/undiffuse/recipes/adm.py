@@ -1,10 +1,10 @@
 """The diffusion models of ADM (Dhariwal & Nichol 2021, arXiv:2105.05233): ImageNet, LSUN and the upsamplers.
 
-Settings are those of the paper's Appendix I (Tables 11 and 13); results and advice those of the published file that a
-recipe names (`undiffuse.adapters.published`). Where the paper and the flags of the released files disagree (attention
-of an upsampler), the files decide. The authors trained in 16-bit precision with a loss scale and 32-bit weights, hence
-"fp16"; "bf16" needs no scale and is what a newer GPU would use. Flips are the default of the released data loader. No
-warm-up, decay or clipping is stated, and none is in the released script.
+The settings are from the paper's Appendix I (Tables 11 and 13); results and advice are those of the published file that
+a recipe names (`undiffuse.adapters.published`). Where the paper and the flags of the released files disagree (attention
+of an upsampler), the recipe follows the files. The authors trained with a loss scale and 32-bit weights in "fp16"; on
+newer GPUs use "bf16", which needs no scale. Flips are the default of the released data loader. Neither the paper nor
+the released script has warm-up, decay or clipping.
 
 All have 1,000 steps, a learned variance and the hybrid loss, BigGAN up- and down-sampling and adaptive group norm.
 """
@@ -31,8 +31,12 @@ MULTIPLIERS: dict[int, tuple[float, ...]] = {
 
 
 def _net(size: int, pixels: tuple[int, ...] = (32, 16, 8), **more: Any) -> UNetConfig:
-    """ADM's U-Net: 256 channels, two blocks a level, heads of 64 channels, attention where feature maps have `pixels`
-    pixels a side, unless `more` says other."""
+    """Returns ADM's U-Net with 256 channels, two blocks per level and heads of 64 channels.
+
+    Args:
+        pixels: Sides of the feature maps with attention.
+        **more: Fields that differ.
+    """
     settings: dict[str, Any] = {
         "model_channels": 256,
         "channel_mult": MULTIPLIERS[size],
@@ -79,7 +83,7 @@ def _recipe(
 
 
 def imagenet_64() -> Recipe:
-    """ImageNet 64x64 with classes: 296M parameters, 192 channels, three blocks a level, dropout 0.1, cosine schedule,
+    """ImageNet 64x64 with classes: 296M parameters, 192 channels, three blocks per level, dropout 0.1, cosine schedule,
     540K updates of 2,048 images. The only released model with the new order of queries, keys and values. The paper's
     model without dropout has FID 2.61, sFID 3.77, precision 0.73 and recall 0.63."""
     return _recipe(
@@ -138,7 +142,7 @@ def imagenet_512() -> Recipe:
         _net(512, num_classes=1000),
         1_940_000,
         "512x512_diffusion",
-        unverified="fp16: the paper says so of all its models, the release samples this one in float32",
+        unverified="fp16: stated in the paper for all models, but the release samples this one in float32",
     )
 
 
@@ -171,8 +175,8 @@ def imagenet_128_to_512() -> Recipe:
         ),
         1_050_000,
         "128_512_upsampler",
-        unverified="attention at 32, 16 as in the released file; Table 13 says 32, 16, 8. The base's classifier "
-        "was another one than adm-imagenet-128-classifier (batch 1,024, learning rate 6e-5)",
+        unverified="attention at 32, 16 as in the released file; Table 13 has 32, 16, 8. The base model used another "
+        "classifier than adm-imagenet-128-classifier (batch 1,024, learning rate 6e-5)",
         low_size=128,
     )
 

@@ -34,13 +34,13 @@ class Recipe:
     """A named set of hyper-parameters.
 
     Attributes:
-        data_path: The named data set it is for; None if it is for your own images.
-        published: Figures of the paper by metric; also "source" (where they were read), "file" (the released weights
-            that the recipe describes) and "unverified" (settings that the sources leave open).
-        label_dropout: Share of the images trained without their label, 0 to 1, for classifier-free guidance.
-        measured: What this project measured with it, or that it has not been run here.
-        advice: How the model is sampled; guidance names the recipe of the classifier.
-        low_size: For an upsampler, the shorter side in pixels of the images that it enlarges.
+        data_path: The named data set of the recipe; None for your own images.
+        published: Results of the paper by metric; also "source" (where they were published), "file" (the released
+            weights of the recipe) and "unverified" (settings that the sources leave open).
+        label_dropout: Probability of dropping a label, 0 to 1, for classifier-free guidance.
+        measured: Results measured by this project, or a note that there are none.
+        advice: The authors' sampling settings; guidance names the recipe of the classifier.
+        low_size: For an upsampler, the shorter side of its low-resolution images in pixels.
         clean_fraction: For a classifier, the share of clean images, 0 to 1.
     """
 
@@ -52,7 +52,7 @@ class Recipe:
     train: TrainConfig
     measured: str
     objective: ObjectiveConfig | None = None
-    published: Mapping[str, str] = field(default_factory=dict, hash=False)  # a mapping has no hash; equality sees it
+    published: Mapping[str, str] = field(default_factory=dict, hash=False)  # mappings have no hash
     advice: SamplerConfig = field(default_factory=advice)
     data_path: str | None = None
     low_size: int | None = None
@@ -61,18 +61,18 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if (self.objective is None) != isinstance(self.net, ClassifierConfig):
-            raise ValueError(f"recipe {self.name}: a diffusion model needs an objective and a classifier has none")
+            raise ValueError(f"recipe {self.name}: a diffusion model requires an objective, a classifier has none")
 
     @property
     def kind(self) -> str:
-        """ "diffusion" or "classifier"."""
+        """The kind of model, "diffusion" or "classifier"."""
         return "classifier" if isinstance(self.net, ClassifierConfig) else "diffusion"
 
     def with_classes(self, classes: int | None) -> Recipe:
         """Returns the recipe for another number of classes; None makes a diffusion model unconditional."""
         if isinstance(self.net, ClassifierConfig):
             if classes is None:
-                raise ValueError("a classifier needs labelled pictures")
+                raise ValueError("a classifier requires labelled images")
             return replace(self, net=replace(self.net, out_channels=classes))
         if "num_classes" not in {field.name for field in fields(self.net)}:
             if classes is not None:
@@ -84,7 +84,14 @@ class Recipe:
         return replace(self, net=replace(net, num_classes=classes, null_class=null))
 
     def with_label_dropout(self, share: float) -> Recipe:
-        """Returns the recipe with a share of the images trained without their label, as the network's null class."""
+        """Returns the recipe with label dropout: a share of the labels becomes the network's null class.
+
+        Args:
+            share: Probability of dropping a label, above 0 and below 1.
+
+        Raises:
+            ConfigError: The model is not class-conditional, or the share is out of range.
+        """
         if not isinstance(self.net, UNetConfig) or self.net.num_classes is None:
             raise ConfigError("label_dropout", "it requires a class-conditional model")
         if not 0 < share < 1:
@@ -103,14 +110,17 @@ class Recipe:
         return replace(self, data=data, net=net)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Returns a dictionary for JSON."""
         return {**asdict(self), "advice": to_manifest(self.advice)}
 
 
 def figures_of(name: str, unverified: str = "", same_network: bool = True) -> dict[str, str]:
-    """`Recipe.published` for a published file: the figures of `undiffuse.adapters.published`, and what is not settled.
+    """Returns `Recipe.published` for a published file.
 
-    Without `same_network` the file is not named, since its weights do not fit the recipe's network.
+    Args:
+        name: The file's name in `undiffuse.adapters.published`.
+        unverified: Settings of the recipe that the sources leave open.
+        same_network: Whether the file's weights fit the recipe's network; if not, the file is not named.
     """
     entry = published.get(name)
     found = {}
@@ -128,15 +138,21 @@ def figures_of(name: str, unverified: str = "", same_network: bool = True) -> di
 
 
 def advice_of(name: str, classifier: str | None = None) -> SamplerConfig:
-    """How the authors of a published file sample it; `classifier` is the recipe of the one that guides it."""
+    """Returns the authors' sampling settings of a published file; `classifier` is the recipe of its classifier."""
     sampling = published.get(name).sampling or advice()
     guides = (classifier,) if classifier and sampling.guidance.classifier else ()
     return sampling.replace(classifier=guides, guidance=sampling.guidance.scale if guides else ())
 
 
 def paper_training(*, batch: int, steps: int, lr: float, **settings: Any) -> TrainConfig:
-    """A training run as the papers state it: so many updates of `batch` images with Adam (AdamW with weight decay 0),
-    one EMA of 0.9999 without warm-up. Cadences follow the released scripts, which save every 10,000 updates.
+    """Returns the training settings of the papers: Adam (AdamW with weight decay 0), and one EMA of 0.9999 without
+    warm-up. Intervals follow the released scripts, which save every 10,000 updates.
+
+    Args:
+        batch: Images per update.
+        steps: Number of updates.
+        lr: Learning rate.
+        **settings: Other fields of `TrainConfig`.
     """
     every = 10_000 * batch
     defaults: dict[str, Any] = {

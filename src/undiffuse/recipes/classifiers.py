@@ -60,7 +60,7 @@ def _classifier(
 
 
 def imagenet_64() -> Recipe:
-    """64x64: 65M parameters, four blocks a level, batch 1,024, learning rate 6e-4, weight decay 0.2, cosine chain."""
+    """64x64: 65M parameters, four blocks per level, batch 1,024, learning rate 6e-4, weight decay 0.2, cosine chain."""
     return _classifier(64, "65M", 300_000, blocks=4, process=COSINE, batch=1024, lr=6e-4, weight_decay=0.2)
 
 

@@ -43,8 +43,8 @@ def cifar10() -> Recipe:
         advice=advice("1000"),
         published=figures_of(
             "ddpm_ema_cifar10",
-            "warm-up over 5,000 updates and clipping are in the script only, which has no end; the 800K updates are "
-            "the paper's, and its FID is the best one on the way",
+            "warm-up over 5,000 updates and clipping are only in the script, which never stops; the 800K updates are "
+            "the paper's, whose FID is the best one during training",
             same_network=False,
         ),
         measured=NOT_RUN,
@@ -52,7 +52,7 @@ def cifar10() -> Recipe:
 
 
 def _large(name: str, summary: str, steps: int, flip: bool, published: dict[str, str]) -> Recipe:
-    """The 114M network for 256x256, the same for all data sets: six levels, attention at 16x16, no dropout."""
+    """Returns a recipe with the 114M network for 256x256 of all data sets: six levels, attention at 16x16."""
     return Recipe(
         name=name,
         summary=summary,
@@ -126,7 +126,7 @@ def lsun_church() -> Recipe:
         True,
         figures_of(
             "ddpm_ema_lsun_church",
-            "1.2M updates according to the paper; the weights in circulation are of update 4,432,000",
+            "1.2M updates according to the paper; the converted weights are from update 4,432,000",
             same_network=False,
         ),
     )

@@ -1,4 +1,4 @@
-"""Recipes for pictures of your own: small networks of ADM's kind for one GPU, at 32 pixels also for a patient CPU.
+"""Recipes for your own images: small ADM networks for one GPU, at 32 pixels also for a CPU with patience.
 
 Nothing here was measured; they are ADM's choices (BigGAN up- and down-sampling, adaptive group norm, heads of 64
 channels, attention at 16 and 8 pixels, learned variance with the hybrid loss) at a width that one device can train,
@@ -33,7 +33,7 @@ def _model(size: int, parameters: str, lr: float, images: int) -> Recipe:
     batch = _BATCHES[size]
     return Recipe(
         name=f"general-{size}",
-        summary=f"your own pictures at {size}x{size}: a small ADM, {parameters} parameters ({NOT_MEASURED})",
+        summary=f"a small ADM for your own images at {size}x{size}, {parameters} parameters ({NOT_MEASURED})",
         data=Preparation(size=size),
         net=UNetConfig(
             image_size=size,
@@ -113,43 +113,43 @@ def _classifier(size: int, parameters: str, images: int) -> Recipe:
 
 
 def general_32() -> Recipe:
-    """For sizes up to 48 pixels."""
+    """Returns the recipe for sizes up to 48 pixels."""
     return _model(32, "11M", 2e-4, 4_000_000)
 
 
 def general_64() -> Recipe:
-    """For sizes above 48 and up to 96 pixels."""
+    """Returns the recipe for sizes above 48 and up to 96 pixels."""
     return _model(64, "25M", 1e-4, 4_000_000)
 
 
 def general_128() -> Recipe:
-    """For sizes above 96 pixels."""
+    """Returns the recipe for sizes above 96 pixels."""
     return _model(128, "26M", 1e-4, 3_000_000)
 
 
 def general_32_classifier() -> Recipe:
-    """Guides general-32."""
+    """Returns the recipe of the classifier for general-32."""
     return _classifier(32, "2.3M", 1_000_000)
 
 
 def general_64_classifier() -> Recipe:
-    """Guides general-64."""
+    """Returns the recipe of the classifier for general-64."""
     return _classifier(64, "7.1M", 1_000_000)
 
 
 def general_128_classifier() -> Recipe:
-    """Guides general-128."""
+    """Returns the recipe of the classifier for general-128."""
     return _classifier(128, "7.3M", 1_000_000)
 
 
 def tiny() -> Recipe:
-    """A first look at any data: a small network, grey or colour, with or without classes, that a CPU can train."""
+    """Returns the recipe of a small network for any data, grey or colour, with or without classes, for a CPU."""
     recipe = _model(32, "1M", 1e-3, 60_000)
     assert isinstance(recipe.net, UNetConfig)
     return replace(
         recipe,
         name="tiny",
-        summary=f"a first look at your own pictures, grey or colour, 1M parameters, for a CPU ({NOT_MEASURED})",
+        summary=f"a tiny model of your own images, grey or colour, 1M parameters, for a CPU ({NOT_MEASURED})",
         net=replace(
             recipe.net, model_channels=32, channel_mult=(1, 1, 2), num_res_blocks=1, attention_resolutions=(4,),
             num_head_channels=32, dropout=0.0,
@@ -176,21 +176,24 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 def for_data(
     size: int | tuple[int, int], channels: int, classes: int | None = None, *, kind: str = "diffusion"
 ) -> Recipe:
-    """The general recipe for pictures of `size` pixels (one number, or height and width) and `channels` channels.
+    """Returns the general recipe for a data set: general-32 up to 48 pixels, general-64 up to 96, else general-128.
 
-    `classes` is the number of classes, None without labels; a single class is as good as none, and gives an
-    unconditional model. The longer side chooses: up to 48 pixels general-32, up to 96 general-64, beyond that
-    general-128. `kind` "classifier" gives the paired classifier, on the same chain.
-    ValueError for a size the network cannot halve (multiples of 8 are needed up to 96 pixels, of 16 beyond), and for a
-    classifier of fewer than two classes.
+    Args:
+        size: Image size in pixels, one number or (height, width). The longer side chooses the recipe.
+        channels: Number of image channels.
+        classes: Number of classes, None without labels. A single class gives an unconditional model.
+        kind: "diffusion", or "classifier" for the paired classifier on the same noise levels.
+
+    Raises:
+        ValueError: The size is not a multiple of 8 (of 16 above 96 pixels), or a classifier has fewer than two classes.
     """
     if kind not in KINDS:
-        raise ValueError(f"kind is one of {', '.join(KINDS)}; got {kind!r}")
+        raise ValueError(f"expected kind {' or '.join(KINDS)}, got {kind!r}")
     several = classes is not None and classes > 1
     if kind == "classifier" and not several:
-        found = "have no labels" if classes is None else f"are of {classes}"
+        found = "have no labels" if classes is None else f"have {classes}"
         raise ValueError(
-            f"a classifier needs pictures of at least two classes, and these {found}; sort them into one folder a class"
+            f"a classifier requires at least two classes, but these images {found}: sort them into one folder per class"
         )
     longer = size if isinstance(size, int) else max(size)
     chosen = 32 if longer <= 48 else 64 if longer <= 96 else 128

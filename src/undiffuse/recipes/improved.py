@@ -28,8 +28,12 @@ _BOUND = ObjectiveConfig(loss="vlb", decoder="tanh")
 def _net(
     size: int, channels: int, mult: tuple[float, ...], blocks: int, pixels: tuple[int, ...], **more: Any
 ) -> UNetConfig:
-    """A U-Net with strided convolutions between levels, four heads and adaptive group norm unless `more` says other;
-    attention where feature maps have `pixels` pixels a side."""
+    """Returns a U-Net with strided convolutions between levels, four heads and adaptive group norm.
+
+    Args:
+        pixels: Sides of the feature maps with attention.
+        **more: Fields that differ.
+    """
     settings: dict[str, Any] = {"num_heads": 4, "use_scale_shift_norm": True, **more}
     return UNetConfig(
         image_size=size,

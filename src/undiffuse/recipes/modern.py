@@ -1,4 +1,4 @@
-"""The general recipes with what came after ADM: v-prediction, EDM's preconditioning, flow matching.
+"""The general recipes with newer processes than ADM's: v-prediction, EDM's preconditioning, flow matching.
 
 Network, optimiser and lengths are those of `general-32` and `general-64`, so that runs differ in the process alone. All
 keep snapshots of power-function averages, for `undiffuse ema`. Nothing here was measured.

@@ -1,4 +1,4 @@
-"""Diffusion problems whose answers are known in closed form: Gaussian mixtures seen as tiny images.
+"""Diffusion problems with closed-form solutions: Gaussian mixtures as tiny images.
 
     x0 ~ sum_k w_k N(m_k, C_k) in R^D, D = C*H*W, and x = alpha x0 + sigma eps. With V_k = alpha^2 C_k + sigma^2 I:
 
@@ -8,7 +8,7 @@
     Var(x0|x)  = sum_k r_k (diag(C_k - alpha^2 C_k V_k^-1 C_k) + mu_k^2) - E[x0|x]^2   (per dimension)
     p(y | x)   = sum_{k in y} r_k,   gradient of its log = sum_{k in y} r_k s_k / p(y|x) - score
 
-All in float64 unless asked otherwise.
+Everything is computed in the dtype of x, normally float64.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ from undiffuse.prediction import FixedVariance, Prediction
 
 @dataclass(frozen=True)
 class Mixture:
-    """A Gaussian mixture over images of `shape` (C, H, W).
+    """A Gaussian mixture over images.
 
-    `weights` [K], `means` [K, D], `variances` [K, D] (eigenvalues of the covariances), `rotations` [K, D, D] whose
-    columns are the eigenvectors (None: axis-aligned), `labels` [K] the class of each component.
+    Attributes:
+        shape: (C, H, W) of an image; D = C*H*W.
+        weights: Weights of the components [K].
+        means: Means [K, D].
+        variances: Eigenvalues of the covariances [K, D].
+        rotations: Matrices [K, D, D] with the eigenvectors as columns; None for axis-aligned components.
+        labels: The class of each component [K].
     """
 
     shape: tuple[int, int, int]
@@ -45,7 +50,7 @@ class Mixture:
     def scalar(
         cls, weights: Sequence[float], means: Sequence[float], deviations: Sequence[float], labels: Sequence[int] = ()
     ) -> Mixture:
-        """A mixture over images of a single number."""
+        """Returns a mixture over images of a single number."""
         column = [torch.tensor(v, dtype=torch.float64)[:, None] for v in (means, deviations)]
         return cls(
             (1, 1, 1), torch.tensor(weights, dtype=torch.float64), column[0], column[1] ** 2, None, tuple(labels)
@@ -53,7 +58,7 @@ class Mixture:
 
     @classmethod
     def random(cls, shape: tuple[int, int, int], components: int, seed: int, classes: int = 1) -> Mixture:
-        """A mixture with random means, orientations and spectra; component k belongs to class k mod `classes`."""
+        """Returns a mixture with random means, orientations and spectra; component k has class k mod `classes`."""
         g = torch.Generator().manual_seed(seed)
         d = math.prod(shape)
         means = 0.6 * torch.randn(components, d, generator=g, dtype=torch.float64)
@@ -69,7 +74,7 @@ class Mixture:
         return math.prod(self.shape)
 
     def of_class(self, label: int) -> Mixture:
-        """The distribution of one class."""
+        """Returns the distribution of one class."""
         keep = [k for k, own in enumerate(self.labels) if own == label]
         rotations = None if self.rotations is None else self.rotations[keep]
         weights = self.weights[keep] / self.weights[keep].sum()
@@ -85,7 +90,7 @@ class Mixture:
         return (self.means[k] + z).reshape(count, *self.shape)
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean [D] and covariance [D, D] of x0."""
+        """Returns the mean [D] and covariance [D, D] of x0."""
         rotations = (
             torch.eye(self.dimension, dtype=torch.float64).expand(len(self.weights), -1, -1)
             if self.rotations is None
@@ -97,7 +102,7 @@ class Mixture:
         return mean, torch.einsum("k,kij->ij", self.weights, covariances) + spread - torch.outer(mean, mean)
 
     def _terms(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(log joint [B, K], residual in eigenbases and eigenvalues of V [B, K, D], alpha and sigma [B, 1, 1])."""
+        """Returns log joint [B, K], residual in eigenbases and eigenvalues of V [B, K, D], alpha, sigma [B, 1, 1]."""
         alpha, sigma = (v.to(x.dtype).reshape(-1, 1, 1) for v in (alpha, sigma))
         residual = x.reshape(len(x), 1, -1) - alpha * self.means.to(x.dtype)
         if self.rotations is not None:
@@ -107,33 +112,33 @@ class Mixture:
         return self.weights.to(x.dtype).log() + log_normal, residual, v, alpha, sigma
 
     def _back(self, eigen: Tensor) -> Tensor:
-        """Eigenbasis coordinates [B, K, D] as vectors."""
+        """Converts eigenbasis coordinates [B, K, D] to vectors."""
         return eigen if self.rotations is None else torch.einsum("kij,bkj->bki", self.rotations.to(eigen.dtype), eigen)
 
     def log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """log p(x) [B] in nats at the level (alpha, sigma); alpha 1 and sigma 0 is the data itself."""
+        """Returns log p(x) [B] in nats at the level (alpha, sigma); alpha 1 and sigma 0 is the data itself."""
         return self._terms(x, alpha, sigma)[0].logsumexp(1)
 
     def score(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """grad log p(x), of x's shape."""
+        """Returns grad log p(x), of x's shape."""
         joint, residual, v, _, _ = self._terms(x, alpha, sigma)
         return torch.einsum("bk,bki->bi", joint.softmax(1), self._back(-residual / v)).reshape(x.shape)
 
     def eps(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The exact noise prediction E[eps | x] = -sigma score."""
+        """Returns the exact noise prediction E[eps | x] = -sigma score."""
         return -sigma.to(x.dtype).reshape(-1, 1, 1, 1) * self.score(x, alpha, sigma)
 
     def _conditional_means(self, residual: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
         return self.means.to(v.dtype) + self._back(alpha * self.variances.to(v.dtype) / v * residual)
 
     def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """E[x0 | x], of x's shape."""
+        """Returns E[x0 | x], of x's shape."""
         joint, residual, v, alpha, _ = self._terms(x, alpha, sigma)
         mu = self._conditional_means(residual, v, alpha)
         return torch.einsum("bk,bki->bi", joint.softmax(1), mu).reshape(x.shape)
 
     def variance(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Var(x0 | x) of each dimension, of x's shape."""
+        """Returns Var(x0 | x) of each dimension, of x's shape."""
         joint, residual, v, alpha, sigma = self._terms(x, alpha, sigma)
         mu = self._conditional_means(residual, v, alpha)
         own = self.variances.to(v.dtype) * sigma**2 / v  # eigenvalues of C - alpha^2 C V^-1 C
@@ -144,7 +149,7 @@ class Mixture:
         return (torch.einsum("bk,bki->bi", r, own + (mu - mean[:, None]) ** 2)).reshape(x.shape)
 
     def class_log_posterior(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """log p(y | x) [B, number of classes]."""
+        """Returns log p(y | x) [B, number of classes]."""
         joint = self._terms(x, alpha, sigma)[0]
         classes = max(self.labels) + 1
         members = [[k for k, own in enumerate(self.labels) if own == label] for label in range(classes)]
@@ -152,23 +157,23 @@ class Mixture:
         return by_class - by_class.logsumexp(1, keepdim=True)
 
     def class_gradient(self, x: Tensor, y: int, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """grad_x log p(y | x), of x's shape."""
+        """Returns grad_x log p(y | x), of x's shape."""
         return self.of_class(y).score(x, alpha, sigma) - self.score(x, alpha, sigma)
 
     def class_gradients(self, x: Tensor, level: Level, y: Tensor) -> Tensor:
-        """grad_x log p(y | x) for a class a row, y [B]: the exact classifier as guidance takes one."""
+        """Returns grad_x log p(y | x) with one class per row, y [B]: the exact classifier in the form for guidance."""
         each = torch.stack([self.class_gradient(x, k, level.alpha, level.sigma) for k in range(max(self.labels) + 1)])
         return each[y, torch.arange(len(x))]
 
 
 class _AtTimes(nn.Module):
-    """Finds the level of the times a network is told: original step indices, times `scale`."""
+    """Finds the level for a network's time input, which is the original step index times `scale`."""
 
     def __init__(self, mixture: Mixture, chain: DiscreteSchedule, scale: float = 1.0) -> None:
         super().__init__()
         self.mixture, self.chain, self.scale = mixture, chain, scale
         self.position = {int(index): k for k, index in enumerate(chain.indices)}
-        self.times: list[Tensor] = []  # what the network was told, call by call
+        self.times: list[Tensor] = []  # the time input of each call
 
     def steps(self, t: Tensor) -> Tensor:
         self.times.append(t.detach().clone())
@@ -181,11 +186,15 @@ class _AtTimes(nn.Module):
 
 
 class OracleNet(_AtTimes):
-    """The perfect network for a chain: net(x [B,C,H,W], t [B]) -> [B, C or 2C, H, W], what `target` asks for.
+    """The exact network of a chain: net(x [B, C, H, W], t [B]) -> [B, C or 2C, H, W].
 
-    `fraction`: None for a network without a variance output; "optimal" for the variance that minimises the bound on
-    this very chain, beta~ + coef_x0^2 Var(x0 | x), told as the interpolation output 2v - 1; a number for that
-    constant v.
+    Args:
+        mixture: The data.
+        chain: The noise levels.
+        target: What the network predicts: "eps", "x0", "v" or "previous_mean".
+        fraction: None for a network without a variance output; "optimal" for the variance that minimizes the bound on
+            this chain, beta~ + coef_x0^2 Var(x0 | x), output as the interpolation 2v - 1; or a constant v.
+        scale: Factor of the step index in the time input.
     """
 
     def __init__(
@@ -225,7 +234,7 @@ class OracleNet(_AtTimes):
 
 
 class OracleClassifier(_AtTimes):
-    """The perfect noisy classifier: net(x, t) -> log p(y | x_t) [B, classes], differentiable in x."""
+    """The exact noisy classifier: net(x, t) -> log p(y | x_t) [B, classes], differentiable in x."""
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         _, alpha, sigma = self.level(t)
@@ -248,12 +257,14 @@ class OptimalVariance:
 
 
 class OracleDenoiser:
-    """The perfect denoiser of a mixture at any level, as a `Denoiser`.
+    """The exact denoiser of a mixture at any level, as a `Denoiser`. `calls` records the batch size of each call.
 
-    `variance`: "fixed_large", "fixed_small", or "optimal" (the exact second moment at this x, which is what a network
-    learns).
-    `conditional`: whether a condition y selects the denoiser of a class, row by row; a number beyond the classes (a
-    null class) that of the whole mixture. `nfe` counts the images it was asked for, call by call.
+    Args:
+        mixture: The data.
+        chain: The noise levels.
+        variance: "fixed_large", "fixed_small", or "optimal" (the exact second moment at x, which a network learns).
+        conditional: Whether the condition y selects the denoiser of a class for each row; a number beyond the classes
+            (a null class) selects the whole mixture.
     """
 
     def __init__(
@@ -281,7 +292,7 @@ class OracleDenoiser:
 
 
 class Noise64:
-    """A noise source in float64, for tests whose errors would drown in float32 rounding."""
+    """A noise source in float64, for tests whose errors are smaller than float32 rounding."""
 
     def __init__(self, seed: int, count: int) -> None:
         self.source = NoiseSource(seed, range(count))
@@ -294,5 +305,5 @@ class Noise64:
 
 
 def wasserstein1(a: Tensor, b: Tensor) -> float:
-    """W1 distance of two equally large sets of numbers: the mean difference of the sorted values."""
+    """Returns the W1 distance of two equally large sets of numbers: the mean difference of the sorted values."""
     return (a.flatten().sort().values - b.flatten().sort().values).abs().mean().item()

@@ -31,6 +31,7 @@ def size_text(count: float) -> str:
 def count_of(number: int, noun: str) -> str:
     """Formats a count with its noun in the right form: (1, "image") -> "1 image", (2000, "image") -> "2,000 images"."""
     plural = noun[:-1] + "ies" if noun.endswith("y") and noun[-2:-1] not in "aeiou" else noun + "s"
+    plural = f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else plural
     return f"{number:,} {noun if number == 1 else plural}"
 
 

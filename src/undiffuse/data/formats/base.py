@@ -28,6 +28,7 @@ __all__ = [
     "Reading",
     "choose_part",
     "count_kinds",
+    "is_folder",
     "kind_of",
     "need",
     "part_of",
@@ -134,9 +135,17 @@ def _peek(folder: str, changed: int) -> Entries:
     del changed  # it is there to notice that the folder has
     with os.scandir(folder) as entries:
         some = [entry for entry in islice(entries, _PEEKED) if not entry.name.startswith(".")]
-        folders = {entry.name for entry in some if entry.is_dir()}
+        folders = {entry.name for entry in some if is_folder(entry)}
     files = (entry.name for entry in some if entry.name not in folders)
     return Entries(tuple(sorted(files)), tuple(sorted(folders)))
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def choose_part(parts: Mapping[str, int], reading: Reading, where: str) -> list[str]:

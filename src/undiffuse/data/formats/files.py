@@ -17,7 +17,7 @@ import numpy as np
 
 from undiffuse.data import index
 from undiffuse.data.decoding import IMAGE_SUFFIXES
-from undiffuse.data.formats.base import Reading, choose_part, kind_of, part_of, peek
+from undiffuse.data.formats.base import Reading, choose_part, is_folder, kind_of, part_of, peek
 from undiffuse.data.sources import FileSource, FolderSource, ZipSource
 from undiffuse.util.limits import check_member, check_table, check_zip
 
@@ -245,7 +245,7 @@ def _walk(root: Path) -> tuple[Listing, list[str]]:
                 if file.startswith(".") or file == "__MACOSX":
                     continue
                 name = f"{base}/{file}" if base else file
-                if _is_folder(entry):
+                if is_folder(entry):
                     below.append(name)
                 elif is_image(file):
                     listing.sizes[name] = _size(entry.path)
@@ -253,13 +253,6 @@ def _walk(root: Path) -> tuple[Listing, list[str]]:
                     listing.count(name)
         waiting += sorted(below, reverse=True)
     return listing, folders
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def _size(file: str) -> int:
