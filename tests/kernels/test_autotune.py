@@ -248,6 +248,7 @@ def test_the_limits_of_the_environment_have_tables_of_their_own(monkeypatch: pyt
 def test_large_cases_are_timed_on_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that charges a fixed time and one for each pixel gives the time of the whole case."""
     now, sizes = [0.0], []
+    monkeypatch.setattr(timing, "running", lambda: 1)
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(timing, "_interruptions", lambda: 0)
     cost = {"winograd": (4e-4, 1e-7), "packed": (1e-4, 1.2e-7), "torch": (1e-1, 1e-6)}
@@ -276,10 +277,13 @@ def test_disturbed_calls_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
         count[0] += 1
         return count[0]
 
+    monkeypatch.setattr(timing, "running", lambda: 1)
     monkeypatch.setattr(timing, "_interruptions", interruptions)
     assert timing.best_times({"one": lambda: None}, 1.5, float("inf")) is None
     monkeypatch.setattr(timing, "_interruptions", lambda: 0)
     assert set(timing.best_times({"one": lambda: None, "two": lambda: None}, 1.5, float("inf")) or ()) == {"one", "two"}
+    monkeypatch.setattr(timing, "running", lambda: 10**6)
+    assert timing.best_times({"one": lambda: None}, 1.5, float("inf")) is None
 
 
 @needs_kernel

@@ -11,6 +11,8 @@ import os
 import sys
 import time
 
+from undiffuse.util.load import running
+
 OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 SPINS = 10_000
 """Turns, 0.1 to 0.2 milliseconds: longer than the gaps between operations, far shorter than a turn of the scheduler."""
@@ -44,12 +46,3 @@ def is_busy() -> bool:
         if others + threads <= cores:
             return False
     return True
-
-
-def running() -> int:
-    """Returns how many threads of the whole machine are running or ready to run, this one included; 1 if unknown."""
-    try:
-        with open("/proc/loadavg") as file:
-            return int(file.read().split()[3].partition("/")[0])
-    except (OSError, ValueError, IndexError):
-        return 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
 import torch
 
 from undiffuse.kernels.timing_table import Case
+from undiffuse.util.load import running
 
 Trial = Callable[[str, int, int, int, int], Callable[[], object]]
 """Makes a call: (implementation, batch, channels in and out, height, width) to a function without arguments."""
@@ -89,7 +91,7 @@ def best_times(calls: dict[str, Callable[[], object]], hopeless: float, until: f
             before, begin = _interruptions(), time.perf_counter()
             calls[name]()
             seconds = time.perf_counter() - begin
-            if _interruptions() == before:
+            if _interruptions() == before and running() <= (os.cpu_count() or 1):
                 undisturbed[name] += 1
                 best[name] = min(seconds, best.get(name, seconds))
     return best if len(best) == len(calls) else None
