@@ -198,7 +198,7 @@ def test_like_a_published_model_with_other_classes_and_channels() -> None:
         ("128x128_classifier", "256x256_classifier", "image_size 128 .not 256"),
         ("lsun_uncond_100M_1200K_bs128", "lsun_cat", "model_channels 128 .not 256"),
         ("256x256_diffusion", "ddpm_cifar10", "not a DDPM network"),
-        ("256x256_diffusion", "256x256_diffusion num_channels=128", "has not the shapes of num_channels 128"),
+        ("256x256_diffusion", "256x256_diffusion num_channels=128", "does not match num_channels 128"),
         ("256x256_diffusion", "256x256_diffusion class_cond=False", "class_cond False"),
         ("256x256_diffusion", "256x256_diffusion learn_sigma=False", "learn_sigma False"),
         ("256x256_diffusion", "256x256_diffusion attention_resolutions=16", "attention_resolutions 16"),
@@ -242,7 +242,7 @@ def test_a_release_gives_its_defaults() -> None:
         told = meaning(found, f"{release} {said}")
         assert told.process.rescale_timesteps is rescale
         assert told.config.num_heads == 4
-        assert f"flags, and {release}'s defaults" in told.facts
+        assert f"flags and defaults of {release}" in told.facts
     with pytest.raises(ValueError, match="rescale_timesteps"):
         meaning(found, f"{said} num_heads=4 use_new_attention_order=False")
     told = meaning(found, f"{said} num_heads=2 use_new_attention_order=False rescale_timesteps=True")
@@ -271,7 +271,7 @@ def test_classifiers_take_the_schedule_and_heads_that_are_said() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "not said which"),
+        ("", "description of the weights is empty"),
         ("256x256_difusion", "did you mean 256x256_diffusion"),
         ("--image_size", "expected one"),
         ("64x64_diffusion lsun_cat", "expected one published model"),

@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guidance": MATHEMATICS,
     "weightings": {"noise_levels"},
     "objectives": MATHEMATICS | {"weightings"},
-    "likelihood": MATHEMATICS | {"config", "objectives", "data", "pictures", "pipelines"},
+    "likelihood": MATHEMATICS | {"config", "objectives", "data", "pictures", "pipelines", "pixels"},
     "sampling": CORE,
     "testing": CORE | {"sampling"},
     "tuning": CORE | {"sampling", "grid_specs", "solvers", "downloads", "pipelines"},
@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": CORE | {"adapters", "checkpoints", "config", "nets"},
     "metrics": {"arithmetic", "pixels", "downloads", "models"},
     "evaluation": MATHEMATICS
-    | {"data", "distributed", "downloads", "metrics", "models", "pictures"}
+    | {"data", "distributed", "downloads", "metrics", "models", "pictures", "pixels"}
     | {"config", "grid_specs", "solvers", "frontiers", "pipelines", "tuning"},
     "sampling_defaults": {"denoiser", "noise_levels", "grid_specs", "solvers"},
     "train_config": {"ema", "timesteps"},

@@ -145,7 +145,7 @@ def test_pictures_of_8_bits_among_deeper_ones(tmp_path: Path, capsys: pytest.Cap
     for i in range(4):
         Image.fromarray(np.full((8, 8), 1000 * i, np.uint16)).save(data / f"deep{i}.png")
     text, words = suggested(data, capsys)
-    assert "beside pictures of 8 bits" in " ".join(text.split())
+    assert "there are 8-bit images too" in " ".join(text.split())
     assert not any("range" in word for word in words)
     assert call("inspect", data, "--range", "0,4095") == 0
-    assert "4 images of 8 bits: 0 becomes 0 and 255 becomes 16 of 255" in " ".join(capsys.readouterr().out.split())
+    assert "4 8-bit images: 0 becomes 0 and 255 becomes 16 of 255" in " ".join(capsys.readouterr().out.split())

@@ -61,6 +61,10 @@ def test_channels_that_png_cannot_hold_become_tiff(
     assert {file.suffix for file in files} == {".tiff"}
     assert f"images of {channels} channels are written as TIFF" in capsys.readouterr().out
     assert load_image(files[0])[0].shape == (8, 8, channels)
+    assert call("inspect", files[0]) == 0
+    assert "TIFF picture, 8x8" in capsys.readouterr().out
+    assert call("inspect", tmp_path / "out") == 0
+    assert "samples: 4 TIFF files" in capsys.readouterr().out
     assert (tmp_path / "out" / "path.gif").exists()
     assert call("sample", tmp_path / "m.safetensors", "--format", "png", "--out", tmp_path / "b") == 2
     error = capsys.readouterr().err
@@ -121,7 +125,7 @@ def test_a_changed_value_is_noticed_in_units(tmp_path: Path, capsys: pytest.Capt
     values[0, 0] = values[0, 0] + 300 if values[0, 0, 0] < 1000 else values[0, 0] - 300
     save_image(file, values, "tiff", WINDOW, record=record, overwrite=True)
     assert call("sample", "--from-record", file, "--device", "cpu", "--out", tmp_path / "again.tiff") == 1
-    assert "by 25.5 of 255" in capsys.readouterr().out  # 300 of 3000
+    assert "25.5 of 255" in capsys.readouterr().out  # 300 of 3000
 
 
 def test_samples_save_in_units(tmp_path: Path) -> None:

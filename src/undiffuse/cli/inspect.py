@@ -20,6 +20,7 @@ from undiffuse.cli.inspect_data import describe_data
 from undiffuse.cli.inspect_evaluation import describe_evaluation, describe_reference
 from undiffuse.cli.inspect_model import describe_foreign, describe_model, describe_run
 from undiffuse.data import IMAGE_SUFFIXES, NAMED_SETS, open_npz
+from undiffuse.data.decoding import read_header
 from undiffuse.data.formats import find_format
 from undiffuse.data.labels import join_names
 from undiffuse.data.opening import split_part
@@ -169,9 +170,9 @@ def _folder(args: argparse.Namespace, path: Path) -> str:
         settings = _json(path / RUN)
         if args.json:
             return json.dumps(settings, indent=2)
-        pictures = len(sample_files(path))
+        pictures, kind = len(sample_files(path)), str(settings.get("format", "png")).removesuffix("16").upper()
         packed = [file.name for file in path.glob("samples_*.npz")]
-        there = [count_of(pictures, "PNG file")] * bool(pictures) + packed
+        there = [count_of(pictures, f"{kind} file")] * bool(pictures) + packed
         return f"samples: {', '.join(there) or 'none yet'}\n{_record(settings)}"
     if (path / BITS).is_file():
         return _output_file(args, path / BITS)
@@ -309,13 +310,20 @@ def _safetensors(args: argparse.Namespace, path: Path) -> str:
 
 
 def _picture(args: argparse.Namespace, path: Path) -> str:
+    about: dict[str, Any]
     try:
         with Image.open(path) as picture:
             frames = getattr(picture, "n_frames", 1)
             about = {"format": picture.format, "height": picture.height, "width": picture.width, "mode": picture.mode}
-            what = f"{picture.format} picture, {picture.height}x{picture.width} {picture.mode} (height x width)"
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable picture: {error}") from error
+        try:
+            with open(path, "rb") as file:  # TIFF files of several channels, and very large pictures
+                info = read_header(file)
+        except (OSError, SyntaxError, ValueError):
+            raise ValueError(f"{path} is not a readable picture: {error}") from error
+        frames, kind = info.pages, "TIFF" if path.suffix.lower() in (".tif", ".tiff") else path.suffix[1:].upper()
+        about = {"format": kind, "height": info.height, "width": info.width, "mode": info.mode}
+    what = f"{about['format']} picture, {about['height']}x{about['width']} {about['mode']} (height x width)"
     what += f", {frames} frames" if frames > 1 else ""
     try:
         record = read_record(path)

@@ -4,6 +4,7 @@
 records in PNG files, the advice of recipes and published models, frontiers and sweeps are all this object.
 """
 
-from undiffuse.config.sampler import GuidanceConfig, SamplerConfig
+from undiffuse.config.guidance import GuidanceConfig
+from undiffuse.config.sampler import SamplerConfig
 
 __all__ = ["GuidanceConfig", "SamplerConfig"]

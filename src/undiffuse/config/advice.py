@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from undiffuse.config.fields import given, settings_of
-from undiffuse.config.sampler import GuidanceConfig, SamplerConfig
+from undiffuse.config.guidance import GuidanceConfig
+from undiffuse.config.sampler import SamplerConfig
 from undiffuse.grid_specs import brief
 from undiffuse.solvers.registry import FORMER_NAMES
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from undiffuse.editing.operators import divided
@@ -111,6 +110,8 @@ def read_mask(
         FileNotFoundError: There is no such file.
         ConfigError: It is no picture, has another size, or its brightest value is neither white nor 1 ("mask").
     """
+    from PIL import Image
+
     from undiffuse.data import prepare
     from undiffuse.data.channels import to_mode, values_of
     from undiffuse.data.decoding import describe
@@ -136,6 +137,8 @@ def read_mask(
     values = np.asarray(to_mode(picture, 1, background=0)) if depth == "8" else values_of(picture)[..., 0]
     white, brightest = 255 if depth == "8" else 65535, float(values.max())
     if brightest == 1 and not lossy:
+        from PIL import Image
+
         picture = Image.fromarray(np.where(values >= 0.5, 255, 0).astype(np.uint8))
         if zero_one is not None:
             zero_one.append(str(path))

@@ -24,8 +24,7 @@ from undiffuse.metrics import MetricError
 from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import packed_files
 from undiffuse.pictures.stored import keeps_names, read_file, sample_files, sample_label
-from undiffuse.pictures.units import IN_UNITS, load_image
-from undiffuse.pixels import from_pixels, to_uint8
+from undiffuse.pictures.units import IN_UNITS, load_image, preview
 from undiffuse.util.errors import ConfigError
 
 __all__ = ["ImageSet", "MadeImages", "StoredImages", "class_warnings", "open_images", "range_of_run"]
@@ -121,7 +120,7 @@ class StoredImages(ImageSet):
         else:
             with ThreadPoolExecutor(default_workers()) as pool:
                 pixels = np.stack(list(pool.map(lambda i: self.dataset.plain(i).image, numbers)))
-        return torch.from_numpy(pixels) if pixels.dtype == np.uint8 else to_uint8(from_pixels(pixels))
+        return torch.from_numpy(pixels) if pixels.dtype == np.uint8 else torch.from_numpy(preview(pixels, (-1.0, 1.0)))
 
     @property
     def in_units(self) -> bool:

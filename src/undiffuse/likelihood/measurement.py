@@ -21,7 +21,6 @@ from undiffuse.pictures import Panel, PlottingUnavailable, draw_plot, save_png
 from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.classes import class_numbers
 from undiffuse.pipelines.inputs import Images, labels_of, model_images, open_images
-from undiffuse.pixels import from_uint8, to_uint8
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.progress import NoProgress, Progress
 from undiffuse.util.store import RowStore
@@ -142,7 +141,8 @@ def measure(
             row: dict[str, Any] = {"images": indices, "broken": broken}
             if kept:
                 x0, noise = model_images(dataset, kept, pipeline.device), NoiseSource(seed, kept)
-                x0 = x0 if pipeline.model.value_range is None else from_uint8(to_uint8(x0))
+                if pipeline.model.value_range is not None:
+                    x0 = ((x0 + 1) * 127.5).round() / 127.5 - 1  # 256 levels, of which the probability is
                 cond = pipeline.condition(None if targets is None else [targets[i] for i in kept])
                 if bound:
                     row |= _bound_row(bits_per_dim(denoiser, chain, x0, noise, cond=cond, decoder=decoder, terms=some))

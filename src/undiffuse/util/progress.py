@@ -72,7 +72,7 @@ class Progress(NoProgress):
     def advance(self, amount: float) -> None:
         """See `NoProgress.advance`."""
         super().advance(amount)
-        self._bar.update(amount)
+        self._bar.update(min(amount, self.total - self._bar.n) if self.total else amount)  # not past it by rounding
         if not self._terminal and is_main_process() and time.monotonic() - self._shown >= PLAIN_EVERY:
             self._shown = time.monotonic()
             self._stream.write(self._bar.format_meter(**{**self._bar.format_dict, "ncols": 80}) + "\n")

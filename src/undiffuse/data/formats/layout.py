@@ -30,7 +30,7 @@ def axes_of(shape: Sequence[int], where: str, layout: Layout = "auto") -> tuple[
     if layout not in ("auto", "HWC", "CHW"):
         raise ValueError(f'layout={layout!r}: expected "auto", "HWC" or "CHW"')
     if len(shape) == 2:
-        if shape[1] in (3, 4) and shape[0] > 8 and layout == "auto":
+        if shape[1] <= 4 and shape[0] > 8 and layout == "auto":
             height, channels = shape
             raise ValueError(
                 f"{where}: an array [N, {height}, {channels}] looks like one image of {channels} channels, not like "
