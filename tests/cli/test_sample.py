@@ -267,3 +267,36 @@ def test_overwrite_removes_samples_only(model: Path, tmp_path: Path) -> None:
         "000-left_seed3-000000.png", "001-right_seed3-000001.png", "grid.png", "holiday.png", "notes.txt", "run.json",
     ]  # fmt: skip
     assert json.loads((tmp_path / "run.json").read_text())["seed"] == 3
+
+
+def test_the_kernels_of_a_run_are_recorded_and_used_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from undiffuse import kernels
+    from undiffuse.kernels import Plan
+    from undiffuse.pictures import read_record
+    from undiffuse.pipelines import Pipeline
+    from undiffuse.pipelines.record import regenerate
+    from undiffuse.pipelines.run import SamplingRun
+
+    plans: list[Plan] = []
+    original = Plan.__init__
+
+    def noted(self: Plan, *given: object, **more: object) -> None:
+        original(self, *given, **more)  # type: ignore[arg-type]
+        plans.append(self)
+
+    with kernels.using("rule"):
+        pipeline = Pipeline.from_pretrained(model, steps=2)
+        SamplingRun.of(pipeline, tmp_path / "out", count=2, batch=2).run(progress=False)
+        picture = min(file for file in (tmp_path / "out").glob("*.png") if file.name != "grid.png")
+        record = read_record(picture)
+        wanted = {"batch": 2, "torch": ["conv3x3_packed fp32 32-32 77x77"]}
+        changed = {**record, "kernels": wanted}
+        monkeypatch.setattr("undiffuse.pipelines.record.read_record", lambda path: changed)
+        monkeypatch.setattr("undiffuse.pipelines.run.read_record", lambda path: changed)
+        monkeypatch.setattr(Plan, "__init__", noted)
+        again = regenerate(picture)
+        assert again.difference == 0 and again.record["kernels"]["torch"] == wanted["torch"] and not again.remarks
+        SamplingRun.of(pipeline, tmp_path / "out", count=3, batch=2).run(progress=False)
+        assert any(plan.record().get("torch") == wanted["torch"] and plan.batch == 2 for plan in plans[-2:])

@@ -184,10 +184,12 @@ def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     with kernels.using("pure"):
         assert kernels.status() == kernels.Status("pure", "selected")
         assert choice.library() is None
-    with pytest.raises(ValueError, match="choose one of auto, pure, compiled"), kernels.using("fast"):
+    with kernels.using("off"):
+        assert choice.library() is None
+    with pytest.raises(ValueError, match="setting of the kernels is 'fast'; expected"), kernels.using("fast"):
         pass
     monkeypatch.setenv("UNDIFFUSE_KERNELS", "quick")
-    with pytest.raises(ValueError, match="UNDIFFUSE_KERNELS is 'quick'; expected one of auto, pure, compiled"):
+    with pytest.raises(ValueError, match="UNDIFFUSE_KERNELS is 'quick'; expected one of auto, pure, compiled, off"):
         choice.choice()
 
 

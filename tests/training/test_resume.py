@@ -15,6 +15,7 @@ import torch
 
 from support.training_runs import Processes, Recorder, assert_same_run, run, tiny_data, tiny_task, told, train_tiny
 from undiffuse import checkpoints
+from undiffuse.kernels import Plan
 from undiffuse.training import read_events
 from undiffuse.training import signals as signals_module
 from undiffuse.training.signals import StopSignals
@@ -62,6 +63,23 @@ def test_resumed_run_is_bit_identical(tmp_path: Path, timesteps: str) -> None:
     assert outcome.images == 32
     assert outcome.steps == 8
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_kernels_of_a_run_are_kept_in_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"batch": 4, "winograd": ["conv3x3 fp32 64-64 8x8"]}
+    seen: list[object] = []
+    original = Plan.__init__
+
+    def noted(self: Plan, batch: int | None = None, recorded: object = None) -> None:
+        seen.append(recorded)
+        original(self, batch, recorded)
+
+    monkeypatch.setattr(Plan, "__init__", noted)
+    monkeypatch.setattr(Plan, "note", lambda self: {"kernels": chosen})
+    interrupted(tmp_path / "parts", 4)
+    assert not any(seen)
+    run(tmp_path / "parts")
+    assert chosen in seen
 
 
 def test_loss_second_moment_history_is_saved(tmp_path: Path) -> None:

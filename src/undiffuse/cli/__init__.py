@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     body: Any = None
     try:
         settle(args)
+        _set_wait_policy()
         body, files = _imported(f"undiffuse.cli.{args.module}", "undiffuse.cli.downloading")
         with files.downloading(offline=getattr(args, "offline", False)):
             status = int(body.run(args))
@@ -65,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         fail(_message(error, getattr(body, "OPTION_NAMES", {})))
         return known
+
+
+def _set_wait_policy() -> None:
+    """Decides how threads wait, before the command's modules import torch; help and mistakes do without."""
+    from undiffuse.cli.waiting import set_wait_policy
+
+    set_wait_policy()
 
 
 def fail(text: str, prefix: str = "error: ") -> None:

@@ -139,7 +139,7 @@ def environment() -> str:
     import torch
 
     import undiffuse
-    from undiffuse.kernels import status
+    from undiffuse.kernels import status, timings
 
     kernels, devices = status(), []
     for k in range(torch.cuda.device_count()):
@@ -157,6 +157,7 @@ def environment() -> str:
         ("others", f"numpy {np.__version__}, pillow {PIL.__version__}, safetensors {safetensors.__version__}"),
         ("devices", "\n".join(devices)),
         ("kernels", f"{kernels.active} ({kernels.reason})"),
+        ("timings", timings().text()),
         ("shipped", "\n".join(shipped)),
     ]
     return fields(rows, indent=0)

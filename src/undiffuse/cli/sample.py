@@ -60,6 +60,8 @@ def _regenerate(args: argparse.Namespace) -> int:
     again.save(target, args.overwrite)
     say(f"  image {again.index} of seed {again.seed}, {again.text}")
     say(f"  written to {target}")
+    for remark in again.remarks:
+        say(f"  note: the record used {remark}")
     if again.difference is None:
         sizes = [f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (again.image, again.original)]
         say(f"  different size: {sizes[0]} pixels; the original has {sizes[1]}")

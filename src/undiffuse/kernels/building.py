@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -45,8 +46,7 @@ def load() -> ctypes.CDLL:
 
 
 def _built() -> Path:
-    text = b"\0".join(file.read_bytes() for file in (*SOURCES, HEADER))
-    file = cache_dir("kernels") / f"kernels-{_digest(text)}.so"
+    file = cache_dir("kernels") / f"kernels-{_digest(sources())}.so"
     if file.exists():
         _check_owner(file)
         return file
@@ -82,12 +82,28 @@ def _run(command: list[str]) -> None:
 
 def _digest(source: bytes) -> str:
     """Hashes everything that determines the machine code: sources, flags, compiler, and processor."""
-    processor = ""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    about = "\0".join([*FLAGS, os.environ.get("CC", ""), platform.machine(), platform.libc_ver()[1], processor])
+    compiler = os.environ.get("CC", "")
+    about = "\0".join([*FLAGS, compiler, platform.machine(), platform.libc_ver()[1], *processor()])
     return hashlib.sha256(source + about.encode()).hexdigest()[:24]
+
+
+def sources() -> bytes:
+    """Returns all source code of the kernels."""
+    return b"\0".join(file.read_bytes() for file in (*SOURCES, HEADER))
+
+
+@functools.lru_cache
+def processor() -> tuple[str, str]:
+    """Returns the model name and the instruction sets ("flags") of the processor, empty where they are not known."""
+    names, features = set(), set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                names.add(value.strip())
+            elif key.strip() in ("flags", "Features"):
+                features.add(value.strip())
+    return ", ".join(sorted(names)) or platform.processor(), " ".join(sorted(features))
 
 
 def _check_owner(file: Path) -> None:

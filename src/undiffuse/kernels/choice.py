@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from undiffuse.kernels.building import Unavailable, load
 
 CHOICES = ("auto", "pure", "compiled")
+TIMING = ("rule", "measure")
+OPERATIONS: dict[str, tuple[str, ...]] = {
+    "conv3x3": ("winograd", "torch"),
+    "conv3x3_packed": ("winograd", "packed", "torch"),
+    "conv3x3_grad": ("winograd", "torch"),
+}
+"""The operations with several implementations, and these: our kernel, oneDNN with packed weights, PyTorch's operation.
+
+"conv3x3" is a 3x3 convolution with the weights as they are, "conv3x3_packed" one in a network prepared for inference,
+"conv3x3_grad" the gradient of a 3x3 convolution with respect to its input.
+"""
 _UNSET: Any = object()
 _chosen: str | None = None  # set by `using`
 _library: ctypes.CDLL | None = _UNSET  # set after the first attempt to build; None if it failed
@@ -32,12 +44,57 @@ class Status:
     reason: str
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What UNDIFFUSE_KERNELS or `using` says.
+
+    Attributes:
+        library: One of `CHOICES`: whether compiled kernels are used.
+        timing: "auto" times implementations once and remembers the times, "measure" times all of them again, "rule"
+            times nothing and decides by a rule of thumb.
+        pins: The implementation to use, by operation.
+    """
+
+    library: str = "auto"
+    timing: str = "auto"
+    pins: Mapping[str, str] = field(default_factory=dict)
+
+
+@functools.lru_cache
+def parse(text: str, name: str = "UNDIFFUSE_KERNELS") -> Setting:
+    """Reads a setting: words of `CHOICES` ("off" is "pure") and `TIMING`, and OPERATION=IMPLEMENTATION, with commas.
+
+    Raises:
+        ValueError: The text has an unknown word.
+    """
+    which, timing, pins = "auto", "auto", {}
+    for word in filter(None, (part.strip() for part in text.strip().lower().split(","))):
+        operation, pinned, way = (part.strip() for part in word.partition("="))
+        if word in CHOICES or word == "off":
+            which = "pure" if word == "off" else word
+        elif word in TIMING:
+            timing = word
+        elif pinned and operation in OPERATIONS:
+            if way not in OPERATIONS[operation]:
+                raise ValueError(f"{name} has {word!r}; {operation} is one of {', '.join(OPERATIONS[operation])}")
+            pins[operation] = way
+        else:
+            raise ValueError(
+                f"{name} is {text!r}; expected one of {', '.join(CHOICES)}, off, {', '.join(TIMING)}, or an operation "
+                f"and its implementation such as conv3x3=torch (operations: {', '.join(OPERATIONS)}), with commas "
+                "between"
+            )
+    return Setting(which, timing, pins)
+
+
+def setting() -> Setting:
+    """Returns the setting made by `using` or UNDIFFUSE_KERNELS. Raises ValueError if it has an unknown word."""
+    return parse(_chosen or os.environ.get("UNDIFFUSE_KERNELS", ""))
+
+
 def choice() -> str:
-    """Returns the choice made by `using` or UNDIFFUSE_KERNELS; raises ValueError if it is not one of `CHOICES`."""
-    wanted = _chosen or os.environ.get("UNDIFFUSE_KERNELS", "").strip().lower() or "auto"
-    if wanted not in CHOICES:
-        raise ValueError(f"UNDIFFUSE_KERNELS is {wanted!r}; expected one of {', '.join(CHOICES)}")
-    return wanted
+    """Returns whether compiled kernels are wanted, one of `CHOICES`."""
+    return setting().library
 
 
 def library() -> ctypes.CDLL | None:
@@ -73,14 +130,16 @@ def status() -> Status:
 
 @contextmanager
 def using(wanted: str) -> Iterator[None]:
-    """Selects "pure", "compiled" or "auto" kernels inside the block, for the whole process; overrides the environment.
+    """Applies a setting of UNDIFFUSE_KERNELS inside the block, for the whole process; overrides the environment.
+
+    Args:
+        wanted: For example "pure", "compiled", "auto", "rule" or "conv3x3=torch,conv3x3_packed=packed".
 
     Raises:
-        ValueError: `wanted` is not one of them.
+        ValueError: `wanted` has an unknown word.
     """
     global _active, _chosen
-    if wanted not in CHOICES:
-        raise ValueError(f"unknown kernels {wanted!r}; choose one of {', '.join(CHOICES)}")
+    parse(wanted, "the setting of the kernels")
     before, _chosen, _active = _chosen, wanted, _UNSET
     try:
         yield

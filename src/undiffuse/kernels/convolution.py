@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from undiffuse.kernels.choice import library
+from undiffuse.kernels.autotune import PRECISIONS, Plan, current_plan
+from undiffuse.kernels.choice import OPERATIONS, library
 from undiffuse.kernels.norm_act import LANES
 
 BLOCK, ROWS, PANEL, SKEW = 16, 8, 32, 32  # tiles per block, and constants of the C source
-LEAST = 256
-"""Number of 2x2 output tiles from which the kernel is faster than oneDNN; each call transforms the filters."""
+PLAIN = ([1, 1], [1, 1], [1, 1], 1)
+"""Padding, stride, dilation and groups of these convolutions, as oneDNN's operations take them."""
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 def conv_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Returns conv(x) + bias [B, out, H, W] with stride 1 and padding 1. It can be differentiated twice.
 
-    The compiled kernel computes large float32 and bfloat16 inputs on a CPU, including autocast, and their gradients
-    with respect to x. PyTorch computes everything else.
+    The compiled kernel computes float32 and bfloat16 inputs on a CPU, including autocast, and their gradients with
+    respect to x, where it is the fastest (see `kernels.autotune`). PyTorch computes everything else.
 
     Args:
         x: Input [B, in, H, W].
@@ -37,19 +39,20 @@ def conv_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
-        or not filters_fast(x.shape, weight.shape[0], dtype)
+        or implementation("conv3x3", current_plan(), x.shape, weight.shape[0], dtype) != "winograd"
     ):
         return F.conv2d(x, weight, bias, padding=1)
     x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
-        return _Conv3x3.apply(x, weight, bias)
+        return _Conv3x3.apply(x, weight, bias, current_plan())
     return filter_3x3(x, taps(weight), bias)
 
 
 class _Conv3x3(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
+        ctx.plan = plan  # gradients are computed outside the block that uses it
         return filter_3x3(x, taps(weight), bias)
 
     @staticmethod
@@ -59,27 +62,87 @@ class _Conv3x3(torch.autograd.Function):
         if torch.is_grad_enabled():  # for a second derivative
             with torch.enable_grad():
                 y = F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), padding=1)
-            wanted = [part for part, needed in zip((x, weight, bias), needs, strict=True) if needed]
+            wanted = [part for part, needed in zip((x, weight, bias), needs, strict=False) if needed]
             found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-            return tuple(next(found) if needed else None for needed in needs)
+            return (*(next(found) if needed else None for needed in needs[:3]), None)
         grad = grad.to(x.dtype)
-        fast = needs[0] and filters_fast(grad.shape, x.shape[1], x.dtype)
+        way = implementation("conv3x3_grad", ctx.plan, grad.shape, x.shape[1], x.dtype) if needs[0] else ""
+        fast = way == "winograd"
         gx, gw, gb = torch.ops.aten.convolution_backward(
             grad, x, weight, None if bias is None else bias.shape, (1, 1), (1, 1), (1, 1), False, (0, 0), 1,
             (needs[0] and not fast, needs[1], needs[2]),
         )  # fmt: skip
-        if fast:  # convolution with the flipped filters, from outputs to inputs
-            gx = filter_3x3(grad, weight.flip(2, 3).permute(2, 3, 0, 1).contiguous(), None)
-        return gx, gw, None if gb is None else gb.to(bias.dtype)
+        if fast:
+            gx = filter_3x3(grad, turned(weight), None)
+        return gx, gw, None if gb is None else gb.to(bias.dtype), None
 
 
-def filters_fast(size: torch.Size | tuple[int, ...], out_channels: int, dtype: torch.dtype) -> bool:
-    """Returns whether a compiled kernel exists for inputs [B, C, H, W] of this precision and is faster."""
+def implementation(
+    operation: str, plan: Plan, size: torch.Size | Sequence[int], out_channels: int, dtype: torch.dtype
+) -> str:
+    """Returns the implementation that a plan has for an operation.
+
+    Args:
+        operation: A key of `OPERATIONS`.
+        plan: The plan.
+        size: Shape of the input [B, C, H, W].
+        out_channels: Channels of the output.
+        dtype: The precision.
+
+    Returns:
+        "winograd" (`filter_3x3`), "packed" (oneDNN with packed weights) or "torch" (PyTorch's convolution).
+    """
     batch, channels, height, width = size
-    tiles = batch * -(-height // 2) * -(-width // 2)
-    if dtype not in _NAMES or tiles < LEAST or channels % PANEL or out_channels % LANES:
-        return False
-    return _function(dtype) is not None
+    ways = OPERATIONS[operation]
+    if 0 in size or not suits_winograd(channels, out_channels, dtype):
+        return ways[1]
+    if _function(dtype) is None:
+        ways = ways[1:]
+    key = (operation, PRECISIONS[dtype], channels, out_channels, height, width)
+    return plan.choose(key, batch, ways, _trial(operation, dtype))
+
+
+def has_winograd(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
+    """Returns whether there is a compiled convolution between these numbers of channels in that precision."""
+    return suits_winograd(channels, out_channels, dtype) and _function(dtype) is not None
+
+
+def suits_winograd(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
+    """Returns whether the compiled convolution, where there is one, takes such weights."""
+    return dtype in _NAMES and not channels % PANEL and not out_channels % LANES
+
+
+def _trial(operation: str, dtype: torch.dtype) -> Callable[[str, int, int, int, int], Callable[[], object]]:
+    """Returns what makes calls of an operation to time, see `timing.Trial`."""
+
+    def trial(way: str, batch: int, channels: int, height: int, width: int) -> Callable[[], object]:
+        channels = max(channels, PANEL)
+        x = torch.full((batch, channels, height, width), 0.5, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        weight = torch.full((channels, channels, 3, 3), 1 / channels, dtype=dtype)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        bias = torch.zeros(channels, dtype=dtype)
+        if operation == "conv3x3_grad":
+            if way == "winograd":
+                return lambda: filter_3x3(x, turned(weight), None)
+            return lambda: torch.ops.aten.convolution_backward(
+                x, x, weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (True, False, False)
+            )
+        if way == "torch":
+            return lambda: F.conv2d(x, weight, bias, padding=1)
+        if way == "packed":
+            packed = pack_filters(weight, x.shape)
+            return lambda: torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *PLAIN, "none", [], "")
+        if operation == "conv3x3":
+            return lambda: filter_3x3(x, taps(weight), bias)
+        filters = taps(weight)
+        return lambda: filter_3x3(x, filters, bias)
+
+    return trial
+
+
+def pack_filters(weight: Tensor, size: Sequence[int], how: Sequence[Any] = PLAIN) -> Tensor:
+    """Returns a convolution's weight in oneDNN's layout for inputs of a size [B, C, H, W]."""
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, *how, list(size))
 
 
 def taps(weight: Tensor) -> Tensor:
@@ -87,10 +150,15 @@ def taps(weight: Tensor) -> Tensor:
     return weight.permute(2, 3, 1, 0).contiguous()
 
 
+def turned(weight: Tensor) -> Tensor:
+    """A convolution's weight as `filter_3x3` wants it for the gradient: turned round, from outputs to inputs."""
+    return weight.flip(2, 3).permute(2, 3, 0, 1).contiguous()
+
+
 def filter_3x3(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None = None) -> Tensor:
     """Returns conv(x) + bias + base [B, out, H, W] with stride 1 and padding 1, without gradients.
 
-    Use it only if `filters_fast` is True. Results depend neither on the number of threads nor on the batch.
+    Use it only if `has_winograd` is True. Results depend neither on the number of threads nor on the batch.
 
     Args:
         x: Input [B, in, H, W], channels-last, in the weight's precision.

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.kernels import return_memory
-from undiffuse.kernels.convolution import filter_3x3, filters_fast, taps
+from undiffuse.kernels.autotune import current_plan
+from undiffuse.kernels.convolution import PLAIN, filter_3x3, implementation, pack_filters, taps
 from undiffuse.nets.blocks import Attention, ResBlock
 from undiffuse.nets.ddpm import ResBlock as DDPMResBlock
 
-_PLAIN = ([1, 1], [1, 1], [1, 1], 1)  # padding, stride, dilation, groups
 _ROWS = 1024  # the number of rows for which products are laid out, which matters little
 _LAST = ("out.", "conv_out.")  # the last layers, which run in float32 whatever the precision
 
@@ -82,9 +82,9 @@ class _Packed(nn.Module):
 class PackedConv2d(_Packed):
     """A convolution with its weights laid out for the size of its inputs, which are cast to the weights' precision.
 
-    Inputs of many pixels go through the kernel of `kernels.convolution` if it is available, all others through oneDNN,
-    whose layout depends on the input's size: one that does not fit can be fifty times slower than none. So weights are
-    laid out when the first input comes, and again when the size changes.
+    A 3x3 convolution goes through the implementation that the run's plan chooses (`kernels.autotune`), all others
+    through oneDNN. Its layout depends on the input's size: one that does not fit can be fifty times slower than none.
+    So weights are laid out when the first input comes, and again when the size changes.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
@@ -92,37 +92,45 @@ class PackedConv2d(_Packed):
         self.dtype = dtype
         self.how = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
-        self._out = conv.out_channels if self.how == _PLAIN and conv.kernel_size == (3, 3) else None
-        self._packed: tuple[torch.Size | None, bool, Tensor] = (None, False, conv.weight.detach().to(dtype))
+        self._out = conv.out_channels if self.how == PLAIN and conv.kernel_size == (3, 3) else None
+        self._laid_out: tuple[torch.Size | None, str, Tensor] = (None, "torch", conv.weight.detach().to(dtype))
 
-    def weight_for(self, size: torch.Size) -> tuple[bool, Tensor]:
-        """Return whether inputs of a size go through the compiled kernel, and the weights in the layout for them."""
-        filtered = self._out is not None and filters_fast(size, self._out, self.dtype)
-        made_for, before, weight = self._packed
-        if (made_for, before) != (size, filtered):
+    def weight_for(self, size: torch.Size) -> tuple[str, Tensor]:
+        """Return the implementation for inputs of a size, and the weights in its layout."""
+        way = "packed"
+        if self._out is not None:
+            way = implementation("conv3x3_packed", current_plan(), size, self._out, self.dtype)
+        made_for, before, weight = self._laid_out
+        if (made_for, before) != (size, way):
             plain = weight.to_dense() if weight.layout != torch.strided else weight
-            if before:
+            if before == "winograd":
                 plain = plain.permute(3, 2, 0, 1).contiguous()
-            if filtered:
+            if way == "winograd":
                 weight = taps(plain)
+            elif way == "packed":
+                weight = pack_filters(plain, size, self.how)
             else:
-                weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.how, list(size))
-            self._packed = (size, filtered, weight)
+                weight = plain.contiguous(memory_format=torch.channels_last)
+            self._laid_out = (size, way, weight)
             del plain
             return_memory()
-        return filtered, weight
+        return way, weight
 
     def forward(self, x: Tensor) -> Tensor:
-        filtered, weight = self.weight_for(x.shape)
-        if filtered:
+        way, weight = self.weight_for(x.shape)
+        if way == "winograd":
             return filter_3x3(x.to(self.dtype), weight, self.bias)
+        if way == "torch":
+            return nn.functional.conv2d(x.to(self.dtype), weight, self.bias, padding=1)
         return torch.ops.mkldnn._convolution_pointwise(x.to(self.dtype), weight, self.bias, *self.how, "none", [], "")
 
     def onto(self, base: Tensor, x: Tensor) -> Tensor:
         """Return base + conv(x)."""
-        filtered, weight = self.weight_for(x.shape)
-        if filtered:
+        way, weight = self.weight_for(x.shape)
+        if way == "winograd":
             return filter_3x3(x.to(self.dtype), weight, self.bias, base)
+        if way == "torch":
+            return nn.functional.conv2d(x.to(self.dtype), weight, self.bias, padding=1).add_(base.to(self.dtype))
         return torch.ops.mkldnn._convolution_pointwise.binary(
             x.to(self.dtype), base.to(self.dtype), weight, self.bias, *self.how, "add", 1.0, None, [], None
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.arithmetic import steady_float32
+from undiffuse.kernels.autotune import Plan, planned
 from undiffuse.nets.ddpm import DDPMUNet
 from undiffuse.nets.edm_unet import EDMUNet
 from undiffuse.nets.encoder import Encoder
@@ -48,6 +49,7 @@ class NetworkRunner:
         self._dtype = AUTOCAST.get(precision)
         self._compile = compiled
         self._prepared: _Prepared | None = None
+        self._plan = Plan()  # for calls outside a run, which has a plan of its own
         self._use(net)
 
     def _use(self, net: nn.Module) -> None:
@@ -85,6 +87,7 @@ class NetworkRunner:
                 self._use(self._prepared.again())
         x = x.contiguous(memory_format=self._layout)
         with (
+            planned(self._plan, outermost=True),
             steady_float32(self._device),
             torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None),
         ):

@@ -18,7 +18,7 @@ from undiffuse.denoiser import ChainDenoiser, Denoiser
 from undiffuse.distributed import resolve_device
 from undiffuse.grid_specs import brief
 from undiffuse.grids import NoisePath, grid
-from undiffuse.kernels import keep_memory
+from undiffuse.kernels import keep_memory, planned
 from undiffuse.models import ClassifierModel, DiffusionModel, load_diffusion, paired_classifier
 from undiffuse.nets.memory import Footprint, bytes_per_image
 from undiffuse.nets.runner import is_consumed, prepare_for_inference
@@ -248,12 +248,13 @@ class Pipeline:
         size = min(count, self.batch_size(batch))
         watch = None if on_step is None else lambda step, _: on_step(step)
         images = []
-        with Progress("sampling", count, "images") if progress else NoProgress() as bar:
+        bar = Progress("sampling", count, "images") if progress else NoProgress()
+        with bar, planned() as kernels:
             for start in range(0, count, size):
                 images.append(source.make_float(indices[start : start + size], bar, watch=watch))
         labels = source.labels(indices)
         run = {"command": "sample", "seed": seed, **self.record, "classes": recorded_classes(chosen, names)}
-        about = (labels, names, indices, run, self.notes, self.text())
+        about = (labels, names, indices, run, {**self.notes, **kernels.note()}, self.text())
         return Samples.of(torch.cat(images), self.model.value_range, *about)
 
     def encode(self, images: Any, classes: Any = None) -> Any:

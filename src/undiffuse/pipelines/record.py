@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from undiffuse.kernels import Plan, planned
 from undiffuse.pictures import load_image, read_record, save_image
 from undiffuse.pictures.stored import read_file
 from undiffuse.pictures.units import as_stored, format_of
@@ -38,6 +40,7 @@ class Regenerated:
         text: The sampler in a few words.
         format: The format of the original, see `pictures.save_image`.
         value_range: (low, high) of the units; None is (0, 255).
+        remarks: Kernels of the record that are not available here, in words.
     """
 
     image: np.ndarray
@@ -48,6 +51,7 @@ class Regenerated:
     text: str
     format: Any = "png"
     value_range: tuple[float, float] | None = None
+    remarks: tuple[str, ...] = ()
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Writes the image with its record, in the format of the original."""
@@ -108,6 +112,31 @@ def regenerate(
     where = f"the record in {original}"
     index, seed = _whole(record, "index", 2**32, where), _whole(record, "seed", 2**64, where)
     now: dict[str, Any] = {"model": model, "classifier": classifier, "autoguide": autoguide}
+    kernels = Plan(recorded=record.get("kernels"))
+    with planned(kernels):
+        x, source = _made(record, original, now, index, seed, upsampler, low_res, low_size, device)
+    form, values = format_of(original), source.pipeline.model.value_range
+    if form == "png":
+        image, before = to_uint8(x, source.rounding)[0].numpy(), read_file(original)
+    else:
+        image, before = as_stored(to_units(x, values)[0].numpy(), form, values), load_image(original)[0]
+    about, text = {**record, **source.pipeline.notes, **kernels.note()}, source.pipeline.text()
+    return Regenerated(image, before, about, index, seed, text, form, values, tuple(kernels.notes))
+
+
+def _made(
+    record: Mapping[str, Any],
+    original: Path,
+    now: dict[str, Any],
+    index: int,
+    seed: int,
+    upsampler: str | None,
+    low_res: str | None,
+    low_size: Any,
+    device: str,
+) -> tuple[Tensor, SampleSource]:
+    """Makes the image of a record again, see `regenerate`; returns it as floats [1, C, H, W], with its source."""
+    where = f"the record in {original}"
     if cascade.BASE in record:
         if low_res is not None:
             raise ValueError("the image is from a cascade, which makes its small images again: omit low_res")
@@ -129,14 +158,7 @@ def regenerate(
             raise ValueError(f"the images in {data} are not those the record was made with: give them as low_res")
         source = SampleSource(pipeline, seed, label, low)
     with Progress("sampling", 1, "image") as progress:
-        x = source.make_float([index], progress)
-    form, values = format_of(original), source.pipeline.model.value_range
-    if form == "png":
-        image, before = to_uint8(x, source.rounding)[0].numpy(), read_file(original)
-    else:
-        image, before = as_stored(to_units(x, values)[0].numpy(), form, values), load_image(original)[0]
-    about, text = {**record, **source.pipeline.notes}, source.pipeline.text()
-    return Regenerated(image, before, about, index, seed, text, form, values)
+        return source.make_float([index], progress), source
 
 
 def _label(record: Mapping[str, Any], pipeline: Pipeline, where: str) -> list[int] | None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from undiffuse.pictures import SampleWriter, save_animation, save_png
+from undiffuse.kernels import Plan, planned
+from undiffuse.pictures import SampleWriter, read_record, save_animation, save_png
 from undiffuse.pictures.units import IN_UNITS, check_format, default_format, preview_text
 from undiffuse.pipelines import grids, memory
 from undiffuse.pipelines.classes import choose_classes, class_names
@@ -142,29 +143,33 @@ class SamplingRun:
         redone = range(shown) if self.path is not None and not self.path.exists() else ()
         todo = sorted({*missing, *redone})
         frames = Frames(shown if redone else 0, pipeline.path.steps)
+        kernels = Plan(recorded=_recorded_kernels(writer))
         if todo:
             for line in unit_notes(self.format, pipeline):
                 report(f"  note    {line}")
             size = min(len(todo), pipeline.batch_size(self.batch))
             report(textwrap.fill(plan(pipeline, size), 100, initial_indent="  plan    ", subsequent_indent=" " * 10))
-            with Progress("sampling", len(todo), "images") if progress else NoProgress() as bar:
+            with Progress("sampling", len(todo), "images") if progress else NoProgress() as bar, planned(kernels):
                 watch = _Watch(len(todo), bar, report)
                 for start in range(0, len(todo), size):
                     indices = todo[start : start + size]
                     x = self.source.make_float(indices, bar, frames, watch)
+                    writer.notes = {**self.notes, **kernels.note()}
                     units = writer.in_units
                     images = to_units(x, pipeline.model.value_range) if units else to_uint8(x, self.source.rounding)
                     writer.write(indices, images, self.source.labels(indices))
         result = writer.finish(self.count)
-        self._draw(shown, frames if redone else None)
+        for text in kernels.notes:
+            report(f"  note: the samples made before used {text}")
+        self._draw(shown, frames if redone else None, kernels.note())
         for line in self._summary(len(missing), time.monotonic() - begin, result):
             report(line)
         return result
 
-    def _draw(self, shown: int, frames: Frames | None) -> None:
+    def _draw(self, shown: int, frames: Frames | None, more: Mapping[str, Any]) -> None:
         """The grid of the first images, and their animation."""
         source, pipeline = self.source, self.source.pipeline
-        record = {**self.record, **self.notes, "images": [0, shown - 1]}
+        record = {**self.record, **self.notes, **more, "images": [0, shown - 1]}
         nouns = count_of(self.count, self.noun)
         shows = preview_text(pipeline.shape[0], pipeline.model.value_range)
         grid = grids.class_grid(
@@ -187,6 +192,16 @@ class SamplingRun:
         lines = [f"{done}{kept} in {duration(seconds)} on {pipeline.device.type}: {pipeline.text()}"]
         lines += [f"  images  {result}", f"  grid    {self.folder / GRID}"]
         return lines + ([f"  path    {self.path}"] if self.path is not None else [])
+
+
+def _recorded_kernels(writer: SampleWriter) -> Any:
+    """The kernels that made the samples that are there already, so that the others are rounded alike."""
+    for file in writer.done().values():
+        try:
+            return read_record(file).get("kernels")
+        except (OSError, SyntaxError, ValueError):  # samples in an npz have no records
+            return None
+    return None
 
 
 def unit_notes(format: str, pipeline: Pipeline) -> list[str]:

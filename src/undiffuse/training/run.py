@@ -20,6 +20,7 @@ from undiffuse.data import Batch, ImageDataset, batches, check_trainable
 from undiffuse.data.content import ContentIndex, content_index
 from undiffuse.data.torch_dataset import StreamDataset
 from undiffuse.distributed import DistContext
+from undiffuse.kernels import Plan, planned
 from undiffuse.nets.protocol import memory_format
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.noise import NoiseSource
@@ -74,6 +75,7 @@ class Run:
         self.forward = NetworkRunner(task.net, config.precision, self.device, config.compile)
         # Pictures and validation: fp16 runs look at themselves in float32, which cannot overflow.
         self.forward_evaluation = NetworkRunner(task.net, "bf16" if config.precision == "bf16" else "fp32", self.device)
+        self.kernels = Plan()  # of the whole run, see `__enter__`
         self.checkpoint: Path | None = None
         self.between_updates = True
         self._folder = RunFolder(run_dir, config)
@@ -113,6 +115,9 @@ class Run:
             raise failure or ValueError(problem)
         self.state.share(self.ranks)
         self.state.microbatch = min(self.state.microbatch, self._share)
+        recorded = self.ranks.broadcast_json(resumed.manifest.get("kernels") if resumed is not None else None)
+        self.kernels = Plan(batch=self.state.microbatch, recorded=recorded)
+        self._stack.enter_context(planned(self.kernels))
         if self.ranks.is_main:
             # A run that is long enough already trains with none of these settings: they are neither kept nor noted.
             complete = self.state.images >= self.config.total_images
@@ -174,6 +179,7 @@ class Run:
             "ema": list(self.state.ema.names),
             "progress": self.state.counters(),
             "recipe": self.recipe,
+            **self.kernels.note(),
             "seed": self.config.seed,
             # No generator carries state from step to step, so this is all of it: see `undiffuse.noise`, `randomness`.
             "random": {
@@ -402,6 +408,9 @@ class Run:
             self.checkpoint = self._folder.save(self.state.images, self.state.tensors(), self.manifest())
             save_loss_curve(self._folder.metrics, self._folder.path / "loss_curve.png")
             self.log("save", text=str(self.checkpoint))
+            for text in self.kernels.notes:
+                self.log("note", text=f"the run before used {text}")
+            self.kernels.notes.clear()
         self._saved_at = time.monotonic()
         self.ranks.barrier()
 
