@@ -47,7 +47,7 @@ class Times:
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Times]:
     planted = Times()
-    monkeypatch.setenv("UNDIFFUSE_KERNELS", "auto")
+    monkeypatch.setenv("UNDIFFUSE_KERNELS", "timed")
     monkeypatch.setattr(timing, "measure", planted.measure)
     monkeypatch.setattr(autotune, "timings", lambda: table)
     table = TimingTable(tmp_path / "timings.json")
@@ -151,7 +151,7 @@ def test_pins(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(Plan(recorded={"packed": ["conv3x3_packed bf16 256-256 64x64"]})) == "torch"
     assert choose(Plan(), ways=("packed",)) == "packed"  # where the pinned one is not possible
     with kernels.using("conv3x3_packed=winograd"):
-        assert choose(Plan()) == "winograd" and choice.setting().timing == "auto"
+        assert choose(Plan()) == "winograd" and choice.setting().timing == "rule"
     for wrong in ("conv3x3=packed", "conv5x5=torch", "conv3x3"):
         with pytest.raises(ValueError, match=wrong.split("=")[0]), kernels.using(wrong):
             pass

@@ -10,6 +10,7 @@ import pytest
 from torch import Tensor
 
 import undiffuse.solvers.adams
+import undiffuse.solvers.ddim
 import undiffuse.solvers.dpmpp
 import undiffuse.solvers.edm
 import undiffuse.solvers.langevin

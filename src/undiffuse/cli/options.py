@@ -13,7 +13,7 @@ from undiffuse.cli import values
 from undiffuse.config import GuidanceConfig, SamplerConfig
 from undiffuse.config.fields import settings_of
 from undiffuse.config.kinds import Flag
-from undiffuse.config.sampler import RUNTIME
+from undiffuse.config.sampler import RUNTIME, SAMPLER
 from undiffuse.grid_specs import GRIDS
 from undiffuse.solvers.registry import SOLVERS
 
@@ -281,10 +281,14 @@ def option_type(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def sampler_config(args: argparse.Namespace, **defaults: Any) -> SamplerConfig:
     """Returns the sampler's settings from parsed options; `defaults` hold for settings that were not given."""
+    return SamplerConfig().replace(**{**defaults, **given_settings(args)})
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the sampler's settings that were given as options."""
     declared = [d.name for config in (SamplerConfig, GuidanceConfig) for _, d in settings_of(config)]
     names = ["model", "weights", *declared]
-    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
-    return SamplerConfig().replace(**{**defaults, **given})
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
 def guidance_options(parser: argparse.ArgumentParser) -> None:
@@ -296,7 +300,9 @@ def sampler_options(parser: argparse.ArgumentParser, solver: bool = True, budget
     """The options of `SamplerConfig`; without `solver` those of deterministic DDIM."""
     names = {"steps", "clip"}
     if solver:
-        names |= {"solver", "grid", "solver_options", "eta", "clip_after_guidance"} | ({"budget"} if budget else set())
+        names = {d.name for _, d in settings_of(SamplerConfig) if d.group == SAMPLER} - (
+            set() if budget else {"budget"}
+        )
         parser.set_defaults(help_all_epilog=methods_text())
     add_settings(parser, SamplerConfig, only=names)
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from undiffuse.cli.console import fields, say
-from undiffuse.cli.options import SHIPPED, sampler_config
+from undiffuse.cli.options import SHIPPED, given_settings, sampler_config
 from undiffuse.config import SamplerConfig
 from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.cascade import Cascade, run_cascade
@@ -45,6 +45,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _regenerate(args: argparse.Namespace) -> int:
     """Makes the image of a file again and compares; returns 0 if all pixels agree up to rounding, else 1."""
+    for name in given_settings(args):
+        if name not in ("model", "classifier", "autoguide"):
+            raise ConfigError(
+                name, "cannot be combined with `from_record`, which repeats the settings of the record: omit it"
+            )
     original = Path(args.from_record)
     again = regenerate(
         original,

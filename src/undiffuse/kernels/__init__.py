@@ -5,9 +5,10 @@ Without a compiler, PyTorch's operations do the same work; only the speed differ
 `UNDIFFUSE_KERNELS` selects the kernels: "auto" (the default), "pure" or "off" for PyTorch, or "compiled", which raises
 an error if they are not available. `status` returns the choice and its reason.
 
-Where an operation has several implementations, the fastest is used: they are timed once on each machine (`autotune`),
-and the times are stored in the cache folder. `UNDIFFUSE_KERNELS` also takes "measure" (time them again), "rule" (time
-nothing) and pins such as "conv3x3=torch", separated by commas; `using` takes the same text.
+Where an operation has several implementations, a rule chooses one by the size of the input and the processor. With
+`UNDIFFUSE_KERNELS=timed` they are timed once on each machine (`autotune`), the times are stored in the cache folder,
+and the fastest is used. `UNDIFFUSE_KERNELS` also takes "measure" (time them again) and pins such as "conv3x3=torch",
+separated by commas; `using` takes the same text.
 """
 
 from undiffuse.kernels.allocator import keep_memory, return_memory

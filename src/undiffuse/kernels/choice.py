@@ -13,7 +13,7 @@ from typing import Any
 from undiffuse.kernels.building import Unavailable, load
 
 CHOICES = ("auto", "pure", "compiled")
-TIMING = ("rule", "measure")
+TIMING = ("rule", "timed", "measure")
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "conv3x3": ("winograd", "torch"),
     "conv3x3_packed": ("winograd", "packed", "torch"),
@@ -50,13 +50,13 @@ class Setting:
 
     Attributes:
         library: One of `CHOICES`: whether compiled kernels are used.
-        timing: "auto" times implementations once and remembers the times, "measure" times all of them again, "rule"
-            times nothing and decides by a rule of thumb.
+        timing: "rule" (the default) times nothing and decides by a rule of thumb, "timed" times implementations once
+            and remembers the times, "measure" times all of them again.
         pins: The implementation to use, by operation.
     """
 
     library: str = "auto"
-    timing: str = "auto"
+    timing: str = "rule"
     pins: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -67,7 +67,7 @@ def parse(text: str, name: str = "UNDIFFUSE_KERNELS") -> Setting:
     Raises:
         ValueError: The text has an unknown word.
     """
-    which, timing, pins = "auto", "auto", {}
+    which, timing, pins = "auto", "rule", {}
     for word in filter(None, (part.strip() for part in text.strip().lower().split(","))):
         operation, pinned, way = (part.strip() for part in word.partition("="))
         if word in CHOICES or word == "off":
@@ -133,7 +133,7 @@ def using(wanted: str) -> Iterator[None]:
     """Applies a setting of UNDIFFUSE_KERNELS inside the block, for the whole process; overrides the environment.
 
     Args:
-        wanted: For example "pure", "compiled", "auto", "rule" or "conv3x3=torch,conv3x3_packed=packed".
+        wanted: For example "pure", "compiled", "auto", "timed" or "conv3x3=torch,conv3x3_packed=packed".
 
     Raises:
         ValueError: `wanted` has an unknown word.

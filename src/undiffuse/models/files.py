@@ -226,8 +226,14 @@ def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> Non
         model: The model.
 
     Raises:
+        TypeError: `model` is something else, for example because the arguments are in the other order.
         ValueError: The model's weights were given up (`consume=True`), or its config cannot be written as JSON.
     """
+    if not isinstance(model, DiffusionModel | ClassifierModel):
+        raise TypeError(
+            f"save_model(path, model) expects a DiffusionModel or ClassifierModel, got {type(model).__name__}; a bare "
+            "network is saved by DiffusionModel(net, process)"
+        )
     model._check_weights("it cannot be saved")
     state = {f"net.{name}": tensor.contiguous() for name, tensor in model.net.state_dict().items()}
     kept = ("objective", "train", "progress", "seed", "recipe", "init", "source", "posthoc", "sampling")
