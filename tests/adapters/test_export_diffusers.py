@@ -143,7 +143,8 @@ REFUSED = {
     "groups": (UNetConfig(**{**SMALL, "model_channels": 48}), None, r"norms have 12, 32, 36 groups"),
     "heads": (UNetConfig(**DEEP, num_heads=2), None, "heads have 16, 48 channels"),
     "first width": (
-        UNetConfig(**{**SMALL, "model_channels": 64, "channel_mult": (0.5, 1)}), None, "64 wide and its first"),
+        UNetConfig(**{**SMALL, "model_channels": 64, "channel_mult": (0.5, 1)}), None,
+        "time embedding has 64 channels and its first level 32"),
     "residuals": (UNetConfig(**SMALL, rescale_residual=True), None, "rescale_residual"),
     "pooling": (UNetConfig(**SMALL, conv_resample=False), None, "without convolutions"),
     "previous_mean": (UNetConfig(**SMALL), ProcessConfig(target="previous_mean", variance="fixed_large"),
@@ -185,7 +186,7 @@ def test_which_published_models_diffusers_can_express() -> None:
 def test_notes_and_usage_fit_the_model(tmp_path: Path) -> None:
     plain = write("ddpm", tmp_path / "a")[1]
     assert len(plain.notes) == 1
-    assert plain.notes[0].startswith("DDIM takes DDIMScheduler.from_config(scheduler.config, timestep_spacing=")
+    assert plain.notes[0].startswith("for DDIM use DDIMScheduler.from_config(scheduler.config, timestep_spacing=")
     assert "use_clipped_model_output=True" in plain.notes[0]
     assert plain.usage.splitlines()[1] == 'pipe = DDPMPipeline.from_pretrained("a")'
     conditional = write("adm", tmp_path / "b")[1]

@@ -195,6 +195,6 @@ def test_large_onnx_weights_lie_beside(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(ValueError, match=r"ONNX needs onnxscript: pip install 'undiffuse\[onnx\]'"):
+    with pytest.raises(ValueError, match=r"ONNX export requires onnxscript: pip install 'undiffuse\[onnx\]'"):
         out.export_onnx(model(UNetConfig(**TINY)), tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -155,9 +155,9 @@ def test_from_record_makes_both_stages_again(
     assert call("sample", "--from-record", original, "--model", other, "--out", tmp_path / "x.png") == 2
     assert f"the model {other} is not the one of the base in the record" in capsys.readouterr().err
     assert call("sample", "--from-record", original, "--upsampler", files["unconditional"]) == 2
-    assert "Give the upsampler it was made with" in capsys.readouterr().err
+    assert "Give the upsampler that made the image" in capsys.readouterr().err
     assert call("sample", "--from-record", original, "--low-res", tmp_path) == 2
-    assert "whose small images are made again" in capsys.readouterr().err
+    assert "which makes its small images again" in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
 
 
@@ -201,7 +201,9 @@ def test_mistakes(files: dict[str, Path], tmp_path: Path, capsys: pytest.Capture
     small = write_images(tmp_path / "small", each=1)
     assert "omit one" in refused(*pair, files["up"], "--low-res", small)
     assert "must make them from noise" in refused("--model", files["up"], "--upsampler", files["up"])
-    assert "--upsampler-steps needs --upsampler" in refused("--model", files["base"], "--upsampler-steps", 3)
+    assert "--upsampler-steps has no effect without --upsampler" in refused(
+        "--model", files["base"], "--upsampler-steps", 3
+    )
     assert "cannot keep 99" in refused(*pair, files["up"], "--upsampler-steps", 99)
 
 

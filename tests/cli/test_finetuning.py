@@ -90,7 +90,7 @@ def test_the_run_goes_on_without_the_model(images: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert call("train", "--resume", "parts", "--images", 16) == 0
     told = capsys.readouterr().out
-    assert "resumes after 8 images" in told
+    assert "resumes at 8 images" in told
     assert "starts from" not in told
     whole, parts = (checkpoints.read(checkpoints.latest(run))[0] for run in ("whole", "parts"))  # type: ignore[arg-type]
     assert all(torch.equal(whole[name], parts[name]) for name in whole | parts)
@@ -206,7 +206,7 @@ def test_a_recipe_gives_its_training(images: Path) -> None:
          "only net.dropout, net.use_checkpoint, net.null_class can be changed"),
         (["--init-from", "given.safetensors", "--size", "9"], "images of 9x9 do not fit a network of 2 levels"),
         (["--init-from", "given.safetensors", "--set", "process.variance=fixed_large"],
-            "the hybrid loss trains a learned"),
+            "loss='hybrid' requires a learned variance"),
         (["--init-from", "ddpm.safetensors"], "leave the labels out (--unconditional)"),
         (["--init-from", "ddpm.safetensors", "--unconditional", "--set", "process.variance=learned_range"],
          "predicts an image and no variance"),

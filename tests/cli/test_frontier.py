@@ -77,9 +77,9 @@ def test_a_frontier_does_not_replace_another_one(place: Path, capsys: pytest.Cap
     ("more", "message"),
     [
         (("--budget", "0"), "whole number of at least 1"),
-        (("--budget", "5", "--solver", "ddim"), "--solver is chosen by --budget"),
-        (("--budget", "5", "--steps", "3"), "--steps is chosen by --budget"),
-        (("--budget", "5", "--eta", "1"), "--eta is chosen by --budget"),
+        (("--budget", "5", "--solver", "ddim"), "--solver cannot be combined with --budget, which chooses it"),
+        (("--budget", "5", "--steps", "3"), "--steps cannot be combined with --budget, which chooses it"),
+        (("--budget", "5", "--eta", "1"), "--eta cannot be combined with --budget, which chooses it"),
         (("--budget", "5", "--classifier", "judge.safetensors", "--guidance", "2"), "--scales 2"),
         (("--budget", "5", "--autoguide", "model.safetensors"), "without guidance or with one classifier"),
     ],

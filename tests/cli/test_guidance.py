@@ -309,7 +309,7 @@ def test_training_without_labels_now_and_then(tmp_path: Path, capsys: pytest.Cap
         ]
         words += ["--device", "cpu", *(word for field in sets for word in ("--set", field))]
         assert call(*words) == 0
-        assert "not in 50 % of the images" in capsys.readouterr().out
+        assert "label dropped for 50 % of the images" in capsys.readouterr().out
         manifest = read_manifest(tmp_path / "run" / "model.safetensors")
         assert manifest["net"]["null_class"] is True
         assert manifest["objective"]["label_dropout"] == 0.5

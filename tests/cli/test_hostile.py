@@ -207,7 +207,7 @@ def test_damaged_parts_of_latents_are_made_again(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 of 2 latents are missing \(1\)"):
         writer().finish(2, None)
     writer().write([1], torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="holds latents of several shapes"):
+    with pytest.raises(ValueError, match="contains latents of several shapes"):
         writer().finish(2, None)
     for text in (DEEP, "{", "[]"):
         (parts / "about.json").write_text(text)
@@ -233,7 +233,8 @@ def test_damaged_parts_of_latents_are_made_again(tmp_path: Path) -> None:
         (["train", ".", "--size", "9" * 9999], "a side has at most 65,536 pixels"),
         (["train", ".", "--size", "8x\u00b2"], "a size, for example 64"),
         (["train", ".", "--size", "0"], "a size, for example 64"),
-        (["train", ".", "--channels", "2"], "argument --channels: there is no choice '2'; expected 1, 3, 4\n"),
+        (["train", ".", "--channels", "0"], "argument --channels: '0': expected a whole number of at least 1"),
+        (["train", ".", "--precision", "fp8"], "argument --precision: 'fp8': expected one of fp32, bf16, fp16\n"),
         (["smaple"], "there is no command 'smaple'; expected quickstart, train"),
         (["it's"], 'there is no command "it\'s"; expected quickstart, train'),
         (["sample", "--steps", ""], "argument --steps: '': expected text"),

@@ -168,7 +168,7 @@ def test_files_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("stats.npz", "feature statistics"),
         ("samples.npz", "8x8 (3)"),
         ("plain.jpg", "JPEG picture, 4x5 RGB (height x width)\nIt has no record of undiffuse"),
-        ("bare.png", "PNG picture, 4x5 RGB (height x width)\nIt carries no record"),
+        ("bare.png", "PNG picture, 4x5 RGB (height x width)\nIt has no record of undiffuse"),
     ):
         assert call("inspect", tmp_path / name) == 0
         assert told in capsys.readouterr().out
@@ -178,7 +178,7 @@ def test_files_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ("name", "content", "told"),
     [
         ("missing", None, "there is no file or folder"),
-        ("cut.safetensors", b"\x10\x00", "is not a readable safetensors file"),
+        ("cut.safetensors", b"\x10\x00", "is too short for a safetensors file: 2 bytes"),
         ("cut.npz", b"PK", "is not a readable npz file"),
         ("cut.png", b"\x89PNG", "is not a readable picture"),
         ("model.pt", b"PK", "is neither weights of PyTorch nor a checkpoint of undiffuse"),

@@ -34,7 +34,7 @@ def test_there_and_back(model: Path, images: Path, tmp_path: Path, capsys: pytes
     assert f"latents  {file}.safetensors (6 x 1x8x8)" in said
     assert re.search(r"RMS error of decoding is [\d.]+ of 255", said)
     assert call(*words) == 0
-    assert "0 images encoded (6 were there already)" in capsys.readouterr().out
+    assert "0 images encoded (6 already existed)" in capsys.readouterr().out
     out = tmp_path / "decoded"
     assert call("decode", f"{file}.safetensors", "--out", out, "--class", "top") == 0
     assert "6 images decoded" in capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_decode_refuses_other_files_and_other_models(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("decode", model, "--out", tmp_path / "x") == 2
-    assert "holds no latents" in capsys.readouterr().err
+    assert "has no latents of `undiffuse encode`" in capsys.readouterr().err
     file = tmp_path / "l.safetensors"
     assert call("encode", images, "--model", model, *FAST, "--out", file, "--count", 1) == 0
     other = write_model(tmp_path / "other.safetensors", seed=4)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from support.cli_runs import call, one_thread, write_classifier, write_model
 from undiffuse.config import SamplerConfig
-from undiffuse.kernels import convolution
+from undiffuse.kernels import autotune, convolution
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
 from undiffuse.nets.memory import Footprint, activation_bytes, store_weights_
 from undiffuse.noise import NoiseSource
@@ -107,7 +107,7 @@ def image(name: str, batch: int) -> torch.Tensor:
 def test_the_estimate_is_what_lives_at_once(
     name: str, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convolution, "LEAST", 1 << 60)  # what that kernel needs for itself is `Footprint.kernel`
+    monkeypatch.setattr(autotune, "LEAST", 1 << 60)  # what that kernel needs for itself is `Footprint.kernel`
     net, batch, guide = ready(name), 2, name == "classifier"
     if dtype is not None:
         store_weights_(net, dtype)
@@ -170,7 +170,7 @@ def test_half_precision_samples(name: str, files: dict[str, Path]) -> None:
 def test_fp16_is_for_gpus(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("sample", "--model", files["model"], "--precision", "fp16", "--device", "cpu", "--out", tmp_path / "out")
     assert call(*words) == 2
-    assert "fp16 is for GPUs; on a CPU use bf16" in capsys.readouterr().err
+    assert "fp16 requires a GPU; on a CPU use bf16" in capsys.readouterr().err
 
 
 def test_batches_follow_from_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,8 +260,8 @@ def test_the_plan_is_told_first(
     assert "of 12.3 GB free; 4 steps" in plan
     times = [line for line in told if line.startswith("  time    ")]
     assert len(times) == 1
-    assert "s a step measured on the first" in times[0]
-    assert times[0].endswith("for 3")
+    assert "s per step (measured on the first)" in times[0]
+    assert times[0].endswith("for 3 images")
     assert max(map(len, told[:3])) <= 100
     assert call(*words, "--classifier", files["classifier"], "--out", tmp_path) == 0
     assert "  plan " not in capsys.readouterr().out  # there is nothing to make
@@ -270,8 +270,8 @@ def test_the_plan_is_told_first(
 
 def test_the_expected_time() -> None:
     told = producing.expected_time(3.1, 250, 1, 4)
-    assert told == "  time    3.1 s a step measured on the first, 12m55s an image, about 51m40s for 4"
+    assert told == "  time    3.1 s per step (measured on the first), 12m55s per image, about 51m40s for 4 images"
     told = producing.expected_time(3.1, 250, 4, 4)
     assert told is not None
-    assert "3m14s an image, about 12m55s for 4" in told
+    assert "3m14s per image, about 12m55s for 4 images" in told
     assert producing.expected_time(0.001, 50, 4, 20) is None

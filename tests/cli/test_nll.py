@@ -32,7 +32,7 @@ def test_the_page(model: Path, images: Path, tmp_path: Path, capsys: pytest.Capt
     assert "bits.png" in page
     assert call("inspect", tmp_path / "nll" / "bits.json") == 0
     assert call(*words, "--terms", "all", "--seed", 3, "--overwrite") == 0
-    assert "every step" in capsys.readouterr().out
+    assert "all steps" in capsys.readouterr().out
 
 
 def test_the_page_of_both(model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def test_inspect_of_names_pairs_and_strangers(tmp_path: Path, capsys: pytest.Cap
     write(tmp_path / "unknown.pt", {k: v for k, v in weights_of(DIFFUSION).items() if k != "label_emb.weight"})
     assert call("inspect", "unknown.pt") == 2
     error = capsys.readouterr().err
-    assert "do not tell image_size" in error
+    assert "do not show image_size" in error
     assert "@tiny_diffusion" in error
     write(tmp_path / "evil.pt", Malicious(tmp_path / "executed"))
     assert call("inspect", "evil.pt") == 2
@@ -116,9 +116,9 @@ def test_what_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
         ("sample", "tiny_classifier"): "is a classifier; a diffusion model is needed",
         ("sample", "tiny_diffusion", "--classifier", "tiny_diffusion"): "a noisy-image classifier is needed",
         ("sample", "lsun_cat", "--guidance", "1"): "needs a classifier of noisy images",
-        ("sample", "tiny_diffusion", "--low-res", "files"): "enlarges nothing",
+        ("sample", "tiny_diffusion", "--low-res", "files"): "this model does not enlarge images",
         ("sample", "--like", "tiny_diffusion"): "add --model FILE",
-        ("sample", "tiny_diffusion", "--model", "lsun_cat"): "two models are given, tiny_diffusion and lsun_cat",
+        ("sample", "tiny_diffusion", "--model", "lsun_cat"): "two models were given, tiny_diffusion and lsun_cat",
         ("sample", "--model", "tiny_difusion"): "did you mean tiny_diffusion",
         ("sample", "tiny_diffusion", "--class", "unicorn"): "is none of ImageNet's",
         (

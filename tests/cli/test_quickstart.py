@@ -27,7 +27,7 @@ def test_it_draws_ten_classes_twice_and_the_path(tmp_path: Path, capsys: pytest.
     assert call("quickstart", "--out", out, "--per-class", 2, "--steps", 10) == 0
     told = capsys.readouterr().out
     for text in ("Sampling 20 images of 10 classes on cpu", f"Open {out / 'quickstart.png'}", "without guidance",
-                 "guided, scale 2", "no measure of quality", "undiffuse train FOLDER", "undiffuse nll"):  # fmt: skip
+                 "guided, scale 2", "do not measure quality", "undiffuse train FOLDER", "undiffuse nll"):  # fmt: skip
         assert text in told
     assert sorted(file.name for file in out.iterdir()) == sorted(PICTURES)
     record = read_record(out / "quickstart.png")

@@ -63,7 +63,7 @@ def test_the_same_command_makes_only_what_is_missing(
     gone.unlink()
     capsys.readouterr()
     assert call(*words) == 0
-    assert "1 image made (5 were there already)" in capsys.readouterr().out
+    assert "1 image made (5 already existed)" in capsys.readouterr().out
     for name, (when, image) in before.items():
         assert (tmp_path / name).stat().st_mtime_ns == when or name == gone.name
         assert np.abs(pixels(tmp_path / name) - image).max() <= 1
@@ -133,7 +133,7 @@ def test_from_record(model: Path, classifier: Path, tmp_path: Path, capsys: pyte
     assert read_record(again)["index"] == 2
 
     assert call("sample", "--from-record", out / "grid.png") == 2
-    assert "is no single sample" in capsys.readouterr().err
+    assert "is not a single sample" in capsys.readouterr().err
     Image.new("L", (8, 8)).save(tmp_path / "bare.png")
     assert call("sample", "--from-record", tmp_path / "bare.png") == 2
     assert "carries no undiffuse record" in capsys.readouterr().err
@@ -231,7 +231,7 @@ def test_ctrl_c_keeps_what_was_written(
     assert "Traceback" not in told
     assert len(list(tmp_path.glob("*_seed*.png"))) == 4
     assert call(*words) == 0
-    assert "2 images made (4 were there already)" in capsys.readouterr().out
+    assert "2 images made (4 already existed)" in capsys.readouterr().out
 
 
 def test_the_solver_follows_from_the_model(model: Path, tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def test_the_same_command_resumes(
     assert load_diffusion("whole/model.safetensors").digest == load_diffusion("parts/model.safetensors").digest
     capfd.readouterr()
     nothing = (
-        "parts is already trained for 16 images; nothing to do (a larger --images continues it, --out starts another)\n"
+        "parts is already trained for 16 images: nothing to do. "
+        "Use a larger --images to train it further, or --out to start another run\n"
     )
     for length in (16, 8):  # a shorter run has another warm-up, with which nothing is trained
         assert call(*words, "--out", "parts", "--images", length) == 0
@@ -161,7 +162,7 @@ def test_size_channels_and_batch_follow_from_the_data(tmp_path: Path) -> None:
     told = summary(made, made.build_task())
     assert "in batches of 4, not 64, because there are only 5 images (" in told
     assert f"\n    undiffuse train {quoted(words[1])} --on-broken skip --recipe tiny --out runs/big-tiny\n" in told
-    assert re.search(r"about 1\.\d GB in all, 50\d MB per checkpoint", told)
+    assert re.search(r"about 1\.\d GB in total, 50\d MB per checkpoint", told)
     made = plan_of(*words, "--batch", "4", "--images", "8")
     told = summary(made, made.build_task())
     assert "in batches of 4 (2 updates" in told
@@ -221,7 +222,7 @@ def test_validation_data(images: Path, tmp_path: Path) -> None:
         (["train", "photos", "--size", "20"], "images of 20x20 do not fit a network of 4 levels"),
         (["train", "photos", "--labels", "prefix"], "no image has an underscore"),
         (["train", "photos", "--validation", "1.5"], "expected a fraction above 0 and below 1"),
-        (["train", "photos", "--set", "process.variance=fixed_large"], "the hybrid loss trains a learned variance"),
+        (["train", "photos", "--set", "process.variance=fixed_large"], "loss='hybrid' requires a learned variance"),
         (["train-classifier", "photos", "--labels", "none"], "a classifier needs pictures of at least two classes"),
         (["train-classifier", "photos", "--recipe", "general-32-classifier", "--labels", "none"], "has no labels"),
         (["train-classifier", "photos", "--set", "objective.loss=vlb"], "--set objective.loss: this run has no "),
@@ -274,18 +275,27 @@ def test_a_run_is_resumed_by_its_folder(
     capsys.readouterr()
     assert call("train", "--resume", "../parts", "--images", 16) == 0
     told = capsys.readouterr()
-    assert "resumes after 8 images" in told.out
+    assert "resumes at 8 images" in told.out
     assert "note: " not in told.err  # no setting has changed
     whole, parts = (checkpoints.read(checkpoints.latest(tmp_path / name)) for name in ("whole", "parts"))  # type: ignore[arg-type]
     assert all(torch.equal(whole[0][name], parts[0][name]) for name in whole[0] | parts[0])
     assert whole[1]["train"] == parts[1]["train"]
     for wrong, message in (
-        (["train-classifier", "--resume", "../parts"], "--resume: ../parts is a diffusion; use undiffuse train"),
-        (["train", "--resume", "../parts", "--out", "x"], "--out: the run folder is that of --resume"),
+        (
+            ["train-classifier", "--resume", "../parts"],
+            "--resume: ../parts is a run of a diffusion model; use undiffuse train --resume ../parts",
+        ),
+        (
+            ["train", "--resume", "../parts", "--out", "x"],
+            "--out cannot be combined with --resume, which names the run folder",
+        ),
         (["train", "--resume", "nowhere"], "--resume: nowhere has no run.json: it is no run"),
-        (["train", "../parts"], "../parts is a training run, not images; to resume it: undiffuse train --resume ../pa"),
+        (
+            ["train", "../parts"],
+            "../parts is a training run, not a data set; to resume it: undiffuse train --resume ../parts",
+        ),
         (["train", "../photos", "--log", "mlflow"], "--log: there is no logger 'mlflow'"),
-        (["train", "../photos", "--width", "0"], "argument --width: '0': a whole number of at least 1"),
+        (["train", "../photos", "--width", "0"], "argument --width: '0': expected a whole number of at least 1"),
         (["train", "../photos", "--init-from", "fashion-mnist-32", "--width", "8"], "--width: the network is that of"),
     ):
         assert call(*wrong) == 2

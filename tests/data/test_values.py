@@ -237,7 +237,7 @@ def test_dark_16_bit_pictures_are_said_to_be_dark(tmp_path: Path) -> None:
         save(tmp_path, f"{k}.png", png(values))
     source = open_data(tmp_path)
     summary = scan(source, DataConfig(path=str(tmp_path), size=8))
-    text = "16-bit grey, 0..2944: the brightest becomes 11 of 255; take value_range=(0, 4095)"
+    text = "16-bit grey, 0..2944: the brightest becomes 11 of 255; use value_range=(0, 4095)"
     assert any(text in remark for remark in summary.remarks())
     assert summary.channels == 1
     found = find_value_range(source)

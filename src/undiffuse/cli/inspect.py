@@ -112,6 +112,8 @@ def _holds_images(path: Path) -> bool:
     found = find_format(path)
     if found is None or found.module == "pickles":
         return False
+    if found.module == "files" and path.suffix.lower() in _PICKLED:  # a zip of PyTorch's weights, not of images
+        return False
     if found.module == "frames":
         return not _is_ours(path)
     if found.module != "npz":

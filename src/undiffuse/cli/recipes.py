@@ -38,7 +38,7 @@ def overview() -> str:
         rows.append([name, kind, _size(recipe), f"{parameters(recipe) / 1e6:.1f}M", _result(recipe)])
     head = ("recipe", "kind", "size", "weights", "published, or measured here")
     return (
-        f"{table(rows, head, right=(3,))}\n\n`undiffuse recipes NAME` prints all settings of a recipe. "
+        f"{table(rows, head, right=(3,))}\n\n`undiffuse recipes NAME` prints all settings of a recipe.\n"
         "`undiffuse train DATA --recipe NAME` trains with it."
     )
 

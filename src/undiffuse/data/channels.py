@@ -132,8 +132,8 @@ def to_levels(
         bad = values.size - int(np.isfinite(values).sum())
         if bad:
             raise ValueError(f"{bad:,} of {values.size:,} values are NaN or infinite")
-    if not high > low:
-        raise ValueError(f"a value range needs a white above its black, got ({low:g}, {high:g})")
+    if high == low:
+        raise ValueError(f"a value range needs a white that differs from its black, got ({low:g}, {high:g})")
     levels = np.clip((values.astype(np.float64) - low) * (255.0 / (high - low)), 0, 255)
     if values.shape[2] == channels or isinstance(picture, Planes):
         return levels.astype(np.float32)

@@ -261,7 +261,7 @@ def pipeline_of(stored: Latents, *, model: str | None = None, device: str = "aut
         device: See `Pipeline.load`.
     """
     if model is not None and not model.strip():
-        raise ConfigError("model", "empty; give a model file, a run folder or a name, or leave it out")
+        raise ConfigError("model", "is empty: give a model file, a run folder or a name, or leave it out")
     record = {**stored.about["record"], **stored.about["notes"]}
     return Pipeline.from_record(record, device=device, where=f"the record in {stored.where}", model=model)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import undiffuse
+from undiffuse.adapters import published
 from undiffuse.arithmetic import float32_switches, steady_float32
 from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, Denoiser
@@ -131,6 +132,8 @@ class Pipeline:
         if model is None:
             if config.model is None:
                 raise ConfigError("model", "is missing: give a model file, a run folder, or a name")
+            if config.model in published.ENTRIES:  # mistakes in its guidance are reported before the download
+                config.guidance.resolved(config.model, paired_classifier)
             model = load_diffusion(config.model, weights=config.weights)
         digest = model.digest  # the identity of the weights as they are in the file, before they are made ready
         config = config.replace(guidance=config.guidance.resolved(config.model, paired_classifier))

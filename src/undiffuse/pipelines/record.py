@@ -139,7 +139,7 @@ def _made(
     where = f"the record in {original}"
     if cascade.BASE in record:
         if low_res is not None:
-            raise ValueError("the image is from a cascade, which makes its small images again: omit low_res")
+            raise ValueError("the image is from a cascade, which makes its small images again: omit `low_res`")
         source = cascade.source_of_record(
             record, index, seed, lambda small: _label(record, small, where), where=where, device=device, base=now,
             upsampler=upsampler, low_size=low_size,

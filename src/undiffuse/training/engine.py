@@ -111,6 +111,8 @@ def train(
     ):
         try:
             stopped_by = _loop(run, signals)
+        except NonFiniteError:  # a state in trouble would become the newest checkpoint, and a resumed run begin with it
+            raise
         except Exception:
             run.save_after_error()
             raise
