@@ -191,12 +191,12 @@ def test_notes_and_usage_fit_the_model(tmp_path: Path) -> None:
     assert plain.usage.splitlines()[1] == 'pipe = DDPMPipeline.from_pretrained("a")'
     conditional = write("adm", tmp_path / "b")[1]
     assert "class labels" in conditional.notes[0]
-    assert "the first 3 channels, without the variance, and step(..., use_clipped" in conditional.notes[1]
+    assert "the first 3 channels (without the variance) and step(..., use_clipped" in conditional.notes[1]
     assert "unet(x, t, y)" in conditional.usage
     upsampler = write("upsampler", tmp_path / "c")[1]
     assert "unet(torch.cat([x, low], 1), t, y)" in upsampler.usage
     rescaled = write("rescaled times", tmp_path / "d")[1]
-    assert any("every 4th step, 1000 in all" in note for note in rescaled.notes)
+    assert any("every 4th step, 1000 in total" in note for note in rescaled.notes)
 
 
 def test_an_upsampler_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
