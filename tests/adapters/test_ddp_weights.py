@@ -104,7 +104,7 @@ def test_a_trainers_file_tells_all_but_the_size(tmp_path: Path, objective: str, 
 
 def test_a_network_without_its_process(tmp_path: Path) -> None:
     file = write(tmp_path / "unet.pt", draw_weights(layout_of(CONFIG), 1))
-    with pytest.raises(CheckpointError, match="say objective, beta_schedule, timesteps"):
+    with pytest.raises(CheckpointError, match="append objective, beta_schedule, timesteps to the path"):
         load_model(f"{file}@image_size=16")
     said = "image_size=16 objective=pred_noise beta_schedule=cosine timesteps=50"
     process = load_diffusion(f"{file}@{said}").process
@@ -124,7 +124,7 @@ def test_what_is_refused_says_why(tmp_path: Path) -> None:
     odd = tables() | {"loss_weight": torch.rand(100, generator=torch.Generator().manual_seed(0))}
     state = odd | {f"model.{name}": value for name, value in weights.items()}
     file = write(tmp_path / "c.pt", trainer_file(state, state))
-    with pytest.raises(CheckpointError, match="does not tell what the network predicts"):
+    with pytest.raises(CheckpointError, match="does not show what the network predicts"):
         load_model(f"{file}@image_size=16")
     assert load_diffusion(f"{file}@image_size=16 objective=pred_v").process.target == "v"
 

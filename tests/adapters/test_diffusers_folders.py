@@ -106,7 +106,7 @@ def test_places_and_names_of_weights(tmp_path: Path) -> None:
     shards(sharded / "unet")
     assert holds(sharded)
     next((sharded / "unet").glob("*-of-00002.safetensors")).unlink()
-    with pytest.raises(ValueError, match="index.json names missing files: diffusion_pytorch_model-00002-of-00002.safetensors"):
+    with pytest.raises(ValueError, match="names missing files: diffusion_pytorch_model-00002-of-00002.safetensors"):
         load_diffusion(sharded)
     half = pipeline(tmp_path / "half")
     save_file({k: v.half() for k, v in weights().items()}, half / "unet" / "diffusion_pytorch_model.fp16.safetensors")
@@ -254,7 +254,7 @@ def test_spacings_are_those_of_diffusers(library: Any, spacing: str, offset: int
     scheduler.set_timesteps(count)
     spec = f"{spacing}{count}" + (f"+{offset}" if offset else "")
     if spacing == "leading" and scheduler.timesteps.max() > 999:
-        with pytest.raises(ValueError, match="beyond the last"):
+        with pytest.raises(ValueError, match="exceeds the last of 1000 steps"):
             respacing_indices(1000, spec)
     else:
         assert respacing_indices(1000, spec) == scheduler.timesteps.flip(0).tolist()

@@ -135,7 +135,7 @@ def test_what_is_refused_says_why(tmp_path: Path) -> None:
         load_model(pickle_of(tmp_path / "a.pkl", CASES["ddpmpp"], weights, VPPrecond))
     with pytest.raises(CheckpointError, match="unsupported settings.*decoder_type"):
         load_model(pickle_of(tmp_path / "b.pkl", {**CASES["ddpmpp"], "decoder_type": "skip"}, weights))
-    with pytest.raises(CheckpointError, match="not those of the SongUNet"):
+    with pytest.raises(CheckpointError, match="weights do not match its SongUNet arguments"):
         load_model(pickle_of(tmp_path / "c.pkl", {**CASES["ddpmpp"], "num_blocks": 3}, weights))
     file = pickle_of(tmp_path / "d.pkl", CASES["ddpmpp"], weights)
     with pytest.raises(CheckpointError, match="has no weights 'net'; it has: ema"):

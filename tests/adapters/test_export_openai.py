@@ -239,5 +239,7 @@ def test_a_wrong_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Were the order of qkv left as it is, the file would load without a word and compute something else."""
     monkeypatch.setattr(out, "legacy_order", lambda rows, heads: rows)
     config = UNetConfig(**{**ADM, "num_head_channels": 16}, super_resolution=True, use_new_attention_order=True)
-    with pytest.raises(RuntimeError, match="the output of m.pt differs from the model's .*, so the export was discarded"):
+    with pytest.raises(
+        RuntimeError, match="the output of m.pt differs from the model's .*, so the export was discarded"
+    ):
         out.export_openai(model(config), tmp_path / "m.pt")

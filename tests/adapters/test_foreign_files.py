@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -154,7 +155,7 @@ def test_other_precisions_become_single(tmp_path: Path, dtype: torch.dtype, tiny
 def test_of_several_networks_in_a_file_one_is_chosen_by_name(tmp_path: Path, tiny: None) -> None:
     both = {"model": weights_of(DIFFUSION), "ema": weights_of(DIFFUSION, 6), "step": 3}
     file = write(tmp_path / "w.pt", both)
-    with pytest.raises(CheckpointError, match="several networks, model, ema: say which by --weights"):
+    with pytest.raises(CheckpointError, match="contains several networks, model, ema: choose one by weights=NAME"):
         load_model(file)
     with pytest.raises(CheckpointError, match="has no weights 'average'; it has: model, ema"):
         load_model(file, weights="average")
@@ -181,8 +182,7 @@ def test_a_malicious_file_is_refused_and_runs_nothing(tmp_path: Path, legacy: bo
         with pytest.raises(CheckpointError) as caught:
             load_model(file)
         if name != "w.safetensors":
-            assert f"{name} is refused: beside tensors it holds" in str(caught.value)
-            assert "system" in str(caught.value)
+            assert re.search(rf"{re.escape(name)} is refused: it contains \w+\.system, and", str(caught.value))
         assert "weights_only" not in str(caught.value)
     assert not mark.exists()
     torch.load(tmp_path / "w.ckpt", weights_only=False)  # the trap itself works
@@ -217,14 +217,14 @@ def expanded() -> dict[str, torch.Tensor]:
         (lambda p: p.write_text("<html>404</html>"), "is neither weights of PyTorch nor a checkpoint"),
         (script, "is a TorchScript program"),
         (lambda p: write(p, 3), "it is a int"),
-        (lambda p: write(p, {}), "it has nothing"),
+        (lambda p: write(p, {}), "it contains nothing"),
         (lambda p: write(p, [torch.zeros(2)]), "it is a list"),
         (lambda p: write(p, {"a": torch.zeros(2)}), "net has 1 tensor: a"),
-        (lambda p: write(p, torch.optim.Adam([torch.zeros(2)]).state_dict()), "the state of an optimiser"),
+        (lambda p: write(p, torch.optim.Adam([torch.zeros(2)]).state_dict()), "the state of an optimizer"),
         (lambda p: write(p, {**weights_of(DIFFUSION), "out.2.bias": torch.zeros(6, dtype=torch.int64)}), "int64"),
         (lambda p: write(p, expanded()), "not an ordinary tensor"),
         (lambda p: write(p, {**weights_of(DIFFUSION), "out.2.bias": torch.zeros(7)}), "1 of .* tensors differ"),
-        (lambda p: write(p, weights_of(DIFFUSION)), "do not tell image_size"),
+        (lambda p: write(p, weights_of(DIFFUSION)), "do not show image_size"),
     ],
 )
 def test_files_that_cannot_be_used_are_one_clear_error(tmp_path: Path, spoil: Any, told: str, cache: Path) -> None:
@@ -253,7 +253,7 @@ def test_kinds_are_not_confused(tmp_path: Path, tiny: None) -> None:
 def test_our_own_files_say_themselves_what_they_are(tmp_path: Path, tiny: None) -> None:
     model = load_diffusion(write(tmp_path / "w.pt", weights_of(DIFFUSION)))
     save_model(tmp_path / "ours.safetensors", model)
-    with pytest.raises(ValueError, match="has its own configuration"):
+    with pytest.raises(ValueError, match="says itself what it is: leave 'tiny_diffusion' out"):
         load_model(f"{tmp_path}/ours.safetensors@tiny_diffusion")
     odd = tmp_path / "odd@tiny_classifier"
     os.replace(tmp_path / "w.pt", odd)  # a file may be called like a pair

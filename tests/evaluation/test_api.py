@@ -132,7 +132,7 @@ def test_a_report_is_saved_shown_and_never_overwritten(tmp_path: Path) -> None:
     seen = Toy()
     with pytest.raises(FileExistsError, match="exists already"):
         evaluate(SAMPLES, REAL, seen, "fd", name="mine", folder=tmp_path / "e", **QUIET)
-    assert seen.nfe == 0  # refused before the work
+    assert seen.calls == 0  # refused before the work
     evaluate(SAMPLES, REAL, Toy(), "fd", out=tmp_path / "e" / "mine.json", overwrite=True, **QUIET)
 
 

@@ -129,7 +129,7 @@ def test_several_scales_have_a_reference_each(place: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"solvers": ["bosh3"]}, "^solvers: adaptive chooses its number"),
+        ({"solvers": ["bosh3"]}, "^solvers: bosh3 chooses its number of network calls"),
         ({"solvers": ["hewn"]}, "unknown solver 'hewn'"),
         ({"grids": ["own", "tuned:count=8"]}, "expected tuned, or tuned:images=N"),
         ({"grids": ["tuned:images=1"]}, "expected tuned, or tuned:images=N"),
@@ -243,7 +243,7 @@ def test_strengths_of_guidance_are_swept(place: Path) -> None:
     assert {"FD-judge", "precision and recall", "density and coverage", "fidelity against diversity"} <= set(titles)
     assert all(panel.x_label for panel in result.panels())
     (panel,) = (panel for panel in result.panels() if panel.title == "FD-judge")
-    assert panel.levels == {"real images": result.floor.get("FD-judge").value}  # type: ignore[union-attr]
+    assert panel.hlines == {"real images": result.floor.get("FD-judge").value}  # type: ignore[union-attr]
     with pytest.raises(FileExistsError, match="another sweep"):
         sweep("model.safetensors", "b.npz", floor="a.npz", out="gs", seed=1, **given)
     again = sweep("model.safetensors", "b.npz", floor="a.npz", out="gs", seed=1, overwrite=True, **given)

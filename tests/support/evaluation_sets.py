@@ -26,7 +26,7 @@ def images(count: int, seed: int = 0, size: int = 8, channels: int = 3) -> np.nd
 class Toy:
     """Features that are fixed random projections of the pixels; class scores of three classes; spatial features.
 
-    `nfe` counts the images it has seen, `name` makes cards differ.
+    `calls` counts the images it has seen, `name` makes cards differ.
     """
 
     def __init__(self, name: str = "toy", size: int = 8, channels: int = 3) -> None:
