@@ -24,7 +24,6 @@ import torch
 from common.measuring import commit, described, keep, surroundings
 from torch import Tensor
 
-from undiffuse.cli.parser import build_parser
 from undiffuse.evaluation import FeatureCache, MadeImages, Summary, compute_metrics, extract, open_images
 from undiffuse.evaluation.text import with_error
 from undiffuse.metrics import Estimate
@@ -33,36 +32,38 @@ from undiffuse.models import load_diffusion
 from undiffuse.nets import ClassifierConfig
 from undiffuse.nets import runner as nets_runner
 from undiffuse.nets.runner import NetworkRunner
-from undiffuse.pipelines.pipeline import Pipeline, SamplerConfig, classes_to_guide
+from undiffuse.pipelines import Pipeline
+from undiffuse.pipelines.classes import choose_classes
 from undiffuse.pipelines.source import SampleSource
 
-GROUPS = {
+GROUPS: dict[str, tuple[dict[str, Any], ...]] = {
     "classifier": (
-        "",
-        "--guidance 2",
-        "--guidance 2 --guidance-every 2",
-        "--guidance 2 --guidance-every 4",
-        "--guidance 2 --guidance-interval -3,3",
-        "--guidance 2 --guidance-interval -3,3 --guidance-every 2",
-        "--guidance 2 --guidance-interval 1,8",
-        "--guidance 2 --guidance-at x0",
+        {},
+        {"guidance": 2},
+        {"guidance": 2, "guidance_every": 2},
+        {"guidance": 2, "guidance_every": 4},
+        {"guidance": 2, "guidance_interval": "-3,3"},
+        {"guidance": 2, "guidance_interval": "-3,3", "guidance_every": 2},
+        {"guidance": 2, "guidance_interval": "1,8"},
+        {"guidance": 2, "guidance_at": "x0"},
     ),
     "cfg": (
-        "",
-        "--cfg 2",
-        "--cfg 2 --cfg-two-passes",
-        "--cfg 2 --guidance-every 2",
-        "--cfg 2 --guidance-interval -3,3",
-        "--cfg 4 --guidance-interval -3,3",
-        "--cfg 4",
+        {},
+        {"cfg": 2},
+        {"cfg": 2, "cfg_two_passes": True},
+        {"cfg": 2, "guidance_every": 2},
+        {"cfg": 2, "guidance_interval": "-3,3"},
+        {"cfg": 4, "guidance_interval": "-3,3"},
+        {"cfg": 4},
     ),
     "autoguidance": (
-        "",
-        "--autoguide WEAK",
-        "--autoguide WEAK --guidance-every 2",
-        "--autoguide WEAK --guidance-interval -3,3",
+        {},
+        {"autoguide": "WEAK"},
+        {"autoguide": "WEAK", "guidance_every": 2},
+        {"autoguide": "WEAK", "guidance_interval": "-3,3"},
     ),
 }
+"""Settings of `Pipeline.from_pretrained`; WEAK is the model of --weak."""
 TITLES = {"classifier": "By a classifier", "cfg": "Classifier-free", "autoguidance": "By a weaker model"}
 METRICS = ("accuracy", "fd", "pr")
 SEED = 7
@@ -91,20 +92,22 @@ class Case:
     passes: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, words: str, args: argparse.Namespace, model: str) -> Case:
-        given = words.replace("WEAK", str(args.weak)).split()
-        common = ["--solver", args.solver, "--steps", str(args.steps), "--precision", "bf16"]
-        settings = SamplerConfig.of_args(build_parser().parse_args(["sample", model, *common, *given]))
-        sampler = Pipeline.load(settings, "cpu")
-        return cls(words, sampler, classes_to_guide(sampler, None) or [])
+    def of(cls, settings: dict[str, Any], args: argparse.Namespace, model: str) -> Case:
+        """Loads a pipeline; its words are the settings as options of the command line."""
+        words = [f"--{name.replace('_', '-')}" + ("" if v is True else f" {v}") for name, v in settings.items()]
+        given = {name: args.weak if value == "WEAK" else value for name, value in settings.items()}
+        sampler = Pipeline.from_pretrained(
+            model, device="cpu", solver=args.solver, steps=args.steps, precision="bf16", **given
+        )
+        return cls(" ".join(words), sampler, choose_classes(sampler, None) or [])
 
-    def turn(self, numbers: list[int], told: bool = True) -> None:
-        """Makes these images; `told`: and keeps them and what they took."""
+    def turn(self, numbers: list[int], kept: bool = True) -> None:
+        """Makes these images; `kept`: and keeps them and what they took."""
         job, before = SampleSource(self.sampler, SEED, self.classes), dict(Counted.passes)
         begin = time.perf_counter(), time.process_time()
         images = job.make(numbers)
         now = time.perf_counter(), time.process_time()
-        if told:
+        if kept:
             self.images.append(images)
             self.seconds.append((now[0] - begin[0]) / len(numbers))
             self.processor.append((now[1] - begin[1]) / len(numbers))
@@ -123,9 +126,9 @@ class Case:
 
 def measure(group: str, model: str, args: argparse.Namespace) -> dict[str, Any]:
     """All cases of a group in turns; the first round only warms up, and Ctrl-C ends it after the last whole round."""
-    cases = [Case.of(words, args, model) for words in GROUPS[group]]
+    cases = [Case.of(settings, args, model) for settings in GROUPS[group]]
     for case in cases:
-        case.turn([0, 1], told=False)
+        case.turn([0, 1], kept=False)
     rounds = -(-args.images // args.batch)
     try:
         for number in range(rounds):
@@ -152,13 +155,13 @@ def measure(group: str, model: str, args: argparse.Namespace) -> dict[str, Any]:
         })  # fmt: skip
     about = {
         "solver": args.solver, "steps": args.steps, "images": rounds * args.batch, "batch": args.batch,
-        "models": {"model": _told(model), **({"weak": _told(args.weak)} if group == "autoguidance" else {})},
+        "models": {"model": _described(model), **({"weak": _described(args.weak)} if group == "autoguidance" else {})},
         "commit": commit(), **surroundings(torch.get_num_threads(), ("torch", "numpy")),
     }  # fmt: skip
     return {"rows": rows, "about": about}
 
 
-def _told(name: str) -> str:
+def _described(name: str) -> str:
     """A model in a few words, without where it lies."""
     model = load_diffusion(name)
     count = sum(parameter.numel() for parameter in model.net.parameters()) / 1e6
