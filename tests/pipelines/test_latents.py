@@ -88,7 +88,7 @@ def test_encoding_resumes(
     assert not file.exists()
     said: list[str] = []
     done = latents.encode(ddim, images, out=file, batch=1, report=said.append, **QUIET)
-    assert said == ["2 images encoded (4 were there already)"]
+    assert said == ["2 images encoded (4 already existed)"]
     assert torch.allclose(done.latents, whole.latents, atol=1e-4)
     assert not Path(f"{file}.parts").exists()
     assert torch.equal(latents.encode(ddim, images, out=file, **QUIET).latents, done.latents)
@@ -144,7 +144,7 @@ def test_interpolation_of_seeds_ends_at_their_samples(ddim: Pipeline, tmp_path: 
         assert np.abs(found.images[0, k].astype(int) - single).max() <= 1
     found.save(tmp_path)
     assert read_record(tmp_path / "interpolation.png")["ends"] == ["seed 1", "seed 2"]
-    with pytest.raises(FileExistsError, match="interpolation.png exists already"):
+    with pytest.raises(FileExistsError, match="interpolation.png already exists"):
         found.save(tmp_path)
     found.save(tmp_path, overwrite=True)
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from undiffuse.pictures import SampleWriter
+from undiffuse.pictures import save_png
 from undiffuse.pictures.arrays import as_picture
 from undiffuse.pictures.units import IN_UNITS, check_format, default_format, preview, preview_text
 from undiffuse.pipelines import grids
@@ -115,30 +115,31 @@ class Samples(Sequence[Image.Image]):
         title = count_of(len(self), "sample")
         return grids.class_grid(self.images[:count], classes, self.names, title, self._described)
 
-    def save(self, folder: str | Path, format: Any = None) -> Path:
+    def save(self, folder: str | Path, format: Any = None, overwrite: bool = False) -> Path:
         """Writes one file for each image, with the record that makes it again (except in npy files), and a grid.
 
         Args:
             folder: A folder for them; it may hold other images of the same run.
             format: "png", or in the units of the model's training images "png16", "tiff" (32-bit float) or "npy"; None
                 takes "png", and "tiff" for images of other than 1, 3 or 4 channels.
+            overwrite: Whether to remove the samples of an earlier run from the folder first.
 
         Returns:
             The folder.
 
         Raises:
             ConfigError: The format cannot hold the images ("format").
-            ValueError: The folder holds something else.
+            ValueError: The folder belongs to a run with other settings.
+            FileExistsError: The folder holds files that no run wrote.
         """
         out, channels = Path(folder), self.images.shape[-1]
         format = default_format(channels) if format is None else format
         check_format(format, channels)
-        writer = SampleWriter(
-            out, format, run=self.run, notes=self.notes, label_names=self.names, value_range=self.value_range
-        )
+        writer = grids.open_writer(
+            out, format, overwrite, ["grid.png"],
+            run=self.run, notes=self.notes, label_names=self.names, value_range=self.value_range,
+        )  # fmt: skip
         writer.write(self.indices, self.values if format in IN_UNITS else self.images, self.labels)
-        from undiffuse.pictures import save_png
-
         ends = [min(self.indices), max(self.indices)]
         save_png(out / "grid.png", self.grid(), {**self.run, **self.notes, "images": ends}, overwrite=True)
         return out
