@@ -255,7 +255,7 @@ def test_the_command_line_samples_from_it(solver: str, model: Path, tmp_path: Pa
 def test_it_is_described(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("inspect", model) == 0
     told = capsys.readouterr().out
-    assert "DDPM's own layout" in told
+    assert ", DDPM layout" in told
     assert "none (unconditional)" in told
     assert "variance fixed_large" in told
 

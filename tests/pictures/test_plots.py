@@ -72,7 +72,7 @@ def test_axes_have_their_names_and_title(figures: list[Any]) -> None:
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert {t.get_text() for t in axes.texts} == set(FRONTIER.notes["solver 0"])
     legend = {t.get_text() for t in figures[0].subfigs[0].legends[0].get_texts()}
-    assert legend == {*FRONTIER.lines, *FRONTIER.levels}
+    assert legend == {*FRONTIER.lines, *FRONTIER.hlines}
 
 
 def test_the_same_data_give_the_same_pixels_whatever_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:

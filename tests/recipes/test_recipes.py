@@ -302,6 +302,6 @@ def test_general_recipe_for_awkward_folders() -> None:
     for classes in (None, 1):
         with pytest.raises(ValueError, match="at least two classes"):
             for_data(32, 3, classes, kind="classifier")
-    with pytest.raises(ValueError, match="diffusion, classifier"):
+    with pytest.raises(ValueError, match="diffusion or classifier"):
         for_data(32, 3, kind="upsampler")
     assert all("not measured here" in get(name).summary for name in GENERAL)

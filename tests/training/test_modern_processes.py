@@ -122,7 +122,7 @@ def test_what_networks_are_shown_and_told() -> None:
     torch.testing.assert_close(scale * level.sigma, t)
     # nothing is infinite at the ends, where the network hears the last thing it knows
     ends = Level(torch.tensor([0.0, 1.0]).double(), torch.tensor([1.0, 0.0]).double())
-    assert edm.time(ends, like[:2]).tolist() == pytest.approx([math.log(80) / 4, math.log(0.002) / 4], rel=1e-6)
+    assert edm.time(ends, like[:2]).tolist() == pytest.approx([math.log(80) / 4, math.log(0.0002) / 4], rel=1e-6)
     assert flow.time(ends, like[:2]).tolist() == [1000, 0]
 
 
