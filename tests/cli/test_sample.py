@@ -132,6 +132,10 @@ def test_from_record(model: Path, classifier: Path, tmp_path: Path, capsys: pyte
     assert np.abs(pixels(again) - pixels(original)).max() <= 1
     assert read_record(again)["index"] == 2
 
+    for option in (("--steps", 7), ("--guidance", 2), ("--precision", "bf16")):  # never ignored silently
+        assert call("sample", "--from-record", original, *option, "--out", tmp_path / "other.png") == 2
+        assert f"{option[0]} cannot be combined with --from-record" in capsys.readouterr().err
+    assert not (tmp_path / "other.png").exists()
     assert call("sample", "--from-record", out / "grid.png") == 2
     assert "is not a single sample" in capsys.readouterr().err
     Image.new("L", (8, 8)).save(tmp_path / "bare.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,3 +60,17 @@ def test_a_saved_folder_is_added_to_and_replaced_on_demand_only(
     (tmp_path / "photos" / "holiday.jpg").write_bytes(b"x")
     with pytest.raises(FileExistsError, match=r"holiday\.jpg"):
         samples.save(tmp_path / "photos", overwrite=True)
+
+
+def test_a_folder_begun_under_former_names_is_finished(pipeline: Pipeline, tmp_path: Path) -> None:
+    samples = pipeline.sample(1, classes="dress", solver="ddpm", progress=False)
+    folder = samples.save(tmp_path / "o")
+    file = folder / "run.json"
+    settings = json.loads(file.read_text())
+    settings["solver"], settings["reclip"] = "ancestral", settings.pop("clip_after_guidance")
+    file.write_text(json.dumps(settings))
+    samples.save(folder)
+    settings["steps"] = "3"
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="steps"):
+        samples.save(folder)
