@@ -1,4 +1,4 @@
-"""`undiffuse nll`: what it prints, and options that would do nothing. `likelihood.measure` is tested by itself."""
+"""`undiffuse nll`: what it prints, and options that would do nothing. `likelihood.measure` has tests of its own."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_inspect_of_names_pairs_and_strangers(tmp_path: Path, capsys: pytest.Cap
     assert DIFFUSION.licence in capsys.readouterr().out
     assert call("inspect", "files/tiny_diffusion.pt@tiny_diffusion use_new_attention_order=False") == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "tiny_diffusion, as asked: images of 32 pixels, heads of 16 channels, legacy order" in text
+    assert "tiny_diffusion, as given: images of 32 pixels, heads of 16 channels, legacy order" in text
     assert "flags: use_new_attention_order False" in text
     write(tmp_path / "unknown.pt", {k: v for k, v in weights_of(DIFFUSION).items() if k != "label_emb.weight"})
     assert call("inspect", "unknown.pt") == 2

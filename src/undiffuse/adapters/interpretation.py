@@ -29,7 +29,7 @@ REASONS = {
     "hash": "by its hash",
     "name": "by its file name",
     "shapes": "by its shapes",
-    "like": "as asked",
+    "like": "as given",
 }
 Flags = dict[str, Any]
 RELEASES = (GUIDED, IMPROVED, CONSISTENCY, DDPM)

@@ -31,7 +31,7 @@ def translate(
 ) -> Edited:
     """Carries images from their own class to another: encodes them by DDIM and decodes under the other class.
 
-    The way back to the own class is also taken; its error tells how well the inversion works. Guidance acts on the way
+    The way back to the own class is also taken; its error shows how well the inversion works. Guidance acts on the way
     back to images.
 
     Args:

@@ -77,7 +77,7 @@ def measure(
         flow: How the flow is measured; its `decoder` is replaced by `decoder`.
         classes: The class of all images, or one for each; by default what `labels_of` finds.
         labels, fit, on_broken: See `open_images`; unreadable images that are skipped are listed in the report.
-        seed: Seed of all noise. What is drawn for an image depends on the seed and the image's number only.
+        seed: Random seed. What is drawn for an image depends on the seed and the image's number only.
         batch: Images at once; by default what fits into memory.
         device, precision, weights: See `Pipeline.from_pretrained`; of a `Pipeline` its own.
         out: A folder for bits.json, bits.png and the rows measured so far, so that the same call resumes.

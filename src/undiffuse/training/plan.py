@@ -275,7 +275,7 @@ def _choose(
         recipe = recipes.get(request.recipe)
         if recipe.kind != request.kind:
             raise ConfigError("recipe", f"{recipe.name} is for a {recipe.kind}: use kind={recipe.kind!r}")
-        return recipe, "as asked"
+        return recipe, "as given"
     known = request.data.partition(":")[0]
     free = request.size is None and request.channels is None and partner is None and init is None and net is None
     if known in NAMED_SETS and free:

@@ -74,7 +74,7 @@ def arrange(images: NDArray[Any], where: str, layout: Layout = "auto") -> tuple[
     """A view [N, H, W] or [N, H, W, C] of an array of pictures, and sentences about what was decided.
 
     Raises:
-        ValueError: axes that cannot be told apart.
+        ValueError: The axes are ambiguous.
     """
     notes = []
     if images.ndim == 2:
