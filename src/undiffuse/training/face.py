@@ -21,6 +21,7 @@ from undiffuse.training.events import Listener, read_events
 from undiffuse.training.loggers import make_loggers
 from undiffuse.training.plan import TrainPlan, plan
 from undiffuse.training.progress import TrainingProgress
+from undiffuse.training.provenance import add_session
 from undiffuse.training.request import TrainRequest, read_request, write_request
 from undiffuse.training.tasks import LossFn, Task
 from undiffuse.util.errors import ConfigError
@@ -245,7 +246,10 @@ def run_plan(
 
 
 class _KeepRequest:
-    """Writes the request into the run folder once the run has begun, which only the owner of the folder may do."""
+    """Writes the request and where it is trained into the run folder once the run has begun.
+
+    Only the owner of the folder may do so.
+    """
 
     def __init__(self, made: TrainPlan, stored: bool) -> None:
         self._made, self._stored = made, stored
@@ -253,6 +257,7 @@ class _KeepRequest:
     def __call__(self, record: Any) -> None:
         if record.kind == "start" and record.images < self._made.config.total_images:
             write_request(self._made.out, self._made.request, self._stored)
+            add_session(self._made.out, {"images": record.images, "processes": record.values.get("world_size")})
 
 
 def _sort(overrides: Mapping[str, Any], given: dict[str, Any]) -> None:
