@@ -14,6 +14,7 @@ from undiffuse.cli.training_report import finish, summary
 from undiffuse.data import ImageDataset, check_trainable
 from undiffuse.kernels import keep_memory
 from undiffuse.pipelines.grids import quoted
+from undiffuse.training.deadline import OUT_OF_TIME, REQUEUE
 from undiffuse.training.face import MODEL, run_plan
 from undiffuse.training.plan import plan
 from undiffuse.training.progress import TrainingProgress
@@ -21,8 +22,8 @@ from undiffuse.training.request import TrainRequest, read_request
 from undiffuse.util.launch import is_main_process
 from undiffuse.util.text import count_of, join_names
 
-STOPPED = {"SIGINT": 130, "SIGTERM": 143}
-_RECIPE_FIELDS = ("microbatch", "lr", "timesteps", "precision", "compile")
+STOPPED = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": REQUEUE, OUT_OF_TIME: REQUEUE}
+_RECIPE_FIELDS = ("microbatch", "lr", "timesteps", "precision", "compile", "time_limit")
 _EVALUATION = ("against", "extractor", "extractor_weights", "grey", "best_by")
 
 

@@ -111,6 +111,25 @@ class DistContext:
             dist.broadcast(content, src=0)
             return json.loads(bytes(content.cpu().numpy()).decode())
 
+    def gather_json(self, value: Any) -> list[Any]:
+        """Returns the JSON values of all ranks, in their order, on every rank."""
+        return [value] if self.job is None else self.job.gather_json(value)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another process has died or failed, so that this one is about to end."""
+        return self.job is not None and self.job.watch is not None and self.job.watch.failure is not None
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """A block in which this process may take a minute although another one has died."""
+        watch = self.job.watch if self.job is not None else None
+        if watch is not None:
+            watch.saving = True
+        yield
+        if watch is not None:
+            watch.saving = False
+
     def barrier(self) -> None:
         """Waits until every rank has arrived."""
         if self.world_size > 1:
@@ -142,7 +161,10 @@ def resolve_device(name: str | None, local_rank: int | None = None) -> torch.dev
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {name!r} is not available: this PyTorch sees no CUDA device; use the device cpu")
-        local_rank = launch().local_rank if local_rank is None else local_rank
+        if local_rank is None:
+            own = launch()
+            alone = own.by == "srun" and torch.cuda.device_count() == 1  # Slurm can show each task its own GPU only
+            local_rank = 0 if alone else own.local_rank
         index = device.index if device.index is not None else local_rank
         if index >= torch.cuda.device_count():
             raise ValueError(
@@ -169,7 +191,7 @@ def session(device: str | None = None) -> Iterator[DistContext]:
         ValueError: The environment is incomplete, or the device does not support several processes.
     """
     with join() as job:
-        where = resolve_device(device, job.launch.local_rank)
+        where = resolve_device(device)
         if job.world_size == 1:
             yield DistContext(device=where)
             return

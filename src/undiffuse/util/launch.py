@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Launch", "first_host", "is_main_process", "launch", "own_rank"]
+__all__ = ["STARTED", "Launch", "first_host", "is_main_process", "launch", "own_rank"]
 
+STARTED = time.time()
+"""When this process started, or rather imported this module, which commands do first."""
 _PORTS = (20_000, 10_000)
 """The first and the number of the ports that jobs under srun use, chosen by the number of the job."""
 
