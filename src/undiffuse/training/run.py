@@ -18,7 +18,7 @@ from undiffuse.checkpoints import images_of
 from undiffuse.data import Batch, ImageDataset, batches
 from undiffuse.data.content import ContentIndex, content_index
 from undiffuse.data.torch_dataset import StreamDataset
-from undiffuse.distributed import DistContext
+from undiffuse.distributed import DistContext, GradientExchange
 from undiffuse.kernels import Plan, planned
 from undiffuse.nets.protocol import memory_format
 from undiffuse.nets.runner import NetworkRunner
@@ -72,6 +72,7 @@ class Run:
         self.chain_steps = task.process.steps
         place = placement(task.process, self.custom.density or config.density, whole=not task.continuous)
         self.state = TrainState(task.net, config, self.chain_steps, place, self.custom)
+        self.exchange = GradientExchange(task.net.parameters(), ranks, config.gradient_dtype)
         self._share = config.batch // ranks.world_size
         self.state.microbatch = min(self.state.microbatch, self._share)
         self.forward = NetworkRunner(task.net, config.precision, self.device, config.compile)
@@ -161,6 +162,7 @@ class Run:
             with suppress(OSError, ValueError):  # reported, or an error ends the run anyway
                 self._saver.wait()
         finally:
+            self.exchange.close()
             self._stack.close()
 
     def identity(self) -> dict[str, Any]:
@@ -249,6 +251,8 @@ class Run:
 
     def diagnosis_text(self, problem: dict[str, Any]) -> str:
         """The message of the error that ends a diverging run."""
+        with suppress(OSError):  # which is not why the run ends
+            self._saver.wait()
         return describe(problem, self.config, self.checkpoint)
 
     def note_microbatch(self, microbatch: int) -> None:
