@@ -115,11 +115,12 @@ def check_data(path: str) -> list[Finding]:
         repeated = [n for n in Counter(content.sums.tolist()).values() if n > 1]
         if repeated:
             extra = sum(repeated) - len(repeated)
+            verb = "repeats" if extra == 1 else "repeat"
             found.append(
                 Finding(
                     severity="problem" if extra > 0.05 * len(source) else "advice",
-                    text=f"{count_of(extra, 'file')} of {len(source):,} {'repeats' if extra == 1 else 'repeat'} another file byte "
-                    f"for byte; the most frequent is there {max(repeated):,} times.",
+                    text=f"{count_of(extra, 'file')} of {len(source):,} {verb} another file byte for "
+                    f"byte; the most frequent is there {max(repeated):,} times.",
                     do="Remove the copies: a model learns images that are repeated by heart.",
                 )
             )

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 from PIL import Image
 
@@ -24,7 +25,7 @@ def chart(panel: Panel) -> str:
     lines = []
     for k, (name, points) in enumerate(panel.lines.items()):
         step = max(1, math.ceil(len(points) / MOST))
-        entry = {
+        entry: dict[str, Any] = {
             "name": name,
             "colour": k % COLOURS,
             "points": [[x, _plain(y)] for x, y in points if math.isfinite(x)][::step],
