@@ -23,7 +23,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from undiffuse.cli.options import settle
-from undiffuse.cli.parser import COMMANDS, build_parser
+from undiffuse.cli.parser import COMMANDS, SHARED, build_parser
 from undiffuse.cli.words import in_options
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.launch import is_main_process, launch
@@ -34,9 +34,6 @@ INTERRUPTED = 130
 MISTAKE = 2
 LOST = 1
 _LAST = 2.0  # seconds
-SHARED = {"train", "train-classifier", "sample", "encode", "decode", "inpaint", "restore", "vary", "translate", "nll"}
-SHARED |= {"evaluate", "reference", "sweep"}
-"""The commands that processes started by torchrun or srun share. Of the others only rank 0 does the work."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,8 +63,15 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         settle(args)
         started = launch()
-        if args.command not in SHARED and not started.is_main:
-            return 0
+        if args.command not in SHARED and started.world_size > 1:
+            if not started.is_main:
+                return 0
+            os.environ["WORLD_SIZE"] = "1"  # nothing it calls waits for the others
+            started = launch()
+        if getattr(args, "processes", None) not in (None, 1) and started.world_size == 1:
+            from undiffuse.cli.processes import run_processes
+
+            return run_processes(args.processes, words)
         _set_wait_policy()
         body, files = _imported(f"undiffuse.cli.{args.module}", "undiffuse.cli.downloading")
         shares = started.world_size > 1 and args.command in SHARED
