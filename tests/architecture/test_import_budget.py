@@ -45,7 +45,7 @@ OF_HELP = {
     "undiffuse.config", "undiffuse.config.fields", "undiffuse.config.guidance", "undiffuse.config.kinds",
     "undiffuse.config.sampler",
     "undiffuse.grid_specs", "undiffuse.solvers", "undiffuse.solvers.registry", "undiffuse.util",
-    "undiffuse.util.errors", "undiffuse.util.tables", "undiffuse.util.text",
+    "undiffuse.util.errors", "undiffuse.util.launch", "undiffuse.util.tables", "undiffuse.util.text",
 }  # fmt: skip
 MOST_FOR_HELP = 60  # modules beside those that come with dataclasses, from whose fields options are made
 
