@@ -36,6 +36,7 @@ from undiffuse.adapters import (
     published,
     published_consistency,
     returning,
+    score_sde_weights,
 )
 from undiffuse.adapters.ddpm_interpretation import interpret_ddpm
 from undiffuse.adapters.interpretation import Interpretation, Like, interpret
@@ -44,7 +45,7 @@ from undiffuse.adapters.published_entry import CONSISTENCY, DDPM, Published
 from undiffuse.checkpoints import CheckpointError
 from undiffuse.config import SamplerConfig
 from undiffuse.config.advice import to_manifest
-from undiffuse.nets import ClassifierConfig
+from undiffuse.nets import ClassifierConfig, UNet2DConfig
 
 _Found: TypeAlias = tuple[Interpretation, Mapping[str, Tensor], str, Mapping[str, Any]]
 """Interpretation, weights by our names, name of the weights, further entries of the manifest."""
@@ -213,6 +214,8 @@ def _of_file(path: Path, digest: str, said: Like | None, which: str | None, know
         return meaning, as_ours(weights.tensors), weights.name, more
     if ddp_weights.looks_like(weights.tensors):
         return _of_ddp(weights, said)
+    if score_sde_weights.looks_like(weights.tensors):
+        return _of_score_sde(weights, said)
     meaning, state = interpret_ddpm(weights.tensors, path, said, known)
     return meaning, state, weights.name, {}
 
@@ -225,21 +228,34 @@ def _of_edm(weights: foreign.Weights, said: Like | None) -> _Found:
     module = content.get(weights.name) if isinstance(content, Mapping) else content
     config, process, state = edm_weights.read(module, weights.tensors)
     facts = {"its own arguments": f"EDM's network, {config.design}, images of {config.size[0]} pixels",
-             "licence": edm_weights.LICENCE}  # fmt: skip
-    more = {"sampling": to_manifest(edm_weights.advice(config))}
+             "its preconditioning": process.levels_text, "licence": edm_weights.LICENCE}  # fmt: skip
+    more = {"sampling": to_manifest(edm_weights.advice(config, process))}
+    return Interpretation(config, process, facts), state, weights.name, more
+
+
+def _settings(said: Like | None, program: str) -> dict[str, str]:
+    """Returns what the user says of a file of a program that is none of OpenAI's, by name."""
+    said = said or Like()
+    if said.entry is not None or said.release is not None:
+        raise ValueError(f"this is a model of {program}: only settings that it lacks can be given, as name=value")
+    return {**said.stored, **said.flags}
+
+
+def _of_score_sde(weights: foreign.Weights, said: Like | None) -> _Found:
+    """Interprets a checkpoint of score_sde_pytorch."""
+    config, process, state = score_sde_weights.read(weights.tensors, _settings(said, programs.SCORE_SDE))
+    what = "NCSN++" if isinstance(config, UNet2DConfig) or config.filtered else "DDPM++"
+    facts = {"shapes": f"{what} of score_sde_pytorch", "as said": process.levels_text}
+    more = {"sampling": to_manifest(score_sde_weights.advice(config.size[0]))}
     return Interpretation(config, process, facts), state, weights.name, more
 
 
 def _of_ddp(weights: foreign.Weights, said: Like | None) -> _Found:
     """Interprets a file of denoising-diffusion-pytorch."""
-    said = said or Like()
-    if said.entry is not None or said.release is not None:
-        raise ValueError(
-            "this is a model of denoising-diffusion-pytorch: only settings that it lacks can be given, as name=value"
-        )
+    flags = _settings(said, programs.DDP)
     beside = weights.beside if isinstance(weights.beside, Mapping) else {}
     version = str(beside.get("version") or "")
-    config, process, state = ddp_weights.read(weights.tensors, {**said.stored, **said.flags}, version)
+    config, process, state = ddp_weights.read(weights.tensors, flags, version)
     facts = {
         "shapes": f"the U-Net of denoising-diffusion-pytorch {version}".rstrip(),
         "its tables": f"{process.levels_text}, predicts {process.target}, variance {process.variance}",

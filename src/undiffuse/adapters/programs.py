@@ -24,16 +24,12 @@ ONNX_REASON = (
     "itself, use onnxruntime"
 )
 
-_USUAL = {DDP: ("ema_model", "ema")}
+_USUAL = {DDP: ("ema_model", "ema"), SCORE_SDE: ("ema", "model")}
 """Names of the weights that a program samples with."""
 
 _PERSISTENT = "_reconstruct_persistent_obj"  # the function with which NVIDIA's pickles build their objects
 
 _WHY = {
-    SCORE_SDE: (
-        "is a checkpoint of score_sde_pytorch (Song et al. 2021): its networks (NCSN++, DDPM++) and its continuous "
-        "SDEs are not supported. Use the same model as a diffusers folder with a UNet2DModel"
-    ),
     EDM2: (
         "is a network pickle of NVIDIA's EDM2 (Karras et al. 2024): its magnitude-preserving network is not supported"
         "{latent}. Use a model of guided diffusion's architecture, or a diffusers UNet2DModel"
