@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tests.adapters.test_ddp_weights as ddp
+import tests.adapters.test_edm2_weights as karras
 import tests.adapters.test_edm_weights as nvidia
 import tests.adapters.test_score_sde_weights as song
 from support.cli_runs import call, write_model
@@ -129,12 +130,6 @@ class SongUNet(torch.nn.Module):
     """Named like NVIDIA's."""
 
 
-class Precond(torch.nn.Module):
-    """Named like EDM2's."""
-
-    img_channels = 4
-
-
 def edm(folder: Path) -> None:
     nvidia.test_a_pickle_is_sampled_as_edm_does(folder, CAPTURED[0])
 
@@ -144,9 +139,7 @@ def edm_others(folder: Path) -> None:
 
 
 def edm2(folder: Path) -> None:
-    path = folder / "edm2.pkl"
-    path.write_bytes(dumped({"ema": Precond()}))
-    refused(path, "EDM2 .Karras et al. 2024.")
+    karras.test_denoised_images_are_those_that_edm2_gave("classes", folder)
 
 
 def dumped(content: Any) -> bytes:
@@ -211,7 +204,7 @@ def test_every_row_has_a_test() -> None:
 def test_the_row_is_true(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     CAPTURED[:] = [capsys]
     row = next(row for row in table("programs") if row[0].startswith(name))
-    unread = (other_diffusers, k_diffusion, edm2, latent, dit, onnx, script)
+    unread = (other_diffusers, k_diffusion, latent, dit, onnx, script)
     assert row[2].startswith("refused") == (ROWS[name] in unread)
     ROWS[name](tmp_path)
 

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from undiffuse.nets import DDPMConfig, EDMUNetConfig, RMSUNetConfig, UNet2DConfig, UNetConfig, prepare_for_inference
+from undiffuse.nets import (
+    DDPMConfig,
+    EDM2UNetConfig,
+    EDMUNetConfig,
+    RMSUNetConfig,
+    UNet2DConfig,
+    UNetConfig,
+    prepare_for_inference,
+)
 
 SHARED: dict[str, Any] = {"image_size": 16, "model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1}
 SKIPS: dict[str, Any] = {
@@ -20,6 +28,7 @@ CONFIGS: dict[str, Any] = {
     "ddpm++": EDMUNetConfig(**SHARED),
     "ncsn++": EDMUNetConfig(**SHARED, time_type="fourier", time_mult=2, residual_input=True, filtered=True),
     "edm's adm": EDMUNetConfig(**{**SHARED, "model_channels": 64}, design="dhariwal"),
+    "edm2": EDM2UNetConfig(**SHARED, attention_resolutions=(2,), time_channels=32, embedding=64, head_channels=32),
     "unet2d": UNet2DConfig(**SHARED, down_types=("DownBlock2D", "AttnDownBlock2D"),
                            up_types=("AttnUpBlock2D", "UpBlock2D")),
     "unet2d skips": UNet2DConfig(**SHARED, **SKIPS, norm_groups=None, time_type="fourier", head_channels=None),

@@ -93,7 +93,7 @@ def read(path: Path, which: str | None = None) -> Weights:
         found = score_sde_weights.state_dicts(content) if program == programs.SCORE_SDE else dict(_state_dicts(content))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    if program == programs.EDM:
+    if program in (programs.EDM, programs.EDM2):
         name = next((name for name in (which or "ema", ALONE) if name in found), None)
         if name is None:
             raise CheckpointError(f"{path} has no weights {which or 'ema'!r}; it has: {', '.join(found)}")
