@@ -30,15 +30,13 @@ from undiffuse.adapters import (
     foreign,
     imagenet_classes,
     openai_flags,
-    other_programs,
     published,
     published_consistency,
     returning,
 )
 from undiffuse.adapters.ddpm_interpretation import interpret_ddpm
-from undiffuse.adapters.interpretation import Interpretation, Like, interpret
+from undiffuse.adapters.interpretation import Found, Interpretation, Like, interpret
 from undiffuse.adapters.openai_weights import as_ours, looks_like, recognise
-from undiffuse.adapters.other_programs import Found
 from undiffuse.adapters.published_entry import CONSISTENCY, DDPM, Published
 from undiffuse.checkpoints import CheckpointError
 from undiffuse.config.advice import to_manifest
@@ -191,6 +189,8 @@ def _of_file(path: Path, digest: str, said: Like | None, which: str | None, know
         back = returning.of_program(path)
         return _returned(back, path)
     weights = foreign.read(path, which)
+    from undiffuse.adapters import other_programs  # which most files do not need
+
     other = other_programs.read(weights, said)
     if other is not None:
         return other
