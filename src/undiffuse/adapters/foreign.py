@@ -19,7 +19,15 @@ import safetensors
 import torch
 from torch import Tensor
 
-from undiffuse.adapters import ddp_weights, ddpm_weights, openai_args, openai_weights, pickled, programs
+from undiffuse.adapters import (
+    ddp_weights,
+    ddpm_weights,
+    openai_args,
+    openai_weights,
+    pickled,
+    programs,
+    score_sde_weights,
+)
 from undiffuse.checkpoints import METADATA_KEY, CheckpointError
 from undiffuse.util.limits import check_header
 from undiffuse.util.text import count_of
@@ -81,8 +89,11 @@ def read(path: Path, which: str | None = None) -> Weights:
     refusal = programs.refusal(program, content)
     if refusal:
         raise CheckpointError(f"{path} {refusal}")
-    found = dict(_state_dicts(content))
-    if program == programs.EDM:
+    try:
+        found = score_sde_weights.state_dicts(content) if program == programs.SCORE_SDE else dict(_state_dicts(content))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if program in (programs.EDM, programs.EDM2):
         name = next((name for name in (which or "ema", ALONE) if name in found), None)
         if name is None:
             raise CheckpointError(f"{path} has no weights {which or 'ema'!r}; it has: {', '.join(found)}")
@@ -252,7 +263,10 @@ def _is_counter(name: str, value: Tensor) -> bool:
 def names_a_network(names: Mapping[str, Any]) -> bool:
     """Returns whether these are the names of the weights of a known network."""
     return (
-        openai_weights.looks_like(names) or ddpm_weights.recognise(names) is not None or ddp_weights.looks_like(names)
+        openai_weights.looks_like(names)
+        or ddpm_weights.recognise(names) is not None
+        or ddp_weights.looks_like(names)
+        or score_sde_weights.looks_like(names)
     )
 
 
