@@ -84,8 +84,8 @@ def parse(text: str, name: str = "UNDIFFUSE_KERNELS") -> Setting:
         else:
             raise ValueError(
                 f"{name} is {text!r}; expected one of {', '.join(CHOICES)}, off, {', '.join(TIMING)}, or an operation "
-                f"and its implementation such as conv3x3=torch (operations: {', '.join([*OPERATIONS, *GPU])}), with commas "
-                "between"
+                f"and its implementation such as conv3x3=torch (operations: {', '.join([*OPERATIONS, *GPU])}), with "
+                "commas between"
             )
     return Setting(which, timing, pins)
 

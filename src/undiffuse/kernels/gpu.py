@@ -84,8 +84,9 @@ def _try(device: torch.device, dtype: torch.dtype) -> bool:
 
         for side in (8, 20):
             x, given, grad = _example(device, dtype, side)
-            y, moments = norm_act_triton.forward(x, *given, 32, 1e-5, True)
-            gx, sums = norm_act_triton.backward(grad, x, *given, moments, 32, True)
+            weight, bias, scale, shift = given
+            y, moments = norm_act_triton.forward(x, weight, bias, scale, shift, 32, 1e-5, True)
+            gx, sums = norm_act_triton.backward(grad, x, weight, bias, scale, shift, moments, 32, True)
             for found, expected in zip((y, gx, *sums), _expected(x, given, grad), strict=True):
                 error = (found.double() - expected).abs().max()
                 if not bool(error <= _NEAR[dtype] * expected.abs().max()):

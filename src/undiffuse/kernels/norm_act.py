@@ -184,15 +184,14 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        saved = ctx.saved_tensors  # activation checkpoints allow one look at them
-        x, weight, bias, scale, shift, _ = saved
+        x, weight, bias, scale, shift, moments = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative
             return (*_differentiable(ctx, grad, x, weight, bias, scale, shift), None, None, None, None)
         grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
         if isinstance(ctx.fused, ModuleType):
-            gx, sums = ctx.fused.backward(grad, *saved, ctx.groups, ctx.act)
+            gx, sums = ctx.fused.backward(grad, x, weight, bias, scale, shift, moments, ctx.groups, ctx.act)
         else:
-            gx, sums = _backward(ctx.fused, grad, *saved, ctx.groups, ctx.act)
+            gx, sums = _backward(ctx.fused, grad, x, weight, bias, scale, shift, moments, ctx.groups, ctx.act)
         gain, offset = sums  # gradients of the normalised x's factor and summand, per image and channel
         if scale is None:
             return gx, gain.sum(0), offset.sum(0), None, None, None, None, None, None
