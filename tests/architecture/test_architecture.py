@@ -90,6 +90,7 @@ OUTSIDE = {
     "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "pipelines", "cli"},
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
     "matplotlib": {"pictures"},
+    "triton": {"kernels"},
     "diffusers": {"adapters"},
     "onnxruntime": {"adapters"},
     "huggingface_hub": {"adapters"},
