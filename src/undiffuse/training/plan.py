@@ -20,7 +20,7 @@ from undiffuse.data import NAMED_SETS, DataConfig, ImageDataset, Source, open_da
 from undiffuse.data.images import size_pair
 from undiffuse.data.memory import renumbered, unlabelled
 from undiffuse.data.probe import DataProbe
-from undiffuse.data.ranges import FoundRange, find_value_range
+from undiffuse.data.ranges import FoundRange, declared_range, find_value_range
 from undiffuse.data.screening import OnTiny, find_flaws
 from undiffuse.data.sources import Excluded
 from undiffuse.data.torch_dataset import StreamDataset
@@ -264,7 +264,9 @@ def _probe(request: TrainRequest, data: Source | StreamDataset | None, labels: s
     if data is None:
         wanted: Any = declared or ("found" if request.value_range == "auto" else None)
         data = open_data(request.data, labels=labels, check="none", value_range=wanted, **request.reading)
-    return DataProbe(data, find_value_range(data) if request.value_range == "auto" else declared)
+    if request.value_range == "auto":
+        return DataProbe(data, find_value_range(data))
+    return DataProbe(data, declared or declared_range(data))
 
 
 def _choose(
