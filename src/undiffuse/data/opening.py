@@ -107,7 +107,7 @@ def open_data(
     if isinstance(source, FileSource):
         source.max_pixels = max_pixels
         if source.labels is None and not source.labels_settled:
-            source = label_files(source, labels, label_names, on_broken, without_part(source.names))
+            source = label_files(source, labels, label_names, on_broken, without_part(source.names.runs))
         if isinstance(source, FileSource):
             if source.value_range is None and (recorded := recorded_range(source)) is not None:
                 source.value_range = recorded
