@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from undiffuse import checkpoints
-from undiffuse.adapters import foreign, hub, published
+from undiffuse.adapters import hub, published
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models.model import ClassifierModel, DiffusionModel
 from undiffuse.nets import registry
@@ -42,7 +42,7 @@ def resolve(reference: str | Path, weights: str | None = None) -> Path:
     """
     path = Path(reference)
     if os.path.isfile(path):  # os.path, because flags may be longer than any file's name, which pathlib calls an error
-        return path if foreign.is_ours(path) else _importing().convert(path, which=weights)
+        return path if checkpoints.is_ours(path) else _importing().convert(path, which=weights)
     if os.path.isdir(path):
         newest = checkpoints.latest(path)
         if newest is not None:
@@ -58,7 +58,7 @@ def resolve(reference: str | Path, weights: str | None = None) -> Path:
         return _of_hub(str(reference), weights)
     file, like = split_reference(reference)
     if like is not None:
-        if os.path.isfile(file) and foreign.is_ours(Path(file)):
+        if os.path.isfile(file) and checkpoints.is_ours(Path(file)):
             raise ValueError(f"{file} says itself what it is: leave {like!r} out")
         return _importing().convert(file, like, weights)
     shown = str(reference) if len(str(reference)) < 200 else f"{str(reference)[:197]}..."
