@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"grid_specs", "solvers", "noise_levels"},
     "kernels": {"downloads"},
     "nets": {"kernels", "arithmetic"},
-    "data": {"pixels", "downloads", "adapters", "noise"},  # of these, ImageNet's classes
+    "data": {"pixels", "downloads", "adapters", "noise", "pictures"},  # of adapters, ImageNet's classes
     "pictures": {"pixels"},
     "noise_levels": {"schedules"},
     "prediction": {"noise_levels"},
@@ -90,6 +90,7 @@ OUTSIDE = {
     "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "pipelines", "cli"},
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
     "matplotlib": {"pictures"},
+    "triton": {"kernels"},
     "diffusers": {"adapters"},
     "onnxruntime": {"adapters"},
     "huggingface_hub": {"adapters"},
