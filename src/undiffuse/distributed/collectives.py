@@ -104,12 +104,15 @@ class DistContext:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """A block in which this process may take a minute although another one has died."""
+        """A block in which this process waits for a disk: it has a minute if another dies, and does not stand still."""
         watch = self.job.watch if self.job is not None else None
-        if watch is not None:
-            watch.saving = True
-        yield
-        if watch is not None:
+        if watch is None:
+            yield
+            return
+        watch.saving = True
+        try:
+            yield
+        finally:
             watch.saving = False
 
     def barrier(self) -> None:

@@ -83,7 +83,7 @@ class Watch:
         self.calls = 0  # collective operations begun
         self.waiting = 0  # whether this process is in one, in which it stands still while others do not come
         self.sharing = False  # whether every process should be moving
-        self.saving = False
+        self.saving = False  # whether this process writes what must not be lost
         self.done: Callable[[], float] = lambda: 0.0
         self._say = say or _write
         self._motion, self._began = Motion(), time.monotonic()
@@ -311,7 +311,8 @@ class Watch:
                 peer.named = False
 
     def _own_beat(self) -> dict[str, Any]:
-        still = 0.0 if self.waiting else self._motion.look()
+        still = self._motion.look()
+        still = 0.0 if self.waiting or self.saving else still
         return {"done": self.done(), "calls": self.calls, "still": round(still, 1), "where": self._motion.where}
 
     def _all_left(self) -> bool:

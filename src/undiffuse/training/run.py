@@ -426,7 +426,8 @@ class Run:
                 self._sink.sync()
             self._saver.begin(self.state.images, self.state.tensors(), self.manifest())
             if wait:
-                self._saver.wait()
+                with self.ranks.saving():
+                    self._saver.wait()
             for text in self.kernels.notes:
                 self.log("note", text=f"the run before used {text}")
             self.kernels.notes.clear()
