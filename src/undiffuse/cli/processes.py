@@ -31,7 +31,8 @@ def run_processes(count: int, words: Sequence[str]) -> int:
         words: The words after `undiffuse`.
 
     Returns:
-        The exit status of rank 0, or of the first process that failed if rank 0 did not; 1 for one that was killed.
+        The exit status of rank 0, or of the first process that failed if rank 0 did not; 128 and the signal for
+        one that was killed.
     """
     address, threads = "127.0.0.1", max(1, len(os.sched_getaffinity(0)) // count) if sys.platform == "linux" else 1
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": address, "MASTER_PORT": str(_free_port(address))}
@@ -70,7 +71,7 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
         if failed and not first:
             first, end = failed[0], time.monotonic() + _GRACE
     status = children[0].poll() or first or next((child.returncode for child in children if child.returncode), 0)
-    return int(status) if status >= 0 else 1
+    return int(status) if status >= 0 else 128 - int(status)
 
 
 def _free_port(address: str) -> int:
