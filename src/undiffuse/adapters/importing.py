@@ -25,20 +25,17 @@ from torch import Tensor
 from undiffuse import checkpoints, downloads
 from undiffuse.adapters import (
     diffusers_config,
-    diffusers_import,
     exporting,
     foreign,
     imagenet_classes,
     openai_flags,
-    other_programs,
     published,
     published_consistency,
     returning,
 )
 from undiffuse.adapters.ddpm_interpretation import interpret_ddpm
-from undiffuse.adapters.interpretation import Interpretation, Like, interpret
+from undiffuse.adapters.interpretation import Found, Interpretation, Like, interpret
 from undiffuse.adapters.openai_weights import as_ours, looks_like, recognise
-from undiffuse.adapters.other_programs import Found
 from undiffuse.adapters.published_entry import CONSISTENCY, DDPM, Published
 from undiffuse.checkpoints import CheckpointError
 from undiffuse.config.advice import to_manifest
@@ -171,6 +168,8 @@ def only_weights(folder: Path) -> Path | None:
 
 def _of_folder(folder: diffusers_config.Folder, files: tuple[Path, ...], path: Path, said: Like | None) -> Found:
     """Interprets a diffusers folder."""
+    from undiffuse.adapters import diffusers_import  # which most files do not need
+
     said = said or Like()
     if said.entry is not None or said.release not in (None, DDPM):
         raise ValueError(f"{path} has its own configuration: only settings that it lacks can be given, as name=value")
@@ -191,6 +190,8 @@ def _of_file(path: Path, digest: str, said: Like | None, which: str | None, know
         back = returning.of_program(path)
         return _returned(back, path)
     weights = foreign.read(path, which)
+    from undiffuse.adapters import other_programs  # which most files do not need
+
     other = other_programs.read(weights, said)
     if other is not None:
         return other

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
-
-from torch import Tensor
 
 from undiffuse.adapters import ddp_weights, edm2_weights, edm_weights, foreign, programs, score_sde_weights
-from undiffuse.adapters.interpretation import Interpretation, Like
+from undiffuse.adapters.interpretation import Found, Interpretation, Like
 from undiffuse.config import SamplerConfig
 from undiffuse.config.advice import to_manifest
 from undiffuse.nets import EDM2UNetConfig, EDMUNetConfig, UNet2DConfig
-
-Found: TypeAlias = tuple[Interpretation, Mapping[str, Tensor], str, Mapping[str, Any]]
-"""Interpretation, weights by our names, name of the weights, further entries of the manifest."""
 
 
 def read(weights: foreign.Weights, said: Like | None) -> Found | None:
