@@ -28,7 +28,7 @@ from undiffuse.adapters import (
     programs,
     score_sde_weights,
 )
-from undiffuse.checkpoints import METADATA_KEY, CheckpointError
+from undiffuse.checkpoints import CheckpointError
 from undiffuse.util.limits import check_header
 from undiffuse.util.text import count_of
 
@@ -61,16 +61,6 @@ class Weights:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes by name."""
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-
-
-def is_ours(path: Path) -> bool:
-    """Returns whether `undiffuse.checkpoints` should read a file, including a damaged one of ours."""
-    try:
-        check_header(path)
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            return METADATA_KEY in (file.metadata() or {})
-    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError):
-        return path.suffix.lower() == ".safetensors"
 
 
 def read(path: Path, which: str | None = None) -> Weights:

@@ -114,6 +114,21 @@ devices.{options.DATA}""", module="train")  # fmt: skip
     data.add_argument("--validation", metavar="DATA|SHARE", help=validation)
 
 
+def rerun(add: Any, commands: Any) -> None:
+    """The options of `rerun`."""
+    parser = add(
+        commands,
+        "rerun",
+        "RUN ",
+        """\
+Trains a finished run again, with the settings and data kept in its folder, and compares the weights and the loss. The
+exit status is 0 if they are equal up to rounding and 1 if not; versions and hardware that differ are listed. The same
+command again resumes a repetition that was stopped.""",
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--out", metavar="DIR", help="folder of the repetition (default: RUN-rerun)")
+
+
 def ema(add: Any, commands: Any) -> None:
     """The options of `ema`."""
     parser = add(
@@ -199,5 +214,7 @@ def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
     run.add_argument("--device", metavar="DEV", help="cpu, cuda, mps or auto (default: auto)")
     options.offline_option(run)
     options.pick(run, "--precision", ("fp32", "bf16", "fp16"), "precision of the network (default: from the recipe)")
+    limit = "save and end with status 75 within this time of the start, for example 3h50m (default: the Slurm job's)"
+    run.add_argument("--time-limit", type=values.time_span, metavar="TIME", help=limit)
     run.add_argument("--compile", action="store_true", default=None, help="compile the network with torch.compile")
     return what, data
