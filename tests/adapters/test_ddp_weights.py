@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,18 @@ def test_a_trainers_file_tells_all_but_the_size(tmp_path: Path, objective: str, 
     assert (model.weights, model.advice.solver, model.advice.steps) == ("ema_model", "ddpm", "100")  # type: ignore[union-attr]
     trained = load_diffusion(f"{file}@image_size=16", weights="model")
     assert trained.net.final_conv.bias.equal(other["model.final_conv.bias"])
+
+
+def test_a_learned_variance_goes_with_predicted_noise(tmp_path: Path) -> None:
+    """LearnedGaussianDiffusion trains and samples noise; its objective, pred_v by default, has no effect."""
+    config = replace(CONFIG, out_channels=6)
+    weights = {f"model.{name}": value for name, value in draw_weights(layout_of(config), 1).items()}
+    state = tables("pred_v") | weights
+    file = write(tmp_path / "model-3.pt", trainer_file(state, state))
+    process = load_diffusion(f"{file}@image_size=16").process
+    assert (process.target, process.variance, process.schedule) == ("eps", "learned_range", "sigmoid")
+    with pytest.raises(CheckpointError, match="predicts the noise whatever the objective"):
+        load_diffusion(f"{file}@image_size=16 objective=pred_v")
 
 
 def test_a_network_without_its_process(tmp_path: Path) -> None:

@@ -13,12 +13,15 @@ import pytest
 import torch
 
 from support.export_models import SMALL, model
+from tests.nets.test_prepared_networks import CONFIGS
 from undiffuse.adapters import export_graph as out
 from undiffuse.denoiser import ProcessConfig
+from undiffuse.grids import grid
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
 from undiffuse.noise import NoiseSource
 from undiffuse.sampling import generate
 from undiffuse.solvers import DDIM, DDPM
+from undiffuse.solvers.consistency import Consistency
 
 TINY: dict[str, Any] = {**SMALL, "image_size": 8, "channel_mult": (1,), "attention_resolutions": ()}
 CONDITIONAL = UNetConfig(**{**TINY, "out_channels": 6}, num_classes=3, use_scale_shift_norm=True)
@@ -79,6 +82,49 @@ def test_a_step_by_the_json_is_ours(target: str, variance: str) -> None:
         assert np.abs(theirs - ours).max() < 2e-4 * max(1.0, np.abs(ours).max()), kind
 
 
+CONTINUOUS = {
+    "edm": {"target": "edm", "sigma_data": 0.6},
+    "consistency": {"preconditioning": "edm", "target": "consistency", "time_factor": 250.0},
+    "edm of v": {"preconditioning": "edm", "target": "v"},
+    "flow": {"target": "velocity"},
+    "ve": {"target": "score", "sigma_min": 0.02, "sigma_max": 100.0},
+    "vp": {"target": "eps"},
+    "subvp": {"target": "eps", "beta_min": 0.2, "beta_max": 15.0},
+}
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_a_step_by_the_json_at_continuous_levels(name: str) -> None:
+    """Euler's method, or consistency sampling, with the lines of the JSON as they stand."""
+    import math
+
+    process = ProcessConfig(**{"preconditioning": name, "variance": "fixed_small", "steps": 40, **CONTINUOUS[name]})
+    given = model(UNetConfig(**TINY), process)
+    about = json.loads(json.dumps(out.instructions(given)))
+    assert about["inputs"]["x"]["what"] == "`seen` of `step`"
+    assert "abar" not in about
+    lines = about["step"]
+    path = grid(process.chain(), "4", "karras:from=-6,to=5")
+    levels = [path.transition(k).source for k in range(3, -1, -1)]
+    noises = [float(level.sigma / level.alpha) for level in levels]
+    noise = NoiseSource(1, [0, 1])
+    start = noise.normal((3, 8, 8), 0, "x_T")
+    drawn = iter(noise.normal((3, 8, 8), step, "step").double().numpy() for step in range(4))
+    x = start.double().numpy() / float(levels[0].alpha)
+    names: dict[str, Any] = {n: getattr(math, n) for n in ("sqrt", "log", "exp", "asinh")}
+    names |= {"x": x, "normal": lambda: next(drawn)}
+    exec(lines["constants"], names)
+    for s, r in zip(noises, [*noises[1:], 0.0], strict=True):
+        names |= {"s": s, "r": r}
+        exec(lines["input"], names)
+        names["out"] = run_net(given)(names["seen"], names["t"])
+        exec(lines["x0"], names)
+        exec(lines["step"], names)
+    solver = Consistency() if name == "consistency" else DDIM()
+    ours = generate(given.denoiser("none"), path, solver, noise, (3, 8, 8), x_T=start).double().numpy()
+    assert np.abs(names["x"] - ours).max() < 2e-4 * max(1.0, np.abs(ours).max())
+
+
 def test_the_json_describes_inputs_and_output() -> None:
     upsampler = out.instructions(model(UNetConfig(**TINY, num_classes=3, null_class=True, super_resolution=True)))
     assert list(upsampler["inputs"]) == ["x", "t", "y", "low_res"]
@@ -111,6 +157,27 @@ def test_torch_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(done.usage, names)
     assert names["out"].shape == (4, 6, 8, 8)
     assert names["t"].tolist() == [975.0] * 4
+
+
+PROCESSES: dict[str, ProcessConfig] = {
+    "ncsn++": ProcessConfig(preconditioning="ve", target="score", variance="fixed_small"),
+    "edm2": ProcessConfig(preconditioning="edm", target="edm", variance="fixed_small"),
+    "unet2d skips": ProcessConfig(preconditioning="ve", target="score", variance="fixed_small"),
+    "rms": ProcessConfig(preconditioning="flow", target="velocity", variance="fixed_small"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_architecture_becomes_a_program(name: str, tmp_path: Path) -> None:
+    """With a dynamic batch: checked with another number of images than it was traced with, and with one."""
+    given = model(CONFIGS[name], PROCESSES.get(name, ProcessConfig(variance="fixed_large")))
+    assert out.export_torch(given, tmp_path / "m.pt2").difference < 1e-5
+    program = torch.export.load(tmp_path / "m.pt2").module()
+    x, t = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([3.0])
+    with torch.no_grad():
+        torch.testing.assert_close(program(x, t), given.net(x, t), rtol=1e-4, atol=1e-4)
+    if all(importlib.util.find_spec(package) for package in out.ONNX_PACKAGES):
+        assert out.export_onnx(given, tmp_path / "m.onnx").difference < 1e-4
 
 
 def assert_samples(about: dict[str, Any], given: Any, program: Any) -> None:

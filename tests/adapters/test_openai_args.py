@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from support.cli_runs import call, write_images
 from support.foreign_files import CLASSIFIER, DIFFUSION, layout_of, outputs, weights_of, write
 from tests.adapters.test_export_images import table
-from undiffuse.adapters import openai_args, openai_flags, published
+from undiffuse.adapters import openai_args, published
 from undiffuse.adapters.interpretation import Like, interpret
 from undiffuse.adapters.openai_weights import recognise
 from undiffuse.checkpoints import CheckpointError
@@ -66,6 +67,23 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "export": ("M", "--to", "safetensors", "--out", "OUT.safetensors"),
     "evaluate": ("M", "IMAGES", "--count", "4", "--extractor", "efflite", "--steps", "2", "--out", "OUT.json"),
     "restore": ("IMAGES", "--model", "M", "--steps", "2", "--count", "1", "--class", "1", "--out", "OUT"),
+    "inpaint": (
+        "IMAGES",
+        "--model",
+        "M",
+        "--hole",
+        "4,4,8,8",
+        "--method",
+        "dps",
+        "--steps",
+        "2",
+        "--count",
+        "1",
+        "--class",
+        "1",
+        "--out",
+        "OUT",
+    ),
     "vary": ("IMAGES", "--model", "M", "--steps", "2", "--count", "1", "--class", "1", "--out", "OUT"),
     "encode": ("IMAGES", "--model", "M", "--steps", "2", "--count", "1", "--class", "1", "--out", "OUT.safetensors"),
     "nll": ("IMAGES", "--model", "M", "--count", "1", "--out", "OUT"),
@@ -197,6 +215,9 @@ FFHQ = UNetConfig(
 )  # fmt: skip
 
 
+REPAINT = replace(FFHQ, model_channels=256, num_res_blocks=2, attention_resolutions=(8, 16, 32))
+
+
 def test_the_models_of_papers_by_the_lines_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes of FFHQ's model of DPS, by the documented line and by DPS's own files of settings."""
     rows = {row[0].split("`")[1]: row[1] for row in table("papers") if "`" in row[0]}
@@ -216,5 +237,9 @@ def test_the_models_of_papers_by_the_lines_of_the_page(tmp_path: Path, monkeypat
             1000,
             "learned_range",
         )
-    assert openai_flags.unet_config(openai_args.split(rows["celeba256_250000.pt"])[1]).image_size == 256
+    shapes = {name: tuple(value.shape) for name, value in build_on_meta(REPAINT.build).state_dict().items()}
+    for name in ("celeba256_250000.pt", "places256_300000.pt", "imagenet256.pt"):
+        found = interpret(recognise(shapes), tmp_path / name, "", Like.parse(rows[name]))
+        assert replace(found.config, num_heads=4) == REPAINT, name
+        assert (found.process.schedule, found.process.steps) == ("linear", 1000)
     assert layout_of(FFHQ)["input_blocks.0.0.weight"] == [128, 3, 3, 3]

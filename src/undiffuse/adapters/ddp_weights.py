@@ -105,6 +105,11 @@ def _config(weights: Mapping[str, Tensor], flags: Mapping[str, str], version: st
 def _process(tables: Mapping[str, Tensor], flags: Mapping[str, str], doubled: bool) -> ProcessConfig:
     """Returns the process from its tables, or without them from the user's settings."""
     variance = "learned_range" if doubled else "fixed_small"
+    if doubled and flags.get("objective", "pred_noise") != "pred_noise":
+        raise ValueError(
+            f"objective {flags['objective']}: this network learns its variance (LearnedGaussianDiffusion), and then it "
+            "predicts the noise whatever the objective is"
+        )
     if "betas" not in tables:
         missing = [name for name in ("objective", "beta_schedule", "timesteps") if name not in flags]
         if missing:
@@ -124,7 +129,10 @@ def _process(tables: Mapping[str, Tensor], flags: Mapping[str, str], doubled: bo
             variance=variance,
         )
     betas = tables["betas"].double()
-    target = _OBJECTIVES[flags["objective"]] if flags.get("objective") in _OBJECTIVES else _target(tables)
+    if doubled:
+        target = "eps"  # LearnedGaussianDiffusion never uses its objective, which is pred_v by default
+    else:
+        target = _OBJECTIVES[flags["objective"]] if flags.get("objective") in _OBJECTIVES else _target(tables)
     process = ProcessConfig(target=target, variance=variance, steps=len(betas))
     for name in _SCHEDULES:
         try:

@@ -18,34 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undiffuse.adapters import exporting
+from undiffuse.adapters import exporting, graph_steps
 from undiffuse.adapters.exporting import Exported, Model
-from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets.runner import is_own
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 EXTERNAL = 1_800_000_000  # with more bytes of weights, they go into a separate file: ONNX files are limited to 2 GiB
 OUTPUT = "output"
 _TRACED, _CHECKED = 2, 3  # images in the traced batch and in the check; they must differ
-
-# Lines of Python: k is the current step, j < k the next one, -1 the clean image; out and v come from "split".
-_X0 = {
-    "eps": "(x - sqrt(1 - abar[k]) * out) / sqrt(abar[k])",
-    "x0": "out",
-    "v": "sqrt(abar[k]) * x - sqrt(1 - abar[k]) * out",
-    "velocity": "(x - sqrt(1 - abar[k]) * out) / (sqrt(abar[k]) + sqrt(1 - abar[k]))",
-    "previous_mean": (
-        "((1 - abar[k]) * out - sqrt(abar[k] / abar[k - 1]) * (1 - abar[k - 1]) * x)"
-        " / (sqrt(abar[k - 1]) * (1 - abar[k] / abar[k - 1]))"
-    ),
-}
-_MEAN = "sqrt(abar[j]) * beta / (1 - abar[k]) * x0 + sqrt(abar[k] / abar[j]) * (1 - abar[j]) / (1 - abar[k]) * x"
-_LOG_VARIANCE = {
-    "learned_range": "(1 + v) / 2 * log(beta) + (1 - v) / 2 * log(small)",
-    "learned": "v",
-    "fixed_large": "log(beta)",
-    "fixed_small": "log(small)",
-}
 
 
 def export_torch(model: Model, path: Path) -> Exported:
@@ -113,17 +93,19 @@ def export_onnx(model: Model, path: Path) -> Exported:
 def instructions(model: Model) -> dict[str, Any]:
     """Returns the content of the JSON next to a graph: the model, the inputs and output, and the sampling step.
 
-    `abar` [steps + 1] is alpha^2 of each step's noise level (alpha^2 + sigma^2 = 1); its last entry is 1, for the clean
-    image.
+    With discrete noise levels, `abar` [steps + 1] is alpha^2 of each step's level (alpha^2 + sigma^2 = 1), and 1 for
+    the clean image at last. With continuous levels, `step` speaks of noise s in x = image + s * noise.
     """
     spec, process = model.spec, model.process
-    problems = exporting.level_obstacles(process)
-    if problems:
-        raise ValueError(f"a graph can only be exported with discrete noise levels: {problems[0]}")
+    diffuses, continuous = exporting.kind_of(model) != "classifier", process.continuous
     image = ["batch", *spec.image_shape]
     shapes: dict[str, dict[str, Any]] = {
-        "x": {"type": "float32", "shape": image, "what": "noisy images"},
-        "t": {"type": "float32", "shape": ["batch"], "what": "time input of the network: time_scale * k for step k"},
+        "x": {"type": "float32", "shape": image, "what": "`seen` of `step`" if continuous else "noisy images"},
+        "t": {
+            "type": "float32",
+            "shape": ["batch"],
+            "what": "t of `step`" if continuous else "time input of the network: time_scale * k for step k",
+        },
     }
     conditions = exporting.example_inputs(model, 1, full_size=False).keys()
     if "y" in conditions:
@@ -138,27 +120,10 @@ def instructions(model: Model) -> dict[str, Any]:
         **exporting.describe(model),
         "inputs": shapes,
         "output": {"type": "float32", "shape": output, "what": _meaning(model)},
-        "time_scale": exporting.time_scale(process),
-        **({} if exporting.kind_of(model) == "classifier" else {"step": _step(process)}),
-        "abar": [*process.chain().alphas_cumprod.tolist(), 1.0],
-    }
-
-
-def _step(process: ProcessConfig) -> dict[str, str]:
-    """Returns lines of Python that go from step k to step j < k, where abar[-1] = 1 is the clean image."""
-    mean = f"out if j == k - 1 else {_MEAN}" if process.target == "previous_mean" else _MEAN
-    split = "out, v = the first and the second half of output's channels" if process.learns_variance else "out = output"
-    adjacent = ", for j == k - 1 only" if process.variance == "learned" else ""
-    return {
-        "begin": f"x = normal numbers, k = {process.steps - 1}; j = any lower step, in the end -1",
-        "split": split,
-        "x0": f"x0 = clip({_X0[process.target]}, -1, 1)",
-        "ddim": "x = sqrt(abar[j]) * x0 + sqrt(1 - abar[j]) * (x - sqrt(abar[k]) * x0) / sqrt(1 - abar[k])",
-        "or ancestral": f"the following{adjacent}",
-        "beta": "beta = 1 - abar[k] / abar[j]",
-        "small": "small = beta * (1 - abar[j]) / (1 - abar[k])",
-        "mean": f"mean = {mean}",
-        "ancestral": f"x = mean + exp(({_LOG_VARIANCE[process.variance]}) / 2) * normal() if j >= 0 else mean",
+        **({"step": graph_steps.of_continuous(process)} if continuous and diffuses else {}),
+        **({} if continuous else {"time_scale": exporting.time_scale(process)}),
+        **({"step": graph_steps.of_chain(process)} if not continuous and diffuses else {}),
+        **({} if continuous else {"abar": [*process.chain().alphas_cumprod.tolist(), 1.0]}),
     }
 
 
@@ -170,6 +135,9 @@ def _meaning(model: Model) -> str:
         "x0": "denoised image",
         "v": "v",
         "velocity": "u = noise - image",
+        "score": "negative noise",
+        "edm": "F of EDM's preconditioning",
+        "consistency": "output of a consistency model before its skip connection",
         "previous_mean": "mean of the previous step",
     }
     more = ", then the variance" if model.process.learns_variance else ""
@@ -245,7 +213,7 @@ def _inputs_in_words(model: Model, library: str) -> str:
     spec = model.spec
     shape = f"4, {spec.in_channels}, {', '.join(map(str, spec.size))}"
     small = f"4, {spec.in_channels}, {', '.join(map(str, exporting.low_size(model)))}"
-    time = (model.process.steps - 1) * exporting.time_scale(model.process)
+    time = exporting.times(model.process, 1)[0].item()
     lines = {
         "x": (f"torch.randn({shape})", f'np.random.standard_normal(({shape})).astype("float32")'),
         "t": (f"torch.full((4,), {time!r})", f'np.full(4, {time!r}, "float32")'),

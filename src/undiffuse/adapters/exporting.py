@@ -197,6 +197,15 @@ def low_size(model: Model) -> tuple[int, int]:
     return max(1, height // 4), max(1, width // 4)
 
 
+def times(process: ProcessConfig, batch: int) -> Tensor:
+    """Returns time inputs [batch] of a network, spread over its noise levels, the noisiest first."""
+    steps = torch.linspace(process.steps - 1, 0, batch).round()
+    if not process.continuous:
+        return steps * time_scale(process)
+    preconditioning = process.build_preconditioning()
+    return preconditioning.time(preconditioning.level(steps.double()), steps)
+
+
 def example_inputs(model: Model, batch: int, *, full_size: bool = True) -> dict[str, Tensor]:
     """Returns example inputs of the network by name: x, t, and y and low_res if it takes them.
 
@@ -211,10 +220,9 @@ def example_inputs(model: Model, batch: int, *, full_size: bool = True) -> dict[
     if not full_size and downsampling is not None and getattr(config, "pool", None) != "attention":
         height, width = (min(side, 4 * downsampling) for side in (height, width))
     generator = torch.Generator().manual_seed(0)
-    steps = torch.linspace(model.process.steps - 1, 0, batch).round()
     inputs = {
         "x": torch.randn((batch, spec.in_channels, height, width), generator=generator),
-        "t": steps * time_scale(model.process),
+        "t": times(model.process, batch),
     }
     conditions = conditions_of(model.net)
     if "y" in conditions and spec.num_classes is not None:

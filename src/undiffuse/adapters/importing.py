@@ -25,7 +25,6 @@ from torch import Tensor
 from undiffuse import checkpoints, downloads
 from undiffuse.adapters import (
     diffusers_config,
-    diffusers_import,
     exporting,
     foreign,
     imagenet_classes,
@@ -169,6 +168,8 @@ def only_weights(folder: Path) -> Path | None:
 
 def _of_folder(folder: diffusers_config.Folder, files: tuple[Path, ...], path: Path, said: Like | None) -> Found:
     """Interprets a diffusers folder."""
+    from undiffuse.adapters import diffusers_import  # which most files do not need
+
     said = said or Like()
     if said.entry is not None or said.release not in (None, DDPM):
         raise ValueError(f"{path} has its own configuration: only settings that it lacks can be given, as name=value")
