@@ -26,7 +26,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of its own, and everything counts as large."""
     monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(index, "FROM", 5)
-    monkeypatch.setattr(files, "_SETTLED", -10.0)
+    monkeypatch.setattr("undiffuse.data.containers.SETTLED", -10.0)
 
 
 def pictures(root: Path, names: list[str]) -> Path:

@@ -139,7 +139,10 @@ def _turn(path: Path) -> Iterator[None]:
                 break
         yield
     finally:
-        os.close(handle)  # which gives up the lock, as the end of the process does
+        # Whoever waits finds the index when its turn comes; the end of the process would give up the lock too.
+        with contextlib.suppress(OSError):
+            path.with_suffix(".lock").unlink()
+        os.close(handle)
 
 
 def joined(texts: list[str]) -> NDArray[np.uint8]:
