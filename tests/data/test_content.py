@@ -73,6 +73,11 @@ def parquet(path: Path, images: np.ndarray) -> None:
 
 def lmdb(path: Path, images: np.ndarray) -> None:
     library = pytest.importorskip("lmdb")
+    from undiffuse.data.formats import lmdb as reader
+
+    for environment in reader._OPEN.values():
+        environment.close()
+    reader._OPEN.clear()
     path.unlink(missing_ok=True)
     with library.open(str(path), subdir=False, map_size=1 << 20) as base, base.begin(write=True) as transaction:
         for i, image in enumerate(images):
