@@ -159,7 +159,8 @@ def test_samples_of_shards_are_indexed(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(webdataset, "_indexed", lambda *_: pytest.fail("indexed again"))
     again = webdataset.open_shards([spec], "set", webdataset.Reading())
     assert again.description == first.description and again.fingerprint == first.fingerprint
-    assert again.label_names == ["a", "b", "c"] and [again.label(i) for i in range(10)] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    assert again.label_names == ["a", "b", "c"]
+    assert [again.label(i) for i in range(10)] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
     assert again.notes == first.notes and again.left_out == first.left_out == {"members .txt of the samples": 10}
     assert [again.name(i) for i in range(10)] == [first.name(i) for i in range(10)]
     assert np.asarray(again.image(7))[0, 0] == 11
