@@ -103,7 +103,7 @@ def _check_sizes(source: Source, wanted: tuple[int, int]) -> None:
         width, height = source.stored_size(others[0])
         raise ConfigError(
             "low_res",
-            f"holds {count_of(len(others), 'image')} of another size than the model enlarges: "
+            f"has {count_of(len(others), 'image')} of another size than the model enlarges: "
             f"{printable(source.name(others[0]))} is {height}x{width}, expected {wanted[0]}x{wanted[1]} (height x "
             f"width). Images are not made smaller or larger first; `undiffuse convert --size {wanted[0]}` does that",
         )
