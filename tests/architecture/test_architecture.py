@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guidance": MATHEMATICS,
     "weightings": {"noise_levels"},
     "objectives": MATHEMATICS | {"weightings"},
-    "likelihood": MATHEMATICS | {"config", "objectives", "data", "pictures", "pipelines", "pixels"},
+    "likelihood": MATHEMATICS | {"config", "distributed", "objectives", "data", "pictures", "pipelines", "pixels"},
     "sampling": CORE,
     "testing": CORE | {"sampling"},
     "tuning": CORE | {"sampling", "grid_specs", "solvers", "downloads", "pipelines"},
@@ -63,7 +63,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipelines": CORE
     | GROUND
     | {"config", "sampling", "adapters", "data", "kernels", "models", "nets", "pictures", "frontiers"},
-    "editing": MATHEMATICS | {"config", "solvers", "guidance", "sampling", "data", "pictures", "pixels", "pipelines"},
+    "editing": MATHEMATICS
+    | {"config", "distributed", "solvers", "guidance", "sampling", "data", "pictures", "pixels", "pipelines"},
     "distillation": MATHEMATICS,
     "adapters": MATHEMATICS | {"config", "nets", "checkpoints", "downloads"},
     "models": CORE | {"adapters", "checkpoints", "config", "nets"},
@@ -75,6 +76,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train_config": {"ema", "timesteps"},
     "recipes": BELOW_TRAINING,
     "training": BELOW_TRAINING | {"recipes", "sampling_defaults"},
+    "doctor": BELOW_TRAINING | {"training"},
+    "reports": BELOW_TRAINING | {"frontiers", "training"},
 }
 TOP = {"cli", "__main__", "__init__"}  # may look at everything
 
@@ -83,10 +86,11 @@ EVERYWHERE = {"torch", "numpy"}
 OUTSIDE = {
     "tqdm": {"training", "util"},
     "wandb": {"training"},
-    "PIL": {"data", "pictures", "pixels", "pipelines", "editing", "training", "cli"},
+    "PIL": {"data", "pictures", "pixels", "pipelines", "editing", "training", "reports", "cli"},
     "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "pipelines", "cli"},
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
     "matplotlib": {"pictures"},
+    "triton": {"kernels"},
     "diffusers": {"adapters"},
     "onnxruntime": {"adapters"},
     "huggingface_hub": {"adapters"},
