@@ -104,6 +104,7 @@ def open_data(
         if part not in (None, "all") and not found.parts:
             raise ValueError(f"{path} ({found.title}) has no parts, so it has no part {part!r}")
         source = found.open(path, reading)
+        source.containers = source.containers or (os.fspath(path),)
     if isinstance(source, FileSource):
         source.max_pixels = max_pixels
         if source.labels is None and not source.labels_settled:

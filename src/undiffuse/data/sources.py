@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
 from undiffuse.data import index
+from undiffuse.data.containers import kept_hash
 from undiffuse.data.decoding import MAX_PIXELS, Picture, PictureInfo, decode, describe, read_header
 from undiffuse.data.names import Names
 from undiffuse.util.limits import check_member
@@ -67,6 +68,7 @@ class Source(ABC):
         description: one line for people ("folder NAME: 120 images, 3 classes").
         label_names: the class table, label k is called ``label_names[k]``; None without labels.
         excluded: what was left out on opening because it was broken, tiny or unlabelled.
+        containers: files or folders that the images lie in, where an image is no file of its own.
         in_memory: True where `image` costs next to nothing, so that no workers are needed.
         format: the name of the recognised format ("WebDataset shards"); empty for arrays in memory.
         notes: sentences that say what was taken and from where.
@@ -82,6 +84,7 @@ class Source(ABC):
         augments: True where `draw` augments at random.
     """
 
+    containers: tuple[str, ...] = ()
     in_memory = False
     augments = False
     labels_settled = False
@@ -150,6 +153,13 @@ class Source(ABC):
         """Picture i as the bytes of an image file; None where it is not stored as one."""
         return None
 
+    def content_hash(self) -> bytes:
+        """SHA-256 of what is stored, without labels; kept in the cache folder where all of it must be read for it."""
+        if not self.containers or isinstance(self, FileSource):
+            return self._content_hash()
+        what = f"{type(self).__name__}\0{self.where}\0{len(self)}\0{self.name(0) if len(self) else ''}"
+        return kept_hash(self.containers, what, self._content_hash)
+
     @abstractmethod
     def _content_hash(self) -> bytes:
         """SHA-256 of what is stored (names and sizes, or pixels), without labels."""
@@ -192,7 +202,7 @@ class Source(ABC):
 
         It does not depend on where the data lie: a folder, its copy and its zip have the same fingerprint.
         """
-        sha = hashlib.sha256(self._content_hash())
+        sha = hashlib.sha256(self.content_hash())
         if self.labels is not None and self.label_names is not None:
             sha.update("\0".join(self.label_names).encode())
             sha.update(self.labels.astype("<i8").tobytes())
@@ -404,4 +414,4 @@ class SubsetSource(Source):
         return self.parent.info(int(self.indices[i]))
 
     def _content_hash(self) -> bytes:
-        return hashlib.sha256(self.parent._content_hash() + self.indices.astype("<i8").tobytes()).digest()
+        return hashlib.sha256(self.parent.content_hash() + self.indices.astype("<i8").tobytes()).digest()

@@ -14,6 +14,7 @@ import torch
 from undiffuse.distributed import Job, join
 from undiffuse.kernels import Plan, planned
 from undiffuse.pictures import SampleWriter, read_record, save_animation, save_png
+from undiffuse.pictures.stored import RUN, keeps_names
 from undiffuse.pictures.units import IN_UNITS, check_format, default_format, preview_text
 from undiffuse.pipelines import grids, memory
 from undiffuse.pipelines.classes import choose_classes, class_names
@@ -119,8 +120,14 @@ class SamplingRun:
         with join() as job:
             return job.main_first(lambda main: grids.open_writer(
                 self.folder, self.format, self.overwrite and main, extra, run=self.record, notes=self.notes,
-                label_names=self.names, value_range=self.source.pipeline.model.value_range,
+                label_names=self.names, value_range=self.source.pipeline.model.value_range, names=self._file_names(),
             ))  # fmt: skip
+
+    def _file_names(self) -> list[str] | None:
+        """The names of the files, after those of the images that are enlarged; None: by class, seed and number."""
+        low = self.source.low
+        began_without = (self.folder / RUN).is_file() and not keeps_names(self.folder) and not self.overwrite
+        return low.file_names(self.count) if isinstance(low, LowRes) and not began_without else None
 
     @property
     def path(self) -> Path | None:

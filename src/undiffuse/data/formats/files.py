@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from undiffuse.data import index
+from undiffuse.data import containers, index
 from undiffuse.data.decoding import IMAGE_SUFFIXES
 from undiffuse.data.formats.base import Reading, choose_part, is_folder, kind_of, part_of, peek
 from undiffuse.data.names import Names, Runs
@@ -31,8 +31,6 @@ _DEEPEST = 4
 """How many levels of folders are searched for those of a data set's parts."""
 _SPOT = 1000
 """Files whose sizes are compared before an index is used."""
-_SETTLED = 2.0
-"""Seconds after which a folder's time of change tells a later change from this one."""
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".xlsx")
 
 
@@ -204,7 +202,9 @@ def _list_folder(root: Path) -> Listing:
         build,
         valid=lambda found: _unchanged(root, found),
         # A folder that changed a moment ago may change again without a new time.
-        keep=lambda found: len(found["sizes"]) >= index.FROM and int(found["changed"].max()) < (began - _SETTLED) * 1e9,
+        keep=lambda found: (
+            len(found["sizes"]) >= index.FROM and int(found["changed"].max()) < (began - containers.SETTLED) * 1e9
+        ),
     )
     others = Counter(dict(zip(index.split(arrays["kinds"]), arrays["counts"].tolist(), strict=True)))
     return Listing(Names.of_arrays(arrays), arrays["sizes"], others, index.split(arrays["tables"]))

@@ -80,6 +80,7 @@ class SliceSource(Source):
     ) -> None:
         super().__init__(where)
         self.root, self.names, self.described, self.load = root, list(names), list(described), load
+        self.containers = tuple(str(root / name) for name in self.names)
         self.first = np.cumsum([0, *(about.count for about in described)])
         self._kept = Handle(Kept)
 

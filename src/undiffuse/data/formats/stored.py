@@ -183,7 +183,7 @@ class ConcatSource(Source):
         return part.info(k)
 
     def _content_hash(self) -> bytes:
-        return hashlib.sha256(b"".join(part._content_hash() for part in self.parts)).digest()
+        return hashlib.sha256(b"".join(part.content_hash() for part in self.parts)).digest()
 
 
 def _joined(parts: Sequence[Source]) -> tuple[NDArray[np.int64] | None, list[str] | None]:
