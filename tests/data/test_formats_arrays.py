@@ -102,7 +102,7 @@ def test_labels_that_are_no_classes(tmp_path: Path) -> None:
     age = open_data(tmp_path / "age.npz")
     assert age.labels is None and age.vectors is not None and age.vectors.shape == (COUNT, 1)
     np.savez(tmp_path / "bad.npz", x=X, y=np.array([np.nan] + [0.5] * 11))
-    with pytest.raises(ValueError, match=r"not a finite number for 1 of 12 images: bad.npz\[0\]"):
+    with pytest.raises(ValueError, match=r"no label \(y\) for 1 of 12 images: bad.npz\[0\]"):
         open_data(tmp_path / "bad.npz")
     np.savez(tmp_path / "none.npz", x=X, y=np.full(COUNT, -1))
     none = open_data(tmp_path / "none.npz")

@@ -291,3 +291,43 @@ def test_a_missing_library_is_one_clear_line(
         ValueError, match=rf"needs the package {library.partition('.')[0]}: pip install 'undiffuse\[{extra}\]'"
     ):
         open_data(tmp_path / name)
+
+
+def test_parquet_shards_that_number_classes_differently(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    def shard(name: str, rows: slice, names: list[str] | None) -> None:
+        numbers = [(names or NAMES).index(NAMES[y]) for y in Y[rows]]
+        table = pyarrow.table({"image": [{"bytes": png(x), "path": None} for x in X[rows]], "label": numbers})
+        if names is not None:
+            features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+            table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        parquet.write_table(table, tmp_path / name)
+
+    shard("train-00000-of-00002.parquet", slice(0, 6), NAMES)
+    shard("train-00001-of-00002.parquet", slice(6, COUNT), sorted(NAMES))
+    source = open_data(tmp_path)
+    check(source, X, Y, NAMES)
+    assert any("different orders" in note for note in source.notes)
+    shard("train-00002-of-00003.parquet", slice(0, 2), None)
+    with pytest.raises(ValueError, match="train-00002-of-00003.parquet does not say which"):
+        open_data(tmp_path)
+
+
+def test_parquet_of_lists_and_dictionaries(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    files = [png(x) for x in X]
+    tags = [[0, 1], [2, 3]] * 6
+    features = {"labels": {"feature": {"names": NAMES, "_type": "ClassLabel"}, "_type": "List"}}
+    columns = {
+        "lists": pyarrow.array([list(file) for file in files], pyarrow.list_(pyarrow.uint8())),
+        "words": pyarrow.array(files).dictionary_encode(),
+    }
+    for name, column in columns.items():
+        table = pyarrow.table({"image": column, "labels": tags})
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        parquet.write_table(table, tmp_path / f"{name}.parquet")
+        source = open_data(tmp_path / f"{name}.parquet")
+        check(source, X, None)
+        assert source.multi_hot and source.vector_names == NAMES
+        assert source.vectors is not None and source.vectors[:2].tolist() == [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]]

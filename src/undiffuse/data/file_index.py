@@ -36,6 +36,15 @@ class FileIndex:
         return forms
 
     @cached_property
+    def _folded(self) -> dict[str, int]:
+        """Paths and bare names without regard to case; -1 for one that several pictures have."""
+        folded: dict[str, int] = {}
+        for i, name in enumerate(self._names):
+            for form in {name.casefold(), name[len(self.wrap) :].casefold(), name.rpartition("/")[2].casefold()}:
+                folded[form] = -1 if folded.get(form, i) != i else i
+        return folded
+
+    @cached_property
     def _numbers(self) -> dict[int, int]:
         """Pictures whose names are numbers, with or without leading zeros; empty if not all are."""
         stems = [PurePosixPath(name).stem for name in self._names]
@@ -64,5 +73,8 @@ class FileIndex:
         suffix = PurePosixPath(path).suffix
         if suffix.lower() in IMAGE_SUFFIXES or suffix.lower() in _OTHER_SUFFIXES:
             found = self._forms.get(path[: len(path) - len(suffix)], -1)
+            for k in range(len(parts)) if found < 0 else ():  # Windows takes names of either case for the same
+                if k == 0 or k + 1 < len(parts):
+                    found = max(found, self._folded.get("/".join(parts[k:]).casefold(), -1))
             return found if found >= 0 else None
         return self._numbers.get(int(path)) if by_number and path.isdecimal() and len(path) < 19 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,11 +13,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from undiffuse.data.formats.base import PARTS, part_of
+from undiffuse.data.formats.base import PARTS, part_of, with_tags
 from undiffuse.data.formats.files import read_table_member
 from undiffuse.data.formats.imagenet import translated
 from undiffuse.data.labelling import Labelling, interpret
-from undiffuse.data.labels import apply_table, class_table, folder_labels, join_names, prefix_labels
+from undiffuse.data.labels import apply_table, class_table, folder_labels, join_names, prefix_labels, shelved
 from undiffuse.data.screening import OnBroken
 from undiffuse.data.sources import Excluded, FileSource, FolderSource, Source, ZipSource
 from undiffuse.data.tables import TABLE_SUFFIXES, TableSpec, parse_spec, read_table
@@ -41,6 +42,7 @@ def label_files(
     label_names: Sequence[str] | None = None,
     on_broken: OnBroken = "refuse",
     folder_names: Sequence[str] | None = None,
+    part: str | None = None,
 ) -> Source:
     """The source with labels; files without one are refused or left out.
 
@@ -50,6 +52,7 @@ def label_files(
         label_names: an existing class table.
         on_broken: what to do with files without a label and with rows of a table without a file.
         folder_names: the names by which folders tell the class, if they are not the names of the files.
+        part: the part of the data set that is wanted, where a column of a table tells the parts.
 
     Returns:
         The labelled source. Several labels of a picture become `vectors` of 0 and 1, numbers become `vectors` too.
@@ -70,7 +73,7 @@ def label_files(
         data = _outside(spec.file) or _inside(source, spec.file)
         if data is None:
             raise FileNotFoundError(f"there is no label table {spec.file}, neither as given nor inside {source.where}")
-        found = interpret(read_table(data, spec.file), names, spec, complain, source.held_names)
+        found = interpret(read_table(data, spec.file), names, spec, complain, source.held_names, part)
         return _by_table(source, found, spec.file, label_names, absent=True)
     if how not in _HOW:
         raise ValueError(
@@ -79,8 +82,8 @@ def label_files(
     if how == "none":
         return source
     if how == "auto":
-        part = _own_part(source)
-        of_part = [f"{part}/{name}" for name in _OWN_TABLES] if part else []
+        own = _own_part(source)
+        of_part = [f"{own}/{name}" for name in _OWN_TABLES] if own else []
         for name in (*of_part, *_OWN_TABLES, *_KNOWN_TABLES):
             data = _inside(source, name)
             if data is None:
@@ -90,7 +93,7 @@ def label_files(
             ours = name not in _KNOWN_TABLES
             heard = complain if ours else partial(_all_but_absent, complain, extra)
             try:
-                found = interpret(read_table(data, name), names, TableSpec(name), heard, source.held_names)
+                found = interpret(read_table(data, name), names, TableSpec(name), heard, source.held_names, part)
             except ValueError as error:
                 passed = ("matches none", "is known to hold", "holds no labels", "has no column of labels")
                 if ours or not any(words in str(error) for words in passed):
@@ -107,9 +110,13 @@ def label_files(
         values = prefix_labels(names)
         _require(values, names, "an underscore after a class name, as in cat_0012.png", source.where, complain)
     else:
+        if how == "auto" and shelved(folder_names or names):
+            source.notes.append('the numbered folders are shelves of a fixed number of images, not classes; '
+                                'labels="folder" makes them classes')  # fmt: skip
+            return source
         values = folder_labels(folder_names or names, label_names)
         if how == "auto" and (None in values or (len(set(values)) < 2 and label_names is None)):
-            source.notes += _unused_tables(source)
+            source.notes += _unused_tables(source) if source.table is None else []
             return source
         _require(values, names, "a sub-folder named after its class, as in cat/0012.png", source.where, complain)
     return _with_classes(source, values, f"{source.where} (labels: {how})", label_names,
@@ -152,8 +159,15 @@ def _by_table(
     source: FileSource, found: Labelling, table: str, label_names: Sequence[str] | None, absent: bool
 ) -> FileSource:
     """The source with what a table says; with `absent`, files of the table that are not there count as left out."""
+    source.table = table
+    if found.parts:
+        keep = [i for i in range(len(source)) if i not in found.parts]
+        held = Counter(found.parts.values())
+        source = source.labelled(keep, None, None, [])
+        source.held_out.update(sorted(held.items()))
+        found = replace(found, values=[found.values[i] for i in keep], parts={})
     ending = f"files ending in {PurePosixPath(table).suffix.lower()}"
-    if source.left_out.get(ending) and not Path(table).is_absolute():
+    if source.left_out.get(ending) and _inside(source, _relative(source, table)) is not None:
         left = {**source.left_out, ending: source.left_out[ending] - 1}  # a table that is used is not left out
         source.left_out = {kind: count for kind, count in left.items() if count}
     why = dict(found.unlabelled)
@@ -171,15 +185,7 @@ def _by_table(
     labelled = source.labelled(keep, None, None, excluded)
     values = [found.values[i] for i in keep]
     if found.kind == "multi":
-        tags = list(label_names) if label_names is not None else list(found.names)
-        number = {tag: k for k, tag in enumerate(tags)}
-        unknown = sorted({tag for value in values for tag in value if tag not in number})
-        if unknown:
-            raise ValueError(f"{table} has labels that are not in the class table: {join_names(unknown)}")
-        hot = np.zeros((len(keep), len(tags)), dtype=np.float32)
-        for row, value in enumerate(values):
-            hot[row, [number[tag] for tag in value]] = 1
-        labelled.vectors, labelled.vector_names, labelled.multi_hot = hot, tags, True
+        with_tags(labelled, values, list(label_names if label_names is not None else found.names))
     else:
         labelled.vectors = np.array(values, dtype=np.float32).reshape(len(keep), len(found.names))
         labelled.vector_names = list(found.names)
@@ -232,6 +238,14 @@ def _unused_tables(source: FileSource) -> list[str]:
     return notes
 
 
+def _relative(source: FileSource, table: str) -> str:
+    """The name of a table inside the data, if it was given by its whole path."""
+    path = Path(table).expanduser()
+    if isinstance(source, FolderSource) and path.resolve().is_relative_to(source.root.resolve()):
+        return path.resolve().relative_to(source.root.resolve()).as_posix()
+    return table
+
+
 def _outside(name: str) -> bytes | None:
     path = Path(name).expanduser()
     return path.read_bytes() if path.is_file() else None
@@ -252,8 +266,13 @@ def _inside(source: FileSource, name: str) -> bytes | None:
                 raise ValueError(f"{source.path}: {found} in it cannot be read: {error}") from error
     if not isinstance(source, FolderSource):
         return None
-    path = source.root / name
-    return path.read_bytes() if path.is_file() else None
+    # A folder with nothing but one folder of images may have its table in that folder.
+    tops = {PurePosixPath(member).parts[0] for member in source.names if "/" in member}
+    inner = source.root / next(iter(tops), "") / name
+    for file in (source.root / name, *([inner] if len(tops) == 1 else [])):
+        if file.is_file():
+            return file.read_bytes()
+    return None
 
 
 def _require(values: Sequence[str | None], names: Sequence[str], what: str, where: str, complain: Complain) -> None:

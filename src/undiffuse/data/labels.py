@@ -6,13 +6,18 @@ an integer) and stored with the model, so that training, validation and sampling
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["apply_table", "class_table", "folder_labels", "join_names", "prefix_labels"]
+__all__ = ["apply_table", "class_table", "folder_labels", "join_names", "prefix_labels", "shelved"]
+
+
+_DATASET_TOOL = re.compile(r"\d{5}/img\d{8}\.\w+")
+_SHELF = re.compile(r"(\d{4,})/[a-zA-Z_-]{0,12}(\d{1,18})\.\w+")
 
 
 def join_names(names: Iterable[str], limit: int = 10) -> str:
@@ -65,6 +70,29 @@ def folder_labels(names: Sequence[str], known: Sequence[str] | None = None) -> l
     while level + 1 < depth and len({parts[level] for parts in folders}) == 1:
         level += 1
     return [parts[level] if len(parts) > level else None for parts in folders]
+
+
+def shelved(names: Sequence[str]) -> bool:
+    """Whether the folders are shelves, which hold a number of pictures each, and not classes.
+
+    Shelves are those of NVIDIA's dataset_tool (00000/img00000000.png), and folders that are numbered with leading zeros
+    after the pictures in them, as in FFHQ (01000/01000.png to 01000/01999.png).
+    """
+    while names and all(name.count("/") > 1 for name in names) and len({name.split("/", 1)[0] for name in names}) == 1:
+        names = [name.split("/", 1)[1] for name in names]
+    if all(_DATASET_TOOL.fullmatch(name) for name in names):
+        return bool(names)
+    found = [_SHELF.fullmatch(name) for name in names]
+    if not names or not all(found):
+        return False
+    pairs = [(match[1], int(match[2])) for match in found if match is not None]
+    folders = {folder for folder, _ in pairs}
+    if len(folders) < 2 or len({len(folder) for folder in folders}) > 1:
+        return False
+    return any(
+        all(int(folder) in (number // step, number // step * step) for folder, number in pairs)
+        for step in (100, 1000, 10_000)
+    )
 
 
 def prefix_labels(names: Sequence[str]) -> list[str | None]:

@@ -106,7 +106,10 @@ def open_data(
     if isinstance(source, FileSource):
         source.max_pixels = max_pixels
         if source.labels is None and not source.labels_settled:
-            source = label_files(source, labels, label_names, on_broken, without_part(source.names))
+            wanted, source.wanted_part = source.wanted_part, None
+            source = label_files(source, labels, label_names, on_broken, without_part(source.names), part)
+            if wanted is not None and not source.held_out:
+                raise ValueError(f"{path} has no parts such as train/ and test/, so it has no part {wanted!r}")
         source = with_frames(source, frames) if isinstance(source, FileSource) else source
     elif labels not in ("auto", "none") and not source.labels_settled:
         raise ValueError(f'{source.where} has no labels: expected labels="auto" or "none", got {labels!r}')

@@ -99,11 +99,12 @@ def source_of(path: Path, listing: Listing, reading: Reading) -> FileSource:
         taken = [name for name in names if _at(name, level) in chosen]
         held_out = {name: count for name, count in counts.items() if name not in chosen}
         outside = len(names) - sum(counts.values())
-    elif reading.part not in (None, "all"):
+    elif reading.part not in (None, "all") and not listing.tables:
         raise ValueError(f"{path} has no parts such as train/ and test/, so it has no part {reading.part!r}")
     make = FolderSource if path.is_dir() else ZipSource
     source = make(path, taken, [listing.sizes[name] for name in taken])
     source.left_out.update(listing.others)
+    source.wanted_part = reading.part if not parts and reading.part != "all" else None
     if parts:
         source.held_out.update(held_out)
         source.held_names = set(names).difference(taken)
@@ -300,6 +301,18 @@ def read_member(path: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
             return read_table_member(archive, name, str(path))
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
+        raise ValueError(f"{path}: {name} in it cannot be read: {error}") from error
+
+
+def read_head(path: Path, name: str, size: int) -> bytes:
+    """The first bytes of a file under a folder or in a zip. ValueError if it cannot be read."""
+    if path.is_dir():
+        with (path / name).open("rb") as file:
+            return file.read(size)
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+            return member.read(size)
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
         raise ValueError(f"{path}: {name} in it cannot be read: {error}") from error
 
