@@ -267,9 +267,9 @@ def _inside(source: FileSource, name: str) -> bytes | None:
     if not isinstance(source, FolderSource):
         return None
     # A folder with nothing but one folder of images may have its table in that folder.
-    tops = {PurePosixPath(member).parts[0] for member in source.names if "/" in member}
-    inner = source.root / next(iter(tops), "") / name
-    for file in (source.root / name, *([inner] if len(tops) == 1 else [])):
+    below = {PurePosixPath(member).parts[0] for member in source.names if "/" in member}
+    only = source.root / next(iter(below), "") / name
+    for file in (source.root / name, *([only] if len(below) == 1 else [])):
         if file.is_file():
             return file.read_bytes()
     return None

@@ -44,11 +44,11 @@ Frames = Literal["first", "all"]
 Layout = Literal["auto", "HWC", "CHW"]
 
 PARTS = {
-    "train": ("train", "training", "trn"),
+    "train": ("train", "training", "trn", "imagestr"),
     "validation": ("val", "valid", "validation", "dev", "eval"),
-    "test": ("test", "testing", "tst"),
+    "test": ("test", "testing", "tst", "imagests"),
 }
-"""The parts of a data set, with the names that folders, files and arrays give them."""
+"""The parts of a data set, with the names that folders, files and arrays give them (imagesTr: nnU-Net)."""
 _PART_OF = {name: part for part, names in PARTS.items() for name in names}
 
 
@@ -313,12 +313,8 @@ def _kinds(
             return LabelValues(
                 kind="multi", values=list(tags), names=columns, said=f"{len(columns)} columns of 0 and 1"
             )
-        finite = np.isfinite(rows).all(axis=1)
-        return LabelValues(
-            kind="numbers",
-            values=[tuple(row) if fine else None for row, fine in zip(rows.tolist(), finite, strict=True)],
-            names=columns,
-        )
+        numbers = [tuple(row) if all(map(math.isfinite, row)) else None for row in rows.tolist()]
+        return LabelValues(kind="numbers", values=list(numbers), names=columns)
     if any(isinstance(cell, list) for cell in cells):
         return interpret_values(cells, head, where, names)
     if names is None and any(isinstance(cell, (str, float)) for cell in cells):

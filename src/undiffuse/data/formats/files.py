@@ -21,7 +21,7 @@ from undiffuse.data.formats.base import Reading, choose_part, is_folder, kind_of
 from undiffuse.data.sources import FileSource, FolderSource, ZipSource
 from undiffuse.util.limits import check_member, check_table, check_zip
 
-__all__ = ["Listing", "list_files", "open", "part_level", "recognise", "source_of", "without_part"]
+__all__ = ["Listing", "at_level", "list_files", "open", "part_level", "recognise", "source_of", "without_part"]
 
 _DEEPEST = 4
 """How many levels of folders are searched for those of a data set's parts."""
@@ -96,7 +96,7 @@ def source_of(path: Path, listing: Listing, reading: Reading) -> FileSource:
     if parts:
         counts = {name: count for name, count in parts.items() if part_of(name)}
         chosen = choose_part(counts, reading, str(path))
-        taken = [name for name in names if _at(name, level) in chosen]
+        taken = [name for name in names if at_level(name, level) in chosen]
         held_out = {name: count for name, count in counts.items() if name not in chosen}
         outside = len(names) - sum(counts.values())
     elif reading.part not in (None, "all") and not listing.tables:
@@ -130,7 +130,7 @@ def _listed(kinds: Counter[str]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
 
 
-def _at(name: str, level: int) -> str:
+def at_level(name: str, level: int) -> str:
     """The folder of a path at a level, "" if it is not that deep."""
     pieces = name.split("/", level + 1)
     return pieces[level] if len(pieces) > level + 1 else ""
@@ -147,7 +147,7 @@ def part_level(names: Sequence[str]) -> tuple[int, dict[str, int]]:
     for level in range(_DEEPEST):
         found: Counter[str] = Counter()
         for folder, count in folders.items():
-            found[_at(f"{folder}/", level)] += count
+            found[at_level(f"{folder}/", level)] += count
         kinds = {part_of(part) for part in found}
         if "train" in kinds and kinds & {"validation", "test"} and (wrapped or None not in kinds):
             return level, dict(sorted(found.items()))
