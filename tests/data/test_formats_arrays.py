@@ -241,17 +241,3 @@ def test_stl10_has_its_columns_one_after_the_other(tmp_path: Path) -> None:
     check(source, images[:2], [1, 0], ["airplane", "bird"])
     assert source.held_out == {"unlabeled": 1}
     check(open_data(f"{tmp_path}:unlabeled"), images[2:], None)
-
-
-def test_svhn(tmp_path: Path) -> None:
-    io = pytest.importorskip("scipy.io")
-    images = np.random.default_rng(3).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    for part, chosen in (("train", slice(0, 3)), ("test", slice(3, 4))):
-        x, y = images[chosen].transpose(1, 2, 3, 0), np.array([10, 1, 9, 10])[chosen, None].astype(np.uint8)
-        io.savemat(tmp_path / f"{part}_32x32.mat", {"X": x, "y": y}, do_compression=True)
-    digits = [str(k) for k in range(10)]
-    check(open_data(tmp_path / "train_32x32.mat"), images[:3], [0, 1, 9], digits)
-    source = open_data(tmp_path)
-    check(source, images[:3], [0, 1, 9], digits)
-    assert source.held_out == {"test": 1}
-    assert any("10 is the digit 0" in note for note in source.notes)

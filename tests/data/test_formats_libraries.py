@@ -278,7 +278,7 @@ def test_ome_tiff_keeps_all_its_channels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "library, extra, name",
     [("h5py", "hdf5", "a.h5"), ("pyarrow.parquet", "parquet", "a.parquet"), ("lmdb", "lmdb", "a.mdb"),
-     ("zarr", "zarr", "a.zarr"), ("nibabel", "science", "a.nii"), ("scipy.io", "matlab", "a.mat"),
+     ("zarr", "zarr", "a.zarr"), ("nibabel", "science", "a.nii"),
      ("pydicom", "science", "a.dcm"), ("tifffile", "science", "a.ome.tif"), ("astropy.io.fits", "science", "a.fits")],
 )  # fmt: skip
 def test_a_missing_library_is_one_clear_line(

@@ -22,9 +22,12 @@ __all__ = ["Part", "build", "find_parts"]
 
 IMAGES = ("arr_0", "images", "image", "x", "imgs", "img", "data", "pictures", "samples", "pixels", "frames")
 LABELS = ("arr_1", "labels", "label", "y", "targets", "target", "classes", "class", "cls", "fine_labels", "fine_label",
-          "class_label", "class_labels")  # fmt: skip
+          "class_label", "class_labels", "ans")  # fmt: skip
 NAMES = ("label_names", "class_names", "classes_names", "names", "classes", "categories", "target_names")
 _WORDS = re.compile(r"[/_.\-\s]+")
+_CAPITALS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+"""Where words meet in "XTrain" and "trainImages"."""
+_SHORT = re.compile(r"([xy])(train|val|valid|test)")
 
 
 @dataclass
@@ -36,12 +39,18 @@ class Part:
 
 
 def find_parts(names: Sequence[str]) -> dict[str, Part]:
-    """The arrays by part: "x_train", "train_images" and "train/images" are of the part "train"; "" is of none."""
+    """The arrays by part: "x_train", "XTrain", "train/images" are of the part "train"; those of the part "" are of none."""
     parts: dict[str, Part] = {}
     for name in names:
-        words = [word for word in _WORDS.split(name) if word]
-        found = next((word for word in words if part_of(word)), "")
-        role = "_".join(word for word in words if word != found).lower() if found else name.lower().replace("/", "_")
+        words = [word for word in _WORDS.split(_CAPITALS.sub("_", name)) if word]
+        short = _SHORT.fullmatch(words[-1].lower()) if words else None
+        words = [*words[:-1], *short.groups()] if short else words
+        found = next((word.lower() for word in words if part_of(word)), "")
+        role = (
+            "_".join(word.lower() for word in words if word.lower() != found)
+            if found
+            else name.lower().replace("/", "_")
+        )
         parts.setdefault(found, Part(found)).arrays[role] = name
     return parts
 

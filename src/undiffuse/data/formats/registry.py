@@ -77,7 +77,7 @@ FORMATS = (
     Format("CIFAR binary", "cifar", (".bin",), folders=True),
     Format("STL-10 binary", "stl10", (".bin",), folders=True),
     Format("IDX (MNIST)", "idx", folders=True),
-    Format("MATLAB file", "matlab", (".mat",), folders=True, extra="matlab"),
+    Format("MATLAB file", "matlab", (".mat",), folders=True, extra="hdf5"),
     Format("NumPy archive (npz)", "npz", (".npz",), folders=True),
     Format("NumPy array (npy)", "npy", (".npy",), parts=False),
     Format("HDF5", "hdf5", (".h5", ".hdf5", ".hdf", ".he5"), extra="hdf5"),
