@@ -331,3 +331,27 @@ def test_parquet_of_lists_and_dictionaries(tmp_path: Path) -> None:
         check(source, X, None)
         assert source.multi_hot and source.vector_names == NAMES
         assert source.vectors is not None and source.vectors[:2].tolist() == [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]]
+
+
+def test_hdf5_attributes_and_pictures_of_their_own(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = X
+        file["images"].attrs["labels"], file["images"].attrs["class_names"] = Y, NAMES
+    check(open_data(tmp_path / "a.h5"), X, Y, NAMES)
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["images"], file["mean"], file.attrs["label"] = X, X.mean(axis=0), Y
+    check(open_data(tmp_path / "b.h5"))
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        for i in range(COUNT):
+            file[f"{i:03d}"] = X[i]
+            file[f"{i:03d}"].attrs["label"] = NAMES[Y[i]]
+    source = open_data(tmp_path / "c.h5")
+    assert classes(source) == [NAMES[y] for y in Y] and np.array_equal(pixels(pickle.loads(pickle.dumps(source))), X)
+    assert source.stored_size(0) == (14, 10)
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        for i in range(COUNT):
+            file[f"{'train' if i < 8 else 'test'}/{NAMES[Y[i]]}/{i:03d}"] = X[i] / np.float32(255)
+    source = open_data(tmp_path / "d.h5")
+    assert source.value_range == (0, 1) and source.held_out == {"test": 4}
+    assert classes(source) == sorted(NAMES[y] for y in Y[:8])

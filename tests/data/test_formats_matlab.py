@@ -37,7 +37,6 @@ def test_pictures_are_read_one_by_one(
 ) -> None:
     monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(matfile, "_IN_MEMORY", 100 if large else 1 << 20)
-    monkeypatch.setattr(matfile, "_BLOCK", 1000)
     io.savemat(tmp_path / "a.mat", {"labels": Y, "images": LAST, "names": "text", "s": {"a": 1}}, do_compression=packed)
     source = open_data(tmp_path / "a.mat")
     check(source, X, Y)

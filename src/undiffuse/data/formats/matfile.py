@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from undiffuse.data.formats.base import need
 from undiffuse.downloads import cache_dir
-from undiffuse.util.limits import check_unpacked
+from undiffuse.util.limits import check_unpacked, inflate
 
 __all__ = ["MatArray", "is_version_7_3", "read"]
 
@@ -38,7 +38,6 @@ _HEAD = 1 << 12
 """Bytes of an array that hold its dimensions, its name and the tag of its numbers."""
 _IN_MEMORY = 32 << 20
 """Compressed arrays up to this many bytes are unpacked in memory."""
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -185,20 +184,10 @@ def _unpacked(
 def _unpack(path: str, at: int, length: int, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=".undiffuse-", suffix=".tmp", dir=target.parent)
-    unpacker, size = zlib.decompressobj(), 0
     try:
         with os.fdopen(handle, "wb") as out, open(path, "rb") as file:
             file.seek(at)
-            left = length
-            while left and not unpacker.eof:
-                block = file.read(min(_BLOCK, left))
-                left -= len(block)
-                while block and not unpacker.eof:
-                    content = unpacker.decompress(block, _BLOCK)
-                    size += len(content)
-                    check_unpacked(size, length, path)
-                    out.write(content)
-                    block = unpacker.unconsumed_tail
+            inflate(file, length, out, path)
         os.replace(temporary, target)
     except zlib.error as error:
         raise ValueError(f"{path} cannot be unpacked: {error}") from error

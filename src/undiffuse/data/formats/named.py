@@ -39,7 +39,7 @@ class Part:
 
 
 def find_parts(names: Sequence[str]) -> dict[str, Part]:
-    """The arrays by part: "x_train", "XTrain", "train/images" are of the part "train"; those of the part "" are of none."""
+    """The arrays by part: "x_train", "XTrain", "train/images" are of the part "train"; "" has the others."""
     parts: dict[str, Part] = {}
     for name in names:
         words = [word for word in _WORDS.split(_CAPITALS.sub("_", name)) if word]

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from undiffuse.data.formats.base import need
 from undiffuse.data.sources import FileSource
 from undiffuse.downloads import cache_dir
-from undiffuse.util.limits import gunzip
+from undiffuse.util.limits import gunzip, inflate
 
-__all__ = ["SpanSource", "expand_braces", "identity_of", "is_url", "open_shard", "read_span", "unpacked"]
+__all__ = [
+    "SpanSource", "expand_braces", "identity_of", "is_url", "open_shard", "packed_as", "read_span", "unpacked",
+]  # fmt: skip
 
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
 _RANGE = re.compile(r"\{([^{}]*)\}")
@@ -118,8 +120,17 @@ def expand_braces(text: str) -> list[str]:
     return [name for word in words for name in expand_braces(f"{before}{word}{after}")]
 
 
+def packed_as(path: Path) -> str:
+    """ "gzip" or "zlib" by the first bytes of a file, "" for anything else."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    if head == b"\x1f\x8b":
+        return "gzip"
+    return "zlib" if len(head) == 2 and head[0] == 0x78 and (head[0] * 256 + head[1]) % 31 == 0 else ""
+
+
 def unpacked(path: Path) -> Path:
-    """The unpacked content of a .gz file, kept in the cache folder: a packed file cannot be read at random.
+    """The unpacked content of a packed file, kept in the cache folder: a packed file cannot be read at random.
 
     The copy is used again as long as the file has the same path, size and time of change.
     """
@@ -132,7 +143,11 @@ def unpacked(path: Path) -> Path:
     handle, temporary = tempfile.mkstemp(prefix=".undiffuse-", suffix=".tmp", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            gunzip(path, file)
+            if packed_as(path) == "zlib":
+                with path.open("rb") as stream:
+                    inflate(stream, status.st_size, file, str(path))
+            else:
+                gunzip(path, file)
         os.replace(temporary, target)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be unpacked: {error}") from error

@@ -32,6 +32,8 @@ __all__ = ["Sample", "open", "open_shards", "recognise"]
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _TEXTS = ("cls", "cls2", "txt", "text", "json", "id", "index", "label")
+_LABELS = ("label", "class")
+"""What members are called that hold the label: "label.cls", "class.txt"."""
 _INNER = (
     ".bin",
     "ubyte",
@@ -246,15 +248,17 @@ def _labelled(
     """Labels from .cls, else from a field of .json, else none; what else the samples hold is counted."""
     others = Counter(e for sample in samples for e in sample.members if e not in pictures)
     ways = [e for e in others if e.rpartition(".")[2] in _TEXTS]
+    marked = [e for e in others if {"cls", *_LABELS}.intersection(e.split(".")) and e.rpartition(".")[2] in _TEXTS]
+    label = "cls" if "cls" in others else marked[0] if len(marked) == 1 else None
     content: dict[str, list[Any]] = {}
-    if "json" in others and reading.labels != "none" and (reading.labels != "auto" or "cls" not in others):
+    if "json" in others and reading.labels != "none" and (reading.labels != "auto" or label is None):
         content["json"] = _records(samples, shards)
     keys = list(dict.fromkeys(key for record in content.get("json", ()) if isinstance(record, dict) for key in record))
     used, values = None, None
     if reading.of_files:
         pass
-    elif reading.labels == "auto" and "cls" in others:
-        used, values = "cls", _texts(samples, "cls", shards)
+    elif reading.labels == "auto" and label is not None:
+        used, values = label, _texts(samples, label, shards)
     elif reading.labels == "auto" and content and all(isinstance(r, int) for r in content["json"] if r is not None):
         used, values = "json", content["json"]
     else:
@@ -269,7 +273,7 @@ def _labelled(
             source.left_out[f"members .{extension} of the samples"] = count
     if used is not None and used.startswith("json: ") and len(keys) > 1:
         source.notes.append(f"fields of .json that are not used: {join_names(k for k in keys if f'json: {k}' != used)}")
-    names = _classes_beside(shards) if used == "cls" and all(isinstance(v, int) for v in values or ()) else None
+    names = _classes_beside(shards) if used == label and all(isinstance(v, int) for v in values or ()) else None
     if values is None or used is None:
         source.labels_settled = reading.labels == "none"
         return source
@@ -279,6 +283,7 @@ def _labelled(
         reading,
         names=names,
         field=f".{used}" if ":" not in used else used.replace("json:", "field", 1) + " of .json",
+        head=used.partition(": ")[2] or "label",
     )
 
 
