@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from support.formats_made import COUNT, GREY, X, Y, check, cifar10, classes, idx, pixels
+from undiffuse.adapters import imagenet_classes
 from undiffuse.data import DataConfig, open_data
+from undiffuse.data.formats import imagenet
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,21 @@ def test_downsampled_imagenet_becomes_names(tmp_path: Path) -> None:
     assert open_data(tmp_path / "plain.npz").label_names == [str(k) for k in range(6)]
 
 
+def test_names_of_imagenet_in_other_words_and_orders() -> None:
+    names, order = imagenet.names(), imagenet.devkit_order()
+    theirs = [", ".join(imagenet_classes.synonyms(k)) for k in range(1000)]
+    theirs[517] = "crane2"  # Hugging Face's list has "crane" for the bird
+    assert imagenet.translated(theirs, names, theirs) == names
+    assert imagenet.translated([theirs[k] for k in order], names, [theirs[k] for k in order]) == [
+        names[k] for k in order
+    ]
+    assert imagenet.translated(["tench, Tinca tinca", "n01443537"], names) == names[:2]
+    assert imagenet.translated(["crane", "0", "134"], names) == ["crane", "0", "134"]  # ambiguous, or of unknown order
+    assert imagenet.translated(["n01443537"], ["cat", "dog"]) == ["n01443537"]
+    shuffled = theirs[1:] + theirs[:1]
+    assert imagenet.translated(["crane"], names, shuffled) == ["crane"]
+
+
 def test_imagenet_folders_meet_its_names(tmp_path: Path) -> None:
     from support.formats_made import write_pngs
     from undiffuse.data.formats.imagenet import names
@@ -241,3 +258,49 @@ def test_stl10_has_its_columns_one_after_the_other(tmp_path: Path) -> None:
     check(source, images[:2], [1, 0], ["airplane", "bird"])
     assert source.held_out == {"unlabeled": 1}
     check(open_data(f"{tmp_path}:unlabeled"), images[2:], None)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_flattened_pictures_in_planes_or_by_pixel(tmp_path: Path, grey: bool) -> None:
+    y, x = np.mgrid[0:16, 0:16]
+    waves = [np.sin(x / 3) * 60 + 120, (np.cos(y / 4) * 80 + 110) if not grey else np.sin(x / 3) * 60 + 120]
+    image = np.stack([waves[0], waves[1], waves[0]], axis=-1).astype(np.uint8)
+    images = np.stack([np.roll(image, k, axis=0) for k in range(COUNT)])
+    np.savez(tmp_path / "pixels.npz", data=images.reshape(COUNT, -1), labels=Y)
+    source = open_data(tmp_path / "pixels.npz")
+    check(source, images)
+    assert "three values for each pixel" in source.notes[1]
+    np.savez(tmp_path / "planes.npz", data=images.transpose(0, 3, 1, 2).reshape(COUNT, -1), labels=Y)
+    check(open_data(tmp_path / "planes.npz"), images)
+    noise = np.random.default_rng(0).integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", data=noise.reshape(COUNT, -1), labels=Y)
+    check(open_data(tmp_path / "noise.npz", layout="HWC"), noise)
+
+
+def test_npy_folders_are_arrays_with_names(tmp_path: Path) -> None:
+    for name, array in {"train_images": X, "train_labels": Y, "test_images": X[:3], "test_labels": Y[:3]}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    source = open_data(tmp_path)
+    check(source)
+    assert source.held_out == {"test": 3}
+    many = tmp_path / "many"
+    many.mkdir()
+    for i in range(65):
+        np.save(many / f"{i:03d}.npy", X[0])
+    with pytest.raises(ValueError, match="holds 65 npy files: expected a few arrays"):
+        open_data(many)
+
+
+def test_folders_that_wrap_a_set(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(idx(GREY))
+    (raw / "train-labels-idx1-ubyte").write_bytes(idx(Y))
+    check(open_data(tmp_path), GREY)
+    (raw / "train-labels-idx1-ubyte").unlink()
+    many = np.stack([Y, Y + 100], axis=1)  # QMNIST: the class, then the writer
+    (raw / "train-labels-idx2-int").write_bytes(bytes([0, 0, 12, 2]) + many.shape[0].to_bytes(4, "big")
+                                                + (2).to_bytes(4, "big") + many.astype(">i4").tobytes())  # fmt: skip
+    source = open_data(tmp_path)
+    check(source, GREY)
+    assert "the first is the class" in source.notes[0]

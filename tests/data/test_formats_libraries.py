@@ -186,6 +186,16 @@ def test_zarr(tmp_path: Path, version: int) -> None:
     check(open_data(tmp_path / "b.zarr"), labels=None)
 
 
+@pytest.mark.parametrize("name", ["a.zarr.zip", "a.zip"])
+def test_zarr_in_a_zip(tmp_path: Path, name: str) -> None:
+    zarr = pytest.importorskip("zarr")
+    with zarr.storage.ZipStore(str(tmp_path / name), mode="w") as store:
+        group = zarr.open_group(store, mode="w")
+        group.create_array("images", data=X)
+        group.create_array("labels", data=Y)
+    check(open_data(tmp_path / name))
+
+
 def dicom(path: Path, image: np.ndarray, bits: int = 12, **tags: Any) -> None:
     pydicom = pytest.importorskip("pydicom")
     from pydicom.dataset import FileDataset, FileMetaDataset

@@ -13,7 +13,7 @@ from undiffuse.data.fashion import fashion_mnist
 from undiffuse.data.formats.base import Frames, Layout, Reading
 from undiffuse.data.formats.files import without_part
 from undiffuse.data.formats.frames import with_frames
-from undiffuse.data.formats.registry import find_format
+from undiffuse.data.formats.registry import find_format, inner_folder
 from undiffuse.data.formats.spans import expand_braces, is_url
 from undiffuse.data.labelled import label_files
 from undiffuse.data.labels import apply_table, join_names
@@ -100,6 +100,8 @@ def open_data(
         found = find_format(path)
         if found is None:
             raise ValueError(_unknown(path))
+        inside = inner_folder(path) if path.is_dir() and found.module == "files" else None
+        path, found = inside or (path, found)
         if part not in (None, "all") and not found.parts:
             raise ValueError(f"{path} ({found.title}) has no parts, so it has no part {part!r}")
         source = found.open(path, reading)

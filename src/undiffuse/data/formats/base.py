@@ -244,7 +244,7 @@ def with_labels(
         source.notes.append(f"several labels a picture from {field}{said}")
     else:
         table = list(reading.label_names if reading.label_names is not None else names or class_table(found))
-        source.labels = apply_table(translated(found, table), table, source.where)
+        source.labels = apply_table(translated(found, table, names), table, source.where)
         source.label_names = table
         source.notes.append(f"labels from {field}{said}")
         if len(table) == len(source) > 20:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from undiffuse.data.array_source import ArraySource
 from undiffuse.data.formats.base import Reading, choose_part, part_of, with_labels
-from undiffuse.data.formats.layout import arrange, axes_of, picture_shape
+from undiffuse.data.formats.layout import arrange, axes_of, flat_shape, picture_shape
 from undiffuse.data.formats.stored import EncodedSource, StoredSource
 from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
@@ -176,8 +176,8 @@ def _stored(images: Any, opener: Callable[[], Any], what: str, where: str, item_
     flat: tuple[int, ...] | None = None
     layout = reading.layout
     if len(shape) == 2:
-        flat, note = picture_shape(shape[1], what)
-        notes, layout = [note], "CHW" if len(flat) == 3 else layout
+        flat, note, layout = flat_shape(images, what, layout)
+        notes = [note]
     axes, note = axes_of(flat or shape[1:], what, layout)
     source = StoredSource(opener, shape, np.dtype(images.dtype), axes, flat, where, item_name)
     source.notes += [*notes, *([note] if note else [])]
