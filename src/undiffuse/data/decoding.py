@@ -19,7 +19,7 @@ from undiffuse.data.tiff import TiffPage, count_pages, is_tiff, read_page, read_
 
 __all__ = [
     "IMAGE_SUFFIXES", "MAX_PIXELS", "Picture", "PictureInfo", "Planes", "as_stored", "decode", "describe",
-    "read_header",
+    "in_two_planes", "read_header",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = (
@@ -42,6 +42,11 @@ _LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "RGB;16L": "RGB;16B"
 
 class Planes(np.ndarray):
     """An array [H, W, C] of channels without a meaning as colours: never converted to grey or RGB."""
+
+
+def in_two_planes(picture: NDArray[Any]) -> NDArray[Any]:
+    """A picture of two channels as planes: arrays, unlike image files, have no channel for transparency there."""
+    return picture.view(Planes) if picture.ndim == 3 and picture.shape[2] == 2 else picture
 
 
 Picture = Image.Image | NDArray[Any]

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from undiffuse.data.decoding import PictureInfo, describe
+from undiffuse.data.decoding import PictureInfo, Planes, describe
 from undiffuse.data.formats.base import Reading, choose_part, kind_of, part_of, peek
 from undiffuse.data.formats.files import at_level, is_image, part_level, without_part
 from undiffuse.data.formats.stored import Handle
 from undiffuse.data.labels import join_names
 from undiffuse.data.sources import BrokenImageError, Excluded, FileSource, FolderSource, Source
+from undiffuse.data.values import of_16_bits
 
 __all__ = ["Described", "Kept", "NoPictureError", "SliceSource", "files_of", "holds", "sliced"]
 
@@ -57,7 +58,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Described:
-    """What a file holds: how many pictures [height, width], of what type, and the values of black and white."""
+    """What a file holds: how many pictures [height, width], of what type, and the values of black and white.
+
+    With `planes` the channels are not colours.
+    """
 
     count: int
     size: tuple[int, int]
@@ -65,6 +69,7 @@ class Described:
     value_range: tuple[float, float] | None = None
     note: str = ""
     channels: int = 1
+    planes: bool = False
 
 
 class SliceSource(Source):
@@ -113,11 +118,13 @@ class SliceSource(Source):
         except Exception as error:  # libraries of science explain themselves in many lines
             text = " ".join(str(error).split())
             raise BrokenImageError(self.name(i), f"{type(error).__name__}: {text}") from error
-        return np.asarray(pictures[k])
+        picture = np.asarray(pictures[k])
+        return picture.view(Planes) if self.described[file].planes else picture
 
     def info(self, i: int) -> PictureInfo:
         about = self.described[self._place(i)[0]]
         one = np.zeros((1, 1, about.channels) if about.channels > 1 else (1, 1), dtype=about.dtype)
+        one = one.view(Planes) if about.planes else one
         return replace(describe(one), height=about.size[0], width=about.size[1])
 
     def _content_hash(self) -> bytes:
@@ -262,7 +269,7 @@ def _declare(source: SliceSource) -> None:
         found = f"{about[0].dtype.name} values {low:g}..{high:g}"
         if all(d.dtype == np.uint16 for d in about):
             source.value_range = (0.0, 65535.0)
-            source.notes.append(f"{found}: 65535 is white, so the brightest becomes {high / 257:.0f} of 255")
+            source.notes.append(f"{found}: {of_16_bits(high)}")
         else:
             source.undeclared = found
 
