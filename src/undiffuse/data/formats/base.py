@@ -237,7 +237,7 @@ def with_labels(
     found = [value for value in kinds.values if value is not None]
     said = f" ({kinds.said})" if kinds.said else ""
     if kinds.kind == "numbers":
-        columns = kinds.names if len(kinds.names) > 1 or head not in ("label", "labels") else None
+        columns = kinds.names if names or len(kinds.names) > 1 or head not in ("label", "labels", "vector") else None
         source = with_vectors(source, np.array(found, dtype=np.float32).reshape(len(found), -1), field, columns)
     elif kinds.kind == "multi":
         with_tags(source, found, list(reading.label_names or kinds.names))
@@ -324,19 +324,22 @@ def _kinds(
 
 def _cells(values: Sequence[Any] | NDArray[Any]) -> list[Any]:
     """Python's own texts, numbers and lists; a list of one item, as [N, 1] arrays have them, as that item."""
+    if isinstance(values, np.ndarray):
+        values = (values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values).tolist()
     cells = [
         cell.tolist() if isinstance(cell, (np.ndarray, np.generic)) else list(cell) if isinstance(cell, tuple) else cell
-        for cell in (values.tolist() if isinstance(values, np.ndarray) else values)
+        for cell in values
     ]
-    if cells and all(isinstance(cell, list) and len(cell) == 1 for cell in cells):
+    alone = all(isinstance(cell, list) and len(cell) == 1 for cell in cells)
+    if alone and not any(isinstance(cell[0], float) for cell in cells):  # [20.0] is a vector
         cells = [cell[0] for cell in cells]
     return [cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell for cell in cells]
 
 
 def _matrix(cells: Sequence[Any]) -> NDArray[np.float64] | None:
-    """[N, D] if every label is a list of D numbers, of which at least two."""
+    """[N, D] if every label is a list of D numbers."""
     first = cells[0] if cells else None
-    if not isinstance(first, list) or len(first) < 2:
+    if not isinstance(first, list) or not first:
         return None
     numeric = all(
         isinstance(cell, list) and len(cell) == len(first) and all(isinstance(x, (bool, int, float)) for x in cell)

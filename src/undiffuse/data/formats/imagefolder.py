@@ -18,7 +18,7 @@ from undiffuse.data.formats import files
 from undiffuse.data.formats.base import Reading, peek, with_labels
 from undiffuse.data.label_values import LABEL_KEYS, is_nothing, number_of, simple
 from undiffuse.data.labels import folder_labels, join_names
-from undiffuse.data.sources import Source
+from undiffuse.data.sources import Excluded, Source
 from undiffuse.data.tables import read_table
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -83,10 +83,10 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     source = files.source_of(path, listing, reading)
     absent = [name for name in records if name not in listing.sizes]
     if absent:
-        named = f"{path}: {join_names(tables)} list {len(absent):,} files that are not there: {join_names(absent, 5)}"
+        named = f"{path}: {len(absent):,} files of {join_names(tables)} are not there: {join_names(absent, 5)}"
         if reading.on_broken == "refuse":
-            raise ValueError(f'{named}. Correct that, or go on with what fits by on_broken="skip"')
-        source.left_out[f"entries of {join_names(tables, 2)} without a file"] = len(absent)
+            raise ValueError(f'{named}. Correct that, or leave them out with on_broken="skip"')
+        source.excluded += [Excluded(name=name, reason=f"in {join_names(tables, 2)}, but not there") for name in absent]
     columns = list(dict.fromkeys(key for record in records.values() for key in record if not _is_file_key(key)))
     column = None
     if not reading.of_files:
@@ -96,6 +96,9 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     unused = [name for name in columns if name != column]
     if unused:
         source.notes.append(f"columns of {join_names(tables, 2)} that are not used: {join_names(unused)}")
+    if column is None and reading.labels == "auto":
+        few = next((name for name in columns if _few([r.get(name) for r in records.values()])), None)
+        source.notes += [f'labels="{few}" takes the column {few!r} as classes'] if few else []
     if reading.of_files or reading.labels == "none":
         return source
     if column is None:  # captions and the like are no labels; folders may be
@@ -115,13 +118,20 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     )
 
 
+def _few(values: list[Any]) -> bool:
+    """Whether many pictures share each of the values, which are texts or numbers."""
+    present = [str(value) for value in values if not is_nothing(value)]
+    plain = not any(isinstance(value, (dict, list)) for value in values)
+    return plain and 1 < len(set(present)) <= len(present) / 2
+
+
 def _holds_labels(column: str, values: list[Any]) -> bool:
     """Whether the only column of a table holds labels: numbers, or texts of which many pictures share each."""
     if simple(column) in _CAPTIONS or any(isinstance(value, (dict, list)) for value in values):
         return False
     present = [value for value in values if not is_nothing(value)]
     numeric = bool(present) and all(number_of(value) is not None for value in present)
-    return numeric or 2 * len({str(value) for value in present}) <= len(present)
+    return numeric or _few(values)
 
 
 def _names_of(path: Path, column: str) -> list[str] | None:
@@ -131,6 +141,7 @@ def _names_of(path: Path, column: str) -> list[str] | None:
         return None
     try:
         feature = json.loads(info.read_text("utf-8"))["features"][column]
+        feature = feature["feature"] if "names" not in feature else feature
         return [str(name) for name in feature["names"]]
     except (ValueError, KeyError, TypeError, OSError):
         return None

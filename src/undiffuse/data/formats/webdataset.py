@@ -273,7 +273,9 @@ def _labelled(
             source.left_out[f"members .{extension} of the samples"] = count
     if used is not None and used.startswith("json: ") and len(keys) > 1:
         source.notes.append(f"fields of .json that are not used: {join_names(k for k in keys if f'json: {k}' != used)}")
-    names = _classes_beside(shards) if used == label and all(isinstance(v, int) for v in values or ()) else None
+    numbered = used == label and all(isinstance(value, int) for value in values or ())
+    several = any(isinstance(value, list) for value in values or ())
+    names = _classes_beside(shards) if numbered or several else None
     if values is None or used is None:
         source.labels_settled = reading.labels == "none"
         return source
