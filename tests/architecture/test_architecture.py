@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"grid_specs", "solvers", "noise_levels"},
     "kernels": {"downloads"},
     "nets": {"kernels", "arithmetic"},
-    "data": {"pixels", "downloads", "adapters", "noise"},  # of these, ImageNet's classes
+    "data": {"pixels", "downloads", "adapters", "noise", "pictures"},  # of adapters, ImageNet's classes
     "pictures": {"pixels"},
     "noise_levels": {"schedules"},
     "prediction": {"noise_levels"},

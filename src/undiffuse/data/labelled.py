@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from undiffuse.data.formats.files import read_table_member
 from undiffuse.data.formats.imagenet import translated
 from undiffuse.data.labelling import Labelling, interpret
 from undiffuse.data.labels import apply_table, class_table, folder_labels, join_names, prefix_labels, shelved
+from undiffuse.data.names import Runs
 from undiffuse.data.screening import OnBroken
 from undiffuse.data.sources import Excluded, FileSource, FolderSource, Source, ZipSource
 from undiffuse.data.tables import TABLE_SUFFIXES, TableSpec, parse_spec, read_table
@@ -41,7 +43,7 @@ def label_files(
     how: str,
     label_names: Sequence[str] | None = None,
     on_broken: OnBroken = "refuse",
-    folder_names: Sequence[str] | None = None,
+    folders: Runs | None = None,
     part: str | None = None,
 ) -> Source:
     """The source with labels; files without one are refused or left out.
@@ -51,7 +53,7 @@ def label_files(
         how: "auto", "none", "folder", "prefix", or a table: FILE, FILE:LABEL_COLUMNS or FILE:FILE_COLUMN:LABEL_COLUMNS.
         label_names: an existing class table.
         on_broken: what to do with files without a label and with rows of a table without a file.
-        folder_names: the names by which folders tell the class, if they are not the names of the files.
+        folders: the folders that name the classes, if they are not those of the files.
         part: the part of the data set that is wanted, where a column of a table tells the parts.
 
     Returns:
@@ -73,7 +75,7 @@ def label_files(
         data = _outside(spec.file) or _inside(source, spec.file)
         if data is None:
             raise FileNotFoundError(f"there is no label table {spec.file}, neither as given nor inside {source.where}")
-        found = interpret(read_table(data, spec.file), names, spec, complain, source.held_names, part)
+        found = interpret(read_table(data, spec.file), names, spec, complain, source.held, part)
         return _by_table(source, found, spec.file, label_names, absent=True)
     if how not in _HOW:
         raise ValueError(
@@ -93,7 +95,7 @@ def label_files(
             ours = name not in _KNOWN_TABLES
             heard = complain if ours else partial(_all_but_absent, complain, extra)
             try:
-                found = interpret(read_table(data, name), names, TableSpec(name), heard, source.held_names, part)
+                found = interpret(read_table(data, name), names, TableSpec(name), heard, source.held, part)
             except ValueError as error:
                 passed = ("matches none", "is known to hold", "holds no labels", "has no column of labels")
                 if ours or not any(words in str(error) for words in passed):
@@ -104,17 +106,17 @@ def label_files(
             labelled = _by_table(source, found, name, label_names, absent=ours)
             if found.kind == "class" or not isinstance(labelled, FileSource):
                 return labelled
-            source, names, folder_names = labelled, labelled.names, None  # classes may still come from folders
+            source, names, folders = labelled, labelled.names, None  # classes may still come from folders
             break
     if how == "prefix":
         values = prefix_labels(names)
         _require(values, names, "an underscore after a class name, as in cat_0012.png", source.where, complain)
     else:
-        if how == "auto" and shelved(folder_names or names):
+        if how == "auto" and shelved(names, folders or source.names.runs):
             source.notes.append('the numbered folders are shelves of a fixed number of images, not classes; '
                                 'labels="folder" makes them classes')  # fmt: skip
             return source
-        values = folder_labels(folder_names or names, label_names)
+        values = folder_labels(folders or source.names.runs, label_names)
         if how == "auto" and (None in values or (len(set(values)) < 2 and label_names is None)):
             source.notes += _unused_tables(source) if source.table is None else []
             return source
@@ -139,8 +141,9 @@ def _with_classes(
     note: str,
     why: Mapping[str, str] | None = None,
 ) -> FileSource:
-    keep = [i for i, value in enumerate(values) if value is not None]
-    texts = [value for value in values if value is not None]
+    whole = None not in values
+    keep = np.arange(len(values)) if whole else np.flatnonzero([value is not None for value in values])
+    texts = cast(list[str], values) if whole else [value for value in values if value is not None]
     classes = list(label_names) if label_names is not None else class_table(texts)
     texts = translated(texts, label_names)
     excluded = _unlabelled(source, values, why or {})
@@ -151,6 +154,8 @@ def _with_classes(
 
 def _unlabelled(source: FileSource, values: Sequence[object], why: Mapping[str, str]) -> list[Excluded]:
     """The files without a label, with what the table says in its place."""
+    if None not in values:
+        return []
     names = [source.names[i] for i, value in enumerate(values) if value is None]
     return [Excluded(name=name, reason=f"no label, {why[name]}" if name in why else "no label") for name in names]
 
@@ -195,7 +200,7 @@ def _by_table(
 
 def _own_part(source: FileSource) -> str | None:
     """The folder of the part that was opened, if there are others; None otherwise."""
-    if not source.held_names or not source.names:
+    if not len(source.held) or not len(source.names):
         return None
     return next((folder for folder in PurePosixPath(source.names[0]).parts[:-1] if part_of(folder)), None)
 
@@ -229,7 +234,7 @@ def _unused_tables(source: FileSource) -> list[str]:
     for file in sorted(files)[:_TRIED]:
         try:
             found = interpret(
-                read_table(file.read_bytes(), file.name), source.names, TableSpec(file.name), None, source.held_names
+                read_table(file.read_bytes(), file.name), source.names, TableSpec(file.name), None, source.held
             )
         except (OSError, ValueError):
             continue
@@ -257,8 +262,8 @@ def _inside(source: FileSource, name: str) -> bytes | None:
         with zipfile.ZipFile(source.path) as archive:
             held = set(archive.namelist())
             # A zip of one folder has its table in that folder.
-            tops = {PurePosixPath(member).parts[0] for member in source.names}
-            inner = f"{next(iter(tops))}/{name}" if len(tops) == 1 else name
+            tops = {folder.partition("/")[0] for folder in source.names.runs.folders}
+            inner = f"{next(iter(tops))}/{name}" if len(tops) == 1 and "" not in tops else name
             found = name if name in held else inner if inner in held else None
             try:
                 return read_table_member(archive, found, str(source.path)) if found else None
@@ -267,7 +272,7 @@ def _inside(source: FileSource, name: str) -> bytes | None:
     if not isinstance(source, FolderSource):
         return None
     # A folder with nothing but one folder of images may have its table in that folder.
-    below = {PurePosixPath(member).parts[0] for member in source.names if "/" in member}
+    below = {folder.partition("/")[0] for folder in source.names.runs.folders if folder}
     only = source.root / next(iter(below), "") / name
     for file in (source.root / name, *([only] if len(below) == 1 else [])):
         if file.is_file():
@@ -277,7 +282,7 @@ def _inside(source: FileSource, name: str) -> bytes | None:
 
 def _require(values: Sequence[str | None], names: Sequence[str], what: str, where: str, complain: Complain) -> None:
     """Every image must have a label: none at all is always an error, a few missing are reported to `complain`."""
-    missing = [name for name, value in zip(names, values, strict=True) if value is None]
+    missing = [name for name, value in zip(names, values, strict=True) if value is None] if None in values else []
     if len(missing) == len(names):
         raise ValueError(f"{where}: no image has {what}. The names are {join_names(names, 3)}")
     if missing:

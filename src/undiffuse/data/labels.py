@@ -13,11 +13,13 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from undiffuse.data.names import Runs
+
 __all__ = ["apply_table", "class_table", "folder_labels", "join_names", "prefix_labels", "shelved"]
 
-
-_DATASET_TOOL = re.compile(r"\d{5}/img\d{8}\.\w+")
-_SHELF = re.compile(r"(\d{4,})/[a-zA-Z_-]{0,12}(\d{1,18})\.\w+")
+_SHELF = re.compile(r"\d{4,}")
+_STEM = re.compile(r"[a-zA-Z_-]{0,12}(\d{1,18})\.\w+")
+_OF_TOOL = re.compile(r"img\d{8}\.\w+")
 
 
 def join_names(names: Iterable[str], limit: int = 10) -> str:
@@ -54,45 +56,55 @@ def apply_table(values: Sequence[str], table: Sequence[str], where: str) -> NDAr
     return np.array([numbers[value] for value in values], dtype=np.int64)
 
 
-def folder_labels(names: Sequence[str], known: Sequence[str] | None = None) -> list[str | None]:
+def folder_labels(runs: Runs, known: Sequence[str] | None = None) -> list[str | None]:
     """The first sub-folder of each path is its class; None for a file that lies in no sub-folder.
 
     Folders that wrap everything (a zip with one top folder) are skipped as long as all files have a sub-folder below.
     With a class table `known`, the depth is the first at which all names are in it, if there is one.
     """
-    folders = [tuple(name.split("/")[:-1]) for name in names]
+    folders = [tuple(folder.split("/")) if folder else () for folder in runs.folders]
     depth = min((len(parts) for parts in folders), default=0)
-    if known is not None:
-        for level in range(depth):
-            if all(parts[level] in known for parts in folders):
-                return [parts[level] for parts in folders]
     level = 0
     while level + 1 < depth and len({parts[level] for parts in folders}) == 1:
         level += 1
-    return [parts[level] if len(parts) > level else None for parts in folders]
+    if known is not None:
+        table = set(known)
+        level = next((k for k in range(depth) if all(parts[k] in table for parts in folders)), level)
+    labels: list[str | None] = []
+    for parts, count in zip(folders, runs.counts.tolist(), strict=True):
+        labels += [parts[level] if len(parts) > level else None] * count
+    return labels
 
 
-def shelved(names: Sequence[str]) -> bool:
+def shelved(names: Sequence[str], runs: Runs) -> bool:
     """Whether the folders are shelves, which hold a number of pictures each, and not classes.
 
     Shelves are those of NVIDIA's dataset_tool (00000/img00000000.png), and folders that are numbered with leading zeros
     after the pictures in them, as in FFHQ (01000/01000.png to 01000/01999.png).
+
+    Args:
+        names: of the pictures.
+        runs: their folders, without those of parts.
     """
-    while names and all(name.count("/") > 1 for name in names) and len({name.split("/", 1)[0] for name in names}) == 1:
-        names = [name.split("/", 1)[1] for name in names]
-    if all(_DATASET_TOOL.fullmatch(name) for name in names):
-        return bool(names)
-    found = [_SHELF.fullmatch(name) for name in names]
-    if not names or not all(found):
+    folders = [tuple(folder.split("/")) for folder in runs.folders]
+    level = 0
+    while folders and all(len(parts) > level + 1 for parts in folders) and len({p[level] for p in folders}) == 1:
+        level += 1
+    shelves = ["/".join(parts[level:]) for parts in folders]
+    if not shelves or len(set(map(len, shelves))) > 1 or not all(_SHELF.fullmatch(shelf) for shelf in shelves):
         return False
-    pairs = [(match[1], int(match[2])) for match in found if match is not None]
-    folders = {folder for folder, _ in pairs}
-    if len(folders) < 2 or len({len(folder) for folder in folders}) > 1:
-        return False
-    return any(
-        all(int(folder) in (number // step, number // step * step) for folder, number in pairs)
-        for step in (100, 1000, 10_000)
-    )
+    files = (name.rpartition("/")[2] for name in names)
+    if len(shelves[0]) == 5 and all(map(_OF_TOOL.fullmatch, files)):
+        return True
+    steps = {100, 1000, 10_000}
+    for shelf, first, last in zip(map(int, shelves), runs.starts[:-1].tolist(), runs.starts[1:].tolist(), strict=True):
+        for name in names[first:last]:
+            match = _STEM.fullmatch(name.rpartition("/")[2])
+            number = int(match[1]) if match else -1
+            steps = {step for step in steps if shelf in (number // step, number // step * step)}
+            if not steps:
+                return False
+    return len(set(shelves)) > 1
 
 
 def prefix_labels(names: Sequence[str]) -> list[str | None]:

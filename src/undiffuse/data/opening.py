@@ -17,6 +17,7 @@ from undiffuse.data.formats.registry import find_format, inner_folder
 from undiffuse.data.formats.spans import expand_braces, is_url
 from undiffuse.data.labelled import label_files
 from undiffuse.data.labels import apply_table, join_names
+from undiffuse.data.ranges import recorded_range
 from undiffuse.data.remarks import remarks_of
 from undiffuse.data.screening import Check, OnBroken, OnTiny, screen
 from undiffuse.data.sources import FileSource, Source
@@ -105,14 +106,19 @@ def open_data(
         if part not in (None, "all") and not found.parts:
             raise ValueError(f"{path} ({found.title}) has no parts, so it has no part {part!r}")
         source = found.open(path, reading)
+        source.containers = source.containers or (os.fspath(path),)
     if isinstance(source, FileSource):
         source.max_pixels = max_pixels
         if source.labels is None and not source.labels_settled:
             wanted, source.wanted_part = source.wanted_part, None
-            source = label_files(source, labels, label_names, on_broken, without_part(source.names), part)
+            source = label_files(source, labels, label_names, on_broken, without_part(source.names.runs), part)
             if wanted is not None and not source.held_out:
                 raise ValueError(f"{path} has no parts such as train/ and test/, so it has no part {wanted!r}")
-        source = with_frames(source, frames) if isinstance(source, FileSource) else source
+        if isinstance(source, FileSource):
+            if source.value_range is None and (recorded := recorded_range(source)) is not None:
+                source.value_range = recorded
+                source.notes.append(f"values {recorded[0]:g} (black) to {recorded[1]:g} (white), as the files record")
+            source = with_frames(source, frames)
     elif labels not in ("auto", "none") and not source.labels_settled:
         raise ValueError(f'{source.where} has no labels: expected labels="auto" or "none", got {labels!r}')
     if not len(source):

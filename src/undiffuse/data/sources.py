@@ -24,7 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
+from undiffuse.data import index
+from undiffuse.data.containers import kept_hash
 from undiffuse.data.decoding import MAX_PIXELS, Picture, PictureInfo, decode, describe, read_header
+from undiffuse.data.names import Names
 from undiffuse.util.limits import check_member
 
 __all__ = [
@@ -65,6 +68,7 @@ class Source(ABC):
         description: one line for people ("folder NAME: 120 images, 3 classes").
         label_names: the class table, label k is called ``label_names[k]``; None without labels.
         excluded: what was left out on opening because it was broken, tiny or unlabelled.
+        containers: files or folders that the images lie in, where an image is no file of its own.
         in_memory: True where `image` costs next to nothing, so that no workers are needed.
         format: the name of the recognised format ("WebDataset shards"); empty for arrays in memory.
         notes: sentences that say what was taken and from where.
@@ -80,6 +84,7 @@ class Source(ABC):
         augments: True where `draw` augments at random.
     """
 
+    containers: tuple[str, ...] = ()
     in_memory = False
     augments = False
     labels_settled = False
@@ -148,6 +153,13 @@ class Source(ABC):
         """Picture i as the bytes of an image file; None where it is not stored as one."""
         return None
 
+    def content_hash(self) -> bytes:
+        """SHA-256 of what is stored, without labels; kept in the cache folder where all of it must be read for it."""
+        if not self.containers or isinstance(self, FileSource):
+            return self._content_hash()
+        what = f"{type(self).__name__}\0{self.where}\0{len(self)}\0{self.name(0) if len(self) else ''}"
+        return kept_hash(self.containers, what, self._content_hash)
+
     @abstractmethod
     def _content_hash(self) -> bytes:
         """SHA-256 of what is stored (names and sizes, or pixels), without labels."""
@@ -190,7 +202,7 @@ class Source(ABC):
 
         It does not depend on where the data lie: a folder, its copy and its zip have the same fingerprint.
         """
-        sha = hashlib.sha256(self._content_hash())
+        sha = hashlib.sha256(self.content_hash())
         if self.labels is not None and self.label_names is not None:
             sha.update("\0".join(self.label_names).encode())
             sha.update(self.labels.astype("<i8").tobytes())
@@ -216,14 +228,14 @@ class FileSource(Source):
 
     Attributes:
         names: of the files.
-        sizes: of the files, in bytes.
-        held_names: names of files that belong to parts of the data set that were not opened.
+        sizes: of the files, in bytes, int64 [N].
+        held: names of files that belong to parts of the data set that were not opened.
         max_pixels: larger pictures are refused as broken.
         table: the label table that was used, if any.
         wanted_part: the part of the data set to open, where the files do not tell parts but a table may.
     """
 
-    held_names: Set[str] = frozenset()
+    held: Sequence[str] = ()
     table: str | None = None
     wanted_part: str | None = None
     max_pixels = MAX_PIXELS
@@ -232,13 +244,18 @@ class FileSource(Source):
         self,
         where: str,
         names: Sequence[str],
-        sizes: Sequence[int],
+        sizes: Sequence[int] | NDArray[np.int64],
         labels: NDArray[np.int64] | None = None,
         label_names: Sequence[str] | None = None,
         excluded: Sequence[Excluded] = (),
     ) -> None:
         super().__init__(where, labels, label_names, excluded)
-        self.names, self.sizes = list(names), list(sizes)
+        self.names, self.sizes = Names.of(names), np.asarray(sizes, dtype=np.int64)
+
+    @cached_property
+    def held_names(self) -> Set[str]:
+        """`held` as a set."""
+        return frozenset(self.held)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -252,18 +269,18 @@ class FileSource(Source):
 
     def labelled(
         self,
-        keep: Sequence[int],
+        keep: Sequence[int] | NDArray[np.int64],
         labels: NDArray[np.int64] | None,
         label_names: Sequence[str] | None,
         excluded: Sequence[Excluded],
     ) -> FileSource:
-        """The files of the given numbers with the given labels [len(keep)]; `excluded` tells of the others."""
+        """The files of the given numbers with the given labels [len(keep)]; `excluded` names the others."""
         other = copy.copy(self)
         FileSource.__init__(
             other,
             self.where,
-            [self.names[i] for i in keep],
-            [self.sizes[i] for i in keep],
+            self.names.take(keep),
+            self.sizes if len(keep) == len(self) else self.sizes[np.asarray(keep, dtype=np.int64)],
             labels,
             label_names,
             [*self.excluded, *excluded],
@@ -273,7 +290,7 @@ class FileSource(Source):
         other._keep(keep)
         return other
 
-    def _keep(self, keep: Sequence[int]) -> None:
+    def _keep(self, keep: Sequence[int] | NDArray[np.int64]) -> None:
         """Thin out what a subclass stores beside names and sizes."""
 
     def encoded(self, i: int) -> bytes:
@@ -285,20 +302,29 @@ class FileSource(Source):
             with self.open(i) as file:
                 return decode(io.BytesIO(file.read()), self.max_pixels)
         except Exception as error:
-            raise _blame(self.names[i], self.sizes[i], error) from error
+            raise _blame(self.names[i], int(self.sizes[i]), error) from error
 
     def info(self, i: int) -> PictureInfo:
         try:
             with self.open(i) as file:
                 return read_header(file, self.max_pixels)
         except Exception as error:
-            raise _blame(self.names[i], self.sizes[i], error) from error
+            raise _blame(self.names[i], int(self.sizes[i]), error) from error
 
     def _content_hash(self) -> bytes:
-        sha = hashlib.sha256()
-        for name, size in zip(self.names, self.sizes, strict=True):
-            sha.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
-        return sha.digest()
+        def build() -> index.Arrays:
+            sha = hashlib.sha256()
+            for name, size in zip(self.names, self.sizes, strict=True):
+                sha.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+            return {"sha256": np.frombuffer(sha.digest(), dtype=np.uint8)}
+
+        if len(self) < index.FROM:
+            return build()["sha256"].tobytes()
+        # Hashing the arrays as they are is many times faster than name by name.
+        quick = hashlib.sha256(self.names.text.data)
+        for array in (self.names.ends, self.sizes):
+            quick.update(np.ascontiguousarray(array).data)
+        return index.cached("hashes", quick.hexdigest(), build)["sha256"].tobytes()
 
 
 def _blame(name: str, size: int, error: Exception) -> Exception:
@@ -321,7 +347,9 @@ def _blame(name: str, size: int, error: Exception) -> Exception:
 class FolderSource(FileSource):
     """Image files under a folder; `names` are POSIX paths relative to it."""
 
-    def __init__(self, root: str | Path, names: Sequence[str], sizes: Sequence[int], **keywords: Any) -> None:
+    def __init__(
+        self, root: str | Path, names: Sequence[str], sizes: Sequence[int] | NDArray[np.int64], **keywords: Any
+    ) -> None:
         super().__init__(f"folder {root}", names, sizes, **keywords)
         self.root = Path(root)
 
@@ -336,7 +364,9 @@ class ZipSource(FileSource):
     position in the file too. Threads take turns at reading bytes and decode side by side.
     """
 
-    def __init__(self, path: str | Path, names: Sequence[str], sizes: Sequence[int], **keywords: Any) -> None:
+    def __init__(
+        self, path: str | Path, names: Sequence[str], sizes: Sequence[int] | NDArray[np.int64], **keywords: Any
+    ) -> None:
         super().__init__(f"zip {path}", names, sizes, **keywords)
         self.path = Path(path)
         self._handle: tuple[int, zipfile.ZipFile, threading.Lock] | None = None
@@ -388,4 +418,4 @@ class SubsetSource(Source):
         return self.parent.info(int(self.indices[i]))
 
     def _content_hash(self) -> bytes:
-        return hashlib.sha256(self.parent._content_hash() + self.indices.astype("<i8").tobytes()).digest()
+        return hashlib.sha256(self.parent.content_hash() + self.indices.astype("<i8").tobytes()).digest()

@@ -4,6 +4,7 @@ config.json       the resolved settings          metrics.jsonl     one record a 
 loss_curve.png    drawn anew at every save       previews/         grids from raw and averaged weights
 checkpoints/      0000123456.safetensors, by images seen
 data_index.npz    checksums of the images' files
+run.json          the settings as they were given sessions.jsonl   command, versions and hardware of every start
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from undiffuse import checkpoints
 from undiffuse.data import index
-from undiffuse.data.content import ContentIndex
+from undiffuse.data.content import ContentIndex, Recheck
 from undiffuse.data.decoding import IMAGE_SUFFIXES
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.objectives import ObjectiveConfig
@@ -51,6 +52,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = config
         self._lock: IO[str] | None = None
+        self._recheck: Recheck | None = None
 
     def __enter__(self) -> RunFolder:
         if self.path.is_dir():
@@ -67,6 +69,8 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._recheck is not None:
+            self._recheck.stop()
         if self._lock is not None:
             self._lock.close()  # which also unlocks
 
@@ -177,9 +181,27 @@ class RunFolder:
         """Writes config.json, all settings of the run as resolved, and the checksums of the images' files."""
         with atomic_file(self.path / "config.json", overwrite=True) as file:
             file.write((json.dumps(identity, indent=2) + "\n").encode())
-        if content is not None:
+        if content is None:
+            return
+        if content.trusted is not None and self._recheck is None:
+            self._recheck = Recheck(content.trusted)
+        stored, arrays = index.read(self.path / DATA_INDEX), content.arrays()
+        if stored is None or not all(np.array_equal(stored.get(name, ()), array) for name, array in arrays.items()):
             with atomic_file(self.path / DATA_INDEX, overwrite=True) as file:
-                np.savez(file, **content.arrays())  # type: ignore[arg-type]
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def check_images(self, wait: bool = True) -> None:
+        """Raises ValueError if images were found to differ from their index in the cache, which the run relied on.
+
+        Args:
+            wait: Wait until every file was looked at.
+        """
+        changed = "" if self._recheck is None else self._recheck.result(wait)
+        if changed:
+            raise ValueError(
+                f"data: the images to train on have changed since they were indexed ({changed}). The index has been "
+                "updated: repeat the command to see whether the run fits the images as they are"
+            )
 
     def check_room(self, size: int) -> None:
         """Finds out, before any training, whether checkpoints can be written.
@@ -216,7 +238,9 @@ class RunFolder:
 
         Raises:
             FolderLostError: It was deleted, or replaced by that of another run.
+            ValueError: The images are others than those the run began with.
         """
+        self.check_images(wait=False)
         if self._lock is None and self.path.is_dir():
             return
         try:
@@ -229,6 +253,7 @@ class RunFolder:
 
     def save(self, images: int, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], prune: bool = True) -> Path:
         """Writes a checkpoint and, once it is durable and if `prune` is true, deletes what is no longer kept."""
+        self.check_images()
         path = checkpoints.checkpoint_path(self.path, images)
         try:
             checkpoints.write(path, tensors, manifest)

@@ -16,6 +16,7 @@ from undiffuse.data.formats.files import at_level, part_level, without_part
 from undiffuse.data.formats.named import LABELS, build, labels_from
 from undiffuse.data.formats.stored import Handle
 from undiffuse.data.labels import folder_labels
+from undiffuse.data.names import Names
 from undiffuse.data.sources import Source
 from undiffuse.data.values import declare, guess_range
 
@@ -99,7 +100,7 @@ class _Separate(Source):
 
 def _separate(path: Path, names: list[str], items: dict[str, Any], reading: Reading) -> Source:
     """Pictures of a dataset each, with labels from an attribute of each, or from the groups that they lie in."""
-    level, parts = part_level(names)
+    level, parts = part_level(Names.of(names).runs)
     held: dict[str, int] = {}
     if parts:
         chosen = choose_part(parts, reading, str(path))
@@ -114,7 +115,9 @@ def _separate(path: Path, names: list[str], items: dict[str, Any], reading: Read
     if first != np.uint8:
         declare(source, guess_range(np.stack([source.image(i) for i in range(0, len(names), -(-len(names) // 64))])))
     field = next((key for key in LABELS if all(key in items[name].attrs for name in names)), None)
-    values = [items[name].attrs[field] for name in names] if field else folder_labels(without_part(names))
+    values = (
+        [items[name].attrs[field] for name in names] if field else folder_labels(without_part(Names.of(names).runs))
+    )
     if field is None and (None in values or len(set(values)) < 2):
         source.labels_settled = True
         return source

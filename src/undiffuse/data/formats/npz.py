@@ -105,8 +105,11 @@ def open_npz(path: str | Path, *, labels: bool = True, label_names: Sequence[str
 def _open(path: Path, reading: Reading) -> Source:
     arrays = _load(path)
     if _is_downsampled_imagenet(path, arrays) and reading.labels in ("auto", "none", "labels"):
-        return _downsampled(path, arrays, reading)
-    return build(f"npz {path}", path.name, arrays, None, reading, side=lambda part: _labels_of(path))
+        source = _downsampled(path, arrays, reading)
+    else:
+        source = build(f"npz {path}", path.name, arrays, None, reading, side=lambda part: _labels_of(path))
+    source.containers = (str(path),)
+    return source
 
 
 def _labels_of(path: Path) -> NDArray[Any] | None:

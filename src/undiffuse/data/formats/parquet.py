@@ -90,6 +90,7 @@ class ParquetSource(Source):
         super().__init__(where)
         parquet = need("pyarrow.parquet", "parquet", where)
         self.files, self.base = files, base
+        self.containers = tuple(map(str, files))
         try:
             metadata = [parquet.read_metadata(file) for file in files]
             schemas = [parquet.read_schema(file) for file in files]

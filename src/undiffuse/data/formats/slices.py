@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from undiffuse.data.decoding import PictureInfo, Planes, describe
+from undiffuse.data.decoding import PictureInfo, Planes, describe, without_alpha
 from undiffuse.data.formats.base import Reading, choose_part, kind_of, part_of, peek
 from undiffuse.data.formats.files import at_level, is_image, part_level, without_part
 from undiffuse.data.formats.stored import Handle
 from undiffuse.data.labels import join_names
+from undiffuse.data.names import Names
 from undiffuse.data.sources import BrokenImageError, Excluded, FileSource, FolderSource, Source
 from undiffuse.data.values import of_16_bits
 
@@ -93,6 +94,7 @@ class SliceSource(Source):
     ) -> None:
         super().__init__(where)
         self.root, self.names, self.described, self.load = root, list(names), list(described), load
+        self.containers = tuple(str(root / name) for name in self.names)
         self.first = np.cumsum([0, *(about.count for about in described)])
         self._kept = Handle(Kept)
 
@@ -118,14 +120,16 @@ class SliceSource(Source):
         except Exception as error:  # libraries of science explain themselves in many lines
             text = " ".join(str(error).split())
             raise BrokenImageError(self.name(i), f"{type(error).__name__}: {text}") from error
-        picture = np.asarray(pictures[k])
-        return picture.view(Planes) if self.described[file].planes else picture
+        return self._with_meaning(np.asarray(pictures[k]), self.described[file])
+
+    @staticmethod
+    def _with_meaning(picture: NDArray[Any], about: Described) -> NDArray[Any]:
+        return picture.view(Planes) if about.planes else without_alpha(picture)
 
     def info(self, i: int) -> PictureInfo:
         about = self.described[self._place(i)[0]]
         one = np.zeros((1, 1, about.channels) if about.channels > 1 else (1, 1), dtype=about.dtype)
-        one = one.view(Planes) if about.planes else one
-        return replace(describe(one), height=about.size[0], width=about.size[1])
+        return replace(describe(self._with_meaning(one, about)), height=about.size[0], width=about.size[1])
 
     def _content_hash(self) -> bytes:
         sha = hashlib.sha256()
@@ -181,7 +185,7 @@ def files_of(path: Path, fits: Callable[[Path], bool], reading: Reading) -> Foun
         kept = [name for name in names if not maps.intersection(name.split("/")[:-1])]
         left_out[f"maps in {join_names(sorted(maps), 3)}"] = len(names) - len(kept)
         names = kept
-    level, parts = part_level(names)
+    level, parts = part_level(Names.of(names).runs)
     if not parts:
         return Found(names, Counter(), set(), left_out)
     folder_of = {name: at_level(name, level) for name in names}
@@ -280,11 +284,9 @@ def _labelled(source: SliceSource, files: Found, reading: Reading) -> Source:
 
     sizes = [(source.root / name).stat().st_size for name in source.names]
     plain = FolderSource(source.root, source.names, sizes)
-    plain.held_names, plain.left_out = files.held_names, source.left_out
-    parted = [*source.names, *files.held_names]
-    short = dict(zip(parted, without_part(parted), strict=True))
-    folder_names = [short[name] for name in source.names]
-    labelled = label_files(plain, reading.labels, reading.label_names, reading.on_broken, folder_names, reading.part)
+    plain.held, plain.left_out = sorted(files.held_names), source.left_out
+    folders = without_part(plain.names.runs)
+    labelled = label_files(plain, reading.labels, reading.label_names, reading.on_broken, folders, reading.part)
     source.labels_settled = True
     if reading.part not in (None, "all") and not files.held_out and not labelled.held_out:
         raise ValueError(f"{source.where} has no part {reading.part!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import os
 import re
 import tempfile
@@ -16,7 +17,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from undiffuse.data import index
 from undiffuse.data.formats.base import need
+from undiffuse.data.names import Names
 from undiffuse.data.sources import FileSource
 from undiffuse.downloads import cache_dir
 from undiffuse.util.limits import gunzip, inflate
@@ -47,7 +50,7 @@ class SpanSource(FileSource):
         shards: Sequence[str],
         shard: NDArray[np.int32],
         offsets: NDArray[np.int64],
-        sizes: Sequence[int],
+        sizes: Sequence[int] | NDArray[np.int64],
         names: Sequence[str],
     ) -> None:
         super().__init__(where, names, sizes)
@@ -56,7 +59,31 @@ class SpanSource(FileSource):
     def open(self, i: int) -> IO[bytes]:
         return io.BytesIO(read_span(self.shards[int(self.shard[i])], int(self.offsets[i]), int(self.sizes[i])))
 
-    def _keep(self, keep: Sequence[int]) -> None:
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The places of the pictures, their labels and what was said of them, as arrays for an index."""
+        about = {
+            "format": self.format, "notes": self.notes, "left_out": self.left_out, "settled": self.labels_settled,
+            "label_names": self.label_names, "vector_names": self.vector_names,
+        }  # fmt: skip
+        out = {
+            **self.names.arrays(), "shard": self.shard, "offsets": self.offsets, "sizes": self.sizes,
+            "about": index.joined([json.dumps(about)]),
+        }  # fmt: skip
+        optional = {"labels": self.labels, "vectors": self.vectors}
+        return out | {name: array for name, array in optional.items() if array is not None}
+
+    @classmethod
+    def of_arrays(cls, where: str, shards: Sequence[str], arrays: index.Arrays) -> SpanSource:
+        """The inverse of `arrays`."""
+        about = json.loads(arrays["about"].tobytes())
+        source = cls(where, shards, arrays["shard"], arrays["offsets"], arrays["sizes"], Names.of_arrays(arrays))
+        source.labels, source.label_names = arrays.get("labels"), about["label_names"]
+        source.vectors, source.vector_names = arrays.get("vectors"), about["vector_names"]
+        source.format, source.notes, source.left_out = about["format"], about["notes"], about["left_out"]
+        source.labels_settled = about["settled"]
+        return source
+
+    def _keep(self, keep: Sequence[int] | NDArray[np.int64]) -> None:
         chosen = np.asarray(keep, dtype=np.int64)
         self.shard, self.offsets = self.shard[chosen], self.offsets[chosen]
 

@@ -76,7 +76,7 @@ class RawSpanSource(SpanSource):
     def info(self, i: int) -> PictureInfo:
         return describe(self.image(i))
 
-    def _keep(self, keep: Sequence[int]) -> None:
+    def _keep(self, keep: Sequence[int] | NDArray[np.int64]) -> None:
         super()._keep(keep)
         self.shapes = [self.shapes[i] for i in keep]
 

@@ -122,8 +122,29 @@ def open_shards(shards: Sequence[str], where: str, reading: Reading, base: Path 
         ValueError: a shard that is no tar file, no pictures, or several pictures a sample of which none was named.
     """
     names = [name for shard in shards for name in expand_braces(shard)]
-    left_out: Counter[str] = Counter()
     local = [str(unpacked(Path(n))) if n.lower().endswith((".gz", ".tgz")) and not is_url(n) else n for n in names]
+    described = where if len(names) == 1 else f"{where}: {len(names):,} shards"
+    classes = _classes_beside(local)
+    identity = "\0".join([*map(identity_of, local), *names, repr(base), repr(reading), repr(classes)])
+    path = index.place("samples", identity)
+    stored = index.read(path)
+    if stored is not None:
+        return SpanSource.of_arrays(described, local, stored)
+    with index.turn(path):
+        stored = index.read(path)
+        if stored is not None:
+            return SpanSource.of_arrays(described, local, stored)
+        source = _indexed(names, local, where, described, reading, base)
+        if isinstance(source, SpanSource) and len(source) >= index.FROM:
+            index.write(path, source.arrays())
+        return source
+
+
+def _indexed(
+    names: Sequence[str], local: Sequence[str], where: str, described: str, reading: Reading, base: Path | None
+) -> Source:
+    """The samples of shards, found by reading the headers of all their members, and the labels."""
+    left_out: Counter[str] = Counter()
     samples = list(_samples(local, left_out))
     with_picture = [sample for sample in samples if any(_is_picture(e) for e in sample.members)]
     if not with_picture:
@@ -136,7 +157,7 @@ def open_shards(shards: Sequence[str], where: str, reading: Reading, base: Path 
     parts = [(sample, _one(sample, chosen)) for sample in taken]
     picture_names = [_name(sample, extension, names, base) for sample, extension in parts]
     source: Source = SpanSource(
-        where if len(names) == 1 else f"{where}: {len(names):,} shards",
+        described,
         local,
         np.array([sample.shard for sample in taken], dtype=np.int32),
         np.array([sample.members[extension][0] for sample, extension in parts], dtype=np.int64),
