@@ -170,6 +170,13 @@ def test_webdataset_by_address(tmp_path: Path, server: str) -> None:
     check(source)
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(lambda i: np.array_equal(np.asarray(source.image(i)), X[i]), list(range(COUNT)) * 2))
+    for k in range(2):
+        (tmp_path / f"y-{k}.tar.gz").write_bytes(gzip.compress((tmp_path / f"x-{k}.tar").read_bytes()))
+    check(open_data(f"{server}/y-{{0..1}}.tar.gz"))  # unpacked into the cache folder
+    with pytest.raises(FileNotFoundError, match="there is no file at http.*x-2.tar"):
+        open_data(f"{server}/x-{{0..2}}.tar")
+    with pytest.raises(ValueError, match="only WebDataset shards .* are read by their address"):
+        open_data(f"{server}/x.npz")
 
 
 def test_crc32c_of_the_standard() -> None:

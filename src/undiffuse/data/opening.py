@@ -95,6 +95,11 @@ def open_data(
     if path is None:
         from undiffuse.data.formats import webdataset
 
+        if is_url(text) and not text.partition("?")[0].lower().endswith(webdataset.SUFFIXES):
+            endings = ", ".join(webdataset.SUFFIXES)
+            raise ValueError(
+                f"{text}: only WebDataset shards ({endings}) are read by their address; download other data"
+            )
         source = webdataset.open_shards([text], text, reading)
         source.format = "WebDataset shards"
     else:

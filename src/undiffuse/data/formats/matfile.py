@@ -13,7 +13,6 @@ import hashlib
 import math
 import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from undiffuse.data.formats.base import need
 from undiffuse.downloads import cache_dir
+from undiffuse.util.files import atomic_file
 from undiffuse.util.limits import check_unpacked, inflate
 
 __all__ = ["MatArray", "is_version_7_3", "read"]
@@ -182,14 +182,9 @@ def _unpacked(
 
 
 def _unpack(path: str, at: int, length: int, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".undiffuse-", suffix=".tmp", dir=target.parent)
     try:
-        with os.fdopen(handle, "wb") as out, open(path, "rb") as file:
+        with open(path, "rb") as file, atomic_file(target, overwrite=True, durable=False) as out:
             file.seek(at)
             inflate(file, length, out, path)
-        os.replace(temporary, target)
     except zlib.error as error:
         raise ValueError(f"{path} cannot be unpacked: {error}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)

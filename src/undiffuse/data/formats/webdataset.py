@@ -23,7 +23,7 @@ from undiffuse.data import index
 from undiffuse.data.formats.base import Reading, choose_part, part_of, peek, with_labels
 from undiffuse.data.formats.files import is_image
 from undiffuse.data.formats.imagefolder import LABELS
-from undiffuse.data.formats.spans import SpanSource, expand_braces, identity_of, is_url, open_shard, unpacked
+from undiffuse.data.formats.spans import SpanSource, expand_braces, identity_of, is_url, open_shard, unpacked_shard
 from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
 from undiffuse.util.limits import check_name, limit
@@ -122,7 +122,7 @@ def open_shards(shards: Sequence[str], where: str, reading: Reading, base: Path 
         ValueError: a shard that is no tar file, no pictures, or several pictures a sample of which none was named.
     """
     names = [name for shard in shards for name in expand_braces(shard)]
-    local = [str(unpacked(Path(n))) if n.lower().endswith((".gz", ".tgz")) and not is_url(n) else n for n in names]
+    local = [unpacked_shard(name) for name in names]
     described = where if len(names) == 1 else f"{where}: {len(names):,} shards"
     classes = _classes_beside(local)
     identity = "\0".join([*map(identity_of, local), *names, repr(base), repr(reading), repr(classes)])
