@@ -330,6 +330,33 @@ def test_a_tar_of_another_format_is_to_be_unpacked(tmp_path: Path) -> None:
         open_data(tar(tmp_path / "cifar-10-python.tar", {"cifar-10-batches-py/data_batch_1": b"\x80\x04"}))
 
 
+@pytest.mark.parametrize("table", ["labels.csv", "metadata.jsonl", "dataset.json"])
+def test_an_archive_of_a_folder_has_its_parts_and_tables(tmp_path: Path, table: str) -> None:
+    def archive(name: str, members: dict[str, bytes]) -> Path:
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for member, content in members.items():
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        return tmp_path / name
+
+    parts = {f"x/{'train' if i < 8 else 'val'}/{NAMES[Y[i]]}/{i:02d}.png": png(X[i]) for i in range(COUNT)}
+    source = open_data(archive("parts.tar", parts))
+    check(source, X[:8], [NAMES[y] for y in Y[:8]])
+    assert source.held_out == {"val": 4} and len(open_data(f"{tmp_path / 'parts.tar'}:val")) == 4
+    pairs = [(f"{i:02d}.png", NAMES[Y[i]]) for i in range(COUNT)]
+    text = {
+        "labels.csv": "file,label\n" + "\n".join(map(",".join, pairs)),
+        "metadata.jsonl": "\n".join(json.dumps({"file_name": name, "label": label}) for name, label in pairs),
+        "dataset.json": json.dumps({"labels": pairs}),
+    }[table]
+    plain = {f"x/{i:02d}.png": png(X[i]) for i in range(COUNT)}
+    source = open_data(archive("table.tar", {**plain, f"x/{table}": text.encode()}))
+    assert classes(source) == [NAMES[y] for y in Y] and not source.left_out
+    with pytest.raises(ValueError, match="no part 'val'"):
+        open_data(f"{tmp_path / 'table.tar'}:val")
+
+
 def test_members_called_label(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for i in range(COUNT):

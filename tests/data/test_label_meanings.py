@@ -159,3 +159,14 @@ def test_imagefolder_reads_labels_as_tables_do(tmp_path: Path) -> None:
     # A table of another program that is called metadata.csv
     other = folder(tmp_path / "other", csv_of("image_id,dx", [NAMES[y] for y in Y]), "metadata.csv")
     assert classes(open_data(other)) == [NAMES[y] for y in Y]
+
+
+def test_folders_that_are_no_classes_are_named(tmp_path: Path) -> None:
+    loose = write_pngs(tmp_path / "loose", [f if i % 2 else f"{NAMES[Y[i]]}/{f}" for i, f in enumerate(FILES)])
+    source = open_data(loose)
+    assert source.labels is None and "6 of 12 images lie in no sub-folder" in source.notes[0]
+    parts = ["train" if i < 8 else "unlabeled" for i in range(COUNT)]
+    path = write_pngs(tmp_path / "d", [f"{p}/{NAMES[y]}/{f}" for p, y, f in zip(parts, Y, FILES, strict=True)])
+    source = open_data(path)
+    assert len(source) == 8 and source.label_names == sorted({NAMES[y] for y in Y[:8]})
+    assert source.left_out == {"images outside the parts": 4}

@@ -17,6 +17,7 @@ import numpy as np
 from undiffuse.data.formats.base import PARTS, part_of, with_tags
 from undiffuse.data.formats.files import read_table_member
 from undiffuse.data.formats.imagenet import translated
+from undiffuse.data.formats.spans import SpanSource
 from undiffuse.data.labelling import Labelling, interpret
 from undiffuse.data.labels import apply_table, class_table, folder_labels, join_names, prefix_labels, shelved
 from undiffuse.data.names import Runs
@@ -117,6 +118,11 @@ def label_files(
                                 'labels="folder" makes them classes')  # fmt: skip
             return source
         values = folder_labels(folders or source.names.runs, label_names)
+        loose = sum(value is None for value in values) if None in values else 0
+        if how == "auto" and 0 < loose < len(values):
+            source.notes.append(
+                f"{loose:,} of {len(values):,} images lie in no sub-folder, so the folders are not taken as classes"
+            )
         if how == "auto" and (None in values or (len(set(values)) < 2 and label_names is None)):
             source.notes += _unused_tables(source) if source.table is None else []
             return source
@@ -269,6 +275,8 @@ def _inside(source: FileSource, name: str) -> bytes | None:
                 return read_table_member(archive, found, str(source.path)) if found else None
             except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
                 raise ValueError(f"{source.path}: {found} in it cannot be read: {error}") from error
+    if isinstance(source, SpanSource):
+        return source.table_in(name)
     if not isinstance(source, FolderSource):
         return None
     # A folder with nothing but one folder of images may have its table in that folder.

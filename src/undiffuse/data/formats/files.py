@@ -29,6 +29,8 @@ __all__ = ["Listing", "at_level", "list_files", "open", "part_level", "recognise
 
 _DEEPEST = 4
 """How many levels of folders are searched for those of a data set's parts."""
+_BESIDE = ("unlabeled", "unlabelled", "extra")
+"""Folders beside a training part that hold neither a part nor a class."""
 _SPOT = 1000
 """Files whose sizes are compared before an index is used."""
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".xlsx")
@@ -139,8 +141,8 @@ def at_level(name: str, level: int) -> str:
 def part_level(runs: Runs) -> tuple[int, dict[str, int]]:
     """(level of the folders that name the parts, {folder at that level: images}); an empty dict if there are none.
 
-    Folders are parts if one is named as a training part and another as a validation or test part. They may lie in
-    folders that wrap everything, or in the folders of the classes if there is nothing but parts in these.
+    Folders are parts if one is named as a training part and another as a validation or test part, or "unlabeled". They
+    may lie in folders that wrap everything, or in the folders of the classes if there is nothing but parts in these.
     """
     folders = Counter[str]()
     for folder, count in zip(runs.folders, runs.counts.tolist(), strict=True):
@@ -151,7 +153,8 @@ def part_level(runs: Runs) -> tuple[int, dict[str, int]]:
         for folder, count in folders.items():
             found[at_level(f"{folder}/", level)] += count
         kinds = {part_of(part) for part in found}
-        if "train" in kinds and kinds & {"validation", "test"} and (wrapped or None not in kinds):
+        beside = kinds & {"validation", "test"} or any(part.lower() in _BESIDE for part in found)
+        if "train" in kinds and beside and (wrapped or None not in kinds):
             return level, dict(sorted(found.items()))
         if set(found) == {""}:
             break

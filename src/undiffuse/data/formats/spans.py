@@ -9,8 +9,9 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import numpy as np
@@ -56,6 +57,14 @@ class SpanSource(FileSource):
     ) -> None:
         super().__init__(where, names, sizes)
         self.shards, self.shard, self.offsets = list(shards), shard, offsets
+
+    tables: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    """Label tables in the only shard: {name: (offset, bytes)}."""
+
+    def table_in(self, name: str) -> bytes | None:
+        """A label table that lies in the shard, at the top or in the only folder; None without one."""
+        inner = [key for key in self.tables if key == name or key.partition("/")[2] == name]
+        return read_span(self.shards[0], *self.tables[inner[0]]) if len(inner) == 1 else None
 
     def open(self, i: int) -> IO[bytes]:
         return io.BytesIO(read_span(self.shards[int(self.shard[i])], int(self.offsets[i]), int(self.sizes[i])))

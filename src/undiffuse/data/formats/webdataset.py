@@ -21,7 +21,7 @@ import numpy as np
 
 from undiffuse.data import index
 from undiffuse.data.formats.base import Reading, choose_part, part_of, peek, with_labels
-from undiffuse.data.formats.files import is_image
+from undiffuse.data.formats.files import at_level, is_image, part_level
 from undiffuse.data.formats.imagefolder import LABELS
 from undiffuse.data.formats.spans import SpanSource, expand_braces, identity_of, is_url, open_shard, unpacked_shard
 from undiffuse.data.labels import join_names
@@ -50,6 +50,11 @@ _INNER = (
     ".html",
 )
 """Endings of data sets in other formats, which people download as a tar."""
+TABLES = (
+    "labels.csv", "labels.tsv", "labels.jsonl", "labels.json", "labels.parquet", "metadata.jsonl", "metadata.csv",
+    "metadata.parquet", "dataset.json", "list_attr_celeba.txt", "list_attr_celeba.csv", "identity_CelebA.txt",
+)  # fmt: skip
+"""Label tables that an archive of a folder may hold."""
 _INDEXED = 1000
 """Members of a shard from which its list is kept."""
 _SMALL = 1 << 20
@@ -135,7 +140,7 @@ def open_shards(shards: Sequence[str], where: str, reading: Reading, base: Path 
         if stored is not None:
             return SpanSource.of_arrays(described, local, stored)
         source = _indexed(names, local, where, described, reading, base)
-        if isinstance(source, SpanSource) and len(source) >= index.FROM:
+        if isinstance(source, SpanSource) and len(source) >= index.FROM and not source.tables:
             index.write(path, source.arrays())
         return source
 
@@ -156,7 +161,7 @@ def _indexed(
     taken = [sample for sample in with_picture if _one(sample, chosen)]
     parts = [(sample, _one(sample, chosen)) for sample in taken]
     picture_names = [_name(sample, extension, names, base) for sample, extension in parts]
-    source: Source = SpanSource(
+    span = SpanSource(
         described,
         local,
         np.array([sample.shard for sample in taken], dtype=np.int32),
@@ -164,11 +169,34 @@ def _indexed(
         [sample.members[extension][1] for sample, extension in parts],
         picture_names,
     )
-    missing = len(samples) - len(taken)
+    source: Source = span
+    if len(names) == 1:  # an archive of a folder has its tables and parts
+        span.tables = {name: place for sample in samples for name, place in _tables_of(sample)}
+    missing = len(samples) - len(taken) - len(span.tables)
     if missing:
         left_out["samples without a picture"] += missing
     source.left_out.update(left_out)
+    level, found = part_level(span.names.runs) if len(names) == 1 else (0, {})
+    if found:
+        counts = {name: count for name, count in found.items() if part_of(name)}
+        wanted = choose_part(counts, reading, where)
+        keep = [i for i, name in enumerate(picture_names) if at_level(name, level) in wanted]
+        source, parts = span.labelled(keep, None, None, []), [parts[i] for i in keep]
+        source.held_out.update({name: count for name, count in counts.items() if name not in wanted})
+        source.notes.append(f"images of the part {', '.join(wanted)}")
+        if len(picture_names) > sum(counts.values()):
+            source.left_out["images outside the parts"] = len(picture_names) - sum(counts.values())
+    elif reading.part not in (None, "all") and len(names) == 1 and base is None:
+        raise ValueError(f"{where} has no parts such as train/ and test/, so it has no part {reading.part!r}")
     return _labelled(source, [sample for sample, _ in parts], {e for _, e in parts}, local, reading)
+
+
+def _tables_of(sample: Sample) -> list[tuple[str, tuple[int, int]]]:
+    """The members of a sample that are called as label tables are."""
+    if len(sample.members) > 1:
+        return []
+    members = ((f"{sample.key}.{extension}", place) for extension, place in sample.members.items())
+    return [(name, place) for name, place in members if posixpath.basename(name) in TABLES]
 
 
 def _samples(shards: Sequence[str], left_out: Counter[str]) -> Iterator[Sample]:
