@@ -231,9 +231,13 @@ class FileSource(Source):
         sizes: of the files, in bytes, int64 [N].
         held: names of files that belong to parts of the data set that were not opened.
         max_pixels: larger pictures are refused as broken.
+        table: the label table that was used, if any.
+        wanted_part: the part of the data set to open, where the files do not tell parts but a table may.
     """
 
     held: Sequence[str] = ()
+    table: str | None = None
+    wanted_part: str | None = None
     max_pixels = MAX_PIXELS
 
     def __init__(
