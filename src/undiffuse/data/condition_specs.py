@@ -27,7 +27,7 @@ from undiffuse.util.limits import open_npz
 if TYPE_CHECKING:
     from undiffuse.data.dataset import DataConfig
 
-__all__ = ["ConditionSpec", "attach", "open_partners", "parse_condition"]
+__all__ = ["ConditionSpec", "attach", "open_partners", "pair_names", "parse_condition", "root_of"]
 
 _SPEC = re.compile(r"(?P<kind>labels|numbers|image|map)(?:@(?P<option>[^:]*))?(?::(?P<where>.+))?", re.DOTALL)
 _NPZ = re.compile(r"(?P<file>.+\.npz):(?P<key>[^:/\\]+)", re.DOTALL | re.IGNORECASE)
@@ -135,7 +135,8 @@ def _lack(out: dict[int, str], source: Source, numbers: NDArray[np.int64], why: 
         out.setdefault(i, why)
 
 
-def _root(source: Source) -> Source:
+def root_of(source: Source) -> Source:
+    """The source that a part of it, or a part of a part, was taken from."""
     while isinstance(source, SubsetSource):
         source = source.parent
     return source
@@ -170,7 +171,7 @@ def _numbers(source: Source, spec: ConditionSpec, config: DataConfig) -> tuple[t
     held = source.vector_names or []
     if named is None and source.vectors is not None and set(columns) <= set(held):
         return columns, source.vectors[:, [held.index(column) for column in columns]]
-    root = _root(source)
+    root = root_of(source)
     if named is not None:
         data = table_bytes(root, named.file)
         if data is None:
@@ -234,7 +235,7 @@ def _of_column(source: Source, spec: ConditionSpec, table: TableSpec) -> tuple[S
     """Partners that a column of a table names, relative to the table's folder or to the data."""
     if len(table.label_columns) != 1:
         raise ConfigError("condition", f"{spec} must name the column of the partners: {spec.kind}:{table.file}:COLUMN")
-    root = _root(source)
+    root = root_of(source)
     data = table_bytes(root, table.file)
     if data is None:
         raise FileNotFoundError(f"there is no table {table.file}, neither as given nor inside {source.where}")
@@ -293,10 +294,10 @@ def _range(spec: ConditionSpec) -> tuple[float, float] | None:
 
 def _pair(source: Source, others: Source, spec: ConditionSpec) -> NDArray[np.int64]:
     """The partner of each picture: of the same stem, or of the same number where neither is made of files."""
-    if not isinstance(_root(others), FileSource):
-        if isinstance(_root(source), FileSource):
+    if not isinstance(root_of(others), FileSource):
+        if isinstance(root_of(source), FileSource):
             raise ConfigError("condition", f"{spec} is an array and the data are files: give the partners as files")
-        whole = len(_root(source))
+        whole = len(root_of(source))
         if len(others) != whole:
             raise ConfigError(
                 "condition", f"{spec} holds {len(others):,} pictures for {whole:,} images: expected one each"
@@ -386,7 +387,7 @@ def _classes(others: Source, used: NDArray[np.int64], spec: ConditionSpec) -> tu
 
 def _compare(source: Source, partners: Partners) -> None:
     """Compares the proportions of some pairs, so that mistakes are found before the training."""
-    if _root(source).in_memory and _root(partners.source).in_memory:
+    if root_of(source).in_memory and root_of(partners.source).in_memory:
         chosen = np.arange(min(1, len(source)))
     else:
         chosen = np.unique(np.linspace(0, len(source) - 1, min(len(source), _COMPARED)).astype(np.int64))

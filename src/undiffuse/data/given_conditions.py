@@ -1,4 +1,4 @@
-"""Conditions given as Python objects: arrays of numbers, labels and pictures, one entry for each picture of a source."""
+"""Conditions given as Python objects: arrays of numbers, labels and pictures, an entry for each picture of a source."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from undiffuse import checkpoints
 from undiffuse.adapters import imagenet_classes, published
+from undiffuse.conditions import ModelConditions
 from undiffuse.config import SamplerConfig
 from undiffuse.config.advice import from_manifest
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
@@ -108,6 +110,22 @@ class _Model:
     def null_class(self) -> int | None:
         """The class index that means "no class", for classifier-free guidance; None if there is none."""
         return self.spec.null_index
+
+    @property
+    def conditions(self) -> ModelConditions:
+        """What it is conditioned on besides the class."""
+        return ModelConditions.from_dict(self.manifest.get("conditions"))
+
+    @property
+    def conditions_dropped(self) -> bool:
+        """Whether it was trained without its conditions at times, so that it can do without them and be guided."""
+        return bool((self.manifest.get("objective") or {}).get("label_dropout"))
+
+    @property
+    def null_conditions(self) -> dict[str, int | float]:
+        """What stands for "not given", by condition, for classifier-free guidance; {} if it always needs conditions."""
+        null: dict[str, int | float] = {} if self.null_class is None else {"y": self.null_class}
+        return {**null, **dict.fromkeys(self.conditions.keywords, math.nan)} if self.conditions_dropped else null
 
     @property
     def preparation(self) -> Mapping[str, Any]:
