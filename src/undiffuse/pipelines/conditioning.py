@@ -44,7 +44,8 @@ def give_conditions(model: DiffusionModel, condition: Any) -> GivenConditions | 
         model: The model that is sampled.
         condition: None; a text "age=30,angle=45", "labels=hat|scarf", "image:PATH" (a file or folder) or the path of a
             table with a row for each image; several of these; or a mapping of the same names, whose values may be
-            lists: {"age": [20, 30, 40], "labels": "hat|scarf", "image": array or path}.
+            lists with an entry for each image: {"age": [20, 30], "labels": ["hat|scarf", "hat"], "image": array or
+            path}.
 
     Returns:
         The conditions; None if there are none.
@@ -209,8 +210,6 @@ class _Parts:
             self.numbers[name] = [_number(name, item) for item in values]
         elif name in _LABELS and declared.tags:
             rows = [value] if isinstance(value, str) else list(value)
-            if not isinstance(value, str) and all(isinstance(item, str) and item in declared.tags for item in rows):
-                rows = [rows]  # the labels of one image
             self.tags = [self._tags(row) for row in rows]
         elif name in _CLASSES and self.model.num_classes is not None:
             rows = [value] if isinstance(value, (str, int)) else list(value)
