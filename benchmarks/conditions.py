@@ -1,6 +1,6 @@
 """Fashion-MNIST from edges, and from (class, brightness): small models, and the metrics that show that they obey.
 
-    python benchmarks/conditions.py train edges      # ten minutes on one core of a laptop, each of the three
+    python benchmarks/conditions.py train edges      # two minutes on one free core, each of the three
     python benchmarks/conditions.py train brightness
     python benchmarks/conditions.py train nothing    # the unconditional model of the same size
     python benchmarks/conditions.py measure          # writes docs/conditions.json and docs/conditions.png
@@ -56,8 +56,8 @@ def train(kind: str, images: int) -> None:
     undiffuse.train(
         data, labels=labels if kind == "brightness" else None, class_names=names,
         condition=conditions(kind, data), out=RUNS / kind, recipe="general-32-edm", size=SIZE, width=24, fit="crop",
-        images=images, batch=64, device="cpu", seed=0, progress=False, lr=1e-3, warmup_images=6_400,
-        ema_decays=(0.99, 0.999), precision="bf16", log_every=6_400, save_seconds=300.0, preview_every=None,
+        images=images, batch=32, device="cpu", seed=0, progress=False, lr=1e-3, warmup_images=3_200,
+        ema_decays=(0.99, 0.999), precision="bf16", log_every=1_600, save_seconds=600.0, preview_every=None,
         posthoc_widths=(), posthoc_every=None, **NETWORK,
     )  # fmt: skip
 
@@ -67,7 +67,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     trained = commands.add_parser("train")
     trained.add_argument("kind", choices=KINDS)
-    trained.add_argument("--images", type=int, default=48_000)
+    trained.add_argument("--images", type=int, default=24_000)
     args = parser.parse_args()
     torch.set_num_threads(1)
     train(args.kind, args.images)

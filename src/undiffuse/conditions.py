@@ -10,15 +10,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from undiffuse.pixels import from_pixels
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["KEYWORDS", "ImageCondition", "ModelConditions", "NumberCondition", "near_names", "tag_vector"]
 
@@ -144,6 +144,8 @@ class ImageCondition:
         Returns:
             float32 [B, planes, H, W].
         """
+        from undiffuse.pixels import from_pixels
+
         if self.kind == "image":
             return from_pixels(pixels, device)
         places = torch.as_tensor(np.array(pixels) if isinstance(pixels, np.ndarray) else pixels)[..., 0].long()
