@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from undiffuse import checkpoints
 from undiffuse.adapters import imagenet_classes, published
-from undiffuse.conditions import ModelConditions
 from undiffuse.config import SamplerConfig
 from undiffuse.config.advice import from_manifest
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier
 from undiffuse.nets.protocol import NetworkSpec, describe, memory_format
 from undiffuse.nets.runner import is_consumed, prepare_for_inference, weights_version
+
+if TYPE_CHECKING:
+    from undiffuse.conditions import ModelConditions
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,6 +127,8 @@ class _Model:
     @property
     def conditions(self) -> ModelConditions:
         """What it is conditioned on besides the class."""
+        from undiffuse.conditions import ModelConditions
+
         return ModelConditions.from_dict(self.manifest.get("conditions"))
 
     @property
