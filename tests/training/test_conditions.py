@@ -238,3 +238,16 @@ def test_runs_are_resumed_from_any_folder(monkeypatch: pytest.MonkeyPatch) -> No
     again = train(resume="../run", images=8, progress=False)
     assert again.outcome.images == 8
     assert read_request("../run").condition[0] == f"map:{Path('../maps').resolve()}"
+
+
+def test_super_resolution_is_a_condition_made_from_the_pictures() -> None:
+    result = small(out="up", condition="low_res:4")
+    model = result.model
+    assert model.spec.super_resolution
+    assert model.manifest["objective"]["low_size"] == [4, 4]
+    pictures = result.pipeline(steps="2").sample(condition={"image": IMAGES[:2, ::2, ::2, None]}, progress=False)
+    assert len(pictures) == 2
+    with pytest.raises(ConfigError, match="low_res:8 must be smaller than the images, 8x8"):
+        small(out="b", condition="low_res:8")
+    with pytest.raises(ConfigError, match="must say the shorter side"):
+        small(condition="low_res:half")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConditionSpec", "attach", "open_partners", "pair_names", "parse_condition", "root_of"]
 
-_SPEC = re.compile(r"(?P<kind>labels|numbers|image|map)(?:@(?P<option>[^:]*))?(?::(?P<where>.+))?", re.DOTALL)
+_SPEC = re.compile(r"(?P<kind>labels|numbers|image|map|low_res)(?:@(?P<option>[^:]*))?(?::(?P<where>.+))?", re.DOTALL)
 _NPZ = re.compile(r"(?P<file>.+\.npz):(?P<key>[^:/\\]+)", re.DOTALL | re.IGNORECASE)
 _NAME = re.compile(r"(?P<stem>.*?)(?:\.\w+)?(?P<part>\[[\d,]+\])?", re.DOTALL)
 _SCANNED = 20_000
@@ -43,12 +43,13 @@ class ConditionSpec:
     """One condition as a user names it.
 
     Attributes:
-        kind: "labels", "numbers", "image" or "map".
-        where: a column or several, a table with columns, or a path; "" for the labels of the data.
+        kind: "labels", "numbers", "image", "map" or "low_res".
+        where: a column or several, a table with columns, or a path; "" for the labels of the data. Of "low_res" the
+            shorter side in pixels of the picture made small, from which a model learns to enlarge.
         option: what follows "@": the value range of an image, "LOW,HIGH", or the classes of a map.
     """
 
-    kind: Literal["labels", "numbers", "image", "map"]
+    kind: Literal["labels", "numbers", "image", "map", "low_res"]
     where: str = ""
     option: str = ""
 
@@ -57,13 +58,13 @@ class ConditionSpec:
 
 
 def parse_condition(text: str) -> ConditionSpec:
-    """Parses "labels", "labels:TABLE:COLUMN", "numbers:[TABLE:]COLUMN[,COLUMN]", "image:PATH" or "map:PATH".
+    """Parses "labels", "labels:TABLE:COLUMN", "numbers:[TABLE:]COLUMN[,COLUMN]", "image:PATH", "map:PATH", "low_res:N".
 
     Raises:
         ConfigError: It is none of these ("condition").
     """
     found = _SPEC.fullmatch(text.strip())
-    expected = "expected labels, numbers:COLUMN[,COLUMN], image:PATH or map:PATH"
+    expected = "expected labels, numbers:COLUMN[,COLUMN], image:PATH, map:PATH or low_res:PIXELS"
     if found is None:
         raise ConfigError("condition", f"{text!r} is not possible; {expected}")
     spec = ConditionSpec(
@@ -72,7 +73,9 @@ def parse_condition(text: str) -> ConditionSpec:
     if spec.kind != "labels" and not spec.where:
         what = "the names of columns, for example numbers:age,angle" if spec.kind == "numbers" else "a path of pictures"
         raise ConfigError("condition", f"{text!r} lacks {what}")
-    if spec.option and spec.kind in ("labels", "numbers"):
+    if spec.kind == "low_res" and not (spec.where.isdecimal() and int(spec.where) > 0):
+        raise ConfigError("condition", f"{text!r} must say the shorter side in pixels, for example low_res:16")
+    if spec.option and spec.kind in ("labels", "numbers", "low_res"):
         raise ConfigError("condition", f"{text!r} takes no option after @; {expected}")
     return spec
 

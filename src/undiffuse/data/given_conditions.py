@@ -44,6 +44,9 @@ def sorted_conditions(given: Given) -> tuple[tuple[str, ...], dict[str, Any]]:
     arrays: dict[str, Any] = {}
     for kind, value in given.items():
         base = kind.partition("@")[0]
+        if base == "low_res":
+            specs.append(str(parse_condition(f"low_res:{value}")))
+            continue
         if base not in ("labels", "numbers", "image", "map"):
             raise ConfigError("condition", f"{kind!r} is not possible; expected labels, numbers, image or map")
         if value is True and kind == "labels":

@@ -12,7 +12,7 @@ from undiffuse.data.condition_specs import ConditionSpec, attach, parse_conditio
 from undiffuse.data.conditions import model_conditions
 from undiffuse.data.tables import parse_spec
 from undiffuse.data.torch_dataset import StreamDataset
-from undiffuse.nets import NetworkSpec
+from undiffuse.nets import NetworkSpec, UNetConfig
 from undiffuse.recipes import Recipe
 from undiffuse.training.conditions import fitted
 from undiffuse.training.finetune import PretrainedInit
@@ -50,6 +50,7 @@ def wanted(request: TrainRequest) -> tuple[str, tuple[str, ...]]:
             else spec
             for spec in specs
         ]
+    specs = [spec for spec in specs if spec.kind != "low_res"]  # made from the pictures themselves
     kept = [replace(spec, where="") if spec.kind == "labels" else spec for spec in specs if spec.where != MEMORY]
     return how, tuple(map(str, kept))
 
@@ -96,21 +97,38 @@ def declared(dataset: ImageDataset | StreamDataset, init: PretrainedInit | None,
     return found if init is None else fitted(found, init.conditions, model)
 
 
-def into(recipe: Recipe, conditions: ModelConditions, dropout: float | None, own: bool) -> Recipe:
+def into(recipe: Recipe, conditions: ModelConditions, request: TrainRequest, own: bool) -> Recipe:
     """Returns a recipe for a model of these conditions.
 
     Args:
         recipe: The recipe.
         conditions: What the model is conditioned on besides the class.
-        dropout: Share of the images trained without; None takes `DROPOUT`, and 0 for a network of one's own, of which
-            it is not known what it does with NaN.
+        request: Tells the share of the images trained without, by default `DROPOUT`, and 0 for a network of one's own,
+            of which it is not known what it does with NaN; and whether the model enlarges small images ("low_res").
         own: Whether the network is one's own.
+
+    Raises:
+        ConfigError: The recipe's network takes no such conditions ("condition").
     """
+    dropout = request.label_dropout
+    low = next((int(s.where) for s in map(parse_condition, request.condition) if s.kind == "low_res"), None)
+    if low is not None:
+        recipe = _enlarging(recipe, low, own)
     if not conditions:
         return recipe
     if own:
         return recipe if dropout is None else replace(recipe, label_dropout=dropout)
     return recipe.with_conditions(conditions.widths, DROPOUT if dropout is None else dropout)
+
+
+def _enlarging(recipe: Recipe, low: int, own: bool) -> Recipe:
+    """A recipe for a super-resolution model that enlarges images of `low` pixels on their shorter side."""
+    if own or not isinstance(recipe.net, UNetConfig):
+        raise ConfigError("condition", "low_res needs ADM's U-Net: choose another recipe, and no network of your own")
+    if low >= min(recipe.net.size):
+        height, width = recipe.net.size
+        raise ConfigError("condition", f"low_res:{low} must be smaller than the images, {height}x{width}")
+    return replace(recipe, net=replace(recipe.net, super_resolution=True), low_size=low)
 
 
 def unused(source: Any, spec: NetworkSpec | None, conditions: ModelConditions) -> list[str]:
