@@ -127,8 +127,9 @@ def checked(given: GivenConditions | None, model: DiffusionModel) -> GivenCondit
     lacking = []
     if declared.numbers is not None:
         values = None if given is None else given.numbers
-        gone = [True] * len(declared.numbers.names) if values is None else np.isnan(values).any(axis=0).tolist()
-        lacking += [f"the number {name!r}" for name, no in zip(declared.numbers.names, gone, strict=True) if no]
+        for k, name in enumerate(declared.numbers.names):
+            if values is None or bool(np.isnan(values[:, k]).any()):
+                lacking.append(f"the number {name!r}")
     if declared.tags and (given is None or given.tags is None or bool(np.isnan(given.tags).any())):
         lacking.append(f"labels (of {', '.join(declared.tags[:6])}{', ...' if len(declared.tags) > 6 else ''})")
     if declared.image is not None and (given is None or given.picture is None):

@@ -116,7 +116,8 @@ class Recipe:
         if not 0 <= dropout < 1:
             raise ConfigError("label_dropout", f"expected a share of at least 0 and below 1, got {dropout}")
         null = self.net.num_classes is not None and dropout > 0
-        return replace(self, net=replace(self.net, **widths, null_class=null), label_dropout=dropout)
+        fields: dict[str, Any] = {**widths, "null_class": null}
+        return replace(self, net=replace(self.net, **fields), label_dropout=dropout)
 
     def with_shape(self, size: int | tuple[int, int], channels: int) -> Recipe:
         """Returns the recipe for another image size and number of channels; the widths of the network stay."""
