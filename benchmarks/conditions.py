@@ -6,8 +6,8 @@
     python benchmarks/conditions.py measure          # writes docs/conditions.json and docs/conditions.png
 
 The pictures are made smaller, 16x16, so that this fits a CPU. Edges are Sobel's, of these pictures
-(`undiffuse.metrics.adherence.edge_maps`). Brightness is the mean of all pixels, 0 to 255. Conditions are measured on those
-of the test set, which no model was trained on.
+(`undiffuse.metrics.adherence.edge_maps`). Brightness is the mean of all pixels, 0 to 255. The samples that are measured
+have the edges, classes and brightness of test pictures, which no model was trained on.
 """
 
 from __future__ import annotations
