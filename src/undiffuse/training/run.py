@@ -27,7 +27,7 @@ from undiffuse.noise import NoiseSource
 from undiffuse.pictures.plots import PlottingUnavailable, can_plot
 from undiffuse.pixels import from_pixels
 from undiffuse.train_config import TrainConfig
-from undiffuse.training.conditions import ConditionRows, condition_tensors
+from undiffuse.training.conditions import condition_tensors
 from undiffuse.training.custom import Custom
 from undiffuse.training.density import placement
 from undiffuse.training.diagnosis import describe, find_broken_parts
@@ -64,7 +64,7 @@ class Run:
         self.task, self.dataset, self.validation_data = task, dataset, validation
         self.config, self.ranks = config, ranks
         if isinstance(task, DiffusionTask):
-            task.rows = ConditionRows.of(task.conditions, dataset, max(config.preview_count, config.evaluate_images))
+            task.show_conditions_of(dataset, max(config.preview_count, config.evaluate_images))
         self.device = ranks.device
         task.net.to(device=self.device)
         if memory_format(task.net) == torch.channels_last:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -151,14 +152,15 @@ class DiffusionTask:
         conditions: What the network is conditioned on besides the class.
 
     Attributes:
-        rows: Conditions of the data that previews are made of, set by the run.
+        rows: Conditions of the data that previews are made of, see `show_conditions_of`.
 
     Raises:
         ValueError: The network, the process and the arguments do not fit together.
     """
 
     kind = "diffusion"
-    rows: ConditionRows | None = None
+    conditions = ModelConditions()
+    _shown: tuple[Any, int] | None = None
 
     def __init__(
         self,
@@ -284,9 +286,18 @@ class DiffusionTask:
         solver = solvers.build_solver(how.solver)
         return generate(denoiser, path, solver, noise, spec.image_shape, cond=cond, device=device)
 
+    @cached_property
+    def rows(self) -> ConditionRows:
+        """Conditions of the data that previews are made of, read when the first preview is made."""
+        return ConditionRows() if self._shown is None else ConditionRows.of(self.conditions, *self._shown)
+
+    def show_conditions_of(self, dataset: Any, count: int) -> None:
+        """Makes previews with the conditions of at most `count` images of a data set."""
+        self._shown = (dataset, count) if self.conditions else None
+
     def preview_labels(self, count: int) -> list[str] | None:
         classes = self.spec.num_classes
-        if classes is None or self.rows:  # rows of the data have any classes
+        if classes is None or self.conditions:  # rows of the data have any classes
             return None
         names = self.labels or [str(i) for i in range(classes)]
         return [names[i % classes] for i in range(count)]
