@@ -268,3 +268,11 @@ def test_unknown_labels_name_those_that_are_near() -> None:
     with pytest.raises(ValueError, match="'scraf' is not known; did you mean scarf"):
         tag_vector(["scraf"], ["hat", "scarf"])
     assert near_names("zzz", ["hat"]) == "; expected some of hat"
+
+
+def test_partners_among_the_images_are_refused(tmp_path: Path) -> None:
+    _pictures(tmp_path / "images", 3)
+    _pictures(tmp_path / "maps", 3)
+    config = DataConfig(path=str(tmp_path), labels="none", size=16, conditions=(f"image:{tmp_path}/maps",))
+    with pytest.raises(ConfigError, match="partners are among the images to train on"):
+        config.build()

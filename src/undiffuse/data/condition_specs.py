@@ -230,8 +230,23 @@ def _partners(source: Source, spec: ConditionSpec, config: DataConfig) -> Partne
         others, index = _of_column(source, spec, table)
     else:
         others = _opened(spec, config.max_pixels)
+        _check_apart(root_of(source), root_of(others), spec)
         index = _pair(source, others, spec)
     return Partners(source=others, index=index, condition=_describe(others, index, spec))
+
+
+def _check_apart(data: Source, others: Source, spec: ConditionSpec) -> None:
+    """ConfigError if the partners are among the images to train on."""
+    if isinstance(data, FolderSource) and isinstance(others, FolderSource):
+        inside = [
+            name for name in data.names[:1000] if (data.root / name).resolve().is_relative_to(others.root.resolve())
+        ]
+        if inside:
+            raise ConfigError(
+                "condition",
+                f"{spec}: the partners are among the images to train on ({inside[0]}): give a folder of the images "
+                "alone as data",
+            )
 
 
 def _of_column(source: Source, spec: ConditionSpec, table: TableSpec) -> tuple[Source, NDArray[np.int64]]:

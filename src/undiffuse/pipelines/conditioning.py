@@ -200,14 +200,14 @@ class _Parts:
     def add(self, name: str, value: Any) -> None:
         """Takes a condition by its name; a list has a value for each image."""
         declared = self.declared
-        if name in _IMAGES or name.partition("@")[0] in _IMAGES:
-            self._picture(value)
-        elif declared.numbers is not None and name in declared.numbers.names:
+        if declared.numbers is not None and name in declared.numbers.names:
             values = value if isinstance(value, (list, tuple, np.ndarray)) or hasattr(value, "tolist") else [value]
             values = values.tolist() if hasattr(values, "tolist") else values
             values = values if isinstance(values, (list, tuple)) else [values]
             self._once(name, self.numbers)
             self.numbers[name] = [_number(name, item) for item in values]
+        elif name in _IMAGES:
+            self._picture(value)
         elif name in _LABELS and declared.tags:
             rows = [value] if isinstance(value, str) else list(value)
             self.tags = [self._tags(row) for row in rows]
