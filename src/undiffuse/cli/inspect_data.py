@@ -61,8 +61,12 @@ def _classes(source: Source, summary: DataSummary) -> str:
     if not counts and source.vectors is not None:
         count = source.vectors.shape[1]
         if source.multi_hot:
-            return f"{count} labels, several per image: {join_names(source.vector_names or (), 12)}"
-        named = f": {join_names(source.vector_names, 12)}" if source.vector_names else ""
+            return f"{count} labels, several per image (train --condition labels): " + join_names(
+                source.vector_names or (), 12
+            )
+        named = (
+            f": {join_names(source.vector_names, 12)} (train --condition numbers:...)" if source.vector_names else ""
+        )
         return f"none; a vector of {count_of(count, 'number')} per image{named}"
     if not counts:
         return "no labels (use sub-folders, --labels prefix or --labels TABLE to add them)"

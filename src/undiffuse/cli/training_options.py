@@ -89,8 +89,13 @@ with torchrun to train on several devices.{options.DATA}""",
     what, data = _training(parser)
     labelled = what.add_mutually_exclusive_group()
     labelled.add_argument("--unconditional", action="store_true", default=None, help="ignore the labels")
-    dropped = "drop each label with probability P, for classifier-free guidance (sample --cfg), for example 0.1"
+    dropped = "drop labels and other conditions with probability P, for classifier-free guidance (sample --cfg)"
     labelled.add_argument("--label-dropout", type=values.fraction, metavar="P", help=dropped)
+    condition = (
+        "condition the model on labels, numbers:COLUMN[,COLUMN], image:PATH or map:PATH; repeatable (default: classes, "
+        "if there are any)"
+    )
+    what.add_argument("--condition", action="append", metavar="KIND[:WHERE]", help=condition)
     validation = "held-out images: other data, or a share of DATA, for example 0.05 (default: none)"
     data.add_argument("--validation", metavar="DATA|SHARE", help=validation)
     evaluation_options.while_training(parser)

@@ -10,6 +10,7 @@ from typing import Any
 from undiffuse import checkpoints, recipes
 from undiffuse.cli.console import fields, table
 from undiffuse.cli.words import in_options
+from undiffuse.conditions import ModelConditions
 from undiffuse.distributed import resolve_device
 from undiffuse.pipelines.grids import quoted
 from undiffuse.training import Outcome, Task, read_events
@@ -53,6 +54,7 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
     else:
         kind = f"class-conditional, {task.labels_count} classes" if task.labels_count is not None else "unconditional"
         kind += f" (label dropped for {100 * recipe.label_dropout:g} % of the images)" if recipe.label_dropout else ""
+        kind += f", conditioned on {plan.conditions.text()}" if plan.conditions else ""
         what = f"diffusion model, {kind}"
     process = recipe.process
     loss = ""
@@ -113,8 +115,23 @@ def finish(plan: TrainPlan, outcome: Outcome) -> str:
     if (plan.out / "previews").is_dir():
         parts[1] += f"\n  previews    {plan.out / 'previews'}"
     low = " --low-res FOLDER" if plan.recipe.low_size is not None else ""
-    parts.append(f"To sample:\n  undiffuse sample --model {name}{low} --out samples-{quoted(plan.out.name)}")
+    given = example_conditions(plan.conditions)
+    parts.append(f"To sample:\n  undiffuse sample --model {name}{low}{given} --out samples-{quoted(plan.out.name)}")
     return "\n".join(parts)
+
+
+def example_conditions(conditions: ModelConditions) -> str:
+    """Returns options of `undiffuse sample` that give a model its conditions."""
+    out = ""
+    if conditions.numbers is not None:
+        held = conditions.numbers
+        given = ",".join(f"{name}={value:.4g}" for name, value in zip(held.names, held.mean, strict=True))
+        out += f" --condition {quoted(given)}"
+    if conditions.tags:
+        out += f" --condition {quoted(f'labels={conditions.tags[0]}')}"
+    if conditions.image is not None:
+        out += f" --condition {conditions.image.kind}:FOLDER"
+    return out
 
 
 def accuracy_table(run_dir: Path, steps: int) -> str | None:

@@ -6,7 +6,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -25,7 +25,7 @@ from undiffuse.data.screening import OnBroken
 from undiffuse.data.sources import Excluded, FileSource, FolderSource, Source, ZipSource
 from undiffuse.data.tables import TABLE_SUFFIXES, TableSpec, parse_spec, read_table
 
-__all__ = ["label_files"]
+__all__ = ["label_files", "own_tables", "table_bytes"]
 
 _OWN_TABLES = ("labels.csv", "labels.tsv", "labels.jsonl", "labels.json", "labels.parquet")
 _KNOWN_TABLES = (
@@ -255,6 +255,27 @@ def _relative(source: FileSource, table: str) -> str:
     if isinstance(source, FolderSource) and path.resolve().is_relative_to(source.root.resolve()):
         return path.resolve().relative_to(source.root.resolve()).as_posix()
     return table
+
+
+def table_bytes(source: Source, name: str) -> bytes | None:
+    """A table by its path, or inside the data; None if there is none."""
+    data = _outside(name)
+    return data if data is not None or not isinstance(source, FileSource) else _inside(source, name)
+
+
+def own_tables(source: Source, labels: str) -> Iterator[tuple[TableSpec, bytes]]:
+    """The tables that may speak of the pictures: the one that `labels` names, or those of known names in the data."""
+    spec = parse_spec(labels)
+    if spec is not None:
+        data = table_bytes(source, spec.file)
+        if data is not None:
+            yield spec, data
+        return
+    part = _own_part(source) if isinstance(source, FileSource) else None
+    for name in (*(f"{part}/{name}" for name in _OWN_TABLES if part), *_OWN_TABLES, *_KNOWN_TABLES):
+        data = _inside(source, name) if isinstance(source, FileSource) else None
+        if data is not None:
+            yield TableSpec(name), data
 
 
 def _outside(name: str) -> bytes | None:

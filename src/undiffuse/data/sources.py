@@ -18,7 +18,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from undiffuse.data.containers import kept_hash
 from undiffuse.data.decoding import MAX_PIXELS, Picture, PictureInfo, decode, describe, read_header
 from undiffuse.data.names import Names
 from undiffuse.util.limits import check_member
+
+if TYPE_CHECKING:
+    from undiffuse.data.conditions import PictureConditions
 
 __all__ = [
     "BrokenImageError",
@@ -82,6 +85,7 @@ class Source(ABC):
         value_range: the values of black and white, for pictures that are not 8-bit; None where they are not declared.
         undeclared: what is known of pixel values whose black and white are not declared ("float32 values -3..900").
         augments: True where `draw` augments at random.
+        conditions: what models may be conditioned on besides the class; None without.
     """
 
     containers: tuple[str, ...] = ()
@@ -96,6 +100,7 @@ class Source(ABC):
     vector_names: list[str] | None
     value_range: tuple[float, float] | None
     multi_hot = False
+    conditions: PictureConditions | None = None
 
     def __init__(
         self,
@@ -128,6 +133,8 @@ class Source(ABC):
         self.multi_hot = other.multi_hot
         if other.vectors is not None:
             self.vectors = other.vectors if keep is None else other.vectors[np.asarray(keep, dtype=np.int64)]
+        if other.conditions is not None:
+            self.conditions = other.conditions if keep is None else other.conditions.take(keep)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -209,6 +216,8 @@ class Source(ABC):
         if self.vectors is not None:
             sha.update(f"vectors {list(self.vectors.shape)}".encode())
             sha.update(self.vectors.astype("<f4").tobytes())
+        if self.conditions:
+            sha.update(self.conditions.digest)
         return sha.hexdigest()
 
     def class_counts(self) -> dict[str, int]:

@@ -84,7 +84,7 @@ def guide(
     out = Guides(denoiser)
     shared: dict[str, Any] = {"schedule": guidance_schedule(config, path), "every": config.every}
     if config.cfg not in (None, 1):
-        if model.null_class is None:
+        if not model.null_conditions:
             raise ConfigError(
                 "cfg",
                 f"{config.cfg:g} requires a model trained with label dropout, which this one was not: train one with "
@@ -93,7 +93,7 @@ def guide(
         # Batches of two sizes in turns: a CPU's network would lay out its weights anew at every call.
         in_turns = config.every > 1 and device.type == "cpu"
         together = not (config.cfg_two_passes or in_turns)
-        null, rescale = {"y": model.null_class}, config.cfg_rescale
+        null, rescale = model.null_conditions, config.cfg_rescale
         out.denoiser = ClassifierFree(out.denoiser, config.cfg, null, rescale=rescale, together=together, **shared)
     if config.autoguide is not None:
         _autoguide(out, config, model, clip, precision, device, gradient, shared)
@@ -226,6 +226,8 @@ def _check_weak(model: DiffusionModel, weak: DiffusionModel) -> None:
         problem = f"it has {weak.num_classes} classes, the model {model.num_classes or 'none'}"
     elif weak.num_classes is not None and None not in (weak.labels, model.labels) and weak.labels != model.labels:
         problem = "its classes have other names than the model's"
+    elif weak.conditions and weak.conditions != model.conditions:
+        problem = "its conditions are not the model's"
     elif weak.spec.super_resolution != model.spec.super_resolution:
         problem = "one of the two enlarges images, the other does not"
     if problem:

@@ -98,6 +98,27 @@ class Recipe:
             raise ConfigError("label_dropout", f"expected a share above 0 and below 1, got {share}")
         return replace(self, net=replace(self.net, null_class=True), label_dropout=share)
 
+    def with_conditions(self, widths: Mapping[str, int], dropout: float) -> Recipe:
+        """Returns the recipe for conditions besides the class.
+
+        Args:
+            widths: `num_tags`, `num_numbers` and `cond_channels` of the network, see `UNetConfig`.
+            dropout: Probability of dropping conditions, 0 to below 1; 0 trains a model that always needs them.
+
+        Raises:
+            ConfigError: The network takes no such conditions ("condition").
+        """
+        if not isinstance(self.net, UNetConfig):
+            raise ConfigError(
+                "condition",
+                f"needs ADM's U-Net, and the recipe {self.name} has another network: choose another recipe",
+            )
+        if not 0 <= dropout < 1:
+            raise ConfigError("label_dropout", f"expected a share of at least 0 and below 1, got {dropout}")
+        null = self.net.num_classes is not None and dropout > 0
+        fields: dict[str, Any] = {**widths, "null_class": null}
+        return replace(self, net=replace(self.net, **fields), label_dropout=dropout)
+
     def with_shape(self, size: int | tuple[int, int], channels: int) -> Recipe:
         """Returns the recipe for another image size and number of channels; the widths of the network stay."""
         data = replace(self.data, size=size, channels=channels)

@@ -42,7 +42,7 @@ _ABANDONED = 600.0
 _OURS = ("config.json", "run.json", "metrics.jsonl", "checkpoints")
 """Files and folders that only a run has."""
 # The parts of a manifest that identify a run; the others (progress, version, hashes) change as it trains.
-IDENTITY = ("kind", "net", "process", "objective", "labels", "train", "data", "init", "custom")
+IDENTITY = ("kind", "net", "process", "objective", "labels", "conditions", "train", "data", "init", "custom")
 
 
 class RunFolder:
@@ -328,12 +328,13 @@ def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
             plain[section] = {**_defaults(config), **plain[section]}
     # A data set may be moved or decoded by more threads; its contents and their preparation may not change.
     data = plain.get("data") or {}
-    free = ("path", "workers", "check", "max_pixels")
+    free = ("path", "workers", "check", "max_pixels", "conditions")
     prepared = {k: v for k, v in (data.get("config") or {}).items() if k not in free}
     plain["data"] = {"fingerprint": data.get("fingerprint"), **prepared}
     # Of the model that a run began with, which it was; what became of its weights follows from that and the rest.
     plain["init"] = (plain.get("init") or {}).get("from")
     plain["custom"] = plain.get("custom") or {}
+    plain["conditions"] = plain.get("conditions") or {}
     return plain
 
 

@@ -26,6 +26,7 @@ from undiffuse.noise import NoiseSource
 from undiffuse.pictures.plots import PlottingUnavailable, can_plot
 from undiffuse.pixels import from_pixels
 from undiffuse.train_config import TrainConfig
+from undiffuse.training.conditions import condition_tensors
 from undiffuse.training.custom import Custom
 from undiffuse.training.deadline import Deadline
 from undiffuse.training.density import placement
@@ -64,6 +65,8 @@ class Run:
         self.recipe, self.init, self.evaluator = recipe, init, evaluator
         self.task, self.dataset, self.validation_data = task, dataset, validation
         self.config, self.ranks = config, ranks
+        if isinstance(task, DiffusionTask):
+            task.show_conditions_of(dataset, max(config.preview_count, config.evaluate_images))
         self.device = ranks.device
         task.net.to(device=self.device)
         if memory_format(task.net) == torch.channels_last:
@@ -220,6 +223,7 @@ class Run:
             weights=torch.from_numpy(weights[mine]).float().to(self.device),
             positions=positions,
             seed=self.config.seed,
+            cond=condition_tensors(self.task.conditions, batch, self.device),
         )
         return self.task.prepare_batch(inputs)
 
