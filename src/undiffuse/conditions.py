@@ -20,7 +20,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["KEYWORDS", "ImageCondition", "ModelConditions", "NumberCondition", "near_names", "tag_vector"]
+__all__ = ["KEYWORDS", "ImageCondition", "ModelConditions", "NumberCondition", "near_names", "tag_vector", "target_key"]
 
 KEYWORDS = ("tags", "numbers", "cond_image")
 """Keywords by which networks take these conditions, besides "y" for a class and "low_res"."""
@@ -235,6 +235,11 @@ class ModelConditions:
             numbers=None if not numbers else NumberCondition(**numbers),
             image=None if not image else ImageCondition(**image),
         )
+
+
+def target_key(number: int) -> str:
+    """Returns the name by which the denoiser takes what regressor `number` guides towards, counted from 0."""
+    return f"target_{number}"
 
 
 def tag_vector(names: Iterable[str], known: Sequence[str]) -> NDArray[np.float32]:

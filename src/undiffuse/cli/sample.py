@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     low_res, condition = as_low_res(pipeline.model, args.low_res, args.condition)
     low = LowRes.open(pipeline.model, low_res, args.low_size, labelled=not args.classes)
     notes = {"low_res_data": low_res} if low else {}
-    given = give_conditions(pipeline.model, condition)
+    given = give_conditions(pipeline.model, condition, pipeline.targets)
     SamplingRun.of(pipeline, folder, low=low, given=given, notes=notes, **out).run(report=say)
     return 0
 

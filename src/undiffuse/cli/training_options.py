@@ -105,11 +105,14 @@ def train_classifier(add: Any, commands: Any) -> None:
     """The options of `train-classifier`."""
     parser = add(commands, "train-classifier", "DATA | --resume RUN ", f"""\
 Trains a classifier of noisy images for guidance (`undiffuse sample --classifier`) and prints its accuracy by noise
-level. The same command again, or --resume RUN, resumes a stopped run. Run it with torchrun to train on several
-devices.{options.DATA}""", module="train")  # fmt: skip
+level. With --condition numbers:COLUMN it trains a regressor, which guides towards numbers (`undiffuse sample
+--classifier FILE --condition COLUMN=VALUE`). The same command again, or --resume RUN, resumes a stopped run. Run it
+with torchrun to train on several devices.{options.DATA}""", module="train")  # fmt: skip
     what, data = _training(parser)
     partner = "diffusion model to guide; the classifier takes its size, noise levels and classes"
     what.add_argument("--for", dest="partner", metavar="MODEL", help=partner)
+    numbers = "predict these numbers of each image instead of its class: numbers:COLUMN[,COLUMN]"
+    what.add_argument("--condition", action="append", metavar="numbers:COLUMN", help=numbers)
     noise = what.add_mutually_exclusive_group()
     clean = "train on clean images only (not for guidance)"
     noise.add_argument("--clean", action="store_true", default=None, help=clean)

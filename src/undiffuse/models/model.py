@@ -14,12 +14,12 @@ from undiffuse.adapters import imagenet_classes, published
 from undiffuse.config import SamplerConfig
 from undiffuse.config.advice import from_manifest
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
-from undiffuse.guidance import LevelClassifier
+from undiffuse.guidance import LevelClassifier, LevelRegressor
 from undiffuse.nets.protocol import NetworkSpec, describe, memory_format
 from undiffuse.nets.runner import is_consumed, prepare_for_inference, weights_version
 
 if TYPE_CHECKING:
-    from undiffuse.conditions import ModelConditions
+    from undiffuse.conditions import ModelConditions, NumberCondition
 
 
 @dataclass(frozen=True, repr=False)
@@ -252,7 +252,13 @@ class ClassifierModel(_Model):
             The classifier.
         """
         how = {"gradient": True, "consume": consume} if precision is not None else {"consume": consume}
-        return LevelClassifier(self._runner(precision, device, **how), self.process, temperature)
+        kind = LevelClassifier if self.numbers is None else LevelRegressor
+        return kind(self._runner(precision, device, **how), self.process, temperature)
+
+    @property
+    def numbers(self) -> NumberCondition | None:
+        """The numbers that a regressor predicts; None for a classifier."""
+        return self.conditions.numbers
 
     @property
     def clean_only(self) -> bool:

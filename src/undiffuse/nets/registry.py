@@ -155,7 +155,7 @@ def config_to_dict(net: nn.Module, spec: NetworkSpec | None = None) -> dict[str,
 
 def config_fields(config: Any) -> dict[str, Any]:
     """Return the fields of a config of one of the library's own networks, as files have them."""
-    return config.to_dict() if isinstance(config, UNetConfig) else asdict(config)
+    return config.to_dict() if isinstance(config, UNetConfig | ClassifierConfig) else asdict(config)
 
 
 def architecture_of(net: nn.Module) -> str | None:

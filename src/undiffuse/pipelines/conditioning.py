@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from undiffuse.conditions import ModelConditions, near_names, tag_vector
+from undiffuse.conditions import ModelConditions, NumberCondition, near_names, tag_vector
 from undiffuse.data import ArraySource, FolderSource, Source
 from undiffuse.data.condition_specs import open_partners, root_of
 from undiffuse.data.conditions import prepare_partner
@@ -37,7 +37,9 @@ _CLASSES = ("class", "label")
 _NAMES = ("name", "file")
 
 
-def give_conditions(model: DiffusionModel, condition: Any) -> GivenConditions | None:
+def give_conditions(
+    model: DiffusionModel, condition: Any, guides: Sequence[NumberCondition] = ()
+) -> GivenConditions | None:
     """Reads the conditions of a run.
 
     Args:
@@ -46,6 +48,7 @@ def give_conditions(model: DiffusionModel, condition: Any) -> GivenConditions | 
             table with a row for each image; several of these; or a mapping of the same names, whose values may be
             lists with an entry for each image: {"age": [20, 30], "labels": ["hat|scarf", "hat"], "image": array or
             path}.
+        guides: Numbers of the regressors that guide, which are given by their names too.
 
     Returns:
         The conditions; None if there are none.
@@ -54,8 +57,8 @@ def give_conditions(model: DiffusionModel, condition: Any) -> GivenConditions | 
         ConfigError: The model takes no such condition, needs one that is missing, or a value cannot be used.
     """
     if isinstance(condition, GivenConditions):
-        return checked(condition, model)
-    parts = _Parts(model)
+        return checked(condition, model, guides)
+    parts = _Parts(model, tuple(guides))
     texts = [condition] if isinstance(condition, (str, Mapping)) else list(condition or ())
     for item in texts:
         if isinstance(item, Mapping):
@@ -64,11 +67,15 @@ def give_conditions(model: DiffusionModel, condition: Any) -> GivenConditions | 
         else:
             parts.read(str(item))
     given = parts.build() if texts else None
-    return checked(given, model)
+    return checked(given, model, guides)
 
 
 def recorded_conditions(
-    model: DiffusionModel, record: Mapping[str, Any], where: str, pictures: str | None
+    model: DiffusionModel,
+    record: Mapping[str, Any],
+    where: str,
+    pictures: str | None,
+    guides: Sequence[NumberCondition] = (),
 ) -> GivenConditions | None:
     """Reads the conditions of a picture's record.
 
@@ -77,6 +84,7 @@ def recorded_conditions(
         record: The record.
         where: What messages call it.
         pictures: Where the condition picture is now, a file or folder; None is where the record says.
+        guides: Numbers of the regressors that guide.
 
     Returns:
         One row; None for a picture without conditions.
@@ -88,10 +96,10 @@ def recorded_conditions(
     if entry is None:
         if pictures is not None:
             raise ConfigError("condition", f"{where} has no condition: omit the picture")
-        return checked(None, model)
+        return checked(None, model, guides)
     if not isinstance(entry, Mapping) or not isinstance(entry.get("numbers", {}), Mapping):
         raise ConfigError("condition", f"{where} has condition = {shown(entry)}; expected an object")
-    parts = _Parts(model)
+    parts = _Parts(model, tuple(guides))
     for name, value in entry.get("numbers", {}).items():
         parts.add(str(name), value)
     if "labels" in entry:
@@ -108,7 +116,7 @@ def recorded_conditions(
         if not found and len(parts.pictures) > 1:
             raise ConfigError("condition", f"there is no picture {name} in {data}, from which {where} was made")
         parts.pictures = parts.pictures.subset(found[:1] or [0])
-    given = checked(parts.build(), model)
+    given = checked(parts.build(), model, guides)
     if given is not None and "image_sha256" in entry and given.entry(0).get("image_sha256") != entry["image_sha256"]:
         raise ConfigError("condition", f"the picture {entry['image']} is not the one that {where} was made from")
     return given
@@ -158,6 +166,7 @@ class _Parts:
     """What was given so far, column by column; a column of one value is for all images."""
 
     model: DiffusionModel
+    guides: tuple[NumberCondition, ...] = ()
     numbers: dict[str, list[float]] = field(default_factory=dict)
     tags: list[NDArray[np.float32]] = field(default_factory=list)
     classes: list[int] = field(default_factory=list)
@@ -174,6 +183,7 @@ class _Parts:
         """Names of the conditions that the model takes."""
         declared = self.declared
         names = [] if declared.numbers is None else list(declared.numbers.names)
+        names += [name for guide in self.guides for name in guide.names if name not in names]
         return [*names, *(["labels"] if declared.tags else []), *(["image"] if declared.image is not None else [])]
 
     def read(self, text: str) -> None:
@@ -200,7 +210,7 @@ class _Parts:
     def add(self, name: str, value: Any) -> None:
         """Takes a condition by its name; a list has a value for each image."""
         declared = self.declared
-        if declared.numbers is not None and name in declared.numbers.names:
+        if any(name in held.names for held in (declared.numbers, *self.guides) if held is not None):
             values = value if isinstance(value, (list, tuple, np.ndarray)) or hasattr(value, "tolist") else [value]
             values = values.tolist() if hasattr(values, "tolist") else values
             values = values if isinstance(values, (list, tuple)) else [values]
@@ -275,9 +285,11 @@ class _Parts:
             raise ConfigError("condition", f"gives {shown}: expected one for all images, or as many of each")
         numbers, remarks = None, []
         if declared.numbers is not None and self.numbers:
-            columns = [np.resize(self.numbers.get(name, [math.nan]), rows) for name in declared.numbers.names]
-            numbers = np.stack(columns, axis=1).astype(np.float64)
+            numbers = self._columns(declared.numbers, rows)
             remarks = declared.numbers.remarks(numbers)
+        targets = tuple(self._columns(guide, rows) for guide in self.guides)
+        for guide, values in zip(self.guides, targets, strict=True):
+            remarks += [text for text in guide.remarks(values) if text not in remarks]
         names = [self.pictures.name(i % len(self.pictures)) for i in range(rows)] if self.pictures is not None else []
         of_files = self.pictures is not None and isinstance(root_of(self.pictures), FileSource)
         called = self.names or (names if of_files else None)
@@ -290,9 +302,16 @@ class _Parts:
             picture_names=tuple(names),
             classes=tuple(self.classes[i % len(self.classes)] for i in range(rows)) if self.classes else None,
             names=None if called is None else tuple(called[i % len(called)] for i in range(rows)),
+            targets=targets,
+            guides=self.guides,
             where=self.where,
             remarks=tuple(remarks),
         )
+
+    def _columns(self, declared: NumberCondition, rows: int) -> NDArray[np.float64]:
+        """Numbers by name as [rows, K]; NaN where one is not given."""
+        columns = [np.resize(self.numbers.get(name, [math.nan]), rows) for name in declared.names]
+        return np.stack(columns, axis=1).astype(np.float64)
 
     def _once(self, name: str, held: Mapping[str, Any]) -> None:
         if name in held:

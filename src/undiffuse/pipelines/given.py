@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from undiffuse.conditions import ModelConditions
+from undiffuse.conditions import ModelConditions, NumberCondition, target_key
 from undiffuse.models import DiffusionModel
 from undiffuse.util.errors import ConfigError
 
@@ -33,6 +33,9 @@ class GivenConditions:
         picture_names: The name of each row's picture.
         classes: The class of each row, where the conditions tell it.
         names: What the images are called, one name a row; None for names made of seed and index.
+        targets: float64 [n, K] for each regressor that guides, in the units of its training data; NaN where a number
+            does not guide.
+        guides: The numbers of these regressors.
         where: Where the pictures are, for records.
         remarks: What is good to know, a sentence each.
     """
@@ -45,6 +48,8 @@ class GivenConditions:
     picture_names: tuple[str, ...] = ()
     classes: tuple[int, ...] | None = None
     names: tuple[str, ...] | None = None
+    targets: tuple[NDArray[np.float64], ...] = ()
+    guides: tuple[NumberCondition, ...] = ()
     where: str = ""
     remarks: tuple[str, ...] = ()
     _kept: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -63,7 +68,8 @@ class GivenConditions:
             indices: Numbers of B images.
 
         Returns:
-            By keyword: "tags" [B, L], "numbers" [B, K], "cond_image" [B, planes, H, W], those that are given.
+            By keyword: "tags" [B, L], "numbers" [B, K], "cond_image" [B, planes, H, W], those that are given; and
+            by `target_key` what each regressor guides towards, [B, K].
         """
         rows = [self.row(i) for i in indices]
         out: dict[str, Tensor] = {}
@@ -74,6 +80,8 @@ class GivenConditions:
         if self.picture is not None and self.declared.image is not None:
             pixels = np.stack([self.picture(row) for row in rows])
             out["cond_image"] = self.declared.image.tensor(pixels)
+        for k, (numbers, values) in enumerate(zip(self.guides, self.targets, strict=True)):
+            out[target_key(k)] = numbers.normalised(values[rows])
         return out
 
     def entry(self, index: int) -> dict[str, Any]:
@@ -82,6 +90,9 @@ class GivenConditions:
         if self.numbers is not None and self.declared.numbers is not None:
             values = zip(self.declared.numbers.names, self.numbers[row].tolist(), strict=True)
             out["numbers"] = {name: value for name, value in values if not math.isnan(value)}
+        for guide, aims in zip(self.guides, self.targets, strict=True):
+            aimed = {name: v for name, v in zip(guide.names, aims[row].tolist(), strict=True) if not math.isnan(v)}
+            out["numbers"] = {**out.get("numbers", {}), **aimed}
         if self.tags is not None and not np.isnan(self.tags[row]).any():
             out["labels"] = [name for name, has in zip(self.declared.tags, self.tags[row], strict=True) if has]
         if self.picture is not None:
@@ -94,7 +105,7 @@ class GivenConditions:
         """The identity of all rows, for the settings of a run."""
         if "digest" not in self._kept:
             sha = hashlib.sha256()
-            for values in (self.numbers, self.tags):
+            for values in (self.numbers, self.tags, *self.targets):
                 sha.update(b"none" if values is None else np.ascontiguousarray(values, dtype="<f8").tobytes())
             for row in range(self.rows if self.picture is not None else 0):
                 assert self.picture is not None
@@ -115,13 +126,25 @@ class GivenConditions:
         return ", ".join([*parts, *entry.get("labels", []), *([entry["image"]] if "image" in entry else [])])
 
 
-def checked(given: GivenConditions | None, model: DiffusionModel) -> GivenConditions | None:
+def checked(
+    given: GivenConditions | None, model: DiffusionModel, guides: Sequence[NumberCondition] = ()
+) -> GivenConditions | None:
     """Returns the conditions if the model can do with them; conditions that were left out become remarks.
 
+    Args:
+        given: The conditions; None without.
+        model: The model that is sampled.
+        guides: The numbers of the regressors that guide.
+
     Raises:
-        ConfigError: The model needs a condition that is not given ("condition").
+        ConfigError: The model needs a condition that is not given, or a regressor has nothing to guide towards
+            ("condition").
     """
     declared = model.conditions
+    for k, guide in enumerate(guides):
+        if given is None or bool(np.isnan(given.targets[k]).all(axis=1).any()):
+            names = " or ".join(f"{name}=VALUE" for name in guide.names)
+            raise ConfigError("condition", f"is missing: the regressor guides towards numbers, so give {names}")
     if not declared:
         return given
     lacking = []

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from undiffuse import checkpoints
+from undiffuse.conditions import NumberCondition, target_key
 from undiffuse.config import GuidanceConfig
 from undiffuse.config.kinds import interval
 from undiffuse.denoiser import Denoiser
@@ -22,6 +23,7 @@ from undiffuse.guidance import (
     ClassifierGuidance,
     Interval,
     LevelClassifier,
+    LevelRegressor,
     Schedule,
     product,
 )
@@ -44,6 +46,7 @@ class Guides:
         footprints: Memory of the guiding networks.
         record: What a picture's record says of the guiding models (digests).
         notes: Where their files are.
+        targets: The numbers that each regressor guides towards, in their order.
     """
 
     denoiser: Denoiser
@@ -52,6 +55,7 @@ class Guides:
     footprints: list[Footprint] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    targets: list[NumberCondition] = field(default_factory=list)
 
 
 def guide(
@@ -135,16 +139,23 @@ def _classifiers(
         classifier = load_classifier(file)
         check_pair(model, classifier, config.at)
         _check_noise(model, classifier)
-        if loaded and classifier.num_classes != loaded[0].num_classes:
+        first = next((one for one in loaded if one.numbers is None), classifier)
+        if classifier.numbers is None and classifier.num_classes != first.num_classes:
             raise ValueError(
-                f"classifiers that guide together must have the same classes; they have {loaded[0].num_classes} and "
+                f"classifiers that guide together must have the same classes; they have {first.num_classes} and "
                 f"{classifier.num_classes}"
             )
         _ = classifier.digest  # of the weights as they are in the file, before they are made ready
         network = prepare_for_inference(classifier.net, precision, device, gradient=True, consume=True)
         out.footprints.append(network.footprint)
-        judge = LevelClassifier(network, classifier.process, config.temperature)
-        out.denoiser = ClassifierGuidance(out.denoiser, judge, scale, config.at, normalize=config.normalize, **shared)
+        kind, condition = LevelClassifier, "y"
+        if classifier.numbers is not None:
+            kind, condition = LevelRegressor, target_key(len(out.targets))
+            out.targets.append(classifier.numbers)
+        judge = kind(network, classifier.process, config.temperature)
+        out.denoiser = ClassifierGuidance(
+            out.denoiser, judge, scale, config.at, condition=condition, normalize=config.normalize, **shared
+        )
         loaded.append(classifier)
     if loaded:
         out.classifier = loaded[0]

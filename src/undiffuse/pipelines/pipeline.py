@@ -14,6 +14,7 @@ from torch import Tensor
 import undiffuse
 from undiffuse.adapters import published
 from undiffuse.arithmetic import float32_switches, steady_float32
+from undiffuse.conditions import NumberCondition
 from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, Denoiser
 from undiffuse.distributed import resolve_device
@@ -65,6 +66,7 @@ class Pipeline:
         others: All other models that guide.
         footprints: Memory of the networks.
         gradient: Whether the denoised image can be differentiated with respect to the noisy one.
+        targets: The numbers that regressors guide towards, for each regressor.
     """
 
     config: SamplerConfig
@@ -79,6 +81,7 @@ class Pipeline:
     others: tuple[ClassifierModel | DiffusionModel, ...] = ()
     footprints: tuple[Footprint, ...] = ()
     gradient: bool = False
+    targets: tuple[NumberCondition, ...] = ()
 
     @classmethod
     def from_pretrained(
@@ -189,6 +192,7 @@ class Pipeline:
         return cls(
             config, model, guides.classifier, where, path, solver, guides.denoiser, record, notes,
             tuple(guides.others), (forward.footprint, *guides.footprints), gradient,
+            tuple(guides.targets),
         )  # fmt: skip
 
     @classmethod
@@ -265,7 +269,7 @@ class Pipeline:
         names = class_names(self)
         low_res, condition = as_low_res(self.model, low_res, condition)
         low = FixedLowRes.of(low_res, self)
-        given = give_conditions(self.model, condition)
+        given = give_conditions(self.model, condition, self.targets)
         chosen = classes_of(self, classes, given)
         if count is None:
             rows = 0 if given is None else len(given)
@@ -394,7 +398,7 @@ class Pipeline:
             ConfigError: The model needs other conditions and was never trained without them ("condition").
         """
         if not more:
-            checked(None, self.model)
+            checked(None, self.model, self.targets)
         cond = {name: value.to(self.device) for name, value in (more or {}).items()}
         if labels is not None:
             cond["y"] = torch.as_tensor(labels, dtype=torch.int64).to(self.device)

@@ -160,7 +160,7 @@ def _made(
         low = LowRes.open(pipeline.model, data, low_size, labelled=conditional)
         if low is not None and low.fingerprint != record.get("low_res"):
             raise ValueError(f"the images in {data} are not those the record was made with: give them as low_res")
-        given = recorded_conditions(pipeline.model, record, where, condition)
+        given = recorded_conditions(pipeline.model, record, where, condition, pipeline.targets)
         source = SampleSource(pipeline, seed, label, low, given)
     with Progress("sampling", 1, "image") as progress:
         return source.make_float([index], progress), source

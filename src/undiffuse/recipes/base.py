@@ -83,6 +83,12 @@ class Recipe:
         null = net.null_class and classes is not None
         return replace(self, net=replace(net, num_classes=classes, null_class=null))
 
+    def with_regression(self, numbers: int) -> Recipe:
+        """Returns the recipe of a classifier for a regressor of a number of numbers, a mean and log variance each."""
+        if not isinstance(self.net, ClassifierConfig):
+            raise ConfigError("condition", "only the recipe of a classifier makes a regressor")
+        return replace(self, net=replace(self.net, out_channels=2 * numbers, regression=True))
+
     def with_label_dropout(self, share: float) -> Recipe:
         """Returns the recipe with label dropout: a share of the labels becomes the network's null class.
 

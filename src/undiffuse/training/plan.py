@@ -33,8 +33,9 @@ from undiffuse.train_config import TrainConfig
 from undiffuse.training import finetune, plan_conditions
 from undiffuse.training.networks import for_network, spec_of
 from undiffuse.training.randomness import seeded
+from undiffuse.training.regression import classifier_task
 from undiffuse.training.request import TrainRequest, is_run_folder
-from undiffuse.training.tasks import ClassifierTask, DiffusionTask, LossFn, Task
+from undiffuse.training.tasks import DiffusionTask, LossFn, Task
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import count_of, join_names
 
@@ -94,7 +95,8 @@ class TrainPlan:
     @property
     def labels(self) -> list[str] | None:
         """Names of the classes, None without classes or for a network that takes none."""
-        if self.spec is not None and self.spec.num_classes is None:
+        takes_none = self.spec is not None and self.spec.num_classes is None
+        if takes_none or (self.recipe.kind == "classifier" and self.conditions):
             return None
         return self.dataset.label_names
 
@@ -109,10 +111,7 @@ class TrainPlan:
             with seeded(recipe.train.seed):  # torch's own initialisation draws from the global generator
                 net = recipe.net.build()
         if recipe.kind == "classifier":
-            given = self.request.clean_fraction
-            share = recipe.clean_fraction if given is None else given
-            noise = not self.request.clean
-            return ClassifierTask(net, recipe.process, labels=self.labels, noise=noise, clean_fraction=share)
+            return classifier_task(net, recipe, self.request, self.labels, self.conditions)
         low = None
         if recipe.low_size is not None:
             height, width = self.dataset.shape[:2]
@@ -202,7 +201,10 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
         plan_conditions.check_classes(request, spec, probe.classes)
     classes = probe.classes if partner is None or partner.labels is None else len(partner.labels)
     chosen = recipe is None
-    if request.kind == "classifier" and classes is None:
+    regression = plan_conditions.regresses(request, net is not None)
+    if regression:
+        classes = None
+    elif request.kind == "classifier" and classes is None:
         raise ConfigError(
             "labels",
             f"{probe.source.where} has no labels, and a classifier needs pictures of at least two classes: put each "
@@ -219,7 +221,7 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
     if spec is not None:
         recipe = for_network(recipe, spec)
     recipe = replace(
-        recipe if net is not None else recipe.with_classes(classes),
+        recipe if net is not None or regression else recipe.with_classes(classes),
         data=replace(recipe.data, size=size, channels=channels),
     )
     if request.label_dropout is not None and not probe.source.conditions:

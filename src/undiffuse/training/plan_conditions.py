@@ -55,6 +55,27 @@ def wanted(request: TrainRequest) -> tuple[str, tuple[str, ...]]:
     return how, tuple(map(str, kept))
 
 
+def regresses(request: TrainRequest, own: bool) -> bool:
+    """Returns whether a request is for a regressor: a classifier with numbers in the place of classes.
+
+    Raises:
+        ConfigError: A classifier of other conditions, or with a network of one's `own` ("condition").
+    """
+    if request.kind != "classifier" or not request.condition:
+        return False
+    kinds = {parse_condition(text).kind for text in request.condition}
+    if kinds == {"labels"}:
+        return False
+    if kinds != {"numbers"}:
+        raise ConfigError(
+            "condition",
+            f"a classifier predicts classes or numbers, not {join_names(sorted(kinds))}: name numbers:COLUMN",
+        )
+    if own:
+        raise ConfigError("condition", "a regressor is trained with the network of a recipe: leave your network out")
+    return True
+
+
 def attached(
     request: TrainRequest, source: Source, specs: tuple[str, ...], stream: bool
 ) -> tuple[Source, tuple[str, ...]]:
@@ -116,6 +137,8 @@ def into(recipe: Recipe, conditions: ModelConditions, request: TrainRequest, own
         recipe = _enlarging(recipe, low, own)
     if not conditions:
         return recipe
+    if recipe.kind == "classifier":
+        return recipe.with_regression(conditions.widths["num_numbers"])
     if own:
         return recipe if dropout is None else replace(recipe, label_dropout=dropout)
     return recipe.with_conditions(conditions.widths, DROPOUT if dropout is None else dropout)

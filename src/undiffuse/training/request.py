@@ -122,9 +122,8 @@ class TrainRequest:
         for name in ("size", "log", "value_range", "condition"):
             if isinstance(getattr(self, name), list):  # from JSON
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.condition and (self.unconditional or self.kind == "classifier"):
-            what = "a classifier takes" if self.kind == "classifier" else "an unconditional model has"
-            raise ConfigError("condition", f"is not possible: {what} no conditions")
+        if self.condition and self.unconditional:
+            raise ConfigError("condition", "is not possible: an unconditional model has no conditions")
 
     @property
     def reading(self) -> dict[str, Any]:

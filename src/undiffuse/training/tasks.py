@@ -359,8 +359,7 @@ class ClassifierTask:
         num_classes: int | None = None,
     ) -> None:
         spec = describe(net, image_shape=image_shape, num_classes=num_classes)
-        if spec.num_classes is None:
-            raise ValueError("a classifier needs num_classes, in its config or as an argument")
+        self._check_outputs(spec)
         if labels is not None and len(labels) != spec.num_classes:
             raise ValueError(
                 f"the classifier has {spec.num_classes} outputs, but {len(labels)} names of classes were given"
@@ -376,6 +375,10 @@ class ClassifierTask:
         self.chain = process.chain()
         self._time = TimeAdapter(self.chain, process.rescale_timesteps)
 
+    def _check_outputs(self, spec: NetworkSpec) -> None:
+        if spec.num_classes is None:
+            raise ValueError("a classifier needs num_classes, in its config or as an argument")
+
     def prepare_batch(self, inputs: Inputs) -> Inputs:
         if self.noise and not self.clean_fraction:
             return inputs
@@ -386,18 +389,21 @@ class ClassifierTask:
     def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
         if inputs.labels is None:
             raise ValueError("a classifier needs labels, and the data has none")
-        x0, level = inputs.x0, self.chain.level(inputs.t)
-        shown = level
-        if inputs.clean is not None:
-            shown = Level(torch.where(inputs.clean, 1.0, level.alpha), torch.where(inputs.clean, 0.0, level.sigma))
-        x = diffuse(x0, shown, inputs.normal())
-        logits = forward(x, self._time(level, x0)).float()
+        logits = self._outputs(forward, inputs)
         loss = F.cross_entropy(logits, inputs.labels, reduction="none")
         ranked = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == inputs.labels[:, None]
         terms = {"loss": loss, "top1": ranked[:, 0].float()}
         if logits.shape[1] > 5:
             terms["top5"] = ranked.any(dim=1).float()
         return terms
+
+    def _outputs(self, forward: ForwardFn, inputs: Inputs) -> Tensor:
+        """The network's outputs [b, K] at noisy images, float32."""
+        x0, level = inputs.x0, self.chain.level(inputs.t)
+        shown = level
+        if inputs.clean is not None:
+            shown = Level(torch.where(inputs.clean, 1.0, level.alpha), torch.where(inputs.clean, 0.0, level.sigma))
+        return forward(diffuse(x0, shown, inputs.normal()), self._time(level, x0)).float()
 
     def manifest(self) -> dict[str, Any]:
         return {
