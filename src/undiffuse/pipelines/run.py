@@ -138,7 +138,7 @@ class SamplingRun:
             ))  # fmt: skip
 
     def _file_names(self) -> list[str] | None:
-        """The names of the files, after those of the images that are enlarged or conditions; None: by class and number."""
+        """The names of the files, after those of condition pictures or enlarged images; None: by class and number."""
         if self.file_names is not None:
             return self.file_names
         low = self.source.low
