@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data.file_index import FileIndex
-from undiffuse.data.labelling import _file_column, _header, _is_nothing, _named, _number
+from undiffuse.data.label_values import is_nothing, number_of
+from undiffuse.data.labelling import file_column_of, header_of, named_column
 from undiffuse.data.labels import join_names
 from undiffuse.data.tables import Table, TableSpec
 
@@ -35,7 +36,7 @@ class Columns:
     @property
     def missing(self) -> list[int]:
         """Pictures that the table does not name, or of which a cell is empty."""
-        return [i for i, row in enumerate(self.cells) if row is None or any(_is_nothing(cell) for cell in row)]
+        return [i for i, row in enumerate(self.cells) if row is None or any(is_nothing(cell) for cell in row)]
 
     def numbers(self) -> NDArray[np.float32]:
         """The cells as numbers [N, K]; NaN where there is nothing.
@@ -46,8 +47,8 @@ class Columns:
         out = np.full((len(self.cells), len(self.names)), np.nan, dtype=np.float32)
         for i, row in enumerate(self.cells):
             for k, cell in enumerate(row or ()):
-                value = None if _is_nothing(cell) else _number(cell)
-                if value is None and _is_nothing(cell):
+                value = None if is_nothing(cell) else number_of(cell)
+                if value is None and is_nothing(cell):
                     continue
                 if value is None or not math.isfinite(value):
                     raise ValueError(f"{self.where}: the column {self.names[k]!r} must hold numbers, and has {cell!r}")
@@ -67,11 +68,11 @@ def read_columns(table: Table, names: Sequence[str], spec: TableSpec) -> Columns
         ValueError: There is no such column, no row names a picture, or two rows about one picture differ.
     """
     index = FileIndex(names)
-    header, rows, lines = _header(table, index, spec)
+    header, rows, lines = header_of(table, index, spec)
     width = max((len(row) for row in rows), default=0)
     columns = list(header) if header is not None else [f"column {k + 1}" for k in range(width)]
-    chosen = [_named(table, columns, name) for name in spec.label_columns]
-    file_column = _file_column(table, columns, rows, index, spec, header is not None)
+    chosen = [named_column(table, columns, name) for name in spec.label_columns]
+    file_column = file_column_of(table, columns, rows, index, spec, header is not None)
     cells: list[list[Any] | None] = [None] * len(names)
     for line, row in zip(lines, rows, strict=True):
         i = index.find(row[file_column]) if file_column < len(row) else None

@@ -81,7 +81,7 @@ def interpret(
         ValueError: the table has no such columns, its columns are ambiguous, or it names none of the pictures.
     """
     index = FileIndex(names)
-    header, rows, lines = _header(table, index, spec)
+    header, rows, lines = header_of(table, index, spec)
     if table.columns is None and table.separator != " ":
         _check_widths(table, header, rows, lines)
     width = max((len(row) for row in rows), default=0)
@@ -92,9 +92,9 @@ def interpret(
     for line, row in zip(lines, rows, strict=True):
         if len(row) < 2:
             raise ValueError(f"{table.name}, line {line}: expected a path and a label, got {row}")
-    file_column = _file_column(table, columns, rows, index, spec, header is not None)
+    file_column = file_column_of(table, columns, rows, index, spec, header is not None)
     others = [k for k in range(len(columns)) if k != file_column]
-    chosen = [_named(table, columns, name) for name in spec.label_columns]
+    chosen = [named_column(table, columns, name) for name in spec.label_columns]
     if not chosen:
         chosen = _label_columns(table, columns, rows, others, header is not None)
     split = None if held or header is None else _split_column(columns, rows, [k for k in others if k not in chosen])
@@ -159,7 +159,7 @@ def _other_parts(
     return {i: name for i, name in found.items() if name not in chosen}
 
 
-def _header(table: Table, index: FileIndex, spec: TableSpec) -> tuple[list[str] | None, list[list[Any]], list[int]]:
+def header_of(table: Table, index: FileIndex, spec: TableSpec) -> tuple[list[str] | None, list[list[Any]], list[int]]:
     """The names of the columns if there are any, and the rows below them."""
     if table.columns is not None:
         return list(table.columns), table.rows, table.lines
@@ -179,7 +179,8 @@ def _header(table: Table, index: FileIndex, spec: TableSpec) -> tuple[list[str] 
     return first, rows[1:], lines[1:]
 
 
-def _named(table: Table, columns: Sequence[str], name: str) -> int:
+def named_column(table: Table, columns: Sequence[str], name: str) -> int:
+    """The place of a column by its name, in any case, or by its number from 1. ValueError if there is none."""
     for same in (lambda a, b: a == b, lambda a, b: simple(a) == simple(b) != ""):
         for k, column in enumerate(columns):
             if same(column, name):
@@ -189,12 +190,13 @@ def _named(table: Table, columns: Sequence[str], name: str) -> int:
     raise ValueError(f"{table.name} has no column {name!r}; its columns are {join_names(columns, 20)}")
 
 
-def _file_column(
+def file_column_of(
     table: Table, columns: Sequence[str], rows: list[list[Any]], index: FileIndex, spec: TableSpec, header: bool
 ) -> int:
+    """The place of the column that names files: the named one, or that whose cells are names of the data."""
     if spec.file_column is not None:
-        return _named(table, columns, spec.file_column)
-    taken = {_named(table, columns, name) for name in spec.label_columns}
+        return named_column(table, columns, spec.file_column)
+    taken = {named_column(table, columns, name) for name in spec.label_columns}
     for probe, by_number in ((rows[:_PROBE], False), (rows[:_PROBE], True), (rows, True)):
         hits = [
             sum(k < len(row) and index.find(row[k], by_number) is not None for row in probe)

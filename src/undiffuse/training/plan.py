@@ -34,12 +34,12 @@ from undiffuse.training import finetune, plan_conditions
 from undiffuse.training.networks import for_network, spec_of
 from undiffuse.training.randomness import seeded
 from undiffuse.training.regression import classifier_task
-from undiffuse.training.request import TrainRequest, is_run_folder
+from undiffuse.training.request import RunFolderError, TrainRequest, is_run_folder
 from undiffuse.training.tasks import DiffusionTask, LossFn, Task
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import count_of, join_names
 
-__all__ = ["RunFolderError", "TrainPlan", "disk_bytes", "plan"]
+__all__ = ["TrainPlan", "disk_bytes", "plan"]
 
 _MEASURED = 20_000  # images whose size is looked up to find those that will be enlarged
 _SNAPSHOTS = 40  # least number of snapshots of averages in a run that keeps them and was made short
@@ -47,12 +47,10 @@ _NAMED = 10  # names printed of many
 Data = ImageDataset | StreamDataset
 
 
-class RunFolderError(ConfigError):
-    """A training run was given as data; `path` is its folder."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("data", f'{path} is a training run, not images; resume it with resume="{path}"')
-        self.path = path
+NO_LABELS = (
+    'put each class in a sub-folder of its name, or name the source of the labels: "prefix" (cat_0012.png), or a table '
+    "FILE.csv with a line path,class for each image"
+)
 
 
 @dataclass(frozen=True)
@@ -207,9 +205,7 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
     elif request.kind == "classifier" and classes is None:
         raise ConfigError(
             "labels",
-            f"{probe.source.where} has no labels, and a classifier needs pictures of at least two classes: put each "
-            'class in a sub-folder of its name, or name the source of the labels: "prefix" (cat_0012.png), or a table '
-            "FILE.csv with a line path,class for each image",
+            f"{probe.source.where} has no labels, and a classifier needs pictures of at least two classes: {NO_LABELS}",
         )
     if recipe is None:
         # Any square of about this size finds the recipe; the size itself is checked with the final network.

@@ -18,7 +18,7 @@ from undiffuse.data.tables import parse_spec
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
 
-__all__ = ["RUN_FILE", "TrainRequest", "is_run_folder", "read_request", "write_request"]
+__all__ = ["RUN_FILE", "RunFolderError", "TrainRequest", "is_run_folder", "read_request", "write_request"]
 
 RUN_FILE = "run.json"
 KINDS = ("diffusion", "classifier")
@@ -151,6 +151,14 @@ class TrainRequest:
             if one.name in ("data", "kind") or (value != one.default and value != {}):
                 out[one.name] = dict(value) if isinstance(value, Mapping) else value
         return out
+
+
+class RunFolderError(ConfigError):
+    """A training run was given as data; `path` is its folder."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("data", f'{path} is a training run, not images; resume it with resume="{path}"')
+        self.path = path
 
 
 def is_run_folder(path: str | Path) -> bool:
