@@ -9,19 +9,34 @@ from typing import Any
 
 from undiffuse.data.decoding import IMAGE_SUFFIXES
 
-__all__ = ["FileIndex", "without_ending"]
+__all__ = ["FileIndex", "posix", "without_ending"]
 
 _OTHER_SUFFIXES = (".dcm", ".dicom", ".nii", ".nii.gz", ".npy", ".heic", ".heif", ".svs", ".raw", ".fits")
 """Endings that a table may name though the pictures were converted to others."""
 
 
+_SECOND = (".gz", ".tif", ".tiff", ".fz")
 _DOUBLE = (".nii.gz", ".ome.tif", ".ome.tiff", ".fits.gz", ".fits.fz")
 
 
 def without_ending(name: str) -> str:
     """A path without the ending of its file: "a/b.nii.gz" -> "a/b"."""
-    double = next((ending for ending in _DOUBLE if name.lower().endswith(ending)), None)
-    return name[: -len(double)] if double else name[: len(name) - len(PurePosixPath(name).suffix)]
+    start = name.rfind("/") + 1
+    dot = name.rfind(".", start + 1)
+    if dot < 0 or dot == len(name) - 1:
+        return name
+    if name[dot:].lower() in _SECOND:
+        double = next((ending for ending in _DOUBLE if name.lower().endswith(ending)), None)
+        return name[: -len(double)] if double else name[:dot]
+    return name[:dot]
+
+
+def posix(cell: str) -> str:
+    """A path as a table writes it, with slashes and without "./"."""
+    text = cell.strip()
+    if "\\" in text or "//" in text or text[:1] == "." or "/." in text or text[-1:] == "/":
+        return PurePosixPath(text.replace("\\", "/")).as_posix()
+    return text
 
 
 class FileIndex:
@@ -69,7 +84,7 @@ class FileIndex:
         if isinstance(cell, int):
             named = self._forms.get(str(cell), -1)
             return named if named >= 0 else self._numbers.get(cell) if by_number else None
-        path = PurePosixPath(cell.strip().replace("\\", "/")).as_posix()
+        path = posix(cell)
         if path in self._exact:
             return self._exact[path]
         parts = path.split("/")

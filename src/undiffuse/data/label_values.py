@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -113,9 +114,11 @@ def interpret_values(cells: Sequence[Any], head: str, where: str, classes: Seque
         raise ValueError(f"{where}: {head} holds objects, which are no labels")
     if any(isinstance(cell, list) for cell in cells):
         return _of_lists(cells, classes, where, head)
-    present = [cell for cell in cells if not is_nothing(cell)]
+    unique = {cell: is_nothing(cell) for cell in dict.fromkeys(cells)}  # there may be a million cells
+    present = [cell for cell in unique if not unique[cell]]
     numbers = [number_of(cell) if not isinstance(cell, bool) else None for cell in present]
-    count, distinct = len(present), len({str(cell) for cell in present})
+    counts = Counter(cells)
+    count, distinct = sum(counts[cell] for cell in present), len({str(cell) for cell in present})
     if present and None not in numbers:
         whole = all(value is not None and math.isfinite(value) and value == int(value) for value in numbers)
         key = simple(head) in LABEL_KEYS or head.startswith("column ")
@@ -132,9 +135,9 @@ def interpret_values(cells: Sequence[Any], head: str, where: str, classes: Seque
         if -1 in negative:
             cells = [None if not is_nothing(cell) and number_of(cell) == -1 else cell for cell in cells]
             distinct -= 1
-        texts = [None if is_nothing(cell) else plain(cell) for cell in cells]
+        texts = _plain_texts(cells)
     else:
-        texts = [None if is_nothing(cell) else plain(cell) for cell in cells]
+        texts = _plain_texts(cells)
         separator = _separator(texts, head)
         if separator is not None:
             tags = [None if text is None else _tags(text.split(separator)) for text in texts]
@@ -149,15 +152,20 @@ def interpret_values(cells: Sequence[Any], head: str, where: str, classes: Seque
     return LabelValues(kind="class", values=list(texts), doubt=doubt)
 
 
+def _plain_texts(cells: Sequence[Any]) -> list[str | None]:
+    found = {cell: None if is_nothing(cell) else plain(cell) for cell in dict.fromkeys(cells)}
+    return [found[cell] for cell in cells]
+
+
 def _separator(texts: Sequence[str | None], head: str) -> str | None:
     """What separates several labels in one text; None if every text is one label.
 
     Bars and semicolons occur in few names. Commas and spaces occur in many ("Paris, France"), so they separate labels
     only if the parts are numbers, or occur in several combinations.
     """
-    present = {text for text in texts if text}
+    present = Counter(text for text in texts if text)
     for separator in ("|", ";", ",", " "):
-        joined = sum(separator in text for text in texts if text)
+        joined = sum(count for text, count in present.items() if separator in text)
         if not joined:
             continue
         split = {text: set(_tags(text.split(separator))) for text in present}

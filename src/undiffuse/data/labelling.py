@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from undiffuse.data.file_index import FileIndex
+from undiffuse.data.file_index import FileIndex, posix
 from undiffuse.data.formats.base import Reading, choose_part, part_of
 from undiffuse.data.label_values import LABEL_KEYS, LabelValues, interpret_values, is_nothing, number_of, simple
 from undiffuse.data.labels import class_table, join_names
@@ -271,7 +271,7 @@ def _read(
         file = row[file_column] if file_column < len(row) else None
         if is_nothing(file) or isinstance(file, (dict, list)) or len(row) <= max(chosen):
             raise ValueError(f"{table.name}, line {line}: expected a path and a label, got {_shown(row)}")
-        files.append(PurePosixPath(str(file).strip().replace("\\", "/")).as_posix())
+        files.append(posix(str(file)))
         cells.append([row[k] for k in chosen])
     heads = [columns[k] for k in chosen]
     if len(chosen) > 1:
