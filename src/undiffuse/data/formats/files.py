@@ -12,8 +12,8 @@ import zipfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from undiffuse.data import containers, index
 from undiffuse.data.decoding import IMAGE_SUFFIXES
 from undiffuse.data.formats.base import Reading, choose_part, is_folder, kind_of, part_of, peek
+from undiffuse.data.formats.stored import concatenated
 from undiffuse.data.names import Names, Runs
-from undiffuse.data.sources import FileSource, FolderSource
+from undiffuse.data.sources import FileSource, FolderSource, Source
 from undiffuse.data.zips import ZipSource
 from undiffuse.util.limits import check_member, check_table, check_zip
 
@@ -79,10 +80,39 @@ def _is_npz(path: Path) -> bool:
     return path.suffix.lower() == ".npz"
 
 
-def open(path: Path, reading: Reading) -> FileSource:  # noqa: A001
+def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     """The image files of the part to read; their labels are found by the caller."""
     listing = list_files(path)
+    if path.is_dir() and not len(listing.names):
+        zips = [path / name for name in peek(path).files if name.lower().endswith(".zip")]
+        if zips:
+            return _of_zips(path, zips, reading)
     return source_of(path, listing, reading)
+
+
+def _of_zips(path: Path, zips: Sequence[Path], reading: Reading) -> Source:
+    """The images of all zips in a folder, or of those named after the part to read."""
+    from undiffuse.data.formats.registry import find_format  # which opens folders by this module
+    from undiffuse.data.labelled import label_files
+
+    named = {file.stem: len(list_files(file).names) for file in zips if part_of(file.stem)}
+    chosen = zips
+    if len(named) == len(zips):
+        taken = choose_part(named, reading, str(path))
+        chosen, reading = [file for file in zips if file.stem in taken], replace(reading, part=None)
+    parts = []
+    for file in chosen:
+        found = find_format(file)
+        part = source_of(file, list_files(file), reading) if found is None else found.open(file, reading)
+        if isinstance(part, FileSource) and part.labels is None and not part.labels_settled:
+            runs = without_part(part.names.runs)
+            part = label_files(part, reading.labels, reading.label_names, reading.on_broken, runs)
+        parts.append(part)
+    source = concatenated(parts, f"{len(chosen):,} zips in {path}")
+    source.held_out.update({name: count for name, count in named.items() if path / f"{name}.zip" not in chosen})
+    source.format, source.labels_settled = "zips of images", True
+    source.containers = tuple(map(str, chosen))
+    return source
 
 
 def source_of(path: Path, listing: Listing, reading: Reading) -> FileSource:
