@@ -271,3 +271,20 @@ def test_a_large_folder_is_indexed_and_changes_are_noticed(tmp_path: Path, monke
     (root / NAMES[1] / "bad.png").write_bytes(b"bad")
     for _ in range(2):
         assert [item.name for item in open_data(root, on_broken="skip").excluded] == [f"{NAMES[1]}/bad.png"]
+
+
+def test_zips_in_a_folder_are_one_data_set(tmp_path: Path) -> None:
+    for k, names in enumerate((["cat/0.png", "dog/1.png"], ["bird/0.png", "cat/1.png"])):
+        with zipfile.ZipFile(tmp_path / f"part{k}.zip", "w") as archive:
+            for i, name in enumerate(names):
+                archive.writestr(name, png(X[2 * k + i]))
+    source = open_data(tmp_path)
+    assert len(source) == 4 and source.format == "zips of images" and source.label_names == ["bird", "cat", "dog"]
+    assert [source.label(i) for i in range(4)] == [0 if n == "bird" else 1 if n == "cat" else 2 for n in
+                                                   [source.name(i).partition("/")[0] for i in range(4)]]  # fmt: skip
+    assert np.array_equal(np.asarray(source.image(3)), X[3])
+    for k, part in enumerate(("train", "test")):
+        (tmp_path / f"part{k}.zip").rename(tmp_path / f"{part}.zip")
+    train = open_data(tmp_path)
+    assert len(train) == 2 and train.held_out == {"test": 2} and train.label_names == ["cat", "dog"]
+    assert len(open_data(f"{tmp_path}:test")) == 2 and len(open_data(f"{tmp_path}:all")) == 4

@@ -170,3 +170,38 @@ def test_samples_of_shards_are_indexed(tmp_path: Path, monkeypatch: pytest.Monke
     shard(1, 5)
     assert len(webdataset.open_shards([spec], "set", webdataset.Reading())) == 11
     assert webdataset.open_shards([spec], "set", webdataset.Reading(labels="none")).labels is None
+
+
+def test_large_zips_are_indexed_and_read_by_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zipfile
+
+    from undiffuse.data.content import content_index
+    from undiffuse.data.sources import BrokenImageError
+    from undiffuse.data.zips import ZipSource
+
+    root = pictures(tmp_path / "data", [f"{'train' if i < 8 else 'test'}/c{i % 2}/{i}.png" for i in range(12)])
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for k, file in enumerate(sorted(root.rglob("*.png"))):
+            method = zipfile.ZIP_DEFLATED if k % 2 else zipfile.ZIP_STORED
+            archive.write(file, file.relative_to(root).as_posix(), method)
+        archive.writestr("notes.txt", "x")
+    plain = open_data(root)
+    first = open_data(path)
+    monkeypatch.setattr(files, "_directory", lambda _: pytest.fail("read again"))
+    source = open_data(path)
+    assert isinstance(source, ZipSource) and source.places is not None and len(source) == 8
+    assert source.fingerprint == first.fingerprint == plain.fingerprint and source.held_out == {"test": 4}
+    assert source.left_out == {"files ending in .txt": 1} and source.label_names == ["c0", "c1"]
+    for i in range(8):
+        assert source.encoded(i) == plain.encoded(i) and source.name(i) == plain.name(i)
+    ours, theirs = content_index(source), content_index(plain)
+    assert ours is not None and theirs is not None and ours.hash == theirs.hash
+    few = source.labelled([5, 2], None, None, [])
+    assert few.encoded(0) == plain.encoded(5)
+    data = bytearray(path.read_bytes())
+    place = data.index(plain.encoded(0))
+    data[place + 20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BrokenImageError, match="checksum"):
+        source.image(0)

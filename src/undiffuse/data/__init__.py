@@ -17,9 +17,10 @@ from undiffuse.data.images import prepare, size_pair, to_mode
 from undiffuse.data.opening import IMAGE_SUFFIXES, NAMED_SETS, open_data
 from undiffuse.data.order import epoch_of, index_at, indices_at, permutation, uniforms
 from undiffuse.data.screening import find_flaws, screen
-from undiffuse.data.sources import BrokenImageError, Excluded, FolderSource, Source, SubsetSource, ZipSource
+from undiffuse.data.sources import BrokenImageError, Excluded, FolderSource, Source, SubsetSource
 from undiffuse.data.split import Split, split
 from undiffuse.data.summary import DataSummary, scan
+from undiffuse.data.zips import ZipSource
 
 __all__ = [
     "FASHION_CLASSES",

@@ -22,7 +22,8 @@ from undiffuse.data.formats.frames import FramesSource
 from undiffuse.data.formats.spans import SpanSource, identity_of
 from undiffuse.data.names import Names
 from undiffuse.data.patches import TiledSource
-from undiffuse.data.sources import FileSource, FolderSource, Source, SubsetSource, ZipSource
+from undiffuse.data.sources import FileSource, FolderSource, Source, SubsetSource
+from undiffuse.data.zips import ZipSource
 from undiffuse.util.text import count_of, join_names, printable
 
 __all__ = ["ContentIndex", "Recheck", "content_index"]
@@ -97,6 +98,8 @@ def content_index(source: Source) -> ContentIndex | None:
         return _as_files(content_index(source.parent))
     if isinstance(source, FolderSource):
         return _of_folder(source)
+    if isinstance(source, ZipSource) and source.places is not None:
+        return ContentIndex(source.names, source.places[:, 3].astype(np.uint32))
     if isinstance(source, ZipSource):
         with zipfile.ZipFile(source.path) as archive:
             members = {member.filename: member.CRC for member in archive.infolist()}

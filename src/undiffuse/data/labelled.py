@@ -22,8 +22,9 @@ from undiffuse.data.labelling import Labelling, interpret
 from undiffuse.data.labels import apply_table, class_table, folder_labels, join_names, prefix_labels, shelved
 from undiffuse.data.names import Runs
 from undiffuse.data.screening import OnBroken
-from undiffuse.data.sources import Excluded, FileSource, FolderSource, Source, ZipSource
+from undiffuse.data.sources import Excluded, FileSource, FolderSource, Source
 from undiffuse.data.tables import TABLE_SUFFIXES, TableSpec, parse_spec, read_table
+from undiffuse.data.zips import ZipSource
 
 __all__ = ["label_files", "own_tables", "table_bytes"]
 
@@ -286,6 +287,8 @@ def _outside(name: str) -> bytes | None:
 def _inside(source: FileSource, name: str) -> bytes | None:
     """A label table inside the data, or None."""
     if isinstance(source, ZipSource):
+        if source.tables is not None and not any(table.endswith(name) for table in source.tables):
+            return None
         with zipfile.ZipFile(source.path) as archive:
             held = set(archive.namelist())
             # A zip of one folder has its table in that folder.

@@ -11,8 +11,6 @@ import errno
 import hashlib
 import io
 import os
-import threading
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -28,7 +26,6 @@ from undiffuse.data import index
 from undiffuse.data.containers import kept_hash
 from undiffuse.data.decoding import MAX_PIXELS, Picture, PictureInfo, decode, describe, read_header
 from undiffuse.data.names import Names
-from undiffuse.util.limits import check_member
 
 if TYPE_CHECKING:
     from undiffuse.data.conditions import PictureConditions
@@ -40,7 +37,6 @@ __all__ = [
     "FolderSource",
     "Source",
     "SubsetSource",
-    "ZipSource",
 ]
 
 
@@ -364,35 +360,6 @@ class FolderSource(FileSource):
 
     def open(self, i: int) -> IO[bytes]:
         return open(os.path.join(self.root, self.names[i]), "rb")
-
-
-class ZipSource(FileSource):
-    """Image files in a zip; `names` are its member names.
-
-    The archive is opened when first read, once in each process: a handle shared with a forked child would share the
-    position in the file too. Threads take turns at reading bytes and decode side by side.
-    """
-
-    def __init__(
-        self, path: str | Path, names: Sequence[str], sizes: Sequence[int] | NDArray[np.int64], **keywords: Any
-    ) -> None:
-        super().__init__(f"zip {path}", names, sizes, **keywords)
-        self.path = Path(path)
-        self._handle: tuple[int, zipfile.ZipFile, threading.Lock] | None = None
-
-    def open(self, i: int) -> IO[bytes]:
-        handle = self._handle
-        if handle is None or handle[0] != os.getpid():
-            # Two threads may both come here first; each handle has its own lock, so either one serves.
-            handle = self._handle = (os.getpid(), zipfile.ZipFile(self.path), threading.Lock())
-        _, archive, lock = handle
-        with lock:  # the standard library counts a zip's open members without one
-            info = archive.getinfo(self.names[i])
-            check_member(info, str(self.path))
-            return io.BytesIO(archive.read(info))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None}
 
 
 class SubsetSource(Source):

@@ -68,7 +68,7 @@ def _table(path: Path) -> str | None:
         return TABLE if (path / TABLE).is_file() else None
     if not zipfile.is_zipfile(path):
         return None
-    names = [name for name in files.members(path) if name == TABLE or name.endswith(f"/{TABLE}")]
+    names = [name for name in files.tables_in(path) if name == TABLE or name.endswith(f"/{TABLE}")]
     return min(names, key=len) if names and min(name.count("/") for name in names) <= 1 else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import struct
@@ -11,8 +12,8 @@ import zipfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ from numpy.typing import NDArray
 from undiffuse.data import containers, index
 from undiffuse.data.decoding import IMAGE_SUFFIXES
 from undiffuse.data.formats.base import Reading, choose_part, is_folder, kind_of, part_of, peek
+from undiffuse.data.formats.stored import concatenated
 from undiffuse.data.names import Names, Runs
-from undiffuse.data.sources import FileSource, FolderSource, ZipSource
+from undiffuse.data.sources import FileSource, FolderSource, Source
+from undiffuse.data.zips import ZipSource
 from undiffuse.util.limits import check_member, check_table, check_zip
 
 __all__ = ["Listing", "at_level", "list_files", "open", "part_level", "recognise", "source_of", "without_part"]
@@ -45,12 +48,14 @@ class Listing:
         sizes: of the images, in bytes, int64 [N].
         others: files that are no images, by kind.
         tables: names of files that may hold labels; they count among the others.
+        places: of the images in a large zip, see `ZipSource`; None otherwise.
     """
 
     names: Names
     sizes: NDArray[np.int64]
     others: Counter[str] = field(default_factory=Counter)
     tables: list[str] = field(default_factory=list)
+    places: NDArray[np.int64] | None = None
 
     def count(self, name: str) -> None:
         """Count a file that is no picture."""
@@ -77,10 +82,39 @@ def _is_npz(path: Path) -> bool:
     return path.suffix.lower() == ".npz"
 
 
-def open(path: Path, reading: Reading) -> FileSource:  # noqa: A001
+def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     """The image files of the part to read; their labels are found by the caller."""
     listing = list_files(path)
+    if path.is_dir() and not len(listing.names):
+        zips = [path / name for name in peek(path).files if name.lower().endswith(".zip")]
+        if zips:
+            return _of_zips(path, zips, reading)
     return source_of(path, listing, reading)
+
+
+def _of_zips(path: Path, zips: Sequence[Path], reading: Reading) -> Source:
+    """The images of all zips in a folder, or of those named after the part to read."""
+    from undiffuse.data.formats.registry import find_format  # which opens folders by this module
+    from undiffuse.data.labelled import label_files
+
+    named = {file.stem: len(list_files(file).names) for file in zips if part_of(file.stem)}
+    chosen = zips
+    if len(named) == len(zips):
+        taken = choose_part(named, reading, str(path))
+        chosen, reading = [file for file in zips if file.stem in taken], replace(reading, part=None)
+    parts = []
+    for file in chosen:
+        found = find_format(file)
+        part = source_of(file, list_files(file), reading) if found is None else found.open(file, reading)
+        if isinstance(part, FileSource) and part.labels is None and not part.labels_settled:
+            runs = without_part(part.names.runs)
+            part = label_files(part, reading.labels, reading.label_names, reading.on_broken, runs)
+        parts.append(part)
+    source = concatenated(parts, f"{len(chosen):,} zips in {path}")
+    source.held_out.update({name: count for name, count in named.items() if path / f"{name}.zip" not in chosen})
+    source.format, source.labels_settled = "zips of images", True
+    source.containers = tuple(map(str, chosen))
+    return source
 
 
 def source_of(path: Path, listing: Listing, reading: Reading) -> FileSource:
@@ -103,8 +137,13 @@ def source_of(path: Path, listing: Listing, reading: Reading) -> FileSource:
         outside = len(names) - sum(counts.values())
     elif reading.part not in (None, "all") and not listing.tables:
         raise ValueError(f"{path} has no parts such as train/ and test/, so it has no part {reading.part!r}")
-    make = FolderSource if path.is_dir() else ZipSource
-    source = make(path, taken, sizes)
+    source: FileSource = FolderSource(path, taken, sizes)
+    if not path.is_dir():
+        places = listing.places
+        if places is not None and len(taken) < len(names):
+            places = places[ours]
+        source = ZipSource(path, taken, sizes, places)
+        source.tables = list(listing.tables)
     source.left_out.update(listing.others)
     source.wanted_part = reading.part if not parts and reading.part != "all" else None
     if parts:
@@ -302,6 +341,27 @@ def _size(file: str) -> int:
 
 
 def _list_zip(path: Path) -> Listing:
+    """Everything in a zip. Of a large one the list is kept in the cache folder, with the places of the images."""
+    state = containers.status_of(path)
+
+    def build() -> index.Arrays:
+        listing = _directory(path)
+        about = json.dumps({"others": listing.others, "tables": listing.tables})
+        places = {} if listing.places is None else {"places": listing.places}
+        return {**listing.names.arrays(), "sizes": listing.sizes, "about": index.joined([about]), **places}
+
+    arrays = index.cached(
+        "zips", f"{os.path.realpath(path)}\0{state}\0{IMAGE_SUFFIXES}", build,
+        keep=lambda found: len(found["sizes"]) >= index.FROM and containers.settled(state),
+    )  # fmt: skip
+    about = json.loads(arrays["about"].tobytes())
+    names = Names.of_arrays(arrays)
+    places = arrays.get("places") if len(names) >= index.FROM else None
+    return Listing(names, arrays["sizes"], Counter(about["others"]), about["tables"], places)
+
+
+def _directory(path: Path) -> Listing:
+    """The list that a zip has at its end."""
     try:
         with zipfile.ZipFile(path) as archive:
             check_zip(archive, str(path))
@@ -309,25 +369,29 @@ def _list_zip(path: Path) -> Listing:
     except (zipfile.BadZipFile, struct.error, NotImplementedError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a zip file: {error}") from error
     shown = [info for info in infos if not _hidden(info.filename)]
-    images = {info.filename: info.file_size for info in shown if is_image(info.filename)}
-    names = sorted(images)
-    listing = Listing(Names.of(names), np.array([images[name] for name in names], dtype=np.int64))
+    images = {info.filename: info for info in shown if is_image(info.filename)}
+    locked = sum(info.flag_bits & 1 for info in images.values())
+    if locked:
+        raise ValueError(f"{path} is encrypted ({locked:,} of its images are); unpack it first")
+    chosen = [images[name] for name in sorted(images)]
+    listing = Listing(
+        Names.of([info.filename for info in chosen]), np.array([info.file_size for info in chosen], dtype=np.int64)
+    )
     for info in shown:
         if not is_image(info.filename):
             listing.count(info.filename)
-    locked = [info.filename for info in infos if info.flag_bits & 1 and info.filename in images]
-    if locked:
-        raise ValueError(f"{path} is encrypted ({len(locked):,} of its images are); unpack it first")
+    if all(info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in chosen):
+        places = [(info.header_offset, info.compress_size, info.compress_type, info.CRC) for info in chosen]
+        listing.places = np.array(places, dtype=np.int64).reshape(-1, 4)
     return listing
 
 
-def members(path: Path) -> Iterable[str]:
-    """The names of a zip's members; nothing if it cannot be read."""
+def tables_in(path: Path) -> list[str]:
+    """The names of a zip's members that may be tables; nothing if it cannot be read."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, ValueError):
-        return ()
+        return _list_zip(path).tables
+    except (OSError, ValueError):
+        return []
 
 
 def read_member(path: Path, name: str) -> bytes:

@@ -53,7 +53,7 @@ def _tables_near(path: Path) -> list[str]:
     if not path.is_dir():
         if not zipfile.is_zipfile(path):
             return []
-        return [name for name in files.members(path) if _is_table(name) and not name.startswith("__MACOSX")]
+        return [name for name in files.tables_in(path) if _is_table(name) and not name.startswith("__MACOSX")]
     found = []
     entries = peek(path)
     found = [table for table in TABLES if table in entries.files]

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from undiffuse.data.formats.base import Reading, need
-from undiffuse.data.formats.files import members
 from undiffuse.data.formats.named import build
 from undiffuse.data.sources import Source
 
 _MARKS = (".zarray", ".zgroup", "zarr.json")
+_END, _MOST = 66_000, 20_000  # bytes in which a zip's directory is found; members of a zip that is looked into
 
 
 def recognise(path: Path) -> bool:
     """A folder with Zarr's description, or a zip of one."""
     if path.is_file():
         name = path.name.lower()
-        return name.endswith((".zarr.zip", ".zarr")) or any(mark in members(path) for mark in _MARKS)
+        return name.endswith((".zarr.zip", ".zarr")) or (name.endswith(".zip") and _holds_zarr(path))
     return any((path / mark).is_file() for mark in _MARKS)
+
+
+def _holds_zarr(path: Path) -> bool:
+    """Whether a zip has Zarr's description at its top. Zips of very many members must be called .zarr.zip."""
+    try:
+        with io.open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - _END))
+            tail = file.read()
+        end = tail.rfind(b"PK\x05\x06")
+        if end < 0 or len(tail) < end + 12 or int.from_bytes(tail[end + 10 : end + 12], "little") > _MOST:
+            return False
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+    except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, ValueError):
+        return False
+    return any(mark in names for mark in _MARKS)
 
 
 def open(path: Path, reading: Reading) -> Source:  # noqa: A001
