@@ -168,7 +168,8 @@ class SamplingRun:
         frames = Frames(shown if redone and job.is_main else 0, pipeline.path.steps)
         kernels = Plan(recorded=job.broadcast_json(_recorded_kernels(writer)))
         if job.broadcast_json(bool(todo)):
-            for line in unit_notes(self.format, pipeline):
+            remarks = () if self.source.given is None else self.source.given.remarks
+            for line in (*unit_notes(self.format, pipeline), *remarks):
                 report(f"  note    {line}")
             size = max(1, min(len(todo), pipeline.batch_size(self.batch)))
             report(textwrap.fill(plan(pipeline, size), 100, initial_indent="  plan    ", subsequent_indent=" " * 10))
@@ -180,7 +181,7 @@ class SamplingRun:
                     writer.notes = {**self.notes, **kernels.note()}
                     units = writer.in_units
                     images = to_units(x, pipeline.model.value_range) if units else to_uint8(x, self.source.rounding)
-                    writer.write(indices, images, self.source.labels(indices))
+                    writer.write(indices, images, self.source.labels(indices), self.source.entries(indices))
 
         def finish() -> str:
             result = writer.finish(self.count)
