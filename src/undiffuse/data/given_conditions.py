@@ -142,7 +142,7 @@ def _partners(source: Source, kind: str, value: Any) -> Partners:
             raise ConfigError("condition", str(error)) from error
     if isinstance(source, FileSource) and isinstance(value, FileSource):
         index = pair_names(source.names, value.names, kind)
-        alone = [source.names[i] for i in np.flatnonzero(index < 0)]
+        alone = [source.names[int(i)] for i in np.flatnonzero(index < 0)]
         if alone:
             raise ConfigError("condition", f"{kind}: {len(alone):,} images have no partner: {join_names(alone, 5)}")
     elif len(value) != len(source):
