@@ -50,10 +50,8 @@ def test_from_training_to_evaluation(capsys: pytest.CaptureFixture[str]) -> None
     assert read_record(Path("out/7.png"))["condition"]["image"] == "7.png"
     measured = ("--extractor", "fashion", "--metrics", "fd", "--size", 32, "--count", 4, "--steps", 2)
     where = ("--labels", "labels.csv:kind", "--condition", "numbers:age", "--condition", "map:maps")
-    assert (
-        call("evaluate", "run", "photos", *measured, *where, "--device", "cpu") != 0
-    )  # 8x8 pictures, a judge of 32x32
-    assert "condition" not in capsys.readouterr().err
+    assert call("evaluate", "run", "photos", *measured, *where, "--device", "cpu") != 0
+    assert "the extractor needs 1 channels" in capsys.readouterr().err, "the conditions are found"
 
 
 def test_a_resumed_run_needs_no_conditions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -220,12 +220,6 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
         recipe if net is not None or regression else recipe.with_classes(classes),
         data=replace(recipe.data, size=size, channels=channels),
     )
-    if request.label_dropout is not None and not probe.source.conditions:
-        recipe = (
-            replace(recipe, label_dropout=request.label_dropout)
-            if net is not None
-            else recipe.with_label_dropout(request.label_dropout)
-        )
     if partner is not None:
         recipe = replace(recipe, process=partner.process)
     recipe, config = _resolved(request, recipe, _data_config(request, (how, specs), recipe, probe, partner), net)

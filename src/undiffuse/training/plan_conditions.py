@@ -119,7 +119,7 @@ def declared(dataset: ImageDataset | StreamDataset, init: PretrainedInit | None,
 
 
 def into(recipe: Recipe, conditions: ModelConditions, request: TrainRequest, own: bool) -> Recipe:
-    """Returns a recipe for a model of these conditions.
+    """Returns a recipe for a model of these conditions, which are dropped with the share that is given.
 
     Args:
         recipe: The recipe.
@@ -135,12 +135,12 @@ def into(recipe: Recipe, conditions: ModelConditions, request: TrainRequest, own
     low = next((int(s.where) for s in map(parse_condition, request.condition) if s.kind == "low_res"), None)
     if low is not None:
         recipe = _enlarging(recipe, low, own)
-    if not conditions:
-        return recipe
     if recipe.kind == "classifier":
-        return recipe.with_regression(conditions.widths["num_numbers"])
-    if own:
+        return recipe.with_regression(conditions.widths["num_numbers"]) if conditions else recipe
+    if own or (dropout is None and not conditions):
         return recipe if dropout is None else replace(recipe, label_dropout=dropout)
+    if dropout is not None and not conditions:
+        return recipe.with_label_dropout(dropout)
     return recipe.with_conditions(conditions.widths, DROPOUT if dropout is None else dropout)
 
 

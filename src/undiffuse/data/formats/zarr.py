@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import builtins
 import struct
 import zipfile
 from functools import partial
@@ -28,7 +28,7 @@ def recognise(path: Path) -> bool:
 def _holds_zarr(path: Path) -> bool:
     """Whether a zip has Zarr's description at its top. Zips of very many members must be called .zarr.zip."""
     try:
-        with io.open(path, "rb") as file:
+        with builtins.open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - _END))
             tail = file.read()
         end = tail.rfind(b"PK\x05\x06")
