@@ -63,7 +63,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipelines": CORE
     | GROUND
     | {"config", "sampling", "adapters", "data", "kernels", "models", "nets", "pictures", "frontiers"},
-    "editing": MATHEMATICS | {"config", "solvers", "guidance", "sampling", "data", "pictures", "pixels", "pipelines"},
+    "editing": MATHEMATICS
+    | {"config", "solvers", "guidance", "kernels", "sampling", "data", "pictures", "pixels", "pipelines"},
     "distillation": MATHEMATICS,
     "adapters": MATHEMATICS | {"config", "nets", "checkpoints", "downloads"},
     "models": CORE | {"adapters", "checkpoints", "config", "nets"},

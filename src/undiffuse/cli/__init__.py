@@ -17,6 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from undiffuse.cli.options import settle
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settle(args)
         _set_wait_policy()
         body, files = _imported(f"undiffuse.cli.{args.module}", "undiffuse.cli.downloading")
-        with files.downloading(offline=getattr(args, "offline", False)):
+        with files.downloading(offline=getattr(args, "offline", False)), _kernels(getattr(args, "kernels", None)):
             status = int(body.run(args))
         sys.stdout.flush()  # here, where a closed pipe can still be handled
         return status
@@ -73,6 +74,16 @@ def _set_wait_policy() -> None:
     from undiffuse.cli.waiting import set_wait_policy
 
     set_wait_policy()
+
+
+def _kernels(words: str | None) -> AbstractContextManager[object]:
+    """Uses the implementations of --kernels, if it is given."""
+    if words is None:
+        return nullcontext()
+    from undiffuse.kernels.choice import parse, using
+
+    parse(words, "--kernels")
+    return using(words)
 
 
 def fail(text: str, prefix: str = "error: ") -> None:

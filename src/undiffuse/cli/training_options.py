@@ -212,6 +212,7 @@ def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
     seed = "random seed for weights, order and noise (default 0)"
     run.add_argument("--seed", type=values.seed, metavar="N", help=seed)
     run.add_argument("--device", metavar="DEV", help="cpu, cuda, mps or auto (default: auto)")
+    options.kernels_option(run)
     options.offline_option(run)
     options.pick(run, "--precision", ("fp32", "bf16", "fp16"), "precision of the network (default: from the recipe)")
     run.add_argument("--compile", action="store_true", default=None, help="compile the network with torch.compile")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from undiffuse.data import ImageDataset
 from undiffuse.editing.methods import StepCallback
+from undiffuse.kernels import Plan, planned
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import SampleWriter, draw_grid, read_samples, save_png
 from undiffuse.pictures.arrays import as_picture
@@ -26,6 +27,7 @@ from undiffuse.pictures.writer import FORMATS
 from undiffuse.pipelines import Pipeline, grids
 from undiffuse.pipelines.classes import choose_classes, class_names
 from undiffuse.pipelines.inputs import Images, file_of, labels_of, model_images, open_images
+from undiffuse.pipelines.run import recorded_kernels
 from undiffuse.pixels import to_uint8, to_units
 from undiffuse.sampling import Step
 from undiffuse.util.errors import ConfigError
@@ -230,7 +232,8 @@ def edit(
     todo = list(range(total)) if writer is None else writer.missing(total)
     size, made = pipeline.batch_size(options.batch), []
     errors: dict[str, list[Tensor]] = {}
-    with Progress(command, len(todo), "images") if options.progress else NoProgress() as bar:
+    kernels = Plan(recorded=None if writer is None else recorded_kernels(writer))
+    with Progress(command, len(todo), "images") if options.progress else NoProgress() as bar, planned(kernels):
         for start in range(0, len(todo), size):
             indices = todo[start : start + size]
             numbers = [index // variants for index in indices]
@@ -248,7 +251,7 @@ def edit(
             if writer is None:
                 made.append(pixels)
             else:
-                _write(writer, dataset, pipeline.notes, indices, numbers, pixels, labels)
+                _write(writer, dataset, {**pipeline.notes, **kernels.note()}, indices, numbers, pixels, labels)
     if writer is None or folder is None:
         kept = torch.cat(made).numpy()
         shown = kept[: min(len(inputs), MOST_SHOWN) * variants]
@@ -258,7 +261,7 @@ def edit(
         shown = grids.first_images(folder, options.seed, min(len(inputs), MOST_SHOWN) * variants)
     page = _page(pipeline, inputs, shown, variants, seen, text)
     if folder is not None:
-        save_png(folder / GRID, page, {**run, **pipeline.notes}, overwrite=True)
+        save_png(folder / GRID, page, {**run, **pipeline.notes, **kernels.note()}, overwrite=True)
     off = {name: 127.5 * math.sqrt(float(torch.cat(values).mean())) for name, values in errors.items()}
     if options.report is not None:
         done = f"{count_of(len(todo), 'image')} made" if todo else "all images already exist"

@@ -143,7 +143,7 @@ class SamplingRun:
         redone = range(shown) if self.path is not None and not self.path.exists() else ()
         todo = sorted({*missing, *redone})
         frames = Frames(shown if redone else 0, pipeline.path.steps)
-        kernels = Plan(recorded=_recorded_kernels(writer))
+        kernels = Plan(recorded=recorded_kernels(writer))
         if todo:
             for line in unit_notes(self.format, pipeline):
                 report(f"  note    {line}")
@@ -194,7 +194,7 @@ class SamplingRun:
         return lines + ([f"  path    {self.path}"] if self.path is not None else [])
 
 
-def _recorded_kernels(writer: SampleWriter) -> Any:
+def recorded_kernels(writer: SampleWriter) -> Any:
     """The kernels that made the samples that are there already, so that the others are rounded alike."""
     for file in writer.done().values():
         try:
