@@ -22,7 +22,8 @@ from undiffuse.nets import UNetConfig, prepare_for_inference
 
 assert torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT"), torch.backends.cpu.get_cpu_capability()
 assert kernels.status().active == "compiled", kernels.status()
-assert not convolution.has_winograd(64, 64, torch.float32)  # needs AVX-512
+assert convolution.has_winograd(64, 64, torch.float32)
+assert not convolution.has_winograd(64, 64, torch.bfloat16)  # needs AVX-512's products of pairs
 generator = torch.Generator().manual_seed(0)
 draw = lambda *size: torch.randn(*size, generator=generator)
 for dtype, near in ((torch.float32, 3e-6), (torch.bfloat16, 6e-3)):
@@ -37,6 +38,14 @@ for dtype, near in ((torch.float32, 3e-6), (torch.bfloat16, 6e-3)):
     )
     for one, other in pairs:
         assert (one.double() - other).norm() <= near * other.norm(), (dtype, one.shape)
+for b, c, out, side in ((1, 32, 32, 7), (2, 64, 48, 16), (1, 96, 80, 33)):  # panels that are not full, odd sides
+    x, base = (draw(b, n, side, side).contiguous(memory_format=torch.channels_last) for n in (c, out))
+    weight, bias = draw(out, c, 3, 3) / c**0.5, draw(out)
+    found = convolution.filter_3x3(x, convolution.taps(weight), bias, base)
+    exact = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), padding=1) + base
+    assert (found - exact).norm() <= 1e-6 * exact.norm()
+    alone = convolution.filter_3x3(x[:1], convolution.taps(weight), bias, base[:1])
+    assert torch.equal(alone, found[:1])
 net = UNetConfig(image_size=8, in_channels=1, model_channels=32, channel_mult=(1, 2), num_res_blocks=1).build()
 with torch.no_grad():
     for parameter in net.parameters():
@@ -44,9 +53,9 @@ with torch.no_grad():
     x, t = draw(2, 1, 8, 8), torch.tensor([1.0, 500.0])
     with kernels.using("pure"):
         exact = net(x, t)
-    with planned(Plan()) as plan:
+    with kernels.using("conv3x3_packed=winograd"), planned(Plan()) as plan:
         assert torch.allclose(prepare_for_inference(net, "fp32", "cpu")(x, t), exact, atol=1e-5)
-    assert "winograd" not in plan.record(), plan.record()
+    assert "winograd" in plan.record(), plan.record()
 print(kernels.status().reason)
 """
 

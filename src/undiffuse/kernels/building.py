@@ -146,7 +146,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         backward = getattr(library, f"undiffuse_backward_{name}")
         backward.argtypes = [pointer] * 7 + [count] + [pointer] * 5 + shape + [ctypes.c_int, ctypes.c_int]
         backward.restype = None
-        with contextlib.suppress(AttributeError):  # exists with AVX-512 only
+        with contextlib.suppress(AttributeError):  # exists with AVX-512, in float32 also with AVX2
             convolution = getattr(library, f"undiffuse_convolution_{name}")
             convolution.argtypes = [pointer] * 7 + [count] * 6 + [ctypes.c_int]
             convolution.restype = None
