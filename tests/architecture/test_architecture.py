@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"grid_specs", "solvers", "noise_levels"},
     "kernels": {"downloads"},
     "nets": {"kernels", "arithmetic"},
-    "data": {"pixels", "downloads", "adapters", "noise"},  # of these, ImageNet's classes
+    "data": {"pixels", "downloads", "adapters", "noise", "pictures"},  # of adapters, ImageNet's classes
     "pictures": {"pixels"},
     "noise_levels": {"schedules"},
     "prediction": {"noise_levels"},
@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guidance": MATHEMATICS,
     "weightings": {"noise_levels"},
     "objectives": MATHEMATICS | {"weightings"},
-    "likelihood": MATHEMATICS | {"config", "objectives", "data", "pictures", "pipelines", "pixels"},
+    "likelihood": MATHEMATICS | {"config", "distributed", "objectives", "data", "pictures", "pipelines", "pixels"},
     "sampling": CORE,
     "testing": CORE | {"sampling"},
     "tuning": CORE | {"sampling", "grid_specs", "solvers", "downloads", "pipelines"},
@@ -64,7 +64,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | GROUND
     | {"config", "sampling", "adapters", "data", "kernels", "models", "nets", "pictures", "frontiers"},
     "editing": MATHEMATICS
-    | {"config", "solvers", "guidance", "kernels", "sampling", "data", "pictures", "pixels", "pipelines"},
+    | {"config", "distributed", "solvers", "guidance", "kernels", "sampling", "data", "pictures", "pixels"}
+    | {"pipelines"},
     "distillation": MATHEMATICS,
     "adapters": MATHEMATICS | {"config", "nets", "checkpoints", "downloads"},
     "models": CORE | {"adapters", "checkpoints", "config", "nets"},
@@ -76,6 +77,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train_config": {"ema", "timesteps"},
     "recipes": BELOW_TRAINING,
     "training": BELOW_TRAINING | {"recipes", "sampling_defaults"},
+    "doctor": BELOW_TRAINING | {"training"},
+    "reports": BELOW_TRAINING | {"frontiers", "training"},
 }
 TOP = {"cli", "__main__", "__init__"}  # may look at everything
 
@@ -84,7 +87,7 @@ EVERYWHERE = {"torch", "numpy"}
 OUTSIDE = {
     "tqdm": {"training", "util"},
     "wandb": {"training"},
-    "PIL": {"data", "pictures", "pixels", "pipelines", "editing", "training", "cli"},
+    "PIL": {"data", "pictures", "pixels", "pipelines", "editing", "training", "reports", "cli"},
     "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "pipelines", "cli"},
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
     "matplotlib": {"pictures"},

@@ -215,5 +215,7 @@ def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
     options.kernels_option(run)
     options.offline_option(run)
     options.pick(run, "--precision", ("fp32", "bf16", "fp16"), "precision of the network (default: from the recipe)")
+    limit = "save and end with status 75 within this time of the start, for example 3h50m (default: the Slurm job's)"
+    run.add_argument("--time-limit", type=values.time_span, metavar="TIME", help=limit)
     run.add_argument("--compile", action="store_true", default=None, help="compile the network with torch.compile")
     return what, data

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from undiffuse.arithmetic import steady_float32
 from undiffuse.kernels.autotune import Plan, planned
 from undiffuse.nets.ddpm import DDPMUNet
+from undiffuse.nets.edm2_unet import EDM2UNet
 from undiffuse.nets.edm_unet import EDMUNet
 from undiffuse.nets.encoder import Encoder
 from undiffuse.nets.memory import Footprint, store_weights_
@@ -287,7 +288,7 @@ def _prepare_(net: nn.Module, precision: str, device: torch.device) -> Footprint
 
 def is_own(net: nn.Module) -> bool:
     """Return whether `net` is of this library's architectures, whose layers may be stored in 16 bits and packed."""
-    return isinstance(net, (Encoder, DDPMUNet, EDMUNet, UNet2D, RMSUNet))
+    return isinstance(net, (Encoder, DDPMUNet, EDMUNet, EDM2UNet, UNet2D, RMSUNet))
 
 
 def _shared_copy(net: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from undiffuse import checkpoints
 from undiffuse.data import (
     IMAGE_SUFFIXES,
     ArraySource,
@@ -20,11 +21,8 @@ from undiffuse.data import (
     SubsetSource,
     screen,
 )
-from undiffuse.data.decoding import Picture, describe
 from undiffuse.models import DiffusionModel
 from undiffuse.pictures import read_record
-from undiffuse.pictures.png import RECORD_KEY
-from undiffuse.pictures.units import decode_image
 from undiffuse.pixels import from_pixels, to_uint8, to_units
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import count_of, join_names
@@ -97,8 +95,10 @@ def open_images(
             _single_files(paths), check="full", on_broken=on_broken, value_range=value_range, channels=channels
         )
     elif len(paths) > 1:
+        models = [path for path in map(str, paths) if path.endswith(".safetensors") or checkpoints.latest(path)]
+        hint = f'. If {models[0]} is the model, give it as model="{models[0]}"' if models else ""
         raise ValueError(
-            f"expected one folder, .zip, .npz or name of a data set, or image files; got {join_names(paths)}"
+            f"expected one folder, .zip, .npz or name of a data set, or image files; got {join_names(paths)}{hint}"
         )
     else:
         names = list(model.labels) if model.labels is not None and config.labels != "none" else None
@@ -108,22 +108,7 @@ def open_images(
             if "class table" not in str(error):
                 raise
             raise ConfigError("classes", f"{error}. Name the class of all images instead") from error
-    if value_range is not None and not stored:
-        source = _InUnits(source, np.arange(len(source)))
     return subsample(ImageDataset(source, config), count)
-
-
-class _InUnits(SubsetSource):
-    """Pictures for a model with a value range; those that undiffuse scaled to 8 or 16 bits have their units again."""
-
-    def image(self, i: int) -> Picture:
-        picture, data = super().image(i), None
-        if describe(picture).depth in ("8", "16"):
-            data = self.encoded(i)
-        if data is None or data[:4] != b"\x89PNG" or f"{RECORD_KEY}\0".encode() not in data[:65536]:
-            return picture
-        values, record = decode_image(data, Path(self.name(i)))
-        return values if "value_range" in record else picture
 
 
 def subsample(dataset: ImageDataset, count: int | None) -> ImageDataset:
