@@ -45,7 +45,7 @@ class Model:
             "num_res_blocks": self.blocks,
             "attention_resolutions": tuple(self.size // side for side in self.attention),
             "channel_mult": self.mult,
-            "num_head_channels": 64,
+            "num_head_channels": min(64, self.channels),
             "use_scale_shift_norm": True,
             "resblock_updown": True,
         }
@@ -75,6 +75,28 @@ MODELS = {
         Model(name="S-classifier", size=32, channels=64, mult=(1, 2, 2), blocks=2, attention=(16, 8), classifier=True),
     )
 }
+
+
+LARGE = {
+    model.name: model
+    for model in (
+        Model(
+            name="M-classifier", size=64, channels=128, mult=(1, 2, 3, 4), blocks=1, attention=(32, 16, 8),
+            classifier=True,
+        ),
+        Model(name="ADM-64", size=64, channels=192, mult=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8)),
+        Model(name="ADM-256", size=256, channels=256, mult=(1, 1, 2, 2, 4, 4), blocks=2, attention=(32, 16, 8)),
+        # For dry runs.
+        Model(name="tiny", size=8, channels=32, mult=(1, 2), blocks=1, attention=(4,)),
+        Model(name="tiny-classifier", size=8, channels=32, mult=(1, 2), blocks=1, attention=(4,), classifier=True),
+    )
+}  # fmt: skip
+"""The networks of `gpu.sh` beside `MODELS`. Heads have 64 channels, of the dry run's 32."""
+
+
+def find(name: str) -> Model:
+    """The network of that name."""
+    return {**MODELS, **LARGE}[name]
 
 
 def drawn(state: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tensor]:

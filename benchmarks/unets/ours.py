@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from unets.models import MODELS, STEPS, STRIDE, Batch
+from unets.models import STEPS, STRIDE, Batch, find
 from unets.sides import DECAY, LEARNING_RATE, Sampling, Setting, Training
 
 from undiffuse import kernels
@@ -36,7 +36,8 @@ class Undiffuse:
     def __init__(self, setting: Setting) -> None:
         kernels.keep_memory()  # as the command line does
         self.setting = setting
-        self.net = UNetConfig(**setting.model.arguments).build()
+        with setting.device:
+            self.net = UNetConfig(**setting.model.arguments).build()
         self.net.load_state_dict(load_file(setting.model.weights(setting.folder)))
         self.net.to(setting.device).eval()
         self._forward: Any = None
@@ -44,7 +45,9 @@ class Undiffuse:
     def _inference(self) -> Any:
         if self._forward is None:  # it changes the network's weights, which a training step needs as they are
             with kernels.using(self.setting.kernels):
-                self._forward = prepare_for_inference(self.net, self.setting.precision, self.setting.device)
+                self._forward = prepare_for_inference(
+                    self.net, self.setting.precision, self.setting.device, compiled=self.setting.compiled
+                )
         return self._forward
 
     def forward(self, batch: Batch) -> Tensor:
@@ -56,8 +59,10 @@ class Undiffuse:
 
     def guided(self) -> Sampling:
         setting = self.setting
-        net = ClassifierConfig(**MODELS["S-classifier"].arguments).build()
-        net.load_state_dict(load_file(MODELS["S-classifier"].weights(setting.folder)))
+        judge = find(f"{setting.model.name}-classifier")
+        with setting.device:
+            net = ClassifierConfig(**judge.arguments).build()
+        net.load_state_dict(load_file(judge.weights(setting.folder)))
         with kernels.using(setting.kernels):
             network = prepare_for_inference(net, setting.precision, setting.device, gradient=True)
         classifier = LevelClassifier(network, PROCESS)
@@ -84,9 +89,10 @@ class Undiffuse:
 
     def task(self, batch: Batch) -> tuple[DiffusionTask, Any, Inputs]:
         """What a training step of the hybrid loss is made of."""
+        self.net.to(memory_format=torch.channels_last)  # as a training run does
         task = DiffusionTask(self.net.train(), PROCESS, ObjectiveConfig(loss="hybrid"))
         with kernels.using(self.setting.kernels):
-            forward = NetworkRunner(self.net, self.setting.precision, self.setting.device)
+            forward = NetworkRunner(self.net, self.setting.precision, self.setting.device, self.setting.compiled)
         weights = torch.ones(len(batch), device=batch.x.device)
         positions = torch.arange(len(batch))
         return (

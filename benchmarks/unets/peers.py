@@ -11,7 +11,7 @@ from common.installing import stand_in
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from unets.models import MODELS, STEPS, STRIDE, Batch
+from unets.models import STEPS, STRIDE, Batch, find
 from unets.sides import DECAY, DTYPES, LEARNING_RATE, Sampling, Setting, Training
 
 GUIDANCE = 1.0
@@ -53,8 +53,9 @@ class Guided:
 
     def _built(self, name: str, kind: Any) -> Any:
         half = self.setting.precision == "fp16"
-        net = kind(**MODELS[name].arguments, use_fp16=half)
-        net.load_state_dict(load_file(MODELS[name].weights(self.setting.folder)))
+        with self.setting.device:
+            net = kind(**find(name).arguments, use_fp16=half)
+        net.load_state_dict(load_file(find(name).weights(self.setting.folder)))
         if half:
             net.convert_to_fp16()
         if self.setting.precision == "bf16":
@@ -82,7 +83,7 @@ class Guided:
         return self._loop(None)
 
     def guided(self) -> Sampling:
-        classifier = self._built("S-classifier", self.unet.EncoderUNetModel)
+        classifier = self._built(f"{self.setting.model.name}-classifier", self.unet.EncoderUNetModel)
 
         def gradient(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
             with torch.enable_grad():
@@ -205,7 +206,8 @@ class Diffusers:
         self.setting, self.diffusers = setting, diffusers
         model = setting.model
         settings = json.loads((setting.folder / f"{model.name}.diffusers.json").read_text())
-        self.net = diffusers.UNet2DModel(**settings)
+        with setting.device:
+            self.net = diffusers.UNet2DModel(**settings)
         self.net.load_state_dict(load_file(model.weights(setting.folder, "diffusers")))
         self.net.to(setting.device).eval()
         if setting.precision != "fp32" or setting.compiled:

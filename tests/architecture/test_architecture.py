@@ -65,7 +65,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | GROUND
     | {"conditions", "config", "sampling", "adapters", "data", "kernels", "models", "nets", "pictures", "frontiers"},
     "editing": MATHEMATICS
-    | {"config", "distributed", "solvers", "guidance", "sampling", "data", "pictures", "pixels", "pipelines"},
+    | {"config", "distributed", "solvers", "guidance", "kernels", "sampling", "data", "pictures", "pixels"}
+    | {"pipelines"},
     "distillation": MATHEMATICS,
     "adapters": MATHEMATICS | {"config", "nets", "checkpoints", "downloads"},
     "models": CORE | {"adapters", "checkpoints", "conditions", "config", "nets"},

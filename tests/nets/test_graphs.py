@@ -47,7 +47,7 @@ class Played:
 def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     found = Played()
     monkeypatch.setattr(graphs, "capture", found.capture)
-    monkeypatch.setattr(graphs, "pool", object)
+    monkeypatch.setattr(graphs, "pool", lambda device: object())
     monkeypatch.setattr(graphs, "usable", usable)
     return found
 

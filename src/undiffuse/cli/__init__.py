@@ -19,7 +19,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from undiffuse.cli.options import settle
@@ -76,7 +76,11 @@ def _main(argv: Sequence[str] | None) -> int:
         body, files = _imported(f"undiffuse.cli.{args.module}", "undiffuse.cli.downloading")
         shares = started.world_size > 1 and args.command in SHARED
         speaks = True  # of not finding the others
-        with _joined() if shares else nullcontext(), files.downloading(offline=getattr(args, "offline", False)):
+        with (
+            _joined() if shares else nullcontext(),
+            files.downloading(offline=getattr(args, "offline", False)),
+            _kernels(getattr(args, "kernels", None)),
+        ):
             speaks = started.is_main
             status = int(body.run(args))
         sys.stdout.flush()  # here, where a closed pipe can still be handled
@@ -111,6 +115,16 @@ def _set_wait_policy() -> None:
     from undiffuse.cli.waiting import set_wait_policy
 
     set_wait_policy()
+
+
+def _kernels(words: str | None) -> AbstractContextManager[object]:
+    """Uses the implementations of --kernels, if it is given."""
+    if words is None:
+        return nullcontext()
+    from undiffuse.kernels.choice import parse, using
+
+    parse(words, "--kernels")
+    return using(words)
 
 
 def fail(text: str, prefix: str = "error: ") -> None:

@@ -142,11 +142,14 @@ def environment() -> str:
 
     import undiffuse
     from undiffuse.kernels import status, timings
+    from undiffuse.kernels.gpu import norm_status
 
     kernels, devices = status(), []
     for k in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(k)
-        devices.append(f"cuda:{k} {about.name}, {about.total_memory / 2**30:.0f} GiB")
+        norm = norm_status(f"cuda:{k}")
+        why = norm.reason if norm.active == "triton" else f"PyTorch's operations ({norm.reason})"
+        devices.append(f"cuda:{k} {about.name}, {about.total_memory / 2**30:.0f} GiB; norms by {why}")
     if torch.backends.mps.is_available():
         devices.append("mps")
     devices.append(f"cpu, {torch.get_num_threads()} threads")

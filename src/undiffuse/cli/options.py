@@ -189,10 +189,18 @@ def device_option(group: Any, default: str = "auto", help: str = "cpu, cuda, mps
     group.add_argument("--device", default=default, metavar="DEV", help=help)
 
 
+def kernels_option(group: Any) -> None:
+    """Adds --kernels."""
+    help = "implementations of operations, as in UNDIFFUSE_KERNELS: auto, pure, compiled, timed, measure, or pins such "
+    help += "as conv3x3=torch, with commas between (default: that variable, or auto)"
+    advanced(group.add_argument("--kernels", metavar="WORDS", help=help))
+
+
 def device_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --device, --precision and --compile."""
+    """Adds --device, --kernels, --precision and --compile."""
     group = parser.add_argument_group(RUNTIME)
     device_option(group)
+    kernels_option(group)
     add_settings(parser, SamplerConfig, only=("precision", "compile"))
 
 

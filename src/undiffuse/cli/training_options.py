@@ -220,6 +220,7 @@ def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
     seed = "random seed for weights, order and noise (default 0)"
     run.add_argument("--seed", type=values.seed, metavar="N", help=seed)
     run.add_argument("--device", metavar="DEV", help="cpu, cuda, mps or auto (default: auto)")
+    options.kernels_option(run)
     options.offline_option(run)
     options.pick(run, "--precision", ("fp32", "bf16", "fp16"), "precision of the network (default: from the recipe)")
     limit = "save and end with status 75 within this time of the start, for example 3h50m (default: the Slurm job's)"

@@ -19,6 +19,7 @@ from torch import Tensor
 from undiffuse.data import ImageDataset
 from undiffuse.distributed import Job, join
 from undiffuse.editing.methods import StepCallback
+from undiffuse.kernels import Plan, planned
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import SampleWriter, draw_grid, read_samples, save_png
 from undiffuse.pictures.arrays import as_picture
@@ -28,6 +29,7 @@ from undiffuse.pictures.writer import FORMATS
 from undiffuse.pipelines import Pipeline, grids
 from undiffuse.pipelines.classes import choose_classes, class_names
 from undiffuse.pipelines.inputs import Images, file_of, labels_of, model_images, open_images
+from undiffuse.pipelines.run import recorded_kernels
 from undiffuse.pixels import to_uint8, to_units
 from undiffuse.sampling import Step
 from undiffuse.util.errors import ConfigError
@@ -239,7 +241,8 @@ def edit(
             ))  # fmt: skip
             names = writer.names or names
         todo = list(range(total)) if writer is None else writer.missing(total)
-        with Progress(command, len(todo), "images") if options.progress else NoProgress() as bar:
+        kernels = Plan(recorded=None if writer is None else job.broadcast_json(recorded_kernels(writer)))
+        with Progress(command, len(todo), "images") if options.progress else NoProgress() as bar, planned(kernels):
             for indices, shared in job.shared(todo, pipeline.batch_size(options.batch), bar):
                 numbers = [index // variants for index in indices]
 
@@ -256,7 +259,7 @@ def edit(
                 if writer is None:
                     made.append(pixels)
                 else:
-                    _write(writer, dataset, pipeline.notes, indices, numbers, pixels, labels)
+                    _write(writer, dataset, {**pipeline.notes, **kernels.note()}, indices, numbers, pixels, labels)
         off = _errors(job.gather_json({name: list(values.items()) for name, values in squares.items()}))
         kept = None if writer is not None else torch.cat(made).numpy()
 
@@ -268,7 +271,7 @@ def edit(
             writer.finish(total)
             first = grids.first_images(folder, options.seed, shown)
             page = _page(pipeline, inputs, first, variants, seen, text)
-            save_png(folder / GRID, page, {**run, **pipeline.notes}, overwrite=True)
+            save_png(folder / GRID, page, {**run, **pipeline.notes, **kernels.note()}, overwrite=True)
             return page
 
         page = job.main_first(lambda main: finish() if main else Image.open(str(folder / GRID)))  # type: ignore[operator]

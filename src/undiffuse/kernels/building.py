@@ -59,7 +59,7 @@ def _built() -> Path:
     objects = [own.with_suffix(f".{number}.o") for number in range(len(SOURCES))]
     try:
         for source, part in zip(SOURCES, objects, strict=True):
-            _run([*compiler, *FLAGS, "-c", str(source), "-o", str(part)])
+            _run([*compiler, *flags(), "-c", str(source), "-o", str(part)])
         _run([*compiler, "-shared", *map(str, objects), "-o", str(whole)])
         os.chmod(whole, 0o700)
         os.replace(whole, file)
@@ -83,8 +83,17 @@ def _run(command: list[str]) -> None:
 def _digest(source: bytes) -> str:
     """Hashes everything that determines the machine code: sources, flags, compiler, and processor."""
     compiler = os.environ.get("CC", "")
-    about = "\0".join([*FLAGS, compiler, platform.machine(), platform.libc_ver()[1], *processor()])
+    about = "\0".join([*flags(), compiler, platform.machine(), platform.libc_ver()[1], *processor()])
     return hashlib.sha256(source + about.encode()).hexdigest()[:24]
+
+
+def flags() -> tuple[str, ...]:
+    """Returns the compiler's flags. Where the environment limits PyTorch or oneDNN to AVX2, so it does the kernels."""
+    limits = os.environ.get("ATEN_CPU_CAPABILITY", ""), os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    narrow = limits[1].upper() in ("SSE41", "AVX") or limits[1].upper().startswith("AVX2")
+    if (narrow or limits[0].lower() in ("avx2", "default")) and platform.machine() == "x86_64":
+        return (*FLAGS, "-mno-avx512f")
+    return FLAGS
 
 
 def sources() -> bytes:
@@ -137,7 +146,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         backward = getattr(library, f"undiffuse_backward_{name}")
         backward.argtypes = [pointer] * 7 + [count] + [pointer] * 5 + shape + [ctypes.c_int, ctypes.c_int]
         backward.restype = None
-        with contextlib.suppress(AttributeError):  # exists with AVX-512 only
+        with contextlib.suppress(AttributeError):  # exists with AVX-512, in float32 also with AVX2
             convolution = getattr(library, f"undiffuse_convolution_{name}")
             convolution.argtypes = [pointer] * 7 + [count] * 6 + [ctypes.c_int]
             convolution.restype = None

@@ -9,12 +9,13 @@
    cin of 2 W. y = conv(x) + bias + base, the last two where they are given. In bfloat16 the transformed
    inputs and filters are rounded to it, sums are float32.
 
-   A tile's sums are made in one order whatever the number of threads and the other tiles. It needs 32 registers of 16
-   numbers and is there with AVX-512 only. */
+   A tile's sums are made in one order whatever the number of threads and the other tiles. With AVX-512 its products use
+   32 registers of 16 numbers, with AVX2 16 registers of 8; without either it is not there. In bfloat16 it needs
+   AVX-512's products of pairs. */
 
 #include "vectors.h"
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
 
 #define ROWS 8         /* tiles whose products are summed at once, times two vectors of results */
 #define PANEL (2 * W)  /* results of a panel of filters */
@@ -22,26 +23,37 @@
 
 int omp_get_thread_num(void);
 
-ALWAYS vf spread_f32(const float *p) { return (vf)_mm512_set1_ps(*p); }
+/* What transforms work on at once: T numbers, which fill a register. */
+#ifdef __AVX512F__
+#define T W
+typedef vf vt;
+ALWAYS vt load_t(const float *p) { return load_f32(p); }
+ALWAYS void store_t(float *p, vt v) { store_f32(p, v); }
+#else
+#define T (W / 2)
+typedef float vt __attribute__((vector_size(2 * W)));
+ALWAYS vt load_t(const float *p) { vt v; memcpy(&v, p, sizeof v); return v; }
+ALWAYS void store_t(float *p, vt v) { memcpy(p, &v, sizeof v); }
+#endif
 
 /* G g G^T of the nine taps g, from left to right and from top to bottom. */
-ALWAYS void filters(const vf g[9], vf u[16])
+ALWAYS void filters(const vt g[9], vt u[16])
 {
-    vf t[12];
+    vt t[12];
     for (int j = 0; j < 3; j++) {
-        vf sum = (g[j] + g[6 + j]) * 0.5f, half = g[3 + j] * 0.5f;
+        vt sum = (g[j] + g[6 + j]) * 0.5f, half = g[3 + j] * 0.5f;
         t[j] = g[j], t[3 + j] = sum + half, t[6 + j] = sum - half, t[9 + j] = g[6 + j];
     }
     for (int i = 0; i < 4; i++) {
-        vf sum = (t[3 * i] + t[3 * i + 2]) * 0.5f, half = t[3 * i + 1] * 0.5f;
+        vt sum = (t[3 * i] + t[3 * i + 2]) * 0.5f, half = t[3 * i + 1] * 0.5f;
         u[4 * i] = t[3 * i], u[4 * i + 1] = sum + half, u[4 * i + 2] = sum - half, u[4 * i + 3] = t[3 * i + 2];
     }
 }
 
 /* B^T d B */
-ALWAYS void inputs(const vf d[16], vf v[16])
+ALWAYS void inputs(const vt d[16], vt v[16])
 {
-    vf t[16];
+    vt t[16];
     for (int j = 0; j < 4; j++) {
         t[j] = d[j] - d[8 + j], t[4 + j] = d[4 + j] + d[8 + j];
         t[8 + j] = d[8 + j] - d[4 + j], t[12 + j] = d[4 + j] - d[12 + j];
@@ -53,9 +65,9 @@ ALWAYS void inputs(const vf d[16], vf v[16])
 }
 
 /* A^T m A */
-ALWAYS void results(const vf m[16], vf y[4])
+ALWAYS void results(const vt m[16], vt y[4])
 {
-    vf t[8];
+    vt t[8];
     for (int j = 0; j < 4; j++) {
         t[j] = m[j] + m[4 + j] + m[8 + j];
         t[4 + j] = m[4 + j] - m[8 + j] - m[12 + j];
@@ -65,6 +77,9 @@ ALWAYS void results(const vf m[16], vf y[4])
 }
 
 /* c [ROWS][n W] = a [ROWS][depth], rows `stride` apart, times b [depth][n W]; n is 1 or 2. */
+#ifdef __AVX512F__
+ALWAYS vf spread_f32(const float *p) { return (vf)_mm512_set1_ps(*p); }
+
 ALWAYS void product_f32(const float *a, int64_t stride, const float *b, float *c, int64_t depth, int n)
 {
     vf s[ROWS][2];
@@ -83,12 +98,37 @@ ALWAYS void product_f32(const float *a, int64_t stride, const float *b, float *c
     for (int r = 0; r < ROWS; r++)
         for (int j = 0; j < n; j++) store_f32(c + (r * n + j) * W, s[r][j]);
 }
-
-/* W numbers of rows k and k + 1 of b [depth][width], from column c; k is even. */
-ALWAYS void put_f32(float *b, int64_t k, int64_t width, int64_t c, vf v, vf next)
+#else
+ALWAYS void product_f32(const float *a, int64_t stride, const float *b, float *c, int64_t depth, int n)
 {
-    store_f32(b + k * width + c, v);
-    store_f32(b + (k + 1) * width + c, next);
+    for (int j = 0; j < n; j++)
+        for (int r = 0; r < ROWS; r += 4) { /* 8 sums, 2 numbers of b and 1 of a in registers */
+            const float *p = b + j * W, *q = a + r * stride;
+            vt s[4][2];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) s[i][0] = s[i][1] = (vt){0};
+            for (int64_t k = 0; k < depth; k++, p += n * W) {
+                vt left = load_t(p), right = load_t(p + T);
+                __asm__("" : "+x"(left), "+x"(right)); /* once into registers, not again for every product */
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; i++) {
+                    vt v = (vt)_mm256_broadcast_ss(q + i * stride + k);
+                    s[i][0] += v * left;
+                    s[i][1] += v * right;
+                }
+            }
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++)
+                for (int h = 0; h < 2; h++) store_t(c + ((r + i) * n + j) * W + h * T, s[i][h]);
+        }
+}
+#endif
+
+/* T numbers of rows k and k + 1 of b [depth][width], from column c; k is even. */
+ALWAYS void put_f32(float *b, int64_t k, int64_t width, int64_t c, vt v, vt next)
+{
+    store_t(b + k * width + c, v);
+    store_t(b + (k + 1) * width + c, next);
 }
 
 #ifdef __AVX512BF16__
@@ -125,13 +165,13 @@ ALWAYS void put_bf16(uint16_t *b, int64_t k, int64_t width, int64_t c, vf v, vf 
 
 #define CONVOLUTION(NAME, TYPE, LOAD, STORE)                                                                           \
                                                                                                                        \
-    /* The filters of W results, into their place in panels [cout / PANEL][16][cin][PANEL], the last maybe of W. */    \
+    /* The filters of T results, into their place in panels [cout / PANEL][16][cin][PANEL], the last maybe of W. */    \
     static void prepare_##NAME(const TYPE *w, TYPE *u, int64_t cin, int64_t cout, int64_t c)                           \
     {                                                                                                                  \
         int64_t first = c / PANEL * PANEL, width = cout - first < PANEL ? W : PANEL;                                   \
         TYPE *panel = u + 16 * first * cin;                                                                            \
         for (int64_t i = 0; i < cin; i += 2) {                                                                         \
-            vf g[9], h[9], v[16], next[16];                                                                            \
+            vt g[9], h[9], v[16], next[16];                                                                            \
             for (int k = 0; k < 9; k++) {                                                                              \
                 g[k] = LOAD(w + (k * cin + i) * cout + c);                                                             \
                 h[k] = LOAD(w + (k * cin + i + 1) * cout + c);                                                         \
@@ -147,8 +187,8 @@ ALWAYS void put_bf16(uint16_t *b, int64_t k, int64_t width, int64_t c, vf v, vf 
                               int64_t width, int64_t cin)                                                              \
     {                                                                                                                  \
         int inside = top >= 0 && left >= 0 && top + 4 <= height && left + 4 <= width;                                  \
-        for (int64_t c = 0; c < cin; c += W) {                                                                         \
-            vf d[16], o[16];                                                                                           \
+        for (int64_t c = 0; c < cin; c += T) {                                                                         \
+            vt d[16], o[16];                                                                                           \
             if (inside) {                                                                                              \
                 const TYPE *p = image + (top * width + left) * cin + c;                                                \
                 for (int k = 0; k < 16; k++) d[k] = LOAD(p + (k / 4 * width + k % 4) * cin);                           \
@@ -156,7 +196,7 @@ ALWAYS void put_bf16(uint16_t *b, int64_t k, int64_t width, int64_t c, vf v, vf 
                 for (int k = 0; k < 16; k++) {                                                                         \
                     int64_t i = top + k / 4, j = left + k % 4;                                                         \
                     int there = i >= 0 && j >= 0 && i < height && j < width;                                           \
-                    d[k] = there ? LOAD(image + (i * width + j) * cin + c) : (vf){0};                                  \
+                    d[k] = there ? LOAD(image + (i * width + j) * cin + c) : (vt){0};                                  \
                 }                                                                                                      \
             }                                                                                                          \
             inputs(d, o);                                                                                              \
@@ -168,14 +208,14 @@ ALWAYS void put_bf16(uint16_t *b, int64_t k, int64_t width, int64_t c, vf v, vf 
     static void scatter_##NAME(const float *m, int64_t plane, TYPE *y, const float *bias, const TYPE *base,            \
                                int64_t top, int64_t left, int64_t height, int64_t width, int64_t cout, int64_t panel)  \
     {                                                                                                                  \
-        for (int64_t c = 0; c < panel; c += W) {                                                                       \
-            vf o[16], r[4];                                                                                            \
-            for (int k = 0; k < 16; k++) o[k] = load_f32(m + k * plane + c);                                           \
+        for (int64_t c = 0; c < panel; c += T) {                                                                       \
+            vt o[16], r[4];                                                                                            \
+            for (int k = 0; k < 16; k++) o[k] = load_t(m + k * plane + c);                                             \
             results(o, r);                                                                                             \
             for (int k = 0; k < 4; k++) {                                                                              \
                 int64_t i = top + k / 2, j = left + k % 2, p = (i * width + j) * cout + c;                             \
                 if (i >= height || j >= width) continue;                                                               \
-                if (bias) r[k] += load_f32(bias + c);                                                                  \
+                if (bias) r[k] += load_t(bias + c);                                                                    \
                 if (base) r[k] += LOAD(base + p);                                                                      \
                 STORE(y + p, r[k]);                                                                                    \
             }                                                                                                          \
@@ -192,7 +232,7 @@ ALWAYS void put_bf16(uint16_t *b, int64_t k, int64_t width, int64_t c, vf v, vf 
         int64_t stride = cin + SKEW, plane = block * stride + SKEW, own = 16 * (block * PANEL + plane);                \
         _Pragma("omp parallel num_threads(threads)")                                                                   \
         {                                                                                                              \
-            _Pragma("omp for schedule(static)") for (int64_t c = 0; c < cout; c += W) prepare_##NAME(w, u, cin, cout, c); \
+            _Pragma("omp for schedule(static)") for (int64_t c = 0; c < cout; c += T) prepare_##NAME(w, u, cin, cout, c); \
             float *m = work + own * omp_get_thread_num();                                                              \
             TYPE *v = (TYPE *)(m + 16 * block * PANEL);                                                                \
             _Pragma("omp for schedule(static)") for (int64_t from = 0; from < tiles; from += block)                    \
@@ -225,7 +265,7 @@ ALWAYS void put_bf16(uint16_t *b, int64_t k, int64_t width, int64_t c, vf v, vf 
         }                                                                                                              \
     }
 
-CONVOLUTION(f32, float, load_f32, store_f32)
+CONVOLUTION(f32, float, load_t, store_t)
 #ifdef __AVX512BF16__
 CONVOLUTION(bf16, uint16_t, load_bf16, store_bf16)
 #endif

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from undiffuse.downloads import alone, cache_dir
-from undiffuse.kernels.building import FLAGS, processor, sources
+from undiffuse.kernels.building import flags, processor, sources
 from undiffuse.kernels.choice import OPERATIONS
 from undiffuse.util.files import atomic_file
 
@@ -83,7 +83,7 @@ def machine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "torch": torch.__version__,
         "undiffuse": undiffuse.__version__,
-        "kernels": hashlib.sha256(sources() + " ".join(FLAGS).encode()).hexdigest()[:16],
+        "kernels": hashlib.sha256(sources() + " ".join(flags()).encode()).hexdigest()[:16],
         **{name: os.environ[name] for name in _LIMITS if os.environ.get(name)},
     }
 

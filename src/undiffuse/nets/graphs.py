@@ -72,7 +72,7 @@ class Graphs:
             self._recorded.popitem(last=False)
         try:
             with torch.inference_mode(False), torch.no_grad():
-                self._pool = pool() if self._pool is None else self._pool
+                self._pool = pool(inputs[0].device) if self._pool is None else self._pool
                 self._recorded[key] = _Recorded(function, inputs, self._pool)
         except RuntimeError as error:  # too little memory, or an operation that cannot be recorded
             self.reason, self._failed = str(error).strip().split("\n")[0], True
@@ -109,26 +109,31 @@ def usable(inputs: tuple[Tensor, ...]) -> bool:
     )
 
 
-def pool() -> Any:
-    """Returns a new pool of memory."""
-    return torch.cuda.graph_pool_handle()
+def pool(device: torch.device) -> Any:
+    """Returns a new pool of memory, and the stream that calls are recorded on; recordings that share one share both."""
+    return torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
 
 def capture(function: Function, inputs: list[Tensor], pool: Any) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
     """Records `function(*inputs)`.
 
+    Args:
+        function: The function.
+        inputs: Its arguments, whose memory the recording reads.
+        pool: What `pool` returned.
+
     Returns:
         What repeats the call with the present values of the inputs, and the results, which it overwrites.
     """
+    memory, stream = pool
     with torch.cuda.device(inputs[0].device):
-        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM):
                 function(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
             results = function(*inputs)
     return graph.replay, results
 

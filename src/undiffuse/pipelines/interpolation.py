@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from undiffuse.kernels import planned
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import draw_grid, save_animation, save_png
 from undiffuse.pipelines import latents
@@ -122,11 +123,12 @@ def interpolate(
         )
     rows: list[int | None] = [None] if chosen is None else list(chosen)
     made = []
-    with Progress("interpolating", len(rows) * frames, "images") if progress else NoProgress() as bar:
+    shown = Progress("interpolating", len(rows) * frames, "images") if progress else NoProgress()
+    with shown as bar, planned() as kernels:
         for row in rows:
             ends = _seed_ends(pipeline, seeds) if dataset is None else _image_ends(pipeline, dataset, row)
             made.append(arc(pipeline, ends, frames=frames, label=row, batch=batch, progress=bar))
-    settings = {"command": "interpolate", **pipeline.record, **pipeline.notes}
+    settings = {"command": "interpolate", **pipeline.record, **pipeline.notes, **kernels.note()}
     record = {**settings, "classes": chosen, "frames": frames, "ends": names}
     row_names = [pipeline.model.label_name(row) for row in rows if row is not None]
     return Interpolation(torch.stack(made).numpy(), chosen, (names[0], names[1]), record, row_names, pipeline.text())

@@ -24,6 +24,7 @@ from undiffuse import sampling
 from undiffuse.checkpoints import weights_hash
 from undiffuse.data import ImageDataset
 from undiffuse.distributed import Job, join
+from undiffuse.kernels import Plan, planned
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import save_png
 from undiffuse.pictures.units import check_format, default_format
@@ -31,6 +32,7 @@ from undiffuse.pipelines import grids
 from undiffuse.pipelines.classes import class_names, class_numbers
 from undiffuse.pipelines.inputs import Images, labels_of, model_images, open_images
 from undiffuse.pipelines.pipeline import Pipeline
+from undiffuse.pipelines.run import recorded_kernels
 from undiffuse.pipelines.samples import Samples
 from undiffuse.pixels import from_pixels, to_uint8
 from undiffuse.util.errors import ConfigError
@@ -178,7 +180,8 @@ def decode(
     todo = list(range(len(stored))) if indices is None else list(indices)
     size, made = pipeline.batch_size(batch), []
     own = progress if isinstance(progress, NoProgress) else None
-    with own or (Progress("decoding", len(todo), "images") if progress else NoProgress()) as bar:
+    shown = own or (Progress("decoding", len(todo), "images") if progress else NoProgress())
+    with shown as bar, planned(outermost=True) as kernels:
         for start in range(0, len(todo), size):
             part = todo[start : start + size]
             chosen = None if labels is None else [labels[i] for i in part]
@@ -188,7 +191,8 @@ def decode(
     # No noise is drawn on the way; the seed is part of file names only.
     run = {**pipeline.record, "command": "decode", "seed": 0, "latents": stored.digest}
     chosen = None if labels is None else [labels[i] for i in todo]
-    about = (chosen, class_names(pipeline), todo, run, pipeline.notes, pipeline.text())
+    notes = {**pipeline.notes, **kernels.note()}
+    about = (chosen, class_names(pipeline), todo, run, notes, pipeline.text())
     return Samples.of(torch.cat(made), pipeline.model.value_range, *about)
 
 
@@ -231,16 +235,18 @@ def decode_into(
             value_range=pipeline.model.value_range,
         ))  # fmt: skip
         todo, size = writer.missing(len(stored)), pipeline.batch_size(batch)
-        with Progress("decoding", len(todo), "images") if progress else NoProgress() as bar:
+        kernels = Plan(recorded=job.broadcast_json(recorded_kernels(writer)))
+        with Progress("decoding", len(todo), "images") if progress else NoProgress() as bar, planned(kernels):
             for indices, shared in job.shared(todo, size, bar):
                 made = decode(pipeline, stored, classes=labels, indices=indices, batch=size, progress=shared)
+                writer.notes = {**about, **kernels.note()}
                 writer.write(made.indices, made.values if writer.in_units else made.images, made.labels)
 
         def finish() -> list[Any]:
             result, shown = writer.finish(len(stored)), grids.grid_count(len(stored), None)
             title = count_of(len(stored), "decoded image") + (f", the first {shown}" if shown < len(stored) else "")
             grid = grids.class_grid(grids.first_images(place, 0, shown), None, names, title, pipeline.text())
-            save_png(place / GRID, grid, {**run, **about}, overwrite=True)
+            save_png(place / GRID, grid, {**run, **about, **kernels.note()}, overwrite=True)
             return [str(result), len(todo)]
 
         result, count = job.finish(finish)

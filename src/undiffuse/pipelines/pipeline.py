@@ -184,6 +184,10 @@ class Pipeline:
         notes |= {"torch": torch.__version__, **guides.notes, "device": where.type}
         if where.type != "cpu" and (switches := float32_switches(where)):
             notes["float32"] = switches
+        if where.type == "cuda":
+            from undiffuse.kernels.gpu import norm_status
+
+            notes["norm_act"] = norm_status(where).active  # which rounds otherwise than the other one
         if measured:
             notes["measured"] = measured
         eta = {"eta": config.eta} if config.solver == "ddim" else {}

@@ -175,7 +175,7 @@ class SamplingRun:
         redone = range(shown) if self.path is not None and not self.path.exists() else ()
         todo = sorted({*missing, *redone})
         frames = Frames(shown if redone and job.is_main else 0, pipeline.path.steps)
-        kernels = Plan(recorded=job.broadcast_json(_recorded_kernels(writer)))
+        kernels = Plan(recorded=job.broadcast_json(recorded_kernels(writer)))
         if job.broadcast_json(bool(todo)):
             remarks = () if self.source.given is None else self.source.given.remarks
             for line in (*unit_notes(self.format, pipeline), *remarks):
@@ -231,7 +231,7 @@ class SamplingRun:
         return lines + ([f"  path    {self.path}"] if self.path is not None else [])
 
 
-def _recorded_kernels(writer: SampleWriter) -> Any:
+def recorded_kernels(writer: SampleWriter) -> Any:
     """The kernels that made the samples that are there already, so that the others are rounded alike."""
     for file in writer.done().values():
         try:

@@ -34,6 +34,7 @@ from undiffuse.training.diagnosis import describe, find_broken_parts
 from undiffuse.training.evaluation import BEST, Evaluator, keep_best
 from undiffuse.training.events import Event, JsonlSink, Listener
 from undiffuse.training.folder import RunFolder, json_plain
+from undiffuse.training.kernels import shared_plan
 from undiffuse.training.outputs import save_accuracy_curve, save_loss_curve, save_previews
 from undiffuse.training.posthoc import remove_after, save_snapshots
 from undiffuse.training.run_data import check_data, data_card
@@ -125,7 +126,9 @@ class Run:
         self.state.share(self.ranks)
         self.state.microbatch = min(self.state.microbatch, self._share)
         recorded = self.ranks.broadcast_json(resumed.manifest.get("kernels") if resumed is not None else None)
-        self.kernels = Plan(batch=self.state.microbatch, recorded=recorded)
+        self.kernels = shared_plan(
+            self.ranks, self.task.net, self.task.spec, self.config.precision, self.state.microbatch, recorded
+        )
         self._stack.enter_context(planned(self.kernels))
         if self.ranks.is_main:
             # A run that is long enough already trains with none of these settings: they are neither kept nor noted.
