@@ -63,7 +63,7 @@ def drop_conditions(
     """Drops conditions of some images, so that the network learns to do without them.
 
     A model of one condition drops it with probability `share`. One of several drops all of them together with that
-    probability, and each of them (each number too) by itself with the same: both the unconditional model that
+    probability, and each of them (each number too) alone with the same: both the unconditional model that
     guidance contrasts with and every partial set of conditions are trained.
 
     Args:
