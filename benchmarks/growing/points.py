@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unets.models import MODELS, STEPS, Batch, Model, batch, drawn, training_images
 
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
-from undiffuse.distributed import session
+from undiffuse.distributed import DistContext, GradientExchange, session
 from undiffuse.ema import EMA
 from undiffuse.nets import UNetConfig
 from undiffuse.nets.blocks import Attention
@@ -62,8 +62,14 @@ def sampling_call(forward: NetworkRunner, made: Batch, steps: int) -> Call:
     return lambda: generate(denoiser, chain, DDIM(), noise, made.x.shape[1:], cond={"y": made.y}, x_T=made.x)
 
 
-def training_call(net: nn.Module, precision: str, model: Model, size: int, world_size: int = 1) -> Callable[..., None]:
-    """One step on `size` images of this process, one of `world_size`, as the engine takes it."""
+def training_call(
+    net: nn.Module, precision: str, model: Model, size: int, ranks: DistContext | None = None
+) -> Callable[[], float]:
+    """One step on `size` images of this process, one of several, as the engine takes it.
+
+    Returns the seconds that were spent to wait for the sums of gradients, after the backward pass.
+    """
+    ranks = ranks or DistContext()
     made = batch(model, size)
     task = DiffusionTask(net.train(), PROCESS, ObjectiveConfig(loss="hybrid"))  # type: ignore[arg-type]
     config = TrainConfig(images=1, precision=precision)
@@ -77,14 +83,19 @@ def training_call(net: nn.Module, precision: str, model: Model, size: int, world
         seed=0,
     )
 
-    def run(exchange: Callable[[list[Tensor]], None] = lambda gradients: None) -> None:
+    exchange = GradientExchange(net.parameters(), ranks)
+
+    def run() -> float:
         optimizer.zero_grad(set_to_none=True)
-        (task.losses(forward, inputs)["loss"].sum() / (size * world_size)).backward()
-        gradients = [p.grad for p in net.parameters() if p.grad is not None]
-        exchange(gradients)
-        if gradient_norm(gradients) < float("inf"):
+        exchange.arm()
+        (task.losses(forward, inputs)["loss"].sum() / (size * ranks.world_size)).backward()
+        began = time.perf_counter()
+        exchange.finish()
+        seconds = time.perf_counter() - began
+        if gradient_norm([p.grad for p in net.parameters() if p.grad is not None]) < float("inf"):
             optimizer.step()
             average.update(0)
+        return seconds
 
     return run
 
@@ -126,18 +137,12 @@ def exchange(precision: str, size: int, steps: int) -> dict[str, float]:
     """
     with session("cpu") as ranks:
         model, seconds, exchanged = MODELS["S"], [], []
-        run = training_call(network(model), precision, model, size // ranks.world_size, ranks.world_size)
-
-        def sum_(gradients: list[Tensor]) -> None:
-            began = time.perf_counter()
-            ranks.sum_bucketed_(gradients)
-            exchanged.append(time.perf_counter() - began)
-
+        run = training_call(network(model), precision, model, size // ranks.world_size, ranks)
         before = restart_peak()
         for _ in range(steps + 1):  # the first is not counted
             ranks.barrier()
             began = time.perf_counter()
-            run(sum_)
+            exchanged.append(run())
             seconds.append(time.perf_counter() - began)
         middle = (len(seconds) - 1) // 2
         peak = 1024 * kilobytes("VmHWM") - before

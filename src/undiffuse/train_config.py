@@ -9,6 +9,7 @@ from typing import Any
 from undiffuse.ema import exponent_of
 from undiffuse.timesteps import parse_density
 
+GRADIENT_DTYPES = ("fp32", "bf16")
 PRECISIONS = ("fp32", "bf16", "fp16")
 LR_DECAYS = ("none", "linear", "cosine")
 
@@ -19,7 +20,8 @@ _SAVING = ["save_every", "save_seconds", "keep", "milestones", "posthoc_every"]
 _PACE = ["images", "steps", "time_limit", "device", "workers", "compile", "max_bad_updates"]
 FREE_TO_CHANGE = frozenset([*_PACE, *_OUTPUTS, *_SAVING])
 # What may differ too, but changes the numbers from there on: said in a note.
-CHANGE_WITH_NOTE = frozenset(["lr", "warmup_images", "lr_decay", "grad_clip", "microbatch", "precision"])
+CHANGE_WITH_NOTE = frozenset(["lr", "warmup_images", "lr_decay", "grad_clip", "microbatch"])
+CHANGE_WITH_NOTE |= {"precision", "gradient_dtype"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class TrainConfig:
             afterwards, see `undiffuse.training.posthoc`.
         posthoc_every: Images between two snapshots of these.
         precision: "fp32", "bf16" (autocast) or "fp16" (autocast with a dynamic loss scale); weights stay float32.
+        gradient_dtype: In which precision several processes send and sum their gradients, "fp32" or "bf16". One process
+            has no use for it.
         compile: Whether to use `torch.compile`.
         seed: Seed of the noise, the time steps and dropout.
         timesteps: How time steps are drawn: "uniform", "antithetic", "stratified" or "loss-second-moment".
@@ -86,6 +90,7 @@ class TrainConfig:
     posthoc_widths: tuple[float, ...] = ()
     posthoc_every: int | None = None
     precision: str = "fp32"
+    gradient_dtype: str = "fp32"
     compile: bool = False
     seed: int = 0
     timesteps: str = "uniform"
@@ -141,6 +146,8 @@ class TrainConfig:
             raise ValueError(f"lr_decay is one of {', '.join(LR_DECAYS)}; got {self.lr_decay!r}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}")
+        if self.gradient_dtype not in GRADIENT_DTYPES:
+            raise ValueError(f"gradient_dtype is one of {', '.join(GRADIENT_DTYPES)}; got {self.gradient_dtype!r}")
         parse_density(self.density)
         for width in self.posthoc_widths:
             exponent_of(width)  # ValueError for one that no power function has

@@ -36,15 +36,16 @@ BELOW_TRAINING = (
     GROUND
     | CORE
     | {"nets", "kernels", "data", "pictures", "models", "sampling", "adapters", "metrics", "evaluation"}
-    | {"pipelines", "tuning", "train_config", "config", "likelihood"}
+    | {"pipelines", "tuning", "train_config", "conditions", "config", "likelihood"}
 )
 MAY_IMPORT: dict[str, set[str]] = {
     "util": set(),  # which every room may import
     **{room: set() for room in GROUND},
+    "conditions": {"pixels"},
     "config": {"grid_specs", "solvers", "noise_levels"},
     "kernels": {"downloads"},
     "nets": {"kernels", "arithmetic"},
-    "data": {"pixels", "downloads", "adapters", "noise", "pictures"},  # of adapters, ImageNet's classes
+    "data": {"conditions", "pixels", "downloads", "adapters", "noise", "pictures"},  # of adapters, ImageNet's classes
     "pictures": {"pixels"},
     "noise_levels": {"schedules"},
     "prediction": {"noise_levels"},
@@ -62,15 +63,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "frontiers": {"downloads", "grid_specs", "solvers", "pictures"},
     "pipelines": CORE
     | GROUND
-    | {"config", "sampling", "adapters", "data", "kernels", "models", "nets", "pictures", "frontiers"},
+    | {"conditions", "config", "sampling", "adapters", "data", "kernels", "models", "nets", "pictures", "frontiers"},
     "editing": MATHEMATICS
     | {"config", "distributed", "solvers", "guidance", "sampling", "data", "pictures", "pixels", "pipelines"},
     "distillation": MATHEMATICS,
     "adapters": MATHEMATICS | {"config", "nets", "checkpoints", "downloads"},
-    "models": CORE | {"adapters", "checkpoints", "config", "nets"},
+    "models": CORE | {"adapters", "checkpoints", "conditions", "config", "nets"},
     "metrics": {"arithmetic", "pixels", "downloads", "models"},
     "evaluation": MATHEMATICS
-    | {"data", "distributed", "downloads", "metrics", "models", "pictures", "pixels"}
+    | {"conditions", "data", "distributed", "downloads", "metrics", "models", "pictures", "pixels"}
     | {"config", "grid_specs", "solvers", "frontiers", "pipelines", "tuning"},
     "sampling_defaults": {"denoiser", "noise_levels", "grid_specs", "solvers"},
     "train_config": {"ema", "timesteps"},

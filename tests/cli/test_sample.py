@@ -162,13 +162,25 @@ def test_a_super_resolution_model_enlarges_images(tmp_path: Path, capsys: pytest
     assert call(*words, "--low-res", small) == 0
     samples = read_samples(tmp_path / "out")
     assert samples.images.shape == (3, 8, 8, 1)  # one for each small image
-    one = next((tmp_path / "out").glob("*-000001.png"))
+    names = sorted(file.relative_to(small).as_posix() for file in small.rglob("*.png"))
+    made = {file.relative_to(tmp_path / "out").as_posix() for file in (tmp_path / "out").rglob("*.png")}
+    assert made == {*names, "grid.png"}  # named as the small ones
+    one = tmp_path / "out" / names[1]
     assert call("sample", "--from-record", one, "--out", tmp_path / "again.png") == 0
     assert np.abs(pixels(tmp_path / "again.png") - pixels(one)).max() <= 1
     capsys.readouterr()
     other = write_images(tmp_path / "other", each=2, size=(4, 4))
     assert call("sample", "--from-record", one, "--low-res", other, "--out", tmp_path / "no.png") == 2
     assert "are not those the record was made with" in capsys.readouterr().err
+    assert call(*words, "--low-res", small, "--count", 5) == 0  # the same run, made longer
+    assert len(read_samples(tmp_path / "out").images) == 5
+    large = write_images(tmp_path / "large", each=1, size=(8, 8))
+    assert call(*words[:3], "--out", tmp_path / "o", *FAST, "--low-res", large) == 2
+    error = capsys.readouterr().err
+    assert (
+        "--low-res has 3 images of another size than the model enlarges" in error and "is 8x8, expected 4x4" in error
+    )
+    assert "undiffuse convert --size 4" in error and not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize(
@@ -241,7 +253,7 @@ def test_ctrl_c_keeps_what_was_written(
 def test_the_solver_follows_from_the_model(model: Path, tmp_path: Path) -> None:
     def solver(name: str, *words: object) -> tuple[str, str]:
         assert call("sample", "--out", tmp_path / name, "--count", 1, *words) == 0
-        record = read_record(next((tmp_path / name).glob("*seed*.png")))
+        record = read_record(next(file for file in (tmp_path / name).rglob("*.png") if file.name != "grid.png"))
         return record["solver"], record["steps"]
 
     assert solver("learned", "--model", model) == ("ddpm", "20")  # 20 is all it has

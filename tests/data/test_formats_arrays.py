@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from support.formats_made import COUNT, GREY, X, Y, check, cifar10, classes, idx, pixels
+from undiffuse.adapters import imagenet_classes
 from undiffuse.data import DataConfig, open_data
+from undiffuse.data.formats import imagenet
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_labels_that_are_no_classes(tmp_path: Path) -> None:
     age = open_data(tmp_path / "age.npz")
     assert age.labels is None and age.vectors is not None and age.vectors.shape == (COUNT, 1)
     np.savez(tmp_path / "bad.npz", x=X, y=np.array([np.nan] + [0.5] * 11))
-    with pytest.raises(ValueError, match=r"not a finite number for 1 of 12 images: bad.npz\[0\]"):
+    with pytest.raises(ValueError, match=r"no label \(y\) for 1 of 12 images: bad.npz\[0\]"):
         open_data(tmp_path / "bad.npz")
     np.savez(tmp_path / "none.npz", x=X, y=np.full(COUNT, -1))
     none = open_data(tmp_path / "none.npz")
@@ -156,6 +158,21 @@ def test_downsampled_imagenet_becomes_names(tmp_path: Path) -> None:
     assert classes(whole)[3:] == ["Siberian husky", "kit fox", "English setter"]
     np.savez(tmp_path / "plain.npz", data=planes, labels=np.arange(6))  # from 0: not this set
     assert open_data(tmp_path / "plain.npz").label_names == [str(k) for k in range(6)]
+
+
+def test_names_of_imagenet_in_other_words_and_orders() -> None:
+    names, order = imagenet.names(), imagenet.devkit_order()
+    theirs = [", ".join(imagenet_classes.synonyms(k)) for k in range(1000)]
+    theirs[517] = "crane2"  # Hugging Face's list has "crane" for the bird
+    assert imagenet.translated(theirs, names, theirs) == names
+    assert imagenet.translated([theirs[k] for k in order], names, [theirs[k] for k in order]) == [
+        names[k] for k in order
+    ]
+    assert imagenet.translated(["tench, Tinca tinca", "n01443537"], names) == names[:2]
+    assert imagenet.translated(["crane", "0", "134"], names) == ["crane", "0", "134"]  # ambiguous, or of unknown order
+    assert imagenet.translated(["n01443537"], ["cat", "dog"]) == ["n01443537"]
+    shuffled = theirs[1:] + theirs[:1]
+    assert imagenet.translated(["crane"], names, shuffled) == ["crane"]
 
 
 def test_imagenet_folders_meet_its_names(tmp_path: Path) -> None:
@@ -243,15 +260,47 @@ def test_stl10_has_its_columns_one_after_the_other(tmp_path: Path) -> None:
     check(open_data(f"{tmp_path}:unlabeled"), images[2:], None)
 
 
-def test_svhn(tmp_path: Path) -> None:
-    io = pytest.importorskip("scipy.io")
-    images = np.random.default_rng(3).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    for part, chosen in (("train", slice(0, 3)), ("test", slice(3, 4))):
-        x, y = images[chosen].transpose(1, 2, 3, 0), np.array([10, 1, 9, 10])[chosen, None].astype(np.uint8)
-        io.savemat(tmp_path / f"{part}_32x32.mat", {"X": x, "y": y}, do_compression=True)
-    digits = [str(k) for k in range(10)]
-    check(open_data(tmp_path / "train_32x32.mat"), images[:3], [0, 1, 9], digits)
+@pytest.mark.parametrize("grey", [False, True])
+def test_flattened_pictures_in_planes_or_by_pixel(tmp_path: Path, grey: bool) -> None:
+    y, x = np.mgrid[0:16, 0:16]
+    waves = [np.sin(x / 3) * 60 + 120, (np.cos(y / 4) * 80 + 110) if not grey else np.sin(x / 3) * 60 + 120]
+    image = np.stack([waves[0], waves[1], waves[0]], axis=-1).astype(np.uint8)
+    images = np.stack([np.roll(image, k, axis=0) for k in range(COUNT)])
+    np.savez(tmp_path / "pixels.npz", data=images.reshape(COUNT, -1), labels=Y)
+    source = open_data(tmp_path / "pixels.npz")
+    check(source, images)
+    assert "three values for each pixel" in source.notes[1]
+    np.savez(tmp_path / "planes.npz", data=images.transpose(0, 3, 1, 2).reshape(COUNT, -1), labels=Y)
+    check(open_data(tmp_path / "planes.npz"), images)
+    noise = np.random.default_rng(0).integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", data=noise.reshape(COUNT, -1), labels=Y)
+    check(open_data(tmp_path / "noise.npz", layout="HWC"), noise)
+
+
+def test_npy_folders_are_arrays_with_names(tmp_path: Path) -> None:
+    for name, array in {"train_images": X, "train_labels": Y, "test_images": X[:3], "test_labels": Y[:3]}.items():
+        np.save(tmp_path / f"{name}.npy", array)
     source = open_data(tmp_path)
-    check(source, images[:3], [0, 1, 9], digits)
-    assert source.held_out == {"test": 1}
-    assert any("10 is the digit 0" in note for note in source.notes)
+    check(source)
+    assert source.held_out == {"test": 3}
+    many = tmp_path / "many"
+    many.mkdir()
+    for i in range(65):
+        np.save(many / f"{i:03d}.npy", X[0])
+    with pytest.raises(ValueError, match="holds 65 npy files: expected a few arrays"):
+        open_data(many)
+
+
+def test_folders_that_wrap_a_set(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(idx(GREY))
+    (raw / "train-labels-idx1-ubyte").write_bytes(idx(Y))
+    check(open_data(tmp_path), GREY)
+    (raw / "train-labels-idx1-ubyte").unlink()
+    many = np.stack([Y, Y + 100], axis=1)  # QMNIST: the class, then the writer
+    (raw / "train-labels-idx2-int").write_bytes(bytes([0, 0, 12, 2]) + many.shape[0].to_bytes(4, "big")
+                                                + (2).to_bytes(4, "big") + many.astype(">i4").tobytes())  # fmt: skip
+    source = open_data(tmp_path)
+    check(source, GREY)
+    assert "the first is the class" in source.notes[0]

@@ -44,6 +44,22 @@ def test_there_and_back(tmp_path: Path, to: str) -> None:
     check(plain, GREY, None)
 
 
+@pytest.mark.parametrize("to", TARGETS)
+def test_several_labels_and_one_number_come_back(tmp_path: Path, to: str) -> None:
+    tags = ArraySource(X)
+    tags.vectors = np.array([[i % 2, i % 3 == 0, 0] for i in range(COUNT)], dtype=np.float32)
+    tags.vector_names, tags.multi_hot = ["wet", "big", "never"], True
+    again = made(tmp_path / "tags", to, tags)
+    assert again.vectors is not None and np.array_equal(again.vectors, tags.vectors)
+    assert again.multi_hot and again.vector_names == tags.vector_names
+    one = ArraySource(X)
+    one.vectors, one.vector_names = np.arange(20, 20 + COUNT, dtype=np.float32)[:, None], ["age"]
+    again = made(tmp_path / "one", to, one)
+    assert again.vectors is not None and np.array_equal(again.vectors, one.vectors)
+    if to in ("folder", "zip"):
+        assert again.vector_names == ["age"]
+
+
 @pytest.mark.parametrize("to", ["folder", "webdataset", "parquet"])
 def test_files_are_copied_byte_by_byte(tmp_path: Path, to: str) -> None:
     (tmp_path / "in").mkdir()

@@ -159,9 +159,10 @@ def test_imagefolder_with_parts_and_without_labels(tmp_path: Path) -> None:
 def test_imagefolder_without_its_files(tmp_path: Path) -> None:
     write_pngs(tmp_path, ["0.png"], X[:1])
     (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,1\ngone.png,2\n")
-    with pytest.raises(ValueError, match="1 files that are not there: gone.png"):
+    with pytest.raises(ValueError, match="1 files of metadata.csv are not there: gone.png"):
         open_data(tmp_path)
-    assert len(open_data(tmp_path, on_broken="skip")) == 1
+    source = open_data(tmp_path, on_broken="skip")
+    assert len(source) == 1 and [item.name for item in source.excluded] == ["gone.png"]
 
 
 def frames_of(path: Path, images: np.ndarray) -> None:
@@ -243,7 +244,7 @@ def test_a_large_folder_is_indexed_and_changes_are_noticed(tmp_path: Path, monke
 
     monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(index, "FROM", 10)
-    monkeypatch.setattr(files, "_SETTLED", -10.0)
+    monkeypatch.setattr("undiffuse.data.containers.SETTLED", -10.0)
     root = write_pngs(tmp_path / "data", [f"{NAMES[Y[i]]}/{i}.png" for i in range(COUNT)])
     (root / "notes.txt").write_text("x")
     first = open_data(root)

@@ -9,10 +9,12 @@ import json
 import pickle
 import tarfile
 import threading
+import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +170,13 @@ def test_webdataset_by_address(tmp_path: Path, server: str) -> None:
     check(source)
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(lambda i: np.array_equal(np.asarray(source.image(i)), X[i]), list(range(COUNT)) * 2))
+    for k in range(2):
+        (tmp_path / f"y-{k}.tar.gz").write_bytes(gzip.compress((tmp_path / f"x-{k}.tar").read_bytes()))
+    check(open_data(f"{server}/y-{{0..1}}.tar.gz"))  # unpacked into the cache folder
+    with pytest.raises(FileNotFoundError, match="there is no file at http.*x-2.tar"):
+        open_data(f"{server}/x-{{0..2}}.tar")
+    with pytest.raises(ValueError, match="only WebDataset shards .* are read by their address"):
+        open_data(f"{server}/x.npz")
 
 
 def test_crc32c_of_the_standard() -> None:
@@ -218,10 +227,28 @@ def test_tfrecord_of_raw_pixels(tmp_path: Path) -> None:
     (tmp_path / "x-r03.tfrecords").write_bytes(record(example(shape=[3, 5, 7], data=planes[0, :, ::2, ::2].tobytes())))
     source = open_data(tmp_path)
     check(source, labels=None)
-    assert source.left_out == {"files of lower resolutions": 1}
+    assert source.left_out == {"TFRecords of lower resolutions": 1}
     messages = [example(image_raw=X[i].tobytes(), height=10, width=14, depth=3, label=int(Y[i])) for i in range(COUNT)]
     (tmp_path / "b.tfrecord").write_bytes(b"".join(map(record, messages)))
     check(open_data(tmp_path / "b.tfrecord"))
+
+
+@pytest.mark.parametrize("name", ["a.tfrec", "a.record", "train.tfrecord", "validation.tfr", "x-00000-of-00001"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zlib.compress])
+def test_tfrecords_of_other_names_and_packings(tmp_path: Path, name: str, pack: Any) -> None:
+    records = b"".join(record(example(image=png(x), label=int(y))) for x, y in zip(X, Y, strict=True))
+    (tmp_path / name).write_bytes(pack(records))
+    check(open_data(tmp_path))
+    check(open_data(tmp_path / name))
+
+
+def test_raw_squares_without_a_shape(tmp_path: Path) -> None:
+    squares = np.ascontiguousarray(X[:, :, :10])
+    records = b"".join(record(example(image_raw=x.tobytes(), label=int(y))) for x, y in zip(squares, Y, strict=True))
+    (tmp_path / "a.tfrecord").write_bytes(records)
+    source = open_data(tmp_path)
+    check(source, squares)
+    assert any("taken as squares of 10 pixels" in note for note in source.notes)
 
 
 def test_damaged_tfrecords_are_refused(tmp_path: Path) -> None:
@@ -301,3 +328,52 @@ def test_a_tar_of_another_format_is_to_be_unpacked(tmp_path: Path) -> None:
         open_data(tar(tmp_path / "cifar-10-binary.tar", {"cifar-10-batches-bin/data_batch_1.bin": b"x"}))
     with pytest.raises(ValueError, match="Unpack it first"):
         open_data(tar(tmp_path / "cifar-10-python.tar", {"cifar-10-batches-py/data_batch_1": b"\x80\x04"}))
+
+
+@pytest.mark.parametrize("table", ["labels.csv", "metadata.jsonl", "dataset.json"])
+def test_an_archive_of_a_folder_has_its_parts_and_tables(tmp_path: Path, table: str) -> None:
+    def archive(name: str, members: dict[str, bytes]) -> Path:
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for member, content in members.items():
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        return tmp_path / name
+
+    parts = {f"x/{'train' if i < 8 else 'val'}/{NAMES[Y[i]]}/{i:02d}.png": png(X[i]) for i in range(COUNT)}
+    source = open_data(archive("parts.tar", parts))
+    check(source, X[:8], [NAMES[y] for y in Y[:8]])
+    assert source.held_out == {"val": 4} and len(open_data(f"{tmp_path / 'parts.tar'}:val")) == 4
+    pairs = [(f"{i:02d}.png", NAMES[Y[i]]) for i in range(COUNT)]
+    text = {
+        "labels.csv": "file,label\n" + "\n".join(map(",".join, pairs)),
+        "metadata.jsonl": "\n".join(json.dumps({"file_name": name, "label": label}) for name, label in pairs),
+        "dataset.json": json.dumps({"labels": pairs}),
+    }[table]
+    plain = {f"x/{i:02d}.png": png(X[i]) for i in range(COUNT)}
+    source = open_data(archive("table.tar", {**plain, f"x/{table}": text.encode()}))
+    assert classes(source) == [NAMES[y] for y in Y] and not source.left_out
+    with pytest.raises(ValueError, match="no part 'val'"):
+        open_data(f"{tmp_path / 'table.tar'}:val")
+
+
+def test_members_called_label(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(COUNT):
+            for name, content in ((f"s{i:03d}.image.png", png(X[i])), (f"s{i:03d}.label.txt", NAMES[Y[i]].encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    source = open_data(tmp_path / "a.tar")
+    assert classes(source) == [NAMES[y] for y in Y] and not source.left_out
+
+
+def test_lmdb_of_several_resolutions(tmp_path: Path) -> None:
+    lmdb = pytest.importorskip("lmdb")
+    with lmdb.open(str(tmp_path / "a"), map_size=1 << 24) as database, database.begin(write=True) as transaction:
+        for i in range(COUNT):
+            transaction.put(f"16-{i:05d}".encode(), png(X[i]))
+            transaction.put(f"8-{i:05d}".encode(), png(X[i, ::2, ::2]))
+    source = open_data(tmp_path / "a")
+    check(source, X, None)
+    assert source.left_out == {"copies of images at smaller sizes": COUNT}

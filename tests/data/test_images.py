@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from undiffuse.data import prepare, size_pair, to_mode
+from undiffuse.data.decoding import decode, describe, read_header
 from undiffuse.pixels import from_uint8, to_uint8
 
 
@@ -255,3 +257,22 @@ def test_to_model_and_back_for_every_level() -> None:
     assert x.min() == -1 and x.max() == 1
     assert torch.equal(to_uint8(x), pixels)
     assert torch.equal(from_uint8(pixels.numpy()), x)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["TIFF", "JPEG", "WEBP"])
+def test_headers_have_the_size_of_the_upright_picture(orientation: int, ending: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.new("RGB", (24, 16)).save(file, ending, exif=exif)
+    header, picture = read_header(file), decode(file)
+    shown = describe(picture)
+    assert (header.width, header.height) == (shown.width, shown.height) == to_mode(picture, 3).size
+
+
+def test_complex_numbers_are_no_pixels(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((4, 6), np.complex64))
+    with (tmp_path / "a.tif").open("rb") as file, pytest.raises(ValueError, match="complex numbers"):
+        read_header(file)

@@ -26,7 +26,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of its own, and everything counts as large."""
     monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(index, "FROM", 5)
-    monkeypatch.setattr(files, "_SETTLED", -10.0)
+    monkeypatch.setattr("undiffuse.data.containers.SETTLED", -10.0)
 
 
 def pictures(root: Path, names: list[str]) -> Path:
@@ -133,3 +133,40 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
             assert np.array_equal(again["a"], found["a"])
     path.write_bytes(data[:500])
     assert index.read(path) is None
+
+
+def test_samples_of_shards_are_indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+    import tarfile
+
+    from undiffuse.data.formats import webdataset
+
+    def shard(number: int, count: int) -> None:
+        with tarfile.open(tmp_path / f"set-{number:03d}.tar", "w") as archive:
+            for i in range(count):
+                picture = io.BytesIO()
+                Image.new("L", (8, 8), 10 * number + i).save(picture, "PNG")
+                for ending, data in (("png", picture.getvalue()), ("cls", str(i % 3).encode()), ("txt", b"caption")):
+                    info = tarfile.TarInfo(f"{i:04d}.{ending}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+
+    shard(0, 6)
+    shard(1, 4)
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    spec = f"{tmp_path}/set-{{000..001}}.tar"
+    first = webdataset.open_shards([spec], "set", webdataset.Reading())
+    monkeypatch.setattr(webdataset, "_indexed", lambda *_: pytest.fail("indexed again"))
+    again = webdataset.open_shards([spec], "set", webdataset.Reading())
+    assert again.description == first.description and again.fingerprint == first.fingerprint
+    assert again.label_names == ["a", "b", "c"]
+    assert [again.label(i) for i in range(10)] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    assert again.notes == first.notes and again.left_out == first.left_out == {"members .txt of the samples": 10}
+    assert [again.name(i) for i in range(10)] == [first.name(i) for i in range(10)]
+    assert np.asarray(again.image(7))[0, 0] == 11
+    monkeypatch.undo()
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(index, "FROM", 5)
+    shard(1, 5)
+    assert len(webdataset.open_shards([spec], "set", webdataset.Reading())) == 11
+    assert webdataset.open_shards([spec], "set", webdataset.Reading(labels="none")).labels is None

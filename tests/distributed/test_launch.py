@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from undiffuse.distributed import resolve_device
 from undiffuse.util.launch import Launch, first_host, launch
 
 SLURM = {
@@ -56,3 +58,14 @@ def test_a_batch_script_without_srun_is_one_process() -> None:
 )
 def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
+
+
+@pytest.mark.parametrize(("visible", "device"), [(1, "cuda:0"), (4, "cuda:1")])
+def test_a_task_of_srun_takes_its_gpu(monkeypatch: pytest.MonkeyPatch, visible: int, device: str) -> None:
+    """Slurm shows a task all GPUs of its machine, or one that is its own."""
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    assert resolve_device("cuda") == torch.device(device)

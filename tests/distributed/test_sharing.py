@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -132,3 +134,52 @@ def test_a_run_of_several_killed_processes_is_finished_by_one(tmp_path: Path) ->
     sample(str(tmp_path / "killed"), str(model), 24)
     sample(str(tmp_path / "whole"), str(model), 24)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def mistakes(folder: str, model: str) -> None:
+    """Each command line is wrong in all processes; the last one is not shared."""
+    rank = os.environ["RANK"]
+    for name in ("out", "err"):
+        setattr(sys, f"std{name}", open(Path(folder) / f"{rank}.{name}", "w"))  # noqa: SIM115
+    for words in (["sample", "--stepz", "3"], ["sample", "--model", str(Path(folder) / "nowhere.safetensors")]):
+        assert main(words) == 2
+    assert main(["inspect", model]) == 0
+    for name in ("out", "err"):
+        getattr(sys, f"std{name}").close()
+
+
+def test_a_mistake_is_reported_once_and_other_commands_run_once(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.safetensors")
+    assert Processes(mistakes, str(tmp_path), str(model), world_size=2).join() == [0, 0]
+    told = (tmp_path / "0.err").read_text()
+    assert "no option --stepz" in told and told.count("nowhere.safetensors") == 1
+    assert (tmp_path / "1.err").read_text() == (tmp_path / "1.out").read_text() == ""
+    assert "diffusion" in (tmp_path / "0.out").read_text()
+
+
+@pytest.mark.slow
+def test_processes_of_one_command_end_with_one_line(tmp_path: Path) -> None:
+    words = ["train", "fashion-mnist", "--size", "8", "--width", "8", "--device", "cpu", "--processes", "2"]
+    words += ["--batch", "4", "--images", "1M", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "undiffuse", *words]
+    for end in ("killed", "stopped"):
+        parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        children: list[int] = []
+        deadline = time.monotonic() + 120
+        size = (tmp_path / "run" / "metrics.jsonl").stat().st_size if (tmp_path / "run").exists() else 0
+        while time.monotonic() < deadline:
+            time.sleep(0.2)
+            path = tmp_path / "run" / "metrics.jsonl"
+            children = [int(n) for n in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
+            if len(children) == 2 and path.exists() and path.stat().st_size > size + 300:
+                break
+        begin = time.monotonic()
+        os.kill(children[1], signal.SIGKILL) if end == "killed" else parent.send_signal(signal.SIGUSR1)
+        _, told = parent.communicate(timeout=60)
+        errors = [line for line in told.splitlines() if "error" in line]
+        assert time.monotonic() - begin < 10
+        if end == "killed":
+            assert parent.returncode == 1
+            assert errors[0].startswith("undiffuse: error: rank 1 (process") and "Traceback" not in told
+        else:
+            assert parent.returncode == 75 and "stopped by SIGUSR1" in told

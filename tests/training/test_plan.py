@@ -15,8 +15,8 @@ from undiffuse.data import ArraySource, open_data
 from undiffuse.data.probe import DataProbe
 from undiffuse.training import TrainConfig, TrainPlan, TrainRequest
 from undiffuse.training import plan as make_plan
-from undiffuse.training.plan import RunFolderError, disk_bytes
-from undiffuse.training.request import is_run_folder, read_request, write_request
+from undiffuse.training.plan import disk_bytes
+from undiffuse.training.request import RunFolderError, is_run_folder, read_request, write_request
 from undiffuse.util.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ import torch
 from support.training_runs import Recorder, run, tiny_config, tiny_data, tiny_task
 from undiffuse import checkpoints
 from undiffuse.data import batches
-from undiffuse.distributed import DistContext
+from undiffuse.distributed import DistContext, GradientExchange
 from undiffuse.nets.memory import is_out_of_memory
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.training import NonFiniteError, read_events
@@ -40,7 +40,7 @@ def gradients(microbatch: int, timesteps: str = "uniform", **options: Any) -> li
     inputs = one.inputs(next(batches(tiny_data(), 0, 8, workers=0)))
     if timesteps == "loss-second-moment":
         assert float(inputs.weights.max() / inputs.weights.min()) > 2
-    accumulate(task, one.forward, inputs, config, one.ranks, 0, microbatch, 1.0)
+    accumulate(task, one.forward, inputs, config, one.exchange, 0, microbatch, 1.0)
     return [p.grad for p in task.net.parameters() if p.grad is not None]
 
 
@@ -73,7 +73,7 @@ def test_dropout_masks_are_a_function_of_the_counters() -> None:
     def loss(images: int) -> torch.Tensor:
         torch.manual_seed(torch.randint(1000, ()).item())
         state = torch.get_rng_state()
-        terms = accumulate(task, one.forward, inputs, config, one.ranks, images, 2, 1.0)
+        terms = accumulate(task, one.forward, inputs, config, one.exchange, images, 2, 1.0)
         assert torch.equal(torch.get_rng_state(), state)
         return terms["loss"]
 
@@ -270,12 +270,13 @@ def test_memory_is_agreed_on_before_gradients_are_exchanged() -> None:
     inputs = one.inputs(next(batches(tiny_data(), 0, 4, workers=0)))
     answers = [True, False]
 
-    class Other(DistContext):
-        def any(self, flag: bool) -> bool:
-            assert not flag
+    class Other(GradientExchange):
+        def finish(self, failed: bool = False) -> bool:
+            assert not failed
             return answers.pop(0)
 
-    terms, microbatch = accumulate_within_memory(task, one.forward, inputs, config, Other(), 0, 4, 1.0)
+    exchange = Other(task.net.parameters(), DistContext())
+    terms, microbatch = accumulate_within_memory(task, one.forward, inputs, config, exchange, 0, 4, 1.0)
     assert microbatch == 2
     assert len(terms["loss"]) == 4
     assert not answers

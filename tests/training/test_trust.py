@@ -261,7 +261,7 @@ def test_swapped_images_of_equal_size_are_noticed_and_named(
     monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
     images = image_folder(tmp_path / "images")
     if settled:
-        monkeypatch.setattr("undiffuse.data.content._SETTLED", -1e6)  # what was read is kept in the cache at once
+        monkeypatch.setattr("undiffuse.data.containers.SETTLED", -1e6)  # what was read is kept in the cache at once
     run(tmp_path / "run", unlabelled(), dataset(images), images=8)
     run(tmp_path / "run", unlabelled(), dataset(images), images=12)
     for a, b in (("00", "01"), ("02", "03")):
@@ -286,3 +286,20 @@ def test_a_folder_its_copy_and_its_zip_have_the_same_contents(tmp_path: Path) ->
     half = content_index(open_data(images).subset([3, 1]))
     assert half is not None
     assert half.names == ["03.bmp", "01.bmp"]
+
+
+def test_images_of_a_large_folder_that_changed_are_noticed_before_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("undiffuse.data.index.FROM", 3)
+    monkeypatch.setattr("undiffuse.data.containers.SETTLED", -1e6)
+    images = image_folder(tmp_path / "images")
+    run(tmp_path / "run", unlabelled(), dataset(images), images=8)
+    before = checkpoints.checkpoints(tmp_path / "run")
+    (images / "02.bmp").write_bytes((images / "05.bmp").read_bytes())
+    with pytest.raises(ValueError, match=r"have changed since they were indexed \(1 image changed: 02.bmp\)"):
+        run(tmp_path / "run", unlabelled(), dataset(images), images=16)
+    assert checkpoints.checkpoints(tmp_path / "run") == before
+    with pytest.raises(ValueError, match=r"images to train on are others \(1 image changed: 02.bmp\)"):
+        run(tmp_path / "run", unlabelled(), dataset(images), images=16)

@@ -128,3 +128,26 @@ def test_rows_survive_a_kill(tmp_path: Path) -> None:
 def test_what_is_no_whole_number(values: Any) -> None:
     with pytest.raises(ValueError, match="places must be 1 whole numbers of 0 or more"):
         whole_numbers(values, "places", 1)
+
+
+def test_rows_of_several_processes_become_one_file(tmp_path: Path) -> None:
+    """Each process writes a file of its own; whoever opens the store next, finds all rows in order."""
+    file, settings = tmp_path / "rows.jsonl", {"seed": 1}
+    main, other, third = (RowStore(file, settings, "rows", process=process) for process in range(3))
+    third.write({"images": [4], "x": 4.0})
+    other.write({"images": [2, 3], "x": 2.0})
+    main.write({"images": [0, 1], "x": 0.0})
+    with open(tmp_path / "rows.1.jsonl", "a") as cut:
+        cut.write('{"images": [5], "x"')  # killed while it wrote
+    (tmp_path / "rows.7.jsonl").write_text('{"seed": 2}\n{"images": [6], "x": 6.0}\n')  # of a job with other settings
+    again = RowStore(file, settings, "rows")
+    assert [row["x"] for row in again.rows] == [0.0, 2.0, 4.0]
+    assert again.missing(7) == [5, 6]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+    other.write({"images": [5], "x": 5.0})
+    other.write({"images": [0, 1], "x": 9.0})  # there already
+    again.merge()
+    assert [row["x"] for row in again.rows] == [0.0, 2.0, 4.0, 5.0]
+    other.read()
+    assert other.rows == again.rows
+    assert RowStore(file, {"seed": 2}, "rows", overwrite=True).rows == []

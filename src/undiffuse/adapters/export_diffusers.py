@@ -96,6 +96,8 @@ def obstacles(model: Model) -> list[str]:
 
 def _network_obstacles(net: UNet) -> Iterator[str]:
     config = net.config
+    if config.num_tags or config.num_numbers or config.cond_channels:
+        yield "it is conditioned on more than a class: on labels, numbers or a picture; export it as a graph"
     if config.widths[0] != config.model_channels:
         yield (
             f"its time embedding has {config.model_channels} channels and its first level {config.widths[0]}; in "

@@ -27,6 +27,13 @@ EXTERNAL = 1_800_000_000  # with more bytes of weights, they go into a separate 
 OUTPUT = "output"
 _TRACED, _CHECKED = 2, 3  # images in the traced batch and in the check; they must differ
 
+_CONDITIONS = {
+    "tags": "labels of each image, 0 or 1; NaN: not given",
+    "numbers": "normalised numbers, (v - mean) / std; NaN: not given",
+    "cond_image": "condition pictures, -1 to 1, or one plane for each class of a map; NaN: not given",
+}
+"""Conditions besides the class, and what their inputs hold."""
+
 
 def export_torch(model: Model, path: Path) -> Exported:
     """Writes a program of `torch.export` to `path`, a .pt2, and the JSON next to it."""
@@ -113,12 +120,18 @@ def instructions(model: Model) -> dict[str, Any]:
     if "low_res" in conditions:
         small = ["batch", spec.in_channels, "low_height", "low_width"]
         shapes["low_res"] = {"type": "float32", "shape": small, "what": "images to enlarge, -1 to 1"}
+    for name in (name for name in _CONDITIONS if name in conditions):
+        sides = list(spec.size) if name == "cond_image" else []
+        shapes[name] = {
+            "type": "float32", "shape": ["batch", spec.width_of(name), *sides], "what": _CONDITIONS[name],
+        }  # fmt: skip
     output = ["batch", spec.num_classes] if exporting.kind_of(model) == "classifier" else [*image]
     if len(output) == 4:
         output[1] = process.out_channels(spec.in_channels)
     return {
         **exporting.describe(model),
         "inputs": shapes,
+        **({"conditions": model.manifest["conditions"]} if model.manifest.get("conditions") else {}),
         "output": {"type": "float32", "shape": output, "what": _meaning(model)},
         **({"step": graph_steps.of_continuous(process)} if continuous and diffuses else {}),
         **({} if continuous else {"time_scale": exporting.time_scale(process)}),
@@ -164,7 +177,7 @@ def _program(model: Model) -> torch.export.ExportedProgram:
         axes["low_res"] |= {2: torch.export.Dim("low_height", min=1), 3: torch.export.Dim("low_width", min=1)}
     shapes: Any = axes
     net = model.net
-    if not is_own(net) or ("low_res" in inputs and "y" not in inputs):
+    if not is_own(net) or ("low_res" in inputs and "y" not in inputs) or set(_CONDITIONS) & set(inputs):
         net = _Positional(net, list(inputs)[2:])
         shapes = (axes["x"], axes["t"], tuple(axes[name] for name in list(inputs)[2:]))
     try:
@@ -220,5 +233,9 @@ def _inputs_in_words(model: Model, library: str) -> str:
         "y": (f"torch.arange(4) % {spec.num_classes}", f"np.arange(4) % {spec.num_classes}"),
         "low_res": (f"torch.zeros({small})", f'np.zeros(({small}), "float32")'),
     }
+    for name in _CONDITIONS:
+        sides = f", {', '.join(map(str, spec.size))}" if name == "cond_image" else ""
+        full = f"(4, {spec.width_of(name)}{sides})"
+        lines[name] = (f"torch.zeros{full}", f'np.zeros({full}, "float32")')
     taken = exporting.example_inputs(model, 1, full_size=False)
     return "\n".join(f"{name} = {lines[name][library == 'numpy']}" for name in taken)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
 from undiffuse.nets.blocks import Attention
 from undiffuse.nets.meta import build_on_meta
+from undiffuse.nets.registry import config_fields
 
 GROUPS = 32
 _CLASSES = {"UNetModel": UNetConfig, "SuperResModel": UNetConfig, "EncoderUNetModel": ClassifierConfig}
@@ -40,7 +41,7 @@ _VARIANCES = {
 # Image sizes that the original's scripts support without a flag for the widths.
 _SIZES = {"SuperResModel": (64, 256, 512), "EncoderUNetModel": (64, 128, 256, 512)}
 # Our fields that are not arguments of the original's classes.
-_OURS = {"rescale_residual", "null_class", "super_resolution"}
+_OURS = {"rescale_residual", "null_class", "super_resolution", "num_tags", "num_numbers", "cond_channels"}
 # Fields that do not affect the output of a trained network.
 _IDLE = {"use_checkpoint", "dropout"}
 
@@ -59,7 +60,7 @@ def export_openai(model: Model, path: Path) -> Exported:
     state = state_dict(model.net)
     about = {
         **exporting.describe(model),
-        "net": asdict(config),
+        "net": config_fields(config),
         WRITTEN: weights_hash(state),
         "format": "guided-diffusion",
         "flags": flags,
@@ -94,6 +95,8 @@ def obstacles(model: Model) -> list[str]:
     if others:
         channels, count = min(others.items())
         problems.append(f"not all of its group norms have {GROUPS} groups ({count} for {channels} channels)")
+    if isinstance(config, UNetConfig) and (config.num_tags or config.num_numbers or config.cond_channels):
+        problems.append("it is conditioned on more than a class: on labels, numbers or a picture")
     if config.rescale_residual:
         problems.append("its residual sums are rescaled (rescale_residual)")
     if getattr(config, "pool", None) == "attention" and config.size[0] != config.size[1]:

@@ -207,7 +207,7 @@ def times(process: ProcessConfig, batch: int) -> Tensor:
 
 
 def example_inputs(model: Model, batch: int, *, full_size: bool = True) -> dict[str, Tensor]:
-    """Returns example inputs of the network by name: x, t, and y and low_res if it takes them.
+    """Returns example inputs of the network by name: x, t, and the conditions that it takes.
 
     Args:
         model: The model.
@@ -230,6 +230,10 @@ def example_inputs(model: Model, batch: int, *, full_size: bool = True) -> dict[
     if "low_res" in conditions:
         small = low_size(model) if full_size else (max(1, height // 2), max(1, width // 2))
         inputs["low_res"] = torch.randn((batch, spec.in_channels, *small), generator=generator)
+    for name in (name for name in ("tags", "numbers", "cond_image") if name in conditions):
+        shape = (height, width) if name == "cond_image" else ()
+        inputs[name] = torch.randn((batch, spec.width_of(name), *shape), generator=generator)
+        inputs[name] = inputs[name].gt(0).float() if name == "tags" else inputs[name]
     return inputs
 
 

@@ -40,6 +40,7 @@ from undiffuse.adapters.published_entry import CONSISTENCY, DDPM, Published
 from undiffuse.checkpoints import CheckpointError
 from undiffuse.config.advice import to_manifest
 from undiffuse.nets import ClassifierConfig
+from undiffuse.nets.registry import config_fields
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".pkl", ".bin", ".pt2")
 
@@ -76,7 +77,7 @@ class Identified:
         named = entry is not None and config.num_classes == openai_flags.CLASSES
         manifest: dict[str, Any] = {
             "kind": self.kind,
-            "net": asdict(config),
+            "net": config_fields(config),
             "process": asdict(self.meaning.process),
             "labels": list(imagenet_classes.names()) if named else None,
             "ema": [],
@@ -366,7 +367,8 @@ def _target(
     digest: str, weights: str, config: Any, process: Any, entry: Published | None = None, more: Any = None
 ) -> Path:
     """Returns the path of the conversion of a file with this hash and this interpretation."""
-    about = [FORMAT, digest, weights, asdict(config), asdict(process), entry and entry.name, *([more] if more else [])]
+    fields = config_fields(config)
+    about = [FORMAT, digest, weights, fields, asdict(process), entry and entry.name, *([more] if more else [])]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return downloads.cache_dir("models", "converted", f"{digest[:12]}-{key[:12]}.safetensors")
 

@@ -17,12 +17,13 @@ import importlib
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from undiffuse.cli.options import settle
-from undiffuse.cli.parser import COMMANDS, build_parser
+from undiffuse.cli.parser import COMMANDS, SHARED, build_parser
 from undiffuse.cli.words import in_options
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.launch import is_main_process, launch
@@ -32,9 +33,7 @@ __all__ = ["COMMANDS", "main"]
 INTERRUPTED = 130
 MISTAKE = 2
 LOST = 1
-SHARED = {"train", "train-classifier", "sample", "encode", "decode", "inpaint", "restore", "vary", "translate", "nll"}
-SHARED |= {"evaluate", "reference", "sweep"}
-"""The commands that processes started by torchrun or srun share. Of the others only rank 0 does the work."""
+_LAST = 2.0  # seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The words after `undiffuse` (default: those of the process).
     """
+    status = _main(argv)
+    if status and not is_main_process():
+        time.sleep(_LAST)  # torchrun ends all processes at the first failure, and rank 0 has something to say
+    return status
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser(words)
     try:
@@ -53,37 +59,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     body: Any = None
-    joined = False  # then rank 0 speaks for all
+    speaks = is_main_process()  # for all processes
     try:
         settle(args)
         started = launch()
-        if args.command not in SHARED and not started.is_main:
-            return 0
+        if args.command not in SHARED and started.world_size > 1:
+            if not started.is_main:
+                return 0
+            os.environ["WORLD_SIZE"] = "1"  # nothing it calls waits for the others
+            started = launch()
+        if getattr(args, "processes", None) not in (None, 1) and started.world_size == 1:
+            from undiffuse.cli.processes import run_processes
+
+            return run_processes(args.processes, words)
         _set_wait_policy()
         body, files = _imported(f"undiffuse.cli.{args.module}", "undiffuse.cli.downloading")
         shares = started.world_size > 1 and args.command in SHARED
+        speaks = True  # of not finding the others
         with _joined() if shares else nullcontext(), files.downloading(offline=getattr(args, "offline", False)):
-            joined = shares
+            speaks = started.is_main
             status = int(body.run(args))
         sys.stdout.flush()  # here, where a closed pipe can still be handled
         return status
     except KeyboardInterrupt:
-        if joined and not is_main_process():
-            return INTERRUPTED
-        fail("interrupted. Files written so far are kept; repeat the command to resume", prefix="")
+        if speaks:
+            fail("interrupted. Files written so far are kept; repeat the command to resume", prefix="")
         return INTERRUPTED
     except BrokenPipeError:  # the reader (head, a pager) has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        if joined and type(error).__name__ == "RankLostError":
+        if type(error).__name__ == "RankLostError":
             return LOST  # the line is written already, by the process that noticed
         known = _status(error)
         if known is None or os.environ.get("UNDIFFUSE_DEBUG", "0") not in ("", "0"):
             raise
-        if joined and not is_main_process():
-            return known
-        fail(_message(error, getattr(body, "OPTION_NAMES", {})))
+        if speaks:
+            fail(_message(error, getattr(body, "OPTION_NAMES", {})))
         return known
 
 

@@ -18,7 +18,7 @@ OPTION_NAMES = {
 """Arguments of the library whose options have another name."""
 _SAME = (
     "extractor", "grey", "metrics", "count", "reference_count", "size", "fit", "labels", "on_broken", "value_range",
-    "seed", "classes", "batch", "cache", "keep_samples",
+    "seed", "classes", "condition", "edges", "batch", "cache", "keep_samples",
 )  # fmt: skip
 
 

@@ -195,6 +195,14 @@ def _model(parser: Any, swept: bool = False) -> None:
     group.add_argument("--model-weights", metavar="W", help=which)
     options.class_option(group, 'classes to cycle through, repeatable or comma-separated (default "all")')
     options.seed_option(group)
+    if not swept:
+        condition = (
+            "conditions of the REFERENCE images that the samples get: labels, numbers:COLUMN[,COLUMN], image:PATH or "
+            "map:PATH; repeatable (default: the model's numbers and labels, from the table of REFERENCE)"
+        )
+        group.add_argument("--condition", action="append", metavar="KIND[:WHERE]", help=condition)
+        edges = "the condition picture shows edges: compare them with those of the samples"
+        group.add_argument("--edges", action="store_true", help=edges)
     options.guidance_options(parser)
     options.sampler_options(parser)
 

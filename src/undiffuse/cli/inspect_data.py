@@ -61,8 +61,12 @@ def _classes(source: Source, summary: DataSummary) -> str:
     if not counts and source.vectors is not None:
         count = source.vectors.shape[1]
         if source.multi_hot:
-            return f"{count} labels, several per image: {join_names(source.vector_names or (), 12)}"
-        named = f": {join_names(source.vector_names, 12)}" if source.vector_names else ""
+            return f"{count} labels, several per image (train --condition labels): " + join_names(
+                source.vector_names or (), 12
+            )
+        named = (
+            f": {join_names(source.vector_names, 12)} (train --condition numbers:...)" if source.vector_names else ""
+        )
         return f"none; a vector of {count_of(count, 'number')} per image{named}"
     if not counts:
         return "no labels (use sub-folders, --labels prefix or --labels TABLE to add them)"
@@ -103,14 +107,19 @@ def _advice(args: argparse.Namespace, look: DataProbe, summary: DataSummary) -> 
     options += containers.as_typed(args)
     if look.source.undeclared and not isinstance(args.value_range, tuple) and look.source.found_range is not None:
         options += " --range={:g},{:g}".format(*look.source.found_range)
-    options += " --unconditional" if len(counts) == 1 else ""
+    if len(counts) == 1:
+        options += " --unconditional"
+        without = sum(item.reason.startswith("no label") for item in summary.excluded)
+        if without:
+            images = "image that has" if without == 1 else f"{without:,} images that have"
+            notes.append(f"There is one class only. Without labels, training also uses the {images} none.")
     lines = [f"  {note}" for note in notes]
     parts = {part_of(name): name for name in look.source.held_out}
     held = parts.get("validation", parts.get("test"))
     if held is not None:
         options += f" --validation {quoted(f'{args.what}:{held}')}"
     lines += ["To train on them:", f"  undiffuse train {quoted(str(args.what))}{options}"]
-    if len(counts) > 1:
+    if sum(n > 1 for n in counts.values()) > 1:  # one image of a class is held out
         lines.append(f"  undiffuse train-classifier {quoted(str(args.what))}{options}")
     return "\n".join(lines)
 

@@ -12,6 +12,8 @@ import safetensors
 from undiffuse import checkpoints
 from undiffuse.adapters import importing
 from undiffuse.cli.console import duration, fields
+from undiffuse.cli.training_report import example_conditions
+from undiffuse.conditions import ModelConditions
 from undiffuse.data.labels import join_names
 from undiffuse.nets import DDPMConfig, NetworkSpec, config_from_dict, describe
 from undiffuse.nets.config import NetworkConfig
@@ -40,6 +42,7 @@ def describe_model(path: Path, name: str, as_json: bool = False) -> str:
     rows: list[tuple[str, object]] = [
         ("network", f"{count_parameters(path) / 1e6:.2f} million parameters, {layers}"),
         ("classes", _classes(manifest.get("labels"), spec.num_classes)),
+        ("conditions", ModelConditions.from_dict(manifest.get("conditions")).text() or None),
         ("process", _process(manifest["process"])),
         ("objective", _objective(manifest.get("objective"))),
         ("trained", _trained(progress, manifest.get("train") or {})),
@@ -201,7 +204,8 @@ def _next(manifest: dict[str, Any], name: str) -> str:
     if manifest.get("kind") == "classifier":
         return f"To guide with it:\n  undiffuse sample --model MODEL --classifier {name} --guidance 1"
     low = " --low-res FOLDER" if manifest["net"].get("super_resolution") else ""
-    return f"To sample:\n  undiffuse sample --model {name}{low}"
+    given = example_conditions(ModelConditions.from_dict(manifest.get("conditions")))
+    return f"To sample:\n  undiffuse sample --model {name}{low}{given}"
 
 
 def _finite(value: object) -> bool:

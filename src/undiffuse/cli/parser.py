@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import undiffuse
-from undiffuse.cli import options
+from undiffuse.cli import options, values
 
 COMMANDS = {
     "quickstart": "sample the shipped model with and without guidance: offline, one minute on a CPU",
@@ -38,6 +38,10 @@ COMMANDS = {
     "models": "list the published models, and search ImageNet's classes",
     "export": "export a model to guided-diffusion, diffusers, ONNX or torch.export",
 }
+
+SHARED = {"train", "train-classifier", "sample", "encode", "decode", "inpaint", "restore", "vary", "translate", "nll"}
+SHARED |= {"rerun", "evaluate", "reference", "sweep"}
+"""The commands that several processes share. Of the others only rank 0 does the work."""
 
 _DEFINED_IN = {
     **dict.fromkeys(("quickstart", "sample", "encode", "decode", "interpolate"), "sampling_options"),
@@ -82,4 +86,7 @@ def _add(commands: Any, name: str, takes: str, about: str, module: str | None = 
     )
     parser.set_defaults(module=module or name)
     parser.add_argument("--help-all", action=options.HelpAll, help="show all options and exit")
+    if name in SHARED:
+        about = "share the work among N processes of this machine, one for each GPU (default 1)"
+        parser.add_argument("--processes", type=values.positive, metavar="N", help=about)
     return parser

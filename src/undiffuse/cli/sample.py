@@ -10,6 +10,7 @@ from undiffuse.cli.options import SHIPPED, given_settings, sampler_config
 from undiffuse.config import SamplerConfig
 from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.cascade import Cascade, run_cascade
+from undiffuse.pipelines.conditioning import as_low_res, give_conditions
 from undiffuse.pipelines.low_res import LowRes
 from undiffuse.pipelines.record import ROUNDING, regenerate
 from undiffuse.pipelines.run import SamplingRun
@@ -25,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
     out |= {"animation": args.animation, "batch": args.batch, "overwrite": args.overwrite}
     folder, config = Path(args.out or "samples"), sampler_config(args)
     if args.upsampler is not None:
+        if args.condition:
+            raise ConfigError("condition", "cannot be combined with `upsampler`: its models have no such conditions")
         if args.low_res is not None:
             raise ConfigError("low_res", "cannot be combined with `upsampler`, which enlarges new samples: omit one")
         upsampler = SamplerConfig(model=args.upsampler, solver=args.upsampler_solver, steps=args.upsampler_steps)
@@ -38,10 +41,22 @@ def run(args: argparse.Namespace) -> int:
         say(fields([("budget", pipeline.notes["measured"])]))
     for difference in pipeline.model.differences:
         say(f"note: this differs from diffusers: {difference}")
-    low = LowRes.open(pipeline.model, args.low_res, args.low_size, labelled=not args.classes)
-    notes = {"low_res_data": args.low_res} if low else {}
-    SamplingRun.of(pipeline, folder, low=low, notes=notes, **out).run(report=say)
+    low_res, condition = as_low_res(pipeline.model, args.low_res, args.condition)
+    low = LowRes.open(pipeline.model, low_res, args.low_size, labelled=not args.classes)
+    notes = {"low_res_data": low_res} if low else {}
+    given = give_conditions(pipeline.model, condition, pipeline.targets)
+    SamplingRun.of(pipeline, folder, low=low, given=given, notes=notes, **out).run(report=say)
     return 0
+
+
+def _picture_now(condition: list[str] | None) -> str | None:
+    """Where the condition picture of a record is now."""
+    if not condition:
+        return None
+    kind, _, path = condition[0].partition(":")
+    if len(condition) > 1 or kind not in ("image", "map") or not path:
+        raise ConfigError("condition", "says where the picture is with `from_record`: image:PATH; omit the others")
+    return path
 
 
 def _regenerate(args: argparse.Namespace) -> int:
@@ -60,6 +75,7 @@ def _regenerate(args: argparse.Namespace) -> int:
         upsampler=args.upsampler,
         low_res=args.low_res,
         low_size=args.low_size,
+        condition=_picture_now(args.condition),
         device=args.device,
     )
     target = Path(args.out or f"again-{original.name}")

@@ -54,6 +54,11 @@ depends only on the seed and i, not on --batch or --count. Every PNG records how
     options.output_options(run, "output folder (default samples), or file with --from-record")
     options.format_option(run)
     options.pick(run, "--animation", ("gif", "apng"), "also animate the denoising of the grid's images")
+    condition = (
+        "condition: age=30,angle=45, labels=hat|scarf, image:FILE_OR_FOLDER, or a table with a row for each image; "
+        "repeatable"
+    )
+    run.add_argument("--condition", action="append", metavar="WHAT", help=condition)
     run.add_argument("--low-res", metavar="DATA", help="images to enlarge with a super-resolution model")
     low_size = "size of the --low-res images, if the model does not record it"
     run.add_argument("--low-size", type=values.size, metavar="S|HxW", help=low_size)

@@ -12,6 +12,7 @@ from undiffuse.cli.train_evaluator import build_evaluator
 from undiffuse.cli.training_options import naming_options
 from undiffuse.cli.training_report import finish, summary
 from undiffuse.data import ImageDataset, check_trainable
+from undiffuse.data.condition_specs import parse_condition
 from undiffuse.kernels import keep_memory
 from undiffuse.pipelines.grids import quoted
 from undiffuse.training.deadline import OUT_OF_TIME, REQUEUE
@@ -82,6 +83,8 @@ def request_of(args: argparse.Namespace) -> TrainRequest:
         if given.setdefault("size", size) != size:
             raise ValueError("--size must equal the size of --patches; leave it out")
     given["log"] = tuple(args.log) or None
+    if "condition" in given:
+        given["condition"] = tuple(str(parse_condition(text)) for text in given["condition"])
     fields = {f"train.{name}": getattr(args, name) for name in _RECIPE_FIELDS if getattr(args, name) is not None}
     if args.ema is not None:
         fields["train.ema_decays"] = args.ema

@@ -89,8 +89,13 @@ with torchrun to train on several devices.{options.DATA}""",
     what, data = _training(parser)
     labelled = what.add_mutually_exclusive_group()
     labelled.add_argument("--unconditional", action="store_true", default=None, help="ignore the labels")
-    dropped = "drop each label with probability P, for classifier-free guidance (sample --cfg), for example 0.1"
+    dropped = "drop labels and other conditions with probability P, for classifier-free guidance (sample --cfg)"
     labelled.add_argument("--label-dropout", type=values.fraction, metavar="P", help=dropped)
+    condition = (
+        "condition the model on labels, numbers:COLUMN[,COLUMN], image:PATH or map:PATH; repeatable (default: classes, "
+        "if there are any)"
+    )
+    what.add_argument("--condition", action="append", metavar="KIND[:WHERE]", help=condition)
     validation = "held-out images: other data, or a share of DATA, for example 0.05 (default: none)"
     data.add_argument("--validation", metavar="DATA|SHARE", help=validation)
     evaluation_options.while_training(parser)
@@ -100,11 +105,14 @@ def train_classifier(add: Any, commands: Any) -> None:
     """The options of `train-classifier`."""
     parser = add(commands, "train-classifier", "DATA | --resume RUN ", f"""\
 Trains a classifier of noisy images for guidance (`undiffuse sample --classifier`) and prints its accuracy by noise
-level. The same command again, or --resume RUN, resumes a stopped run. Run it with torchrun to train on several
-devices.{options.DATA}""", module="train")  # fmt: skip
+level. With --condition numbers:COLUMN it trains a regressor, which guides towards numbers (`undiffuse sample
+--classifier FILE --condition COLUMN=VALUE`). The same command again, or --resume RUN, resumes a stopped run. Run it
+with torchrun to train on several devices.{options.DATA}""", module="train")  # fmt: skip
     what, data = _training(parser)
     partner = "diffusion model to guide; the classifier takes its size, noise levels and classes"
     what.add_argument("--for", dest="partner", metavar="MODEL", help=partner)
+    numbers = "predict these numbers of each image instead of its class: numbers:COLUMN[,COLUMN]"
+    what.add_argument("--condition", action="append", metavar="numbers:COLUMN", help=numbers)
     noise = what.add_mutually_exclusive_group()
     clean = "train on clean images only (not for guidance)"
     noise.add_argument("--clean", action="store_true", default=None, help=clean)

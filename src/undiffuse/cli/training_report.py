@@ -10,6 +10,7 @@ from typing import Any
 from undiffuse import checkpoints, recipes
 from undiffuse.cli.console import fields, table
 from undiffuse.cli.words import in_options
+from undiffuse.conditions import ModelConditions
 from undiffuse.distributed import resolve_device
 from undiffuse.pipelines.grids import quoted
 from undiffuse.training import Outcome, Task, read_events
@@ -49,10 +50,11 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
     classes = f"{count_of(len(counts), 'class')}: {named}" if counts else "no labels"
     if recipe.kind == "classifier":
         noisy = "clean images" if plan.request.clean else f"noisy images, {recipe.process.steps} levels"
-        what = f"classifier of {noisy}"
+        what = f"regressor of {plan.conditions.text()} in {noisy}" if plan.conditions else f"classifier of {noisy}"
     else:
         kind = f"class-conditional, {task.labels_count} classes" if task.labels_count is not None else "unconditional"
         kind += f" (label dropped for {100 * recipe.label_dropout:g} % of the images)" if recipe.label_dropout else ""
+        kind += f", conditioned on {plan.conditions.text()}" if plan.conditions else ""
         what = f"diffusion model, {kind}"
     process = recipe.process
     loss = ""
@@ -108,17 +110,36 @@ def finish(plan: TrainPlan, outcome: Outcome) -> str:
         accuracy = accuracy_table(plan.out, plan.recipe.process.steps)
         parts += [accuracy] if accuracy else []
         partner = quoted(plan.request.partner) if plan.request.partner else "MODEL"
-        parts.append(f"To guide with it:\n  undiffuse sample --model {partner} --classifier {name} --guidance 1")
+        given = example_conditions(plan.conditions)
+        parts.append(f"To guide with it:\n  undiffuse sample --model {partner} --classifier {name} --guidance 1{given}")
         return "\n".join(parts)
     if (plan.out / "previews").is_dir():
         parts[1] += f"\n  previews    {plan.out / 'previews'}"
     low = " --low-res FOLDER" if plan.recipe.low_size is not None else ""
-    parts.append(f"To sample:\n  undiffuse sample --model {name}{low} --out samples-{quoted(plan.out.name)}")
+    given = example_conditions(plan.conditions)
+    parts.append(f"To sample:\n  undiffuse sample --model {name}{low}{given} --out samples-{quoted(plan.out.name)}")
     return "\n".join(parts)
 
 
+def example_conditions(conditions: ModelConditions) -> str:
+    """Returns options of `undiffuse sample` that give a model its conditions."""
+    out = ""
+    if conditions.numbers is not None:
+        held = conditions.numbers
+        given = ",".join(f"{name}={value:.4g}" for name, value in zip(held.names, held.mean, strict=True))
+        out += f" --condition {quoted(given)}"
+    if conditions.tags:
+        out += f" --condition {quoted(f'labels={conditions.tags[0]}')}"
+    if conditions.image is not None:
+        out += f" --condition {conditions.image.kind}:FOLDER"
+    return out
+
+
 def accuracy_table(run_dir: Path, steps: int) -> str | None:
-    """Returns a table of the accuracy by noise level at the last validation; None if there was none."""
+    """Returns a table of the accuracy by noise level at the last validation; None if there was none.
+
+    Of a regressor it is the share of the numbers' variance that is explained.
+    """
     last = None
     for record in read_events(run_dir / "metrics.jsonl"):
         if record.get("kind") == "validation":
@@ -126,6 +147,8 @@ def accuracy_table(run_dir: Path, steps: int) -> str | None:
     if last is None or "by_tenth" not in last:
         return None
     best = last["by_tenth"]
+    if "top1" not in best:
+        last, best = _explained(last), {"top1": [None if v is None else 1 - v for v in best["mse"]]}
     tenths = len(best["top1"])
     rows = []
     for k in range(tenths):
@@ -135,14 +158,21 @@ def accuracy_table(run_dir: Path, steps: int) -> str | None:
                 line.append("-" if best[key][k] is None else f"{100 * best[key][k]:.1f}%")
         rows.append(line)
     rows.append(["all", *[f"{100 * last[key]:.1f}%" for key in ("top1", "top5") if key in last]])
-    head = ["noise level", "top-1", "top-5"][: len(rows[0])]
+    regression = "explained" in last
+    head = ["noise level", "explained"] if regression else ["noise level", "top-1", "top-5"][: len(rows[0])]
     count = last["validation_images"]
-    title = f"Accuracy on {count_of(count, 'held-out image')} by noise level (0 is clean):"
+    what = "Explained variance of the numbers" if regression else "Accuracy"
+    title = f"{what} on {count_of(count, 'held-out image')} by noise level (0 is clean):"
     text = f"\n{title}\n{table(rows, head, right=(1, 2), indent=2)}\n"
     if count < FEW:  # evenly spread over the noise levels, so about a tenth in every row
         each = max(1, round(count / tenths))
         text += f"  About {count_of(each, 'image')} per row, too few to compare rows: hold out more (--validation).\n"
     return text
+
+
+def _explained(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A regressor's record with the share of the variance that it explains in the place of the accuracy."""
+    return {**record, "top1": 1 - record["mse"], "explained": True}
 
 
 def _beginning(init: Mapping[str, Any]) -> str:

@@ -33,6 +33,10 @@ class Batch:
         positions: int64 [b], their places in the run's stream (in `pass_once`: their indices).
         indices: int64 [b], their numbers in the source.
         names: their names, for messages.
+        numbers: float32 [b, K] in the units of the data, NaN where one is not known; None without numbers.
+        tags: float32 [b, L] of 0 and 1, the labels of each picture of which it may have several; None without.
+        cond_images: the pictures' partners, prepared like them: uint8 [b, H, W, C], or float32 in [-1, 1] where they
+            have a value range; of maps the places of the classes, uint8 [b, H, W, 1]. None without.
     """
 
     images: torch.Tensor
@@ -40,6 +44,9 @@ class Batch:
     positions: torch.Tensor
     indices: torch.Tensor
     names: tuple[str, ...]
+    numbers: torch.Tensor | None = None
+    tags: torch.Tensor | None = None
+    cond_images: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -47,12 +54,19 @@ class Batch:
 
 def _collate(dataset: ImageDataset, examples: Sequence[Example]) -> Batch:
     labels = [example.label for example in examples if example.label is not None]
+    indices = np.array([example.index for example in examples], dtype=np.int64)
+    found = dataset.source.conditions
+    numbers, tags = (None, None) if found is None else (found.numbers, found.tags)
+    partners = [example.cond_image for example in examples if example.cond_image is not None]
     return Batch(
         images=torch.from_numpy(np.stack([example.image for example in examples])),
         labels=torch.tensor(labels, dtype=torch.int64) if dataset.label_names is not None else None,
         positions=torch.tensor([example.position for example in examples], dtype=torch.int64),
-        indices=torch.tensor([example.index for example in examples], dtype=torch.int64),
+        indices=torch.from_numpy(indices),
         names=tuple(dataset.source.name(example.index) for example in examples),
+        numbers=None if numbers is None else torch.from_numpy(numbers[indices]),
+        tags=None if tags is None else torch.from_numpy(tags[indices]),
+        cond_images=torch.from_numpy(np.stack(partners)) if partners else None,
     )
 
 

@@ -267,17 +267,6 @@ def _items(
                 job.cancel()
 
 
-def label_of(source: Source, i: int) -> dict[str, Any]:
-    """The label and the vector of a picture, by the names that tables give them."""
-    out: dict[str, Any] = {}
-    number = source.label(i)
-    if number is not None and source.label_names is not None:
-        out["label"] = source.label_names[number]
-    if source.vectors is not None:
-        out["vector"] = [float(x) for x in source.vectors[i]]
-    return out
-
-
 def _write_folder(place: Path, source: Source, items: Iterator[Item]) -> None:
     """Shelves of files, metadata.jsonl, and the class table in dataset_info.json."""
     place.mkdir()
@@ -286,11 +275,17 @@ def _write_folder(place: Path, source: Source, items: Iterator[Item]) -> None:
             file = place / item.file
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(item.data)
-            record = {"file_name": item.file, **label_of(source, item.number), "name": item.name}
+            record = {"file_name": item.file, **shards.label_of(source, item.number), "name": item.name}
             table.write(json.dumps(record, ensure_ascii=False) + "\n")
+    features: dict[str, Any] = {}
     if source.label_names is not None:
-        feature = {"names": source.label_names, "_type": "ClassLabel"}
-        info = json.dumps({"features": {"label": feature}}, ensure_ascii=False, indent=2)
+        features["label"] = {"names": source.label_names, "_type": "ClassLabel"}
+    if source.vector_names is not None and source.multi_hot:
+        features["labels"] = {"feature": {"names": source.vector_names, "_type": "ClassLabel"}, "_type": "Sequence"}
+    elif source.vector_names is not None:
+        features["vector"] = {"names": source.vector_names, "feature": {"dtype": "float32", "_type": "Value"}}
+    if features:
+        info = json.dumps({"features": features}, ensure_ascii=False, indent=2)
         (place / "dataset_info.json").write_text(info + "\n", encoding="utf-8")
 
 
@@ -315,6 +310,7 @@ def _write_zip(place: Path, source: Source, items: Iterator[Item]) -> None:
             elif source.vectors is not None:
                 labels.append((item.file, [float(x) for x in source.vectors[item.number]]))
         content: dict[str, Any] = {"labels": labels or None}
-        if source.label_names is not None:
-            content["class_names"] = source.label_names
+        names = source.label_names or source.vector_names
+        if names is not None:
+            content["class_names"] = names
         archive.writestr(zipfile.ZipInfo("dataset.json"), json.dumps(content, ensure_ascii=False))

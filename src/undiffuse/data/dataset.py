@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from undiffuse.data import order
 from undiffuse.data.channels import ValueRange, check_value_range
+from undiffuse.data.conditions import prepare_partner
 from undiffuse.data.decoding import MAX_PIXELS, describe
 from undiffuse.data.formats.base import Frames, Layout
 from undiffuse.data.images import Picture, prepare, size_pair
@@ -22,6 +23,8 @@ from undiffuse.data.screening import Check, OnBroken, OnTiny, screen
 from undiffuse.data.sources import BrokenImageError, Source
 
 __all__ = ["DataConfig", "Example", "ImageDataset", "check_trainable"]
+
+_Crop = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,7 @@ class DataConfig:
         max_pixels: pictures with more pixels count as broken.
         frames: "first" or "all" frames of files that hold several.
         layout: the axes of arrays of pictures: "auto", "HWC" or "CHW".
+        conditions: what belongs to each picture besides its class, as `condition_specs.attach` takes it.
     """
 
     path: str
@@ -71,9 +75,11 @@ class DataConfig:
     max_pixels: int = MAX_PIXELS
     frames: Frames = "first"
     layout: Layout = "auto"
+    conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         size_pair(self.size)
+        object.__setattr__(self, "conditions", tuple(self.conditions))
         object.__setattr__(self, "value_range", check_value_range(self.value_range))
         if self.channels < 1:
             raise ValueError(f"channels={self.channels}: expected 1 (grey), 3 (RGB), 4 (RGBA) or another number from 2")
@@ -119,7 +125,19 @@ class DataConfig:
             frames=self.frames,
             layout=self.layout,
         )
-        return TiledSource(source, size_pair(self.size)) if self.patches == "tiled" else source
+        return self._tiled(self._attached(source))
+
+    def _attached(self, source: Source) -> Source:
+        from undiffuse.data.condition_specs import attach
+
+        return attach(source, self) if self.conditions else source
+
+    def _tiled(self, source: Source) -> Source:
+        if self.patches != "tiled":
+            return source
+        if source.conditions is not None and source.conditions.partners is not None:
+            raise ValueError("tiled patches have no partners: give condition pictures with random patches or none")
+        return TiledSource(source, size_pair(self.size))
 
     def checked(self, source: Source) -> Source:
         """A source that is open already, without what the config refuses or skips, and cut into tiles if it says so.
@@ -136,7 +154,7 @@ class DataConfig:
             value_range=self.value_range,
             channels=self.channels,
         )
-        return TiledSource(source, size_pair(self.size)) if self.patches == "tiled" else source
+        return self._tiled(self._attached(source))
 
     def build(self, label_names: Sequence[str] | None = None) -> ImageDataset:
         """The data set: `open` and prepare."""
@@ -147,6 +165,7 @@ class DataConfig:
         plain = dataclasses.asdict(self)
         later = {
             "value_range": None, "patches": None, "max_pixels": MAX_PIXELS, "frames": "first", "layout": "auto",
+            "conditions": (),
         }  # fmt: skip
         return {key: value for key, value in plain.items() if key not in later or value != later[key]}
 
@@ -176,12 +195,14 @@ class Example:
         label: its class, or None.
         index: its number in the source.
         position: its place in the stream.
+        cond_image: its partner, prepared like it, see `conditions.prepare_partner`; None without.
     """
 
     image: NDArray[Any]
     label: int | None
     index: int
     position: int
+    cond_image: NDArray[Any] | None = None
 
 
 class ImageDataset:
@@ -241,13 +262,14 @@ class ImageDataset:
             if candidate in self.replaced and step + 1 < tries:
                 continue
             try:
-                image = self._prepared(candidate, self._drawn(candidate, position), bool(flip), draws, place)
+                image, partner = self._pair(candidate, self._drawn(candidate, position), bool(flip), draws, place)
             except BrokenImageError as error:
                 if step + 1 == tries:
                     raise
                 self.replaced[candidate] = error.reason
                 continue
-            return Example(image=image, label=self.source.label(candidate), index=candidate, position=position)
+            label = self.source.label(candidate)
+            return Example(image=image, label=label, index=candidate, position=position, cond_image=partner)
         raise AssertionError("unreachable: the last try returns or raises")
 
     def plain(self, index: int) -> Example:
@@ -256,20 +278,66 @@ class ImageDataset:
         Raises:
             BrokenImageError: its file cannot be read.
         """
-        image = self._prepared(index, self.source.image(index), False, None, (0.5, 0.5))
-        return Example(image=image, label=self.source.label(index), index=index, position=index)
+        image, partner = self._pair(index, self.source.image(index), False, None, (0.5, 0.5))
+        label = self.source.label(index)
+        return Example(image=image, label=label, index=index, position=index, cond_image=partner)
+
+    def partner(self, index: int) -> NDArray[Any]:
+        """The prepared partner of image `index`, without augmentation and without reading the image itself.
+
+        Raises:
+            BrokenImageError: its file cannot be read.
+        """
+        partner = self._partner(index, self.source.stored_size(index), False, None, (0.5, 0.5))
+        assert partner is not None
+        return partner
 
     def _drawn(self, index: int, position: int) -> Picture:
         if not self.source.augments:
             return self.source.image(index)
         return self.source.draw(index, order.item_seed(self.config.seed, position))
 
+    def _pair(
+        self, index: int, picture: Picture, flip: bool, crop: _Crop | None, place: tuple[float, float]
+    ) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """A picture and its partner, prepared alike; None without partners."""
+        found = self.source.conditions
+        partner = None
+        if found is not None and found.partners is not None:
+            shape = describe(picture)
+            partner = self._partner(index, (shape.width, shape.height), flip, crop, place)
+        return self._prepared(index, picture, flip, crop, place), partner
+
+    def _partner(
+        self, index: int, like: tuple[int, int], flip: bool, crop: _Crop | None, place: tuple[float, float]
+    ) -> NDArray[Any] | None:
+        found, config = self.source.conditions, self.config
+        if found is None or found.partners is None:
+            return None
+        try:
+            return prepare_partner(
+                found.partners.picture(index),
+                found.partners.condition,
+                config.size,
+                like=like,
+                fit=config.fit,
+                flip=flip,
+                crop=crop,
+                patch=place if config.patches == "random" else None,
+                background=config.background,
+                pad_value=config.pad_value,
+            )
+        except (ValueError, OSError) as error:
+            reason = error.reason if isinstance(error, BrokenImageError) else str(error)
+            named = f"{self.source.name(index)} (its partner {found.partners.name(index)})"
+            raise BrokenImageError(named, reason) from error
+
     def _prepared(
         self,
         index: int,
         picture: Picture,
         flip: bool,
-        crop: tuple[float, float, float] | None,
+        crop: _Crop | None,
         place: tuple[float, float],
     ) -> NDArray[Any]:
         config = self.config

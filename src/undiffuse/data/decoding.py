@@ -150,7 +150,7 @@ def read_header(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> PictureInfo:
             return replace(describe(one), width=info.width, height=info.height, value_range=(ours.low, ours.high))
         if image.format == "PNG" and rawmode in ("RGB;16B", "RGBA;16B", "LA;16B"):
             mode = rawmode.replace("16B", "16")
-            info = replace(info, mode=mode, depth="16")
+            info = replace(info, mode=mode, depth="16", channels=2 if mode == "LA;16" else info.channels)
         # A phone's MPO holds previews and depth maps, no further pictures.
         pages = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
         return replace(info, pages=pages, ome=page is not None and _is_ome(page))
@@ -183,6 +183,9 @@ def describe(picture: Picture) -> PictureInfo:
     width, height = picture.size
     # A PNG keeps its EXIF block behind the pixels; asking for it would decode them.
     turned = picture.format in ("JPEG", "MPO", "TIFF", "WEBP") and _orientation(picture) in (5, 6, 7, 8)
+    tags = getattr(picture, "tag_v2", None)
+    if tags is not None and picture.format == "TIFF" and tags.get(256) != width:
+        turned = False  # newer versions of Pillow give the upright size of a TIFF
     if turned:
         width, height = height, width
     return PictureInfo(width=width, height=height, mode=mode, depth=depth, channels=(1 if grey else 3) + alpha,

@@ -93,7 +93,7 @@ def read_headers(source: Source, workers: int) -> Headers | None:
 
 
 def _identity(source: FileSource) -> str:
-    return f"{source.where}\0{source._content_hash().hex()}\0{source.max_pixels}"
+    return f"{source.where}\0{source.content_hash().hex()}\0{source.max_pixels}"
 
 
 def _read(source: FileSource, workers: int) -> Headers:

@@ -50,20 +50,24 @@ def _halved(image: Image.Image, width: int, height: int) -> Image.Image:
     return image
 
 
-def _cover(image: Image.Image, width: int, height: int) -> Image.Image:
+def _cover(image: Image.Image, width: int, height: int, nearest: bool = False) -> Image.Image:
     """Resized, keeping its proportions, to the smallest size that covers width x height."""
-    image = _halved(image, width, height)
+    image = image if nearest else _halved(image, width, height)
     scale = max(width / image.width, height / image.height)
     target = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    return image if target == image.size else image.resize(target, Image.Resampling.BICUBIC)
+    return image if target == image.size else image.resize(target, _filter(nearest))
 
 
-def _padded(image: Image.Image, width: int, height: int, value: int) -> Image.Image:
+def _filter(nearest: bool) -> Image.Resampling:
+    return Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC
+
+
+def _padded(image: Image.Image, width: int, height: int, value: int, nearest: bool = False) -> Image.Image:
     """In the middle of a constant border; only a picture larger than the target is resized, to just fit."""
     if image.width > width or image.height > height:
         scale = min(width / image.width, height / image.height)
         inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image = _halved(image, *inner).resize(inner, Image.Resampling.BICUBIC)
+        image = (image if nearest else _halved(image, *inner)).resize(inner, _filter(nearest))
     if image.size == (width, height):
         return image
     bands = len(image.getbands())
@@ -91,6 +95,8 @@ def prepare(
     pad_value: int = 0,
     value_range: ValueRange | None = None,
     patch: tuple[float, float] | None = None,
+    like: tuple[int, int] | None = None,
+    nearest: bool = False,
 ) -> NDArray[Any]:
     """Prepares a stored picture for a batch.
 
@@ -109,6 +115,8 @@ def prepare(
         value_range: (low, high) of the stored values that become -1 and 1.
         patch: two uniforms in [0, 1) that choose a window of `size` pixels, which is cut out before anything else
             (from a picture that is smaller, as much as there is).
+        like: (width, height) to which the picture is brought first, of the picture that it belongs to.
+        nearest: resize by nearest neighbour, for maps of classes.
 
     Returns:
         uint8 [H, W, channels], or with a `value_range` float32 [H, W, channels] in [-1, 1].
@@ -122,7 +130,9 @@ def prepare(
     if patch is not None:
         picture = cut(picture, window(describe(picture), (height, width), patch))
     layers = _layers(picture, channels, background, value_range)
-    done = [_placed(layer, height, width, fit, crop, pad_value) for layer in layers]
+    if like is not None and patch is None:
+        layers = [layer if layer.size == like else layer.resize(like, _filter(nearest)) for layer in layers]
+    done = [_placed(layer, height, width, fit, crop, pad_value, nearest) for layer in layers]
     pixels = done[0] if len(done) == 1 else np.concatenate(done, axis=-1)
     pixels = np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
     if value_range is None:
@@ -166,19 +176,20 @@ def _layers(
 
 
 def _placed(
-    image: Image.Image, height: int, width: int, fit: str, crop: tuple[float, float, float] | None, pad_value: int
-) -> NDArray[Any]:
+    image: Image.Image, height: int, width: int, fit: str, crop: tuple[float, float, float] | None, pad_value: int,
+    nearest: bool,
+) -> NDArray[Any]:  # fmt: skip
     """[height, width, C] of one PIL image."""
     if fit == "pad":
-        image = _padded(image, width, height, pad_value)
+        image = _padded(image, width, height, pad_value, nearest)
     if crop is None:
-        image = _cover(image, width, height)
+        image = _cover(image, width, height, nearest)
         left, top = (image.width - width) // 2, (image.height - height) // 2
     else:
         short = min(height, width)
         most = -(-short * _CROP_MARGIN[0] // _CROP_MARGIN[1])
         drawn = short + int(crop[0] * (most - short + 1))
-        image = _cover(image, -(-width * drawn // short), -(-height * drawn // short))
+        image = _cover(image, -(-width * drawn // short), -(-height * drawn // short), nearest)
         left, top = int(crop[1] * (image.width - width + 1)), int(crop[2] * (image.height - height + 1))
     pixels = np.asarray(image).reshape(image.height, image.width, len(image.getbands()))
     return pixels[top : top + height, left : left + width]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from undiffuse.downloads import cache_dir
 from undiffuse.util.files import atomic_file
 
-__all__ = ["FROM", "Arrays", "cached", "joined", "place", "read", "split", "write"]
+__all__ = ["FROM", "Arrays", "cached", "joined", "place", "read", "split", "turn", "write"]
 
 FROM = 10_000
 """Items from which a data set is indexed."""
@@ -58,7 +58,7 @@ def cached(
     found = read(path)
     if found is not None and valid(found):
         return found
-    with _turn(path):
+    with turn(path):
         again = read(path)  # another process may have made them meanwhile
         if again is not None and valid(again):
             return again
@@ -118,7 +118,7 @@ def write(path: Path, arrays: Arrays) -> None:
 
 
 @contextlib.contextmanager
-def _turn(path: Path) -> Iterator[None]:
+def turn(path: Path) -> Iterator[None]:
     """Holds a lock of the machine for a file of the cache; without one where there are no locks."""
     try:
         import fcntl
@@ -139,7 +139,10 @@ def _turn(path: Path) -> Iterator[None]:
                 break
         yield
     finally:
-        os.close(handle)  # which gives up the lock, as the end of the process does
+        # Whoever waits finds the index when its turn comes; the end of the process would give up the lock too.
+        with contextlib.suppress(OSError):
+            path.with_suffix(".lock").unlink()
+        os.close(handle)
 
 
 def joined(texts: list[str]) -> NDArray[np.uint8]:

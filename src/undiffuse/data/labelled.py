@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -13,17 +14,18 @@ from typing import cast
 
 import numpy as np
 
-from undiffuse.data.formats.base import PARTS, part_of
+from undiffuse.data.formats.base import PARTS, part_of, with_tags
 from undiffuse.data.formats.files import read_table_member
 from undiffuse.data.formats.imagenet import translated
+from undiffuse.data.formats.spans import SpanSource
 from undiffuse.data.labelling import Labelling, interpret
-from undiffuse.data.labels import apply_table, class_table, folder_labels, join_names, prefix_labels
+from undiffuse.data.labels import apply_table, class_table, folder_labels, join_names, prefix_labels, shelved
 from undiffuse.data.names import Runs
 from undiffuse.data.screening import OnBroken
 from undiffuse.data.sources import Excluded, FileSource, FolderSource, Source, ZipSource
 from undiffuse.data.tables import TABLE_SUFFIXES, TableSpec, parse_spec, read_table
 
-__all__ = ["label_files"]
+__all__ = ["label_files", "own_tables", "table_bytes"]
 
 _OWN_TABLES = ("labels.csv", "labels.tsv", "labels.jsonl", "labels.json", "labels.parquet")
 _KNOWN_TABLES = (
@@ -43,6 +45,7 @@ def label_files(
     label_names: Sequence[str] | None = None,
     on_broken: OnBroken = "refuse",
     folders: Runs | None = None,
+    part: str | None = None,
 ) -> Source:
     """The source with labels; files without one are refused or left out.
 
@@ -52,6 +55,7 @@ def label_files(
         label_names: an existing class table.
         on_broken: what to do with files without a label and with rows of a table without a file.
         folders: the folders that name the classes, if they are not those of the files.
+        part: the part of the data set that is wanted, where a column of a table tells the parts.
 
     Returns:
         The labelled source. Several labels of a picture become `vectors` of 0 and 1, numbers become `vectors` too.
@@ -72,7 +76,7 @@ def label_files(
         data = _outside(spec.file) or _inside(source, spec.file)
         if data is None:
             raise FileNotFoundError(f"there is no label table {spec.file}, neither as given nor inside {source.where}")
-        found = interpret(read_table(data, spec.file), names, spec, complain, source.held_names)
+        found = interpret(read_table(data, spec.file), names, spec, complain, source.held, part)
         return _by_table(source, found, spec.file, label_names, absent=True)
     if how not in _HOW:
         raise ValueError(
@@ -81,8 +85,8 @@ def label_files(
     if how == "none":
         return source
     if how == "auto":
-        part = _own_part(source)
-        of_part = [f"{part}/{name}" for name in _OWN_TABLES] if part else []
+        own = _own_part(source)
+        of_part = [f"{own}/{name}" for name in _OWN_TABLES] if own else []
         for name in (*of_part, *_OWN_TABLES, *_KNOWN_TABLES):
             data = _inside(source, name)
             if data is None:
@@ -92,7 +96,7 @@ def label_files(
             ours = name not in _KNOWN_TABLES
             heard = complain if ours else partial(_all_but_absent, complain, extra)
             try:
-                found = interpret(read_table(data, name), names, TableSpec(name), heard, source.held_names)
+                found = interpret(read_table(data, name), names, TableSpec(name), heard, source.held, part)
             except ValueError as error:
                 passed = ("matches none", "is known to hold", "holds no labels", "has no column of labels")
                 if ours or not any(words in str(error) for words in passed):
@@ -109,9 +113,18 @@ def label_files(
         values = prefix_labels(names)
         _require(values, names, "an underscore after a class name, as in cat_0012.png", source.where, complain)
     else:
+        if how == "auto" and shelved(names, folders or source.names.runs):
+            source.notes.append('the numbered folders are shelves of a fixed number of images, not classes; '
+                                'labels="folder" makes them classes')  # fmt: skip
+            return source
         values = folder_labels(folders or source.names.runs, label_names)
+        loose = sum(value is None for value in values) if None in values else 0
+        if how == "auto" and 0 < loose < len(values):
+            source.notes.append(
+                f"{loose:,} of {len(values):,} images lie in no sub-folder, so the folders are not taken as classes"
+            )
         if how == "auto" and (None in values or (len(set(values)) < 2 and label_names is None)):
-            source.notes += _unused_tables(source)
+            source.notes += _unused_tables(source) if source.table is None else []
             return source
         _require(values, names, "a sub-folder named after its class, as in cat/0012.png", source.where, complain)
     return _with_classes(source, values, f"{source.where} (labels: {how})", label_names,
@@ -157,8 +170,15 @@ def _by_table(
     source: FileSource, found: Labelling, table: str, label_names: Sequence[str] | None, absent: bool
 ) -> FileSource:
     """The source with what a table says; with `absent`, files of the table that are not there count as left out."""
+    source.table = table
+    if found.parts:
+        keep = [i for i in range(len(source)) if i not in found.parts]
+        held = Counter(found.parts.values())
+        source = source.labelled(keep, None, None, [])
+        source.held_out.update(sorted(held.items()))
+        found = replace(found, values=[found.values[i] for i in keep], parts={})
     ending = f"files ending in {PurePosixPath(table).suffix.lower()}"
-    if source.left_out.get(ending) and not Path(table).is_absolute():
+    if source.left_out.get(ending) and _inside(source, _relative(source, table)) is not None:
         left = {**source.left_out, ending: source.left_out[ending] - 1}  # a table that is used is not left out
         source.left_out = {kind: count for kind, count in left.items() if count}
     why = dict(found.unlabelled)
@@ -176,15 +196,7 @@ def _by_table(
     labelled = source.labelled(keep, None, None, excluded)
     values = [found.values[i] for i in keep]
     if found.kind == "multi":
-        tags = list(label_names) if label_names is not None else list(found.names)
-        number = {tag: k for k, tag in enumerate(tags)}
-        unknown = sorted({tag for value in values for tag in value if tag not in number})
-        if unknown:
-            raise ValueError(f"{table} has labels that are not in the class table: {join_names(unknown)}")
-        hot = np.zeros((len(keep), len(tags)), dtype=np.float32)
-        for row, value in enumerate(values):
-            hot[row, [number[tag] for tag in value]] = 1
-        labelled.vectors, labelled.vector_names, labelled.multi_hot = hot, tags, True
+        with_tags(labelled, values, list(label_names if label_names is not None else found.names))
     else:
         labelled.vectors = np.array(values, dtype=np.float32).reshape(len(keep), len(found.names))
         labelled.vector_names = list(found.names)
@@ -228,13 +240,42 @@ def _unused_tables(source: FileSource) -> list[str]:
     for file in sorted(files)[:_TRIED]:
         try:
             found = interpret(
-                read_table(file.read_bytes(), file.name), source.names, TableSpec(file.name), None, source.held_names
+                read_table(file.read_bytes(), file.name), source.names, TableSpec(file.name), None, source.held
             )
         except (OSError, ValueError):
             continue
         taken = found.said.partition(": ")[2]
         notes.append(f'{file.name} is not used, but names the images; labels="{file.name}" takes it: {taken}')
     return notes
+
+
+def _relative(source: FileSource, table: str) -> str:
+    """The name of a table inside the data, if it was given by its whole path."""
+    path = Path(table).expanduser()
+    if isinstance(source, FolderSource) and path.resolve().is_relative_to(source.root.resolve()):
+        return path.resolve().relative_to(source.root.resolve()).as_posix()
+    return table
+
+
+def table_bytes(source: Source, name: str) -> bytes | None:
+    """A table by its path, or inside the data; None if there is none."""
+    data = _outside(name)
+    return data if data is not None or not isinstance(source, FileSource) else _inside(source, name)
+
+
+def own_tables(source: Source, labels: str) -> Iterator[tuple[TableSpec, bytes]]:
+    """The tables that may speak of the pictures: the one that `labels` names, or those of known names in the data."""
+    spec = parse_spec(labels)
+    if spec is not None:
+        data = table_bytes(source, spec.file)
+        if data is not None:
+            yield spec, data
+        return
+    part = _own_part(source) if isinstance(source, FileSource) else None
+    for name in (*(f"{part}/{name}" for name in _OWN_TABLES if part), *_OWN_TABLES, *_KNOWN_TABLES):
+        data = _inside(source, name) if isinstance(source, FileSource) else None
+        if data is not None:
+            yield TableSpec(name), data
 
 
 def _outside(name: str) -> bytes | None:
@@ -248,17 +289,24 @@ def _inside(source: FileSource, name: str) -> bytes | None:
         with zipfile.ZipFile(source.path) as archive:
             held = set(archive.namelist())
             # A zip of one folder has its table in that folder.
-            tops = {PurePosixPath(member).parts[0] for member in source.names}
-            inner = f"{next(iter(tops))}/{name}" if len(tops) == 1 else name
+            tops = {folder.partition("/")[0] for folder in source.names.runs.folders}
+            inner = f"{next(iter(tops))}/{name}" if len(tops) == 1 and "" not in tops else name
             found = name if name in held else inner if inner in held else None
             try:
                 return read_table_member(archive, found, str(source.path)) if found else None
             except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
                 raise ValueError(f"{source.path}: {found} in it cannot be read: {error}") from error
+    if isinstance(source, SpanSource):
+        return source.table_in(name)
     if not isinstance(source, FolderSource):
         return None
-    path = source.root / name
-    return path.read_bytes() if path.is_file() else None
+    # A folder with nothing but one folder of images may have its table in that folder.
+    below = {folder.partition("/")[0] for folder in source.names.runs.folders if folder}
+    only = source.root / next(iter(below), "") / name
+    for file in (source.root / name, *([only] if len(below) == 1 else [])):
+        if file.is_file():
+            return file.read_bytes()
+    return None
 
 
 def _require(values: Sequence[str | None], names: Sequence[str], what: str, where: str, complain: Complain) -> None:

@@ -6,6 +6,7 @@ an integer) and stored with the model, so that training, validation and sampling
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
@@ -14,7 +15,11 @@ from numpy.typing import NDArray
 
 from undiffuse.data.names import Runs
 
-__all__ = ["apply_table", "class_table", "folder_labels", "join_names", "prefix_labels"]
+__all__ = ["apply_table", "class_table", "folder_labels", "join_names", "prefix_labels", "shelved"]
+
+_SHELF = re.compile(r"\d{4,}")
+_STEM = re.compile(r"[a-zA-Z_-]{0,12}(\d{1,18})\.\w+")
+_OF_TOOL = re.compile(r"img\d{8}\.\w+")
 
 
 def join_names(names: Iterable[str], limit: int = 10) -> str:
@@ -69,6 +74,37 @@ def folder_labels(runs: Runs, known: Sequence[str] | None = None) -> list[str | 
     for parts, count in zip(folders, runs.counts.tolist(), strict=True):
         labels += [parts[level] if len(parts) > level else None] * count
     return labels
+
+
+def shelved(names: Sequence[str], runs: Runs) -> bool:
+    """Whether the folders are shelves, which hold a number of pictures each, and not classes.
+
+    Shelves are those of NVIDIA's dataset_tool (00000/img00000000.png), and folders that are numbered with leading zeros
+    after the pictures in them, as in FFHQ (01000/01000.png to 01000/01999.png).
+
+    Args:
+        names: of the pictures.
+        runs: their folders, without those of parts.
+    """
+    folders = [tuple(folder.split("/")) for folder in runs.folders]
+    level = 0
+    while folders and all(len(parts) > level + 1 for parts in folders) and len({p[level] for p in folders}) == 1:
+        level += 1
+    shelves = ["/".join(parts[level:]) for parts in folders]
+    if not shelves or len(set(map(len, shelves))) > 1 or not all(_SHELF.fullmatch(shelf) for shelf in shelves):
+        return False
+    files = (name.rpartition("/")[2] for name in names)
+    if len(shelves[0]) == 5 and all(map(_OF_TOOL.fullmatch, files)):
+        return True
+    steps = {100, 1000, 10_000}
+    for shelf, first, last in zip(map(int, shelves), runs.starts[:-1].tolist(), runs.starts[1:].tolist(), strict=True):
+        for name in names[first:last]:
+            match = _STEM.fullmatch(name.rpartition("/")[2])
+            number = int(match[1]) if match else -1
+            steps = {step for step in steps if shelf in (number // step, number // step * step)}
+            if not steps:
+                return False
+    return len(set(shelves)) > 1
 
 
 def prefix_labels(names: Sequence[str]) -> list[str | None]:

@@ -13,7 +13,7 @@ from undiffuse.data.fashion import fashion_mnist
 from undiffuse.data.formats.base import Frames, Layout, Reading
 from undiffuse.data.formats.files import without_part
 from undiffuse.data.formats.frames import with_frames
-from undiffuse.data.formats.registry import find_format
+from undiffuse.data.formats.registry import find_format, inner_folder
 from undiffuse.data.formats.spans import expand_braces, is_url
 from undiffuse.data.labelled import label_files
 from undiffuse.data.labels import apply_table, join_names
@@ -95,19 +95,30 @@ def open_data(
     if path is None:
         from undiffuse.data.formats import webdataset
 
+        if is_url(text) and not text.partition("?")[0].lower().endswith(webdataset.SUFFIXES):
+            endings = ", ".join(webdataset.SUFFIXES)
+            raise ValueError(
+                f"{text}: only WebDataset shards ({endings}) are read by their address; download other data"
+            )
         source = webdataset.open_shards([text], text, reading)
         source.format = "WebDataset shards"
     else:
         found = find_format(path)
         if found is None:
             raise ValueError(_unknown(path))
+        inside = inner_folder(path) if path.is_dir() and found.module == "files" else None
+        path, found = inside or (path, found)
         if part not in (None, "all") and not found.parts:
             raise ValueError(f"{path} ({found.title}) has no parts, so it has no part {part!r}")
         source = found.open(path, reading)
+        source.containers = source.containers or (os.fspath(path),)
     if isinstance(source, FileSource):
         source.max_pixels = max_pixels
         if source.labels is None and not source.labels_settled:
-            source = label_files(source, labels, label_names, on_broken, without_part(source.names.runs))
+            wanted, source.wanted_part = source.wanted_part, None
+            source = label_files(source, labels, label_names, on_broken, without_part(source.names.runs), part)
+            if wanted is not None and not source.held_out:
+                raise ValueError(f"{path} has no parts such as train/ and test/, so it has no part {wanted!r}")
         if isinstance(source, FileSource):
             if source.value_range is None and (recorded := recorded_range(source)) is not None:
                 source.value_range = recorded

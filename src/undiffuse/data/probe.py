@@ -71,6 +71,9 @@ class DataProbe:
         if len(self.summary.sizes) != 1:
             return None
         width, height = next(iter(self.summary.sizes))
+        step = 8 if max(width, height) <= _LARGEST_HALVED_BY_8 else 16
+        if width != height and min(width, height) <= _LARGEST and width % step == height % step == 0:
+            return height, width  # their own shape fits a network
         short, ratio = self.size, max(width, height) / min(width, height)
         multiple = 8 if short * ratio <= _LARGEST_HALVED_BY_8 else 16
         longer = max(1, round(short * ratio / multiple)) * multiple

@@ -126,9 +126,7 @@ def _flaws_of(headers: Headers, channels: int, declared: ValueRange | None, leas
     for info in headers.infos:
         against = objection(info, channels, declared)
         if against is not None:
-            broken |= dict.fromkeys(
-                np.flatnonzero(headers.where(lambda kind, info=info: kind == info)).tolist(), against
-            )
+            broken |= dict.fromkeys(np.flatnonzero(headers.where(info.__eq__)).tolist(), against)
     widths, heights = headers.sizes[:, 0], headers.sizes[:, 1]
     small = np.flatnonzero((widths > 0) & ((heights < least[0]) | (widths < least[1])))
     tiny = {int(i): (int(widths[i]), int(heights[i])) for i in small if int(i) not in broken}

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from undiffuse.data.formats.base import need
 from undiffuse.data.sources import Source
 
-__all__ = ["CLASSES", "write_parquet", "write_tars"]
+__all__ = ["CLASSES", "label_of", "write_parquet", "write_tars"]
 
 CLASSES = "classes.txt"
 """The class table beside tar shards, a name a line: .cls members hold numbers, as WebDataset's decoders expect."""
@@ -37,21 +37,19 @@ class Encoded(Protocol):
 def write_tars(place: Path, source: Source, items: Iterator[Any], shard_size: int, count: int) -> None:
     """A folder of shards with .png or .jpg, .cls and .json members, and the class table in classes.txt."""
     place.mkdir()
-    if source.label_names is not None:
-        (place / CLASSES).write_text("\n".join(source.label_names) + "\n", encoding="utf-8")
+    names = source.label_names or (source.vector_names if source.multi_hot else None)
+    if names is not None:
+        (place / CLASSES).write_text("\n".join(names) + "\n", encoding="utf-8")
     total = -(-count // shard_size)
     for shard in range(total):
         with tarfile.open(place / f"shard-{shard:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
             for item in islice(items, shard_size):
                 key = f"{item.number:08d}"
                 _add(archive, key + PurePosixPath(item.file).suffix, item.data)
-                record: dict[str, Any] = {"name": item.name}
                 number = source.label(item.number)
-                if number is not None and source.label_names is not None:
+                if number is not None:
                     _add(archive, f"{key}.cls", str(number).encode("ascii"))
-                    record = {"label": source.label_names[number], **record}
-                if source.vectors is not None:
-                    record["vector"] = [float(x) for x in source.vectors[item.number]]
+                record = {**label_of(source, item.number), "name": item.name}
                 _add(archive, f"{key}.json", json.dumps(record, ensure_ascii=False).encode())
 
 
@@ -70,7 +68,10 @@ def write_parquet(place: Path, single: bool, source: Source, items: Iterator[Any
     if source.label_names is not None:
         features["label"] = {"names": source.label_names, "_type": "ClassLabel"}
         fields.append(("label", pyarrow.int64()))
-    if source.vectors is not None:
+    if source.multi_hot and source.vector_names is not None:
+        features["labels"] = {"feature": {"names": source.vector_names, "_type": "ClassLabel"}, "_type": "Sequence"}
+        fields.append(("labels", pyarrow.list_(pyarrow.int64())))
+    elif source.vectors is not None:
         features["vector"] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
         fields.append(("vector", pyarrow.list_(pyarrow.float32())))
     features["name"] = {"dtype": "string", "_type": "Value"}
@@ -91,6 +92,21 @@ def _row(source: Source, item: Encoded) -> dict[str, Any]:
     row: dict[str, Any] = {"image": {"bytes": item.data, "path": PurePosixPath(item.file).name}, "name": item.name}
     if source.label_names is not None:
         row["label"] = source.label(item.number)
-    if source.vectors is not None:
+    if source.multi_hot and source.vector_names is not None and source.vectors is not None:
+        row["labels"] = [int(k) for k in source.vectors[item.number].nonzero()[0]]
+    elif source.vectors is not None:
         row["vector"] = [float(x) for x in source.vectors[item.number]]
     return row
+
+
+def label_of(source: Source, i: int) -> dict[str, Any]:
+    """The label, the labels or the vector of a picture, by the names that tables give them."""
+    out: dict[str, Any] = {}
+    number = source.label(i)
+    if number is not None and source.label_names is not None:
+        out["label"] = source.label_names[number]
+    if source.vectors is not None and source.multi_hot and source.vector_names is not None:
+        out["labels"] = [source.vector_names[k] for k in source.vectors[i].nonzero()[0]]
+    elif source.vectors is not None:
+        out["vector"] = [float(x) for x in source.vectors[i]]
+    return out

@@ -18,16 +18,20 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
 from undiffuse.data import index
+from undiffuse.data.containers import kept_hash
 from undiffuse.data.decoding import MAX_PIXELS, Picture, PictureInfo, decode, describe, read_header
 from undiffuse.data.names import Names
 from undiffuse.util.limits import check_member
+
+if TYPE_CHECKING:
+    from undiffuse.data.conditions import PictureConditions
 
 __all__ = [
     "BrokenImageError",
@@ -67,6 +71,7 @@ class Source(ABC):
         description: one line for people ("folder NAME: 120 images, 3 classes").
         label_names: the class table, label k is called ``label_names[k]``; None without labels.
         excluded: what was left out on opening because it was broken, tiny or unlabelled.
+        containers: files or folders that the images lie in, where an image is no file of its own.
         in_memory: True where `image` costs next to nothing, so that no workers are needed.
         format: the name of the recognised format ("WebDataset shards"); empty for arrays in memory.
         notes: sentences that say what was taken and from where.
@@ -80,8 +85,10 @@ class Source(ABC):
         value_range: the values of black and white, for pictures that are not 8-bit; None where they are not declared.
         undeclared: what is known of pixel values whose black and white are not declared ("float32 values -3..900").
         augments: True where `draw` augments at random.
+        conditions: what models may be conditioned on besides the class; None without.
     """
 
+    containers: tuple[str, ...] = ()
     in_memory = False
     augments = False
     labels_settled = False
@@ -93,6 +100,7 @@ class Source(ABC):
     vector_names: list[str] | None
     value_range: tuple[float, float] | None
     multi_hot = False
+    conditions: PictureConditions | None = None
 
     def __init__(
         self,
@@ -125,6 +133,8 @@ class Source(ABC):
         self.multi_hot = other.multi_hot
         if other.vectors is not None:
             self.vectors = other.vectors if keep is None else other.vectors[np.asarray(keep, dtype=np.int64)]
+        if other.conditions is not None:
+            self.conditions = other.conditions if keep is None else other.conditions.take(keep)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -149,6 +159,13 @@ class Source(ABC):
     def encoded(self, i: int) -> bytes | None:
         """Picture i as the bytes of an image file; None where it is not stored as one."""
         return None
+
+    def content_hash(self) -> bytes:
+        """SHA-256 of what is stored, without labels; kept in the cache folder where all of it must be read for it."""
+        if not self.containers or isinstance(self, FileSource):
+            return self._content_hash()
+        what = f"{type(self).__name__}\0{self.where}\0{len(self)}\0{self.name(0) if len(self) else ''}"
+        return kept_hash(self.containers, what, self._content_hash)
 
     @abstractmethod
     def _content_hash(self) -> bytes:
@@ -192,13 +209,15 @@ class Source(ABC):
 
         It does not depend on where the data lie: a folder, its copy and its zip have the same fingerprint.
         """
-        sha = hashlib.sha256(self._content_hash())
+        sha = hashlib.sha256(self.content_hash())
         if self.labels is not None and self.label_names is not None:
             sha.update("\0".join(self.label_names).encode())
             sha.update(self.labels.astype("<i8").tobytes())
         if self.vectors is not None:
             sha.update(f"vectors {list(self.vectors.shape)}".encode())
             sha.update(self.vectors.astype("<f4").tobytes())
+        if self.conditions:
+            sha.update(self.conditions.digest)
         return sha.hexdigest()
 
     def class_counts(self) -> dict[str, int]:
@@ -221,9 +240,13 @@ class FileSource(Source):
         sizes: of the files, in bytes, int64 [N].
         held: names of files that belong to parts of the data set that were not opened.
         max_pixels: larger pictures are refused as broken.
+        table: the label table that was used, if any.
+        wanted_part: the part of the data set to open, where the files do not tell parts but a table may.
     """
 
     held: Sequence[str] = ()
+    table: str | None = None
+    wanted_part: str | None = None
     max_pixels = MAX_PIXELS
 
     def __init__(
@@ -404,4 +427,4 @@ class SubsetSource(Source):
         return self.parent.info(int(self.indices[i]))
 
     def _content_hash(self) -> bytes:
-        return hashlib.sha256(self.parent._content_hash() + self.indices.astype("<i8").tobytes()).digest()
+        return hashlib.sha256(self.parent.content_hash() + self.indices.astype("<i8").tobytes()).digest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class DataSummary:
         notes: Sentences about what was read and from where.
         held_out: Number of images in the parts of the data set that were not opened.
         format: The recognised format.
-        config: How the images were prepared.
+        config: How the images were prepared, with the values of black and white that hold for them.
     """
 
     description: str
@@ -281,7 +281,7 @@ def scan(source: Source, config: DataConfig, limit: int | None = None, workers: 
         held_out=dict(source.held_out),
         format=source.format,
         notes=tuple(source.notes),
-        config=config,
+        config=replace(config, value_range=declared),
     )
 
 

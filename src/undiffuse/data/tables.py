@@ -23,6 +23,10 @@ _SPEC = re.compile(
 )
 
 
+_DECLARED = re.compile(r"\ufeff?sep=(.)\r?\n")
+"""A first line by which a spreadsheet says its separator."""
+
+
 @dataclass(frozen=True)
 class TableSpec:
     """A table as `labels=` names it: FILE, FILE:LABEL_COLUMNS or FILE:FILE_COLUMN:LABEL_COLUMNS (columns by commas)."""
@@ -93,7 +97,13 @@ def _text(data: bytes) -> str:
 
 
 def _csv(text: str, name: str) -> Table:
-    separator = _separator(text, "\t" if name.lower().endswith(".tsv") else ",")
+    if "\r" in text and "\n" not in text:
+        text = text.replace("\r", "\n")  # as old spreadsheets end their lines
+    declared = _DECLARED.match(text)
+    if declared:
+        text = "\n" + text[declared.end() :]  # the number of a line stays
+    usual = "\t" if name.lower().endswith(".tsv") else ","
+    separator = declared[1] if declared else _separator(text, usual)
     rows, lines = [], []
     if separator == " ":
         for line, content in enumerate(text.splitlines(), 1):
@@ -109,8 +119,8 @@ def _csv(text: str, name: str) -> Table:
                     lines.append(reader.line_num)
         except csv.Error as error:  # a field beyond 128 KiB (a quote that is never closed), a null byte
             raise ValueError(f"{name}, line {reader.line_num}: this is not a table ({error})") from error
-    if len(rows) > 1 and len(rows[0]) == 1 and rows[0][0].isdigit() and len(rows[1]) > 1:
-        del rows[0], lines[0]  # CelebA's tables begin with the number of their rows
+    while len(rows) > 1 and len(rows[0]) == 1 and len(rows[1]) > 1 and (rows[0][0].isdigit() or rows[0][0][:1] == "#"):
+        del rows[0], lines[0]  # CelebA's tables begin with the number of their rows, others with a remark
     return Table(name=name, columns=None, rows=list(rows), lines=lines, separator=separator)
 
 

@@ -161,6 +161,8 @@ def _page(file: IO[bytes], number: int) -> TiffPage:
     samples = one(277, 1)
     bits = {int(b) for b in tags.get(258, np.array([1]))}
     formats = {int(f) for f in tags.get(339, np.array([1]))}
+    if formats & {5, 6}:
+        raise ValueError("its pixels are complex numbers: store a real part, a phase or a magnitude")
     same = len(bits) == len(formats) == 1
     return TiffPage(
         width=one(256), height=one(257), samples=samples, bits=bits.pop() if same else 0,

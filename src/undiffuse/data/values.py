@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from undiffuse.data.ranges import declared_for
 from undiffuse.data.sources import Source
 
-__all__ = ["Values", "declare", "guess_range", "measured_range"]
+__all__ = ["Values", "DARK", "declare", "guess_range", "measured_range", "of_16_bits"]
 
+DARK = 16384
+"""Numbers of 16 bits whose largest is below this become a quarter as bright as white, or less."""
 _LOOKED_AT = 256 << 20
 """Bytes of pixels that are looked at, evenly spaced over the images, to find their smallest and largest value."""
 
@@ -39,6 +42,14 @@ class Values:
     note: str
 
 
+def of_16_bits(high: float) -> str:
+    """What happens to 16-bit numbers up to `high`, and a better range if they are dark."""
+    text = f"65535 is white, so the brightest becomes {high / 257:.0f} of 255"
+    if high >= DARK:
+        return text
+    return f"{text}; use value_range=(0, {declared_for(high)}) to train on the full range of values"
+
+
 def guess_range(images: Any) -> Values:
     """The values of black and white in images that do not say so.
 
@@ -54,9 +65,7 @@ def guess_range(images: Any) -> Values:
     seen = (low, high)
     found = f"{dtype.name} values {low:g}..{high:g}"
     if dtype.kind == "u" and dtype.itemsize == 2:
-        return Values(
-            (0.0, 65535.0), seen, f"{found}: 65535 is white, so the brightest becomes {high / 257:.0f} of 255"
-        )
+        return Values((0.0, 65535.0), seen, f"{found}: {of_16_bits(high)}")
     if whole and low >= 0 and 1 < high <= 255:
         return Values((0.0, 255.0), seen, f"{found}: 0 is black, 255 is white")
     if dtype.kind == "f" and low >= 0 and high <= 1:

@@ -6,7 +6,8 @@ tensors and JSON text, never pickled objects.
 """
 
 from undiffuse.distributed.collectives import DistContext, resolve_device, session
+from undiffuse.distributed.gradients import GradientExchange
 from undiffuse.distributed.job import Job, join
 from undiffuse.distributed.watch import RankLostError
 
-__all__ = ["DistContext", "Job", "RankLostError", "join", "resolve_device", "session"]
+__all__ = ["DistContext", "GradientExchange", "Job", "RankLostError", "join", "resolve_device", "session"]

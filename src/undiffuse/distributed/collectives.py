@@ -15,8 +15,6 @@ from torch import Tensor
 from undiffuse.distributed.job import TIMEOUT, Job, join
 from undiffuse.util.launch import launch
 
-BUCKET_BYTES = 64 * 2**20  # large enough for the link's full speed, small beside the gradients of a large network
-
 
 @dataclass(frozen=True, kw_only=True)
 class DistContext:
@@ -44,7 +42,7 @@ class DistContext:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sums `tensor` over all ranks in place; every rank gets the same bits."""
         if self.world_size > 1:
-            with self._operation():
+            with self.operation():
                 dist.all_reduce(tensor)
         return tensor
 
@@ -52,30 +50,14 @@ class DistContext:
         """Returns True on every rank if `flag` is true on at least one."""
         if self.world_size == 1:
             return flag
-        with self._operation():
+        with self.operation():
             return bool(self.sum_(torch.tensor(float(flag), device=self.device)).item() > 0)
-
-    def sum_bucketed_(self, tensors: Sequence[Tensor]) -> None:
-        """Sums many tensors (gradients) over all ranks in place, in a few large messages."""
-        if self.world_size == 1:
-            return
-        bucket: list[Tensor] = []
-        size = 0
-        for i, tensor in enumerate(tensors):
-            bucket.append(tensor)
-            size += tensor.numel() * tensor.element_size()
-            last = i + 1 == len(tensors)
-            if last or size >= BUCKET_BYTES or tensors[i + 1].dtype != tensor.dtype:
-                flat = self.sum_(torch.cat([g.reshape(-1) for g in bucket]))
-                for g, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                    g.copy_(part.view(g.shape))
-                bucket, size = [], 0
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Concatenates tensors [n_r, ...] of all ranks along the first axis, in order of rank; n_r may differ."""
         if self.world_size == 1:
             return tensor
-        with self._operation():
+        with self.operation():
             lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world_size)]
             dist.all_gather(lengths, torch.tensor([tensor.shape[0]], dtype=torch.int64, device=self.device))
             counts = [int(n.item()) for n in lengths]
@@ -92,7 +74,7 @@ class DistContext:
             return
         for tensor in tensors:
             sent = tensor.detach().to(self.device).contiguous()
-            with self._operation():
+            with self.operation():
                 dist.broadcast(sent, src=0)
             with torch.no_grad():
                 tensor.copy_(sent)
@@ -102,7 +84,7 @@ class DistContext:
         if self.world_size == 1:
             return value
         data = json.dumps(value).encode() if self.is_main else b""
-        with self._operation():
+        with self.operation():
             length = torch.tensor([len(data)], dtype=torch.int64, device=self.device)
             dist.broadcast(length, src=0)
             content = torch.zeros(int(length.item()), dtype=torch.uint8, device=self.device)
@@ -122,21 +104,25 @@ class DistContext:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """A block in which this process may take a minute although another one has died."""
+        """A block in which this process waits for a disk: it has a minute if another dies, and does not stand still."""
         watch = self.job.watch if self.job is not None else None
-        if watch is not None:
-            watch.saving = True
-        yield
-        if watch is not None:
+        if watch is None:
+            yield
+            return
+        watch.saving = True
+        try:
+            yield
+        finally:
             watch.saving = False
 
     def barrier(self) -> None:
         """Waits until every rank has arrived."""
         if self.world_size > 1:
-            with self._operation():
+            with self.operation():
                 dist.all_reduce(torch.zeros(1, device=self.device))
 
-    def _operation(self) -> AbstractContextManager[None]:
+    def operation(self) -> AbstractContextManager[None]:
+        """A block with an operation of all processes: a failure is explained if one of them is lost."""
         watch = self.job.watch if self.job is not None else None
         return nullcontext() if watch is None else watch.operation()
 

@@ -7,6 +7,7 @@ next batch when it is free. Alone, everything is as if this module did not exist
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -240,7 +241,8 @@ def join() -> Iterator[Job]:
         yield Job(started)
         return
     _joined += 1
-    store = dist.PrefixStore(f"undiffuse/{_joined}", _common_store(started))
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store when it starts processes again
+    store = dist.PrefixStore(f"undiffuse/{again}/{_joined}", _common_store(started))
 
     def exchange(text: str | None) -> str:
         if text is not None:

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import secrets
-import select
+import selectors
 import socket
 import sys
 import threading
@@ -83,7 +83,7 @@ class Watch:
         self.calls = 0  # collective operations begun
         self.waiting = 0  # whether this process is in one, in which it stands still while others do not come
         self.sharing = False  # whether every process should be moving
-        self.saving = False
+        self.saving = False  # whether this process writes what must not be lost
         self.done: Callable[[], float] = lambda: 0.0
         self._say = say or _write
         self._motion, self._began = Motion(), time.monotonic()
@@ -102,7 +102,7 @@ class Watch:
             exchange(json.dumps({"port": self._server.getsockname()[1], "word": self._word, "name": self._me.name}))
         else:
             found = json.loads(exchange(None))
-            server = _Peer(0, str(found["name"]), socket.create_connection((host, int(found["port"])), timeout=60))
+            server = _Peer(0, str(found["name"]), _connect(rank, host, int(found["port"])))
             self._peers[0] = server
             self._send(server, {"rank": rank, "name": self._me.name, "word": found["word"]})
         _active.add(self)
@@ -205,7 +205,10 @@ class Watch:
         peers = {peer.sock: peer for peer in self._peers.values() if peer.sock is not None and not peer.left}
         waiting = [*peers, *([self._server] if self._server is not None else [])]
         try:
-            ready, _, _ = select.select(waiting, [], [], seconds)
+            with selectors.DefaultSelector() as selector:  # not select, which takes no file beyond number 1024
+                for sock in waiting:
+                    selector.register(sock, selectors.EVENT_READ)
+                ready: list[Any] = [key.fileobj for key, _ in selector.select(seconds)]
         except (OSError, ValueError):  # a socket was closed meanwhile
             time.sleep(seconds)
             return
@@ -308,7 +311,8 @@ class Watch:
                 peer.named = False
 
     def _own_beat(self) -> dict[str, Any]:
-        still = 0.0 if self.waiting else self._motion.look()
+        still = self._motion.look()
+        still = 0.0 if self.waiting or self.saving else still
         return {"done": self.done(), "calls": self.calls, "still": round(still, 1), "where": self._motion.where}
 
     def _all_left(self) -> bool:
@@ -343,6 +347,19 @@ def _listen() -> socket.socket:
         with contextlib.suppress(OSError):
             return socket.create_server(("", 0), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
     return socket.create_server(("", 0), backlog=1024)
+
+
+def _connect(rank: int, host: str, port: int) -> socket.socket:
+    """A connection to rank 0; OSError, which says where it should be, without one."""
+    try:
+        connection = socket.create_connection((host, port), timeout=60)
+    except OSError as error:
+        raise OSError(
+            f"rank {rank} cannot connect to port {port} of {host}, where rank 0 listens ({error}): the machines of a "
+            "job must reach each other on any port"
+        ) from error
+    connection.settimeout(5)
+    return connection
 
 
 def _memory_kills() -> int:

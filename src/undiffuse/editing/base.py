@@ -117,6 +117,9 @@ class EditInputs:
             on_broken=options.on_broken, count=options.count,
         )  # fmt: skip
         labels = labels_of(dataset, pipeline.model, chosen)
+        if pipeline.targets:
+            names = ", ".join(name for guide in pipeline.targets for name in guide.names)
+            raise ConfigError("classifier", f"guides towards numbers ({names}), which only sampling takes")
         if labels is None and pipeline.classifier is not None:
             if chosen is None or len(chosen) != 1:
                 raise ConfigError("classes", "missing; guidance by a classifier needs one class for all images")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from undiffuse.distributed import DistContext, session
 from undiffuse.evaluation.compute import Evaluation, compute_metrics
+from undiffuse.evaluation.conditions import Obedience, conditions_of_data
 from undiffuse.evaluation.inputs import (
+    MADE,
     EvaluationConfig,
     EvaluationSet,
     is_model,
@@ -29,6 +32,7 @@ from undiffuse.pictures.names import safe
 if TYPE_CHECKING:
     from undiffuse.config import SamplerConfig
     from undiffuse.pipelines import Pipeline
+    from undiffuse.pipelines.given import GivenConditions
 
 __all__ = ["ReferenceEvaluator", "evaluate", "make_reference", "refuse_existing"]
 
@@ -168,7 +172,7 @@ def evaluate(
         cache: Looks up and keeps features on the disk.
         progress: Shows progress bars.
         **settings: Further fields of `EvaluationConfig`: `options`, `reference_count`, `size`, `fit`, `on_broken`,
-            `seed`, `classes`, `batch` and others.
+            `seed`, `classes`, `condition`, `measures`, `batch` and others.
 
     Returns:
         The report: values with standard errors and everything that decides them. A notebook shows it as a table.
@@ -191,9 +195,16 @@ def evaluate(
         refuse_existing(Path(out), overwrite)
     with session(device) as ranks:
         pipeline = pipeline_of(samples, config, str(ranks.device)) if is_model(samples) else None
+        obedience = None
+        if pipeline is not None and pipeline.model.conditions:
+            given = _conditions(pipeline, reference, measured)
+            obedience = None if given is None else Obedience(given, measured.measures, measured.edges)
+            measured = replace(measured, cache=measured.cache and not obedience)  # measured as samples are made
         evaluator = ReferenceEvaluator(reference, measured, ranks, pipeline, sources=[samples])
         if pipeline is not None:
-            side = EvaluationSet(images=made_images(pipeline, measured))
+            given = None if obedience is None else obedience.given
+            seen = obedience.see if obedience else None
+            side = EvaluationSet(images=made_images(pipeline, measured, given, seen))
         else:
             side = evaluator.open(samples, count=count, first=True, labels=numbers, label_names=label_names)
         trained = None if training is None else evaluator.open(training)
@@ -202,9 +213,26 @@ def evaluate(
         if path is not None:
             refuse_existing(path, overwrite)
         report = evaluator.measure(title, side, trained)
+        if obedience and ranks.world_size == 1:
+            report = replace(report, estimates=[*report.estimates, *obedience.estimates()])
         if path is not None and ranks.is_main:
             report.save(path, overwrite=overwrite)
     return report
+
+
+def _conditions(pipeline: Pipeline, reference: Any, config: EvaluationConfig) -> GivenConditions | None:
+    """The conditions of samples, drawn from the reference images as classes are; None leaves them to the model.
+
+    Raises:
+        ConfigError: The reference lacks one that the model needs ("condition").
+    """
+    stored = isinstance(reference, (str, Path)) and (is_reference(reference) or str(reference).endswith(".npz"))
+    if config.condition is None and stored and pipeline.model.conditions_dropped:
+        return None  # a file of statistics has no conditions
+    return conditions_of_data(
+        pipeline.model, reference, config.condition, count=config.count or MADE, labels=config.labels,
+        on_broken=config.on_broken,
+    )  # fmt: skip
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +29,7 @@ from undiffuse.util.progress import NoProgress, Progress
 if TYPE_CHECKING:
     from undiffuse.config import SamplerConfig
     from undiffuse.pipelines import Pipeline
+    from undiffuse.pipelines.given import GivenConditions
 
 __all__ = [
     "EvaluationConfig", "EvaluationSet", "is_model", "made_images", "matching", "open_set", "pipeline_of",
@@ -61,6 +62,10 @@ class EvaluationConfig:
         protocol: How the statistics of an npz file were made, where the file does not say it ("adm" for OpenAI's).
         seed: Seed of the noise of a model's samples.
         classes: Names or numbers of the classes that a model's samples cycle through; None takes all.
+        condition: Where the conditions of the reference images are, which a model's samples get: "numbers:age",
+            "image:maps/" and so on as in training. None looks for the model's numbers and labels in the data.
+        measures: Functions of images uint8 [N, H, W, C] by the names of numbers, which show whether samples obey.
+        edges: Whether the condition picture shows edges, which samples are compared with.
         batch: Samples that a model makes at once; None chooses by the free memory.
         cache: Looks up and keeps features on the disk.
         keep_samples: Keeps a model's samples there too, so that another extractor needs no sampling.
@@ -85,6 +90,9 @@ class EvaluationConfig:
     protocol: str | None = None
     seed: int = 0
     classes: Sequence[str] | None = None
+    condition: Any = None
+    measures: Mapping[str, Any] = field(default_factory=dict)
+    edges: bool = False
     batch: int | None = None
     cache: bool = True
     keep_samples: bool = False
@@ -203,28 +211,45 @@ def pipeline_of(source: Any, sampler: SamplerConfig | None = None, device: str =
     return Pipeline.load((sampler or SamplerConfig()).replace(model=str(source)), device, keep_weights=False)
 
 
-def made_images(pipeline: Pipeline, config: EvaluationConfig) -> MadeImages:
+def made_images(
+    pipeline: Pipeline, config: EvaluationConfig, given: GivenConditions | None = None, seen: Any = None
+) -> MadeImages:
     """Returns the samples of a model, which are made when the extractor needs them.
+
+    Args:
+        pipeline: The model.
+        config: How many, of which classes and seed.
+        given: Their conditions, see `conditions.conditions_of_data`.
+        seen: Called with the numbers and pixels of samples as they are made.
 
     Raises:
         ValueError: The model enlarges images, or does not know one of the classes.
     """
-    from undiffuse.pipelines.classes import choose_classes, class_names
+    from undiffuse.pipelines.classes import class_names
+    from undiffuse.pipelines.conditioning import classes_of
     from undiffuse.pipelines.source import SampleSource
 
     if pipeline.model.spec.super_resolution:
         raise ValueError("a super-resolution model enlarges images; evaluate the folder that `undiffuse sample` writes")
     count = config.count or MADE
-    classes = choose_classes(pipeline, config.classes)
-    source = SampleSource(pipeline, config.seed, classes)
+    classes = classes_of(pipeline, config.classes, given)
+    source = SampleSource(pipeline, config.seed, classes, given=given)
+
+    def make(numbers: list[int]) -> Tensor:
+        images = source.make(numbers)
+        if seen is not None:
+            seen(numbers, images.numpy())
+        return images
+
     labels = None if classes is None else np.array(source.labels(list(range(count))), dtype=np.int64)
     channels, height, width = pipeline.shape
     identity = {**pipeline.record, "seed": config.seed, "classes": classes, "device": pipeline.device.type}
     classifier = next(iter(pipeline.config.guidance.classifier), None)
     files = {"model_file": pipeline.config.model, "classifier_file": classifier}
     name = Path(pipeline.config.model or "a model").name
+    identity |= {} if given is None else given.record()
     made = MadeImages(
-        lambda numbers: source.make(numbers),
+        make,
         count,
         (height, width, channels),
         where=f"{name} ({pipeline.text()}, seed {config.seed})",

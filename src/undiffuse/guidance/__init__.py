@@ -10,6 +10,7 @@ from undiffuse.guidance.classifier import ClassifierGuidance, LevelClassifier
 from undiffuse.guidance.classifier_free import ClassifierFree
 from undiffuse.guidance.combine import extrapolate
 from undiffuse.guidance.loss import LossGuidance
+from undiffuse.guidance.regressor import LevelRegressor
 from undiffuse.guidance.schedules import GUIDANCE_SCHEDULES, Interval, Schedule, product
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Guided",
     "Interval",
     "LevelClassifier",
+    "LevelRegressor",
     "LossGuidance",
     "Schedule",
     "extrapolate",

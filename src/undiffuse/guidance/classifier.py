@@ -56,19 +56,19 @@ class LevelClassifier:
         Raises:
             ValueError: There is not one index per image, or an index is out of range.
         """
-        _check_labels(x, y)
+        self._check(x, y)
         scores = self(x, level).float()
-        _check_range(scores, y)
+        self._check_outputs(scores, y)
         return self._log_prob(scores, y.to(x.device))
 
     def gradient(self, x: Tensor, level: Level, y: Tensor) -> Tensor:
         """Returns grad_x log p(y | x) [B, C, H, W] from one backward pass, as no layer mixes the images of a batch."""
-        _check_labels(x, y)
+        self._check(x, y)
         record = getattr(self.network, "record", None)
         inputs = x, self.time(level, x), y.to(x.device)
         with torch.inference_mode(False):  # autograd cannot use inference tensors, so there are clones
             scores, gradient = self._gradient(*inputs) if record is None else record(self._gradient, *inputs)
-        _check_range(scores, y)
+        self._check_outputs(scores, y)
         return gradient
 
     def _gradient(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,26 +76,25 @@ class LevelClassifier:
         with torch.enable_grad():
             x = x.detach().clone().requires_grad_()
             scores = self.network(x, t.clone()).float()
-            log_prob = self._log_prob(scores, y.clone().clamp(0, scores.shape[1] - 1))
+            log_prob = self._log_prob(scores, y.clone())
             return scores.detach(), torch.autograd.grad(log_prob.sum(), x)[0]
 
     def _log_prob(self, scores: Tensor, y: Tensor) -> Tensor:
         if self.temperature != 1:
             scores = scores / self.temperature
+        y = y.clamp(0, scores.shape[1] - 1)
         return torch.log_softmax(scores, dim=-1).gather(1, y[:, None])[:, 0]
 
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        if y.shape != (x.shape[0],):
+            raise ValueError(f"expected one class index for each of the {x.shape[0]} images; got shape {list(y.shape)}")
 
-def _check_labels(x: Tensor, y: Tensor) -> None:
-    if y.shape != (x.shape[0],):
-        raise ValueError(f"expected one class index for each of the {x.shape[0]} images; got shape {list(y.shape)}")
-
-
-def _check_range(scores: Tensor, y: Tensor) -> None:
-    if bool(((y < 0) | (y >= scores.shape[1])).any()):
-        raise ValueError(
-            f"the classifier has the classes 0 to {scores.shape[1] - 1}; got {sorted(set(y.tolist()))}. With "
-            "classifier-free guidance (null class), nest it outside: ClassifierGuidance(ClassifierFree(...))"
-        )
+    def _check_outputs(self, scores: Tensor, y: Tensor) -> None:
+        if bool(((y < 0) | (y >= scores.shape[1])).any()):
+            raise ValueError(
+                f"the classifier has the classes 0 to {scores.shape[1] - 1}; got {sorted(set(y.tolist()))}. With "
+                "classifier-free guidance (null class), nest it outside: ClassifierGuidance(ClassifierFree(...))"
+            )
 
 
 class ClassifierGuidance(GradientGuidance):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -27,8 +28,9 @@ class ClassifierFree(Guided):
     Args:
         denoiser: The conditional model.
         scale: S: 1 is no guidance, 0 the unconditional model; w = S - 1 in the paper's convention.
-        null: Values for "no condition", by name of the condition: the index of the null class ({"y": 10}), or a tensor
-            that broadcasts to the condition.
+        null: Values for "no condition", by name of the condition: the index of the null class ({"y": 10}), NaN for
+            conditions of which that means "not given" (these may be missing), or a tensor that broadcasts to the
+            condition.
         rescale: phi from 0 to 1, see `combine.extrapolate`.
         together: Compute both passes in one batch of twice the size; False computes them one after the other, in half
             the memory.
@@ -66,7 +68,7 @@ class ClassifierFree(Guided):
     def __call__(self, x: Tensor, level: Level, cond: Condition | None = None) -> Prediction:
         """Predicts at x [B, C, H, W]; raises ValueError if a condition is missing."""
         given = dict(cond or {})
-        missing = sorted(set(self.null) - set(given))
+        missing = sorted(name for name in set(self.null) - set(given) if not _is_nan(self.null[name]))
         if missing:
             raise ValueError(
                 f"classifier-free guidance requires the condition {missing[0]!r}: pass cond={{{missing[0]!r}: ...}}"
@@ -74,7 +76,7 @@ class ClassifierFree(Guided):
         weight = self.weight(level)
         if self.is_noop(weight):
             return self.denoiser(x, level, cond)
-        without = {**given, **{name: _filled(given[name], value) for name, value in self.null.items()}}
+        without = {**given, **{name: _filled(given[name], v) for name, v in self.null.items() if name in given}}
         if bool((weight == 0).all()):
             return self.denoiser(x, level, without)
         if not self.cache.should_compute(x, level, cond) and self.cache.kept is not None:
@@ -94,6 +96,10 @@ def jointly(
     """Returns the predictions at x [B, C, H, W] under two conditions, from one call with a batch of 2 B."""
     cond = {name: torch.cat([first[name], second[name]]) for name in first}
     return halves(denoiser(torch.cat([x, x]), doubled(level), cond))
+
+
+def _is_nan(value: int | float | Tensor) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _filled(given: Tensor, null: int | float | Tensor) -> Tensor:

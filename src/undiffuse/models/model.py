@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,9 +14,12 @@ from undiffuse.adapters import imagenet_classes, published
 from undiffuse.config import SamplerConfig
 from undiffuse.config.advice import from_manifest
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
-from undiffuse.guidance import LevelClassifier
+from undiffuse.guidance import LevelClassifier, LevelRegressor
 from undiffuse.nets.protocol import NetworkSpec, describe, memory_format
 from undiffuse.nets.runner import is_consumed, prepare_for_inference, weights_version
+
+if TYPE_CHECKING:
+    from undiffuse.conditions import ModelConditions, NumberCondition
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,6 +123,24 @@ class _Model:
     def null_class(self) -> int | None:
         """The class index that means "no class", for classifier-free guidance; None if there is none."""
         return self.spec.null_index
+
+    @property
+    def conditions(self) -> ModelConditions:
+        """What it is conditioned on besides the class."""
+        from undiffuse.conditions import ModelConditions
+
+        return ModelConditions.from_dict(self.manifest.get("conditions"))
+
+    @property
+    def conditions_dropped(self) -> bool:
+        """Whether it was trained without its conditions at times, so that it can do without them and be guided."""
+        return bool((self.manifest.get("objective") or {}).get("label_dropout"))
+
+    @property
+    def null_conditions(self) -> dict[str, int | float]:
+        """What stands for "not given", by condition, for classifier-free guidance; {} if it always needs conditions."""
+        null: dict[str, int | float] = {} if self.null_class is None else {"y": self.null_class}
+        return {**null, **dict.fromkeys(self.conditions.keywords, math.nan)} if self.conditions_dropped else null
 
     @property
     def preparation(self) -> Mapping[str, Any]:
@@ -230,7 +252,13 @@ class ClassifierModel(_Model):
             The classifier.
         """
         how = {"gradient": True, "consume": consume} if precision is not None else {"consume": consume}
-        return LevelClassifier(self._runner(precision, device, **how), self.process, temperature)
+        kind = LevelClassifier if self.numbers is None else LevelRegressor
+        return kind(self._runner(precision, device, **how), self.process, temperature)
+
+    @property
+    def numbers(self) -> NumberCondition | None:
+        """The numbers that a regressor predicts; None for a classifier."""
+        return self.conditions.numbers
 
     @property
     def clean_only(self) -> bool:

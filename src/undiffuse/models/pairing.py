@@ -30,7 +30,9 @@ def check_pair(model: DiffusionModel, classifier: ClassifierModel, at: str = "x_
     elif model.image_shape != classifier.image_shape and _attention_pool(classifier):
         shapes = ["x".join(map(str, shape[1:])) for shape in (model.image_shape, classifier.image_shape)]
         problems.append(f"images of {shapes[0]} (height x width) against {shapes[1]}, and its attention pool is fixed")
-    if model.labels is not None and classifier.labels is not None and model.labels != classifier.labels:
+    if classifier.numbers is not None:  # a regressor has no classes
+        pass
+    elif model.labels is not None and classifier.labels is not None and model.labels != classifier.labels:
         problems.append(f"classes {some_names(model.labels)} against {some_names(classifier.labels)}")
     elif model.num_classes is not None and model.num_classes != classifier.num_classes:
         problems.append(f"{model.num_classes} classes against {classifier.num_classes}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,22 +21,32 @@ class ClassifierConfig(EncoderConfig):
     """The arguments of a classifier; `NetworkConfig` and `EncoderConfig` explain the shared ones.
 
     Attributes:
-        out_channels: Number of classes.
+        out_channels: Number of classes; of a regressor of K numbers, 2 K: their means and the logarithms of their
+            variances.
+        regression: Whether it is a regressor: it predicts numbers, as Gaussians, and no classes.
         pool: "attention" (the published classifiers: a CLIP-style attention pool whose position table fixes the image
             size), "adaptive" (global mean), "spatial" or "spatial_v2" (means of every stage's output, then an MLP).
     """
 
     pool: str = "attention"
+    regression: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pool not in POOLS:
             raise ValueError(f"unknown pool {self.pool!r}; choose one of {', '.join(POOLS)}")
+        if self.regression and self.out_channels % 2:
+            raise ValueError(f"a regressor has two outputs for each number; got out_channels = {self.out_channels}")
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return self.out_channels
+    def num_classes(self) -> int | None:
+        """Number of classes; None for a regressor."""
+        return None if self.regression else self.out_channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as files have them: `regression` only where it is true, so that old files compare equal."""
+        fields = asdict(self)
+        return fields if self.regression else {name: v for name, v in fields.items() if name != "regression"}
 
     def build(self) -> NoisyClassifier:
         """Return a newly initialised classifier."""

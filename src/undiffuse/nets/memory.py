@@ -188,6 +188,9 @@ def _count_on_meta(net: nn.Module, spec: NetworkSpec, size: tuple[int, int] | No
             given["y"] = torch.zeros(1, dtype=torch.int64)
         if spec.super_resolution:
             given["low_res"] = torch.zeros(1, spec.in_channels, max(1, height // 4), max(1, width // 4))
+        given |= {name: torch.zeros(1, count) for name in ("tags", "numbers") if (count := spec.width_of(name))}
+        if spec.cond_channels:
+            given["cond_image"] = torch.zeros(1, spec.cond_channels, height, width)
         t = torch.zeros(1)
         with _Live() as live:
             out = empty(x, t, **given)

@@ -22,8 +22,10 @@ class Network(Protocol):
     Args:
         x: Noisy images [B, C, H, W], scaled as the process says.
         t: The time input [B], float32: step numbers of a chain, or a function of the noise level (see
-        `preconditioning`). **conditions: Tensors by name: `y` [B] int64 class indices, `low_res` [B, C, h, w] small
-        images.
+        `preconditioning`).
+        **conditions: Tensors by name: `y` [B] int64 class indices, `low_res` [B, C, h, w] small images, `tags` [B, L]
+            of 0 and 1 (labels of which an image has any number), `numbers` [B, K] normalised, `cond_image`
+            [B, planes, H, W] a picture. In the last three NaN means "not given".
 
     Returns:
         [B, C_out, H, W], where C_out is C, or 2 C if the process learns the variance. A classifier of noisy images
@@ -42,6 +44,10 @@ class Network(Protocol):
     def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor: ...
 
 
+_WIDTHS = {"tags": "num_tags", "numbers": "num_numbers", "cond_image": "cond_channels"}
+"""Fields that say how wide a condition is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
     """What a network's inputs and outputs are.
@@ -53,6 +59,9 @@ class NetworkSpec:
         num_classes: Number of classes, counted from 0; None for an unconditional network.
         null_class: Whether the class index `num_classes` means "no class", for classifier-free guidance.
         super_resolution: Whether the network takes `low_res`, the image to enlarge.
+        num_tags: Number of labels that it takes as `tags`; 0 for none.
+        num_numbers: Number of numbers that it takes as `numbers`.
+        cond_channels: Channels of the picture that it takes as `cond_image`.
     """
 
     size: tuple[int, int]
@@ -61,6 +70,9 @@ class NetworkSpec:
     num_classes: int | None = None
     null_class: bool = False
     super_resolution: bool = False
+    num_tags: int = 0
+    num_numbers: int = 0
+    cond_channels: int = 0
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "out_channels", "num_classes"):
@@ -84,6 +96,7 @@ class NetworkSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary that `describe` reads."""
+        more = {name: getattr(self, name) for name in _WIDTHS.values() if getattr(self, name)}
         return {
             "image_size": list(self.size),
             "in_channels": self.in_channels,
@@ -91,7 +104,12 @@ class NetworkSpec:
             "num_classes": self.num_classes,
             "null_class": self.null_class,
             "super_resolution": self.super_resolution,
+            **more,
         }
+
+    def width_of(self, condition: str) -> int:
+        """Return the width of "tags", "numbers" or "cond_image", 0 for a condition that the network does not take."""
+        return int(getattr(self, _WIDTHS[condition]))
 
 
 def describe(
@@ -101,12 +119,13 @@ def describe(
     out_channels: int | None = None,
     num_classes: int | None = None,
     null_class: bool | None = None,
+    widths: Mapping[str, int] | None = None,
 ) -> NetworkSpec:
     """Return what a network's inputs and outputs are.
 
     They are read from `net.spec`, else from these fields of `net.config`: `size` or `image_size` (a number or (height,
-    width)), `in_channels`, `out_channels`, `num_classes`, `null_class`, `super_resolution`. All but the first two
-    may be missing.
+    width)), `in_channels`, `out_channels`, `num_classes`, `null_class`, `super_resolution`, `num_tags`, `num_numbers`,
+    `cond_channels`. All but the first two may be missing.
 
     Args:
         net: A network, its config, or a dictionary of a config's fields.
@@ -114,6 +133,8 @@ def describe(
         out_channels: Channels of the output, likewise.
         num_classes: Number of classes, likewise.
         null_class: Whether the index `num_classes` means "no class", likewise.
+        widths: `num_tags`, `num_numbers` and `cond_channels` of the data, for networks that take such conditions but do
+            not say how many.
 
     Returns:
         The description.
@@ -135,7 +156,7 @@ def describe(
             size=_size(size), in_channels=channels, out_channels=out_channels, num_classes=num_classes,
             null_class=bool(null_class), super_resolution="low_res" in conditions_of(net),
         )  # fmt: skip
-        return found
+        return _with_widths(found, net, widths)
     more: dict[str, Any] = {"out_channels": out_channels, "num_classes": num_classes, "null_class": null_class}
     if getattr(net, "spec", None) is None:  # arguments say what a config has no field for
         config = getattr(net, "config", None) if isinstance(net, nn.Module) else net
@@ -145,7 +166,17 @@ def describe(
     for name, value in given.items():
         if value is not None and getattr(found, name) != value:
             raise ValueError(f"{name}={value!r} was given, but the network says {getattr(found, name)!r}")
-    return found
+    return _with_widths(found, net, widths)
+
+
+def _with_widths(found: NetworkSpec, net: Any, widths: Mapping[str, int] | None) -> NetworkSpec:
+    accepted = conditions_of(net)
+    new = {
+        field: widths[field]
+        for name, field in _WIDTHS.items()
+        if widths and name in accepted and not getattr(found, field) and widths.get(field)
+    }
+    return replace(found, **new)  # type: ignore[arg-type]
 
 
 def conditions_of(net: Any) -> frozenset[str]:
@@ -188,6 +219,7 @@ def _from_config(config: Any) -> NetworkSpec | None:
         num_classes=field("num_classes"),
         null_class=bool(field("null_class")),
         super_resolution=bool(field("super_resolution")),
+        **{name: int(field(name) or 0) for name in _WIDTHS.values()},
     )
 
 

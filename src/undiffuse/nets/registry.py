@@ -133,7 +133,7 @@ def config_to_dict(net: nn.Module, spec: NetworkSpec | None = None) -> dict[str,
     """
     config: Any = getattr(net, "config", None)
     if type(config) in _OWN:
-        return asdict(config)
+        return config_fields(config)
     name = architecture_of(net)
     if name is None:
         return {"architecture": _origin(type(net)), **(spec or describe(net)).to_dict()}
@@ -151,6 +151,11 @@ def config_to_dict(net: nn.Module, spec: NetworkSpec | None = None) -> dict[str,
         return {"architecture": name, **json.loads(json.dumps(fields))}
     except TypeError as error:
         raise ValueError(f"the config of {name!r} has fields that JSON cannot express: {error}") from error
+
+
+def config_fields(config: Any) -> dict[str, Any]:
+    """Return the fields of a config of one of the library's own networks, as files have them."""
+    return config.to_dict() if isinstance(config, UNetConfig | ClassifierConfig) else asdict(config)
 
 
 def architecture_of(net: nn.Module) -> str | None:

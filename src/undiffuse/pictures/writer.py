@@ -130,6 +130,7 @@ class SampleWriter(Store):
         indices: Sequence[int] | np.ndarray | Tensor,
         images: Images,
         labels: Sequence[int] | np.ndarray | Tensor | None = None,
+        entries: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         """Puts one batch on disk. An image that is there already is replaced; as the run decides it, it is the same.
 
@@ -137,6 +138,7 @@ class SampleWriter(Store):
             indices: Indices of the images within the run, [B].
             images: uint8 [B, H, W, C]; for "png16", "tiff" and "npy" floats in units, see `undiffuse.pixels.to_units`.
             labels: Classes of the images, [B], of a conditional run.
+            entries: What else the record of each image says, B of them.
 
         Raises:
             ValueError: An index is given twice, a label has no name, or shapes differ from those of earlier images.
@@ -163,6 +165,7 @@ class SampleWriter(Store):
             record = {**self.settings, **self.notes, "index": index}
             record |= {} if label is None else {"class": label}
             record |= {} if name is None else {"class_name": name}
+            record |= {} if entries is None else dict(entries[k])
             file = sample_name(index, self.seed, label, name, self._ending) if self.names is None else self.names[index]
             # Not durable: waiting for the disk each time is slow, and `missing` sees files that a power cut emptied.
             target, kind = self.folder / file, self.format

@@ -84,7 +84,8 @@ class Cascade:
                 f"{up} requires the class of every image, and {base} has no classes: guide {base} by a classifier"
             )
         source = self.base.model if self.base.model.num_classes is not None else self.base.classifier
-        assert source is not None  # something has classes
+        if source is None or source.num_classes is None:
+            raise ValueError(f"{up} requires the class of every image, and {base} is guided towards none")
         ours, theirs = source.labels, self.upsampler.model.labels
         if source.num_classes != wanted or (ours is not None and theirs is not None and ours != theirs):
             raise ValueError(

@@ -48,7 +48,7 @@ def class_numbers(model: DiffusionModel, given: Given, default: str | None = "al
 
 def choose_classes(pipeline: Pipeline, given: Given) -> list[int] | None:
     """Returns class numbers as `class_numbers` does; for an unconditional model that a classifier guides, of that."""
-    classifier: ClassifierModel | None = pipeline.classifier
+    classifier = _with_classes(pipeline)
     if pipeline.model.num_classes is None and classifier is not None:
         if given is None:
             return list(range(classifier.num_classes or 0))
@@ -58,10 +58,16 @@ def choose_classes(pipeline: Pipeline, given: Given) -> list[int] | None:
 
 def class_names(pipeline: Pipeline) -> list[str] | None:
     """Returns the names of the classes of the model, or of the classifier that guides it; None without classes."""
-    source = pipeline.model if pipeline.model.num_classes is not None else pipeline.classifier
+    source = pipeline.model if pipeline.model.num_classes is not None else _with_classes(pipeline)
     if source is None or source.num_classes is None:
         return None
     return [source.label_name(k) for k in range(source.num_classes)]
+
+
+def _with_classes(pipeline: Pipeline) -> ClassifierModel | None:
+    """The first classifier that guides by classes; None if there are none, or only regressors."""
+    guides = [pipeline.classifier, *pipeline.others]
+    return next((one for one in guides if isinstance(one, ClassifierModel) and one.numbers is None), None)
 
 
 def _items(given: Given) -> list[str | int]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from undiffuse import checkpoints
+from undiffuse.conditions import NumberCondition, target_key
 from undiffuse.config import GuidanceConfig
 from undiffuse.config.kinds import interval
 from undiffuse.denoiser import Denoiser
@@ -22,6 +23,7 @@ from undiffuse.guidance import (
     ClassifierGuidance,
     Interval,
     LevelClassifier,
+    LevelRegressor,
     Schedule,
     product,
 )
@@ -44,6 +46,7 @@ class Guides:
         footprints: Memory of the guiding networks.
         record: What a picture's record says of the guiding models (digests).
         notes: Where their files are.
+        targets: The numbers that each regressor guides towards, in their order.
     """
 
     denoiser: Denoiser
@@ -52,6 +55,7 @@ class Guides:
     footprints: list[Footprint] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    targets: list[NumberCondition] = field(default_factory=list)
 
 
 def guide(
@@ -84,7 +88,7 @@ def guide(
     out = Guides(denoiser)
     shared: dict[str, Any] = {"schedule": guidance_schedule(config, path), "every": config.every}
     if config.cfg not in (None, 1):
-        if model.null_class is None:
+        if not model.null_conditions:
             raise ConfigError(
                 "cfg",
                 f"{config.cfg:g} requires a model trained with label dropout, which this one was not: train one with "
@@ -93,7 +97,7 @@ def guide(
         # Batches of two sizes in turns: a CPU's network would lay out its weights anew at every call.
         in_turns = config.every > 1 and device.type == "cpu"
         together = not (config.cfg_two_passes or in_turns)
-        null, rescale = {"y": model.null_class}, config.cfg_rescale
+        null, rescale = model.null_conditions, config.cfg_rescale
         out.denoiser = ClassifierFree(out.denoiser, config.cfg, null, rescale=rescale, together=together, **shared)
     if config.autoguide is not None:
         _autoguide(out, config, model, clip, precision, device, gradient, shared)
@@ -135,16 +139,23 @@ def _classifiers(
         classifier = load_classifier(file)
         check_pair(model, classifier, config.at)
         _check_noise(model, classifier)
-        if loaded and classifier.num_classes != loaded[0].num_classes:
+        first = next((one for one in loaded if one.numbers is None), classifier)
+        if classifier.numbers is None and classifier.num_classes != first.num_classes:
             raise ValueError(
-                f"classifiers that guide together must have the same classes; they have {loaded[0].num_classes} and "
+                f"classifiers that guide together must have the same classes; they have {first.num_classes} and "
                 f"{classifier.num_classes}"
             )
         _ = classifier.digest  # of the weights as they are in the file, before they are made ready
         network = prepare_for_inference(classifier.net, precision, device, gradient=True, consume=True)
         out.footprints.append(network.footprint)
-        judge = LevelClassifier(network, classifier.process, config.temperature)
-        out.denoiser = ClassifierGuidance(out.denoiser, judge, scale, config.at, normalize=config.normalize, **shared)
+        kind, condition = LevelClassifier, "y"
+        if classifier.numbers is not None:
+            kind, condition = LevelRegressor, target_key(len(out.targets))
+            out.targets.append(classifier.numbers)
+        judge = kind(network, classifier.process, config.temperature)
+        out.denoiser = ClassifierGuidance(
+            out.denoiser, judge, scale, config.at, condition=condition, normalize=config.normalize, **shared
+        )
         loaded.append(classifier)
     if loaded:
         out.classifier = loaded[0]
@@ -226,6 +237,8 @@ def _check_weak(model: DiffusionModel, weak: DiffusionModel) -> None:
         problem = f"it has {weak.num_classes} classes, the model {model.num_classes or 'none'}"
     elif weak.num_classes is not None and None not in (weak.labels, model.labels) and weak.labels != model.labels:
         problem = "its classes have other names than the model's"
+    elif weak.conditions and weak.conditions != model.conditions:
+        problem = "its conditions are not the model's"
     elif weak.spec.super_resolution != model.spec.super_resolution:
         problem = "one of the two enlarges images, the other does not"
     if problem:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from undiffuse.data import DataConfig, ImageDataset
+from undiffuse.data import DataConfig, ImageDataset, Source
+from undiffuse.data.headers import known_headers
 from undiffuse.models import DiffusionModel
+from undiffuse.pictures.names import output_names
 from undiffuse.pipelines.inputs import model_images
 from undiffuse.util.errors import ConfigError
+from undiffuse.util.text import count_of, printable
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class LowRes:
     dataset: ImageDataset
     labels: list[int] | None
     fingerprint: str
+    made: bool = False  # by an earlier stage, so that the names mean nothing to anybody
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -39,7 +43,7 @@ class LowRes:
 
         Raises:
             ConfigError: If the model needs them and they are missing, or the reverse.
-            ValueError: If they cannot be read, or lack labels.
+            ValueError: If they cannot be read, lack labels, or have another size: nothing is shrunk or enlarged first.
         """
         if not model.spec.super_resolution:
             if path is not None:
@@ -54,6 +58,7 @@ class LowRes:
             value_range=model.value_range,
         )  # fmt: skip
         source = config.open(model.labels if conditional else None)
+        _check_sizes(source, wanted)
         if conditional and source.labels is None:
             raise ValueError(f"{source.where} has no labels, which the model needs: give a class for all images")
         labels = [int(k) for k in source.labels] if conditional and source.labels is not None else None
@@ -64,7 +69,21 @@ class LowRes:
         """All images of an npz of samples, without their labels."""
         config = DataConfig(path=str(path), labels="none", size=size, channels=channels)
         source = config.open(None)
-        return cls(ImageDataset(source, config), None, source.fingerprint)
+        return cls(ImageDataset(source, config), None, source.fingerprint, made=True)
+
+    def file_names(self, count: int) -> list[str] | None:
+        """Names for the first `count` results, after those of the images; None where these have no names."""
+        if self.made:
+            return None
+        once = output_names([self.dataset.source.name(i) for i in range(len(self))])
+        used, names = {name.lower() for name in once}, once[:count]
+        for i in range(len(self), count):  # the second result of an image, the third, ...
+            name = f"{once[i % len(self)].removesuffix('.png')}_{i // len(self) + 1}"
+            while f"{name}.png".lower() in used:
+                name += "_"
+            used.add(f"{name}.png".lower())
+            names.append(f"{name}.png")
+        return names
 
     def labels_of(self, indices: Sequence[int]) -> list[int] | None:
         """The classes of some images of the run."""
@@ -73,6 +92,21 @@ class LowRes:
     def images_of(self, indices: Sequence[int]) -> Tensor:
         """[B, C, h, w] in [-1, 1]."""
         return model_images(self.dataset, [i % len(self) for i in indices], "cpu")
+
+
+def _check_sizes(source: Source, wanted: tuple[int, int]) -> None:
+    """ConfigError if an image has another size than the model enlarges."""
+    headers, size = known_headers(source), (wanted[1], wanted[0])
+    sizes = map(tuple, headers.sizes.tolist()) if headers is not None else map(source.stored_size, range(len(source)))
+    others = [i for i, found in enumerate(sizes) if found != size]
+    if others:
+        width, height = source.stored_size(others[0])
+        raise ConfigError(
+            "low_res",
+            f"has {count_of(len(others), 'image')} of another size than the model enlarges: "
+            f"{printable(source.name(others[0]))} is {height}x{width}, expected {wanted[0]}x{wanted[1]} (height x "
+            f"width). Images are not made smaller or larger first; `undiffuse convert --size {wanted[0]}` does that",
+        )
 
 
 def low_size(model: DiffusionModel, given: int | tuple[int, int] | None = None) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 import undiffuse
 from undiffuse.adapters import published
 from undiffuse.arithmetic import float32_switches, steady_float32
+from undiffuse.conditions import NumberCondition
 from undiffuse.config import SamplerConfig
 from undiffuse.denoiser import ChainDenoiser, Denoiser
 from undiffuse.distributed import resolve_device
@@ -25,7 +26,9 @@ from undiffuse.nets.memory import Footprint, bytes_per_image
 from undiffuse.nets.runner import is_consumed, prepare_for_inference
 from undiffuse.noise import NoiseSource
 from undiffuse.pipelines import budget, memory
-from undiffuse.pipelines.classes import choose_classes, class_names
+from undiffuse.pipelines.classes import class_names
+from undiffuse.pipelines.conditioning import as_low_res, classes_of, give_conditions
+from undiffuse.pipelines.given import checked
 from undiffuse.pipelines.guidance import check_identity, guide, reference
 from undiffuse.sampling import Step, sample
 from undiffuse.solvers import Solver, build_solver
@@ -63,6 +66,7 @@ class Pipeline:
         others: All other models that guide.
         footprints: Memory of the networks.
         gradient: Whether the denoised image can be differentiated with respect to the noisy one.
+        targets: The numbers that regressors guide towards, for each regressor.
     """
 
     config: SamplerConfig
@@ -77,6 +81,7 @@ class Pipeline:
     others: tuple[ClassifierModel | DiffusionModel, ...] = ()
     footprints: tuple[Footprint, ...] = ()
     gradient: bool = False
+    targets: tuple[NumberCondition, ...] = ()
 
     @classmethod
     def from_pretrained(
@@ -187,6 +192,7 @@ class Pipeline:
         return cls(
             config, model, guides.classifier, where, path, solver, guides.denoiser, record, notes,
             tuple(guides.others), (forward.footprint, *guides.footprints), gradient,
+            tuple(guides.targets),
         )  # fmt: skip
 
     @classmethod
@@ -221,12 +227,13 @@ class Pipeline:
         *,
         first: int = 0,
         low_res: Any = None,
+        condition: Any = None,
         batch: int | None = None,
         progress: bool = True,
         on_step: Callable[[Step], None] | None = None,
         **settings: Any,
     ) -> Samples:
-        """Makes images. Image i depends on the weights, the settings, the seed, i and its class, and on nothing else.
+        """Makes images. Image i depends on the weights, the settings, the seed, i and its conditions, on nothing else.
 
         Args:
             count: How many images; by default one of each class, or 16 without classes.
@@ -235,6 +242,10 @@ class Pipeline:
             first: Number of the first image.
             low_res: For a super-resolution model: the images to enlarge, [N, C, h, w] in [-1, 1] or uint8
                 [N, h, w, C]; image i enlarges number i mod N.
+            condition: For a model with conditions besides the class: "age=30,angle=45", "labels=hat|scarf",
+                "image:PATH", the path of a table with a row for each image, several of these, or a mapping whose values
+                may be lists, {"age": [20, 30], "image": array [N, H, W, C]}; image i has row i mod n. Numbers are in
+                the units of the training data. For a super-resolution model, "image:PATH" is the same as `low_res`.
             batch: Images at once; by default what fits into memory.
             progress: Whether to show a progress bar.
             on_step: Called after each step with its `Step`.
@@ -244,7 +255,7 @@ class Pipeline:
             The images as `Samples`, which convert to PIL, NumPy and tensors, and save themselves.
 
         Raises:
-            ConfigError: For a setting that is not possible.
+            ConfigError: For a setting or a condition that is not possible, or a condition that is missing.
             ValueError: For a class the model does not have, or low-resolution images it does not need or lacks.
         """
         from undiffuse.pipelines.samples import Samples
@@ -252,16 +263,20 @@ class Pipeline:
 
         if settings:
             return self.replace(**settings).sample(
-                count, classes, seed, first=first, low_res=low_res, batch=batch, progress=progress, on_step=on_step
-            )
+                count, classes, seed, first=first, low_res=low_res, condition=condition, batch=batch,
+                progress=progress, on_step=on_step,
+            )  # fmt: skip
         names = class_names(self)
-        chosen = choose_classes(self, classes)
+        low_res, condition = as_low_res(self.model, low_res, condition)
         low = FixedLowRes.of(low_res, self)
+        given = give_conditions(self.model, condition, self.targets)
+        chosen = classes_of(self, classes, given)
         if count is None:
-            count = len(low) if low is not None else len(chosen) if chosen else 16
+            rows = 0 if given is None else len(given)
+            count = len(low) if low is not None else rows if rows > 1 else len(chosen) if chosen else rows or 16
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ConfigError("count", f"{count!r} is not possible; expected a whole number of at least 1")
-        source = SampleSource(self, seed, chosen, low)
+        source = SampleSource(self, seed, chosen, low, given)
         indices = list(range(first, first + count))
         size = min(count, self.batch_size(batch))
         watch = None if on_step is None else lambda step, _: on_step(step)
@@ -272,8 +287,9 @@ class Pipeline:
                 images.append(source.make_float(indices[start : start + size], bar, watch=watch))
         labels = source.labels(indices)
         run = {"command": "sample", "seed": seed, **self.record, "classes": recorded_classes(chosen, names)}
-        about = (labels, names, indices, run, {**self.notes, **kernels.note()}, self.text())
-        return Samples.of(torch.cat(images), self.model.value_range, *about)
+        run |= {} if given is None else given.record()
+        about = (labels, names, indices, run, {**self.notes, **source.notes(), **kernels.note()}, self.text())
+        return Samples.of(torch.cat(images), self.model.value_range, *about, given)
 
     def encode(self, images: Any, classes: Any = None) -> Any:
         """Encodes images into latents by DDIM inversion, see `undiffuse.pipelines.latents.encode`."""
@@ -341,6 +357,7 @@ class Pipeline:
         low_res: Tensor | None = None,
         *,
         x_T: Tensor | None = None,
+        more: Mapping[str, Tensor] | None = None,
         on_step: Callable[[Step], None] | None = None,
         progress: NoProgress | None = None,
     ) -> Tensor:
@@ -351,13 +368,14 @@ class Pipeline:
             labels: Their classes, int64 [B]; None without classes.
             low_res: What a super-resolution model enlarges, [B, C, h, w] in [-1, 1].
             x_T: Latents [B, C, H, W] to start from instead of the noise source's own.
+            more: Other conditions by the network's keywords, see `GivenConditions.tensors`.
             on_step: Called after each step.
             progress: Advanced by one for each image, in parts.
 
         Returns:
             Images [B, C, H, W], about in [-1, 1], on the pipeline's device.
         """
-        cond, last = self.condition(labels, low_res), None
+        cond, last = self.condition(labels, low_res, more), None
         steps = sample(self.denoiser, self.path, self.solver, noise, self.shape, cond=cond, x_T=x_T, device=self.device)
         with steady_float32(self.device):
             for last in steps:
@@ -368,9 +386,20 @@ class Pipeline:
         assert last is not None  # a path has at least one step
         return last.x
 
-    def condition(self, labels: Sequence[int] | Tensor | None, low_res: Tensor | None = None) -> dict[str, Tensor]:
-        """Returns the denoiser's conditions, on the device: "y" int64 [B] and "low_res" [B, C, h, w]."""
-        cond = {}
+    def condition(
+        self,
+        labels: Sequence[int] | Tensor | None,
+        low_res: Tensor | None = None,
+        more: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Returns the denoiser's conditions, on the device: "y" int64 [B], "low_res" [B, C, h, w], and `more`.
+
+        Raises:
+            ConfigError: The model needs other conditions and was never trained without them ("condition").
+        """
+        if not more:
+            checked(None, self.model, self.targets)
+        cond = {name: value.to(self.device) for name, value in (more or {}).items()}
         if labels is not None:
             cond["y"] = torch.as_tensor(labels, dtype=torch.int64).to(self.device)
         if low_res is not None:

@@ -16,6 +16,7 @@ from undiffuse.pictures.stored import read_file
 from undiffuse.pictures.units import as_stored, format_of
 from undiffuse.pipelines import cascade
 from undiffuse.pipelines.classes import class_names
+from undiffuse.pipelines.conditioning import recorded_conditions
 from undiffuse.pipelines.low_res import LowRes
 from undiffuse.pipelines.pipeline import Pipeline
 from undiffuse.pipelines.source import SampleSource
@@ -88,6 +89,7 @@ def regenerate(
     upsampler: str | None = None,
     low_res: str | None = None,
     low_size: Any = None,
+    condition: str | None = None,
     device: str = "auto",
 ) -> Regenerated:
     """Makes the image of a file again from its record.
@@ -97,6 +99,7 @@ def regenerate(
         model, classifier, autoguide, upsampler, low_res: Where the models and images are now, if not where the record
             says; of a cascade, model, classifier and autoguide are the base's.
         low_size: See `Cascade`.
+        condition: Where the condition picture is now, a file or folder, if not where the record says.
         device: As in `Pipeline.load`.
 
     Raises:
@@ -114,7 +117,7 @@ def regenerate(
     now: dict[str, Any] = {"model": model, "classifier": classifier, "autoguide": autoguide}
     kernels = Plan(recorded=record.get("kernels"))
     with planned(kernels):
-        x, source = _made(record, original, now, index, seed, upsampler, low_res, low_size, device)
+        x, source = _made(record, original, now, index, seed, upsampler, low_res, low_size, condition, device)
     form, values = format_of(original), source.pipeline.model.value_range
     if form == "png":
         image, before = to_uint8(x, source.rounding)[0].numpy(), read_file(original)
@@ -133,6 +136,7 @@ def _made(
     upsampler: str | None,
     low_res: str | None,
     low_size: Any,
+    condition: str | None,
     device: str,
 ) -> tuple[Tensor, SampleSource]:
     """Makes the image of a record again, see `regenerate`; returns it as floats [1, C, H, W], with its source."""
@@ -156,7 +160,8 @@ def _made(
         low = LowRes.open(pipeline.model, data, low_size, labelled=conditional)
         if low is not None and low.fingerprint != record.get("low_res"):
             raise ValueError(f"the images in {data} are not those the record was made with: give them as low_res")
-        source = SampleSource(pipeline, seed, label, low)
+        given = recorded_conditions(pipeline.model, record, where, condition, pipeline.targets)
+        source = SampleSource(pipeline, seed, label, low, given)
     with Progress("sampling", 1, "image") as progress:
         return source.make_float([index], progress), source
 

@@ -14,9 +14,13 @@ import torch
 from undiffuse.distributed import Job, join
 from undiffuse.kernels import Plan, planned
 from undiffuse.pictures import SampleWriter, read_record, save_animation, save_png
+from undiffuse.pictures.names import output_names
+from undiffuse.pictures.stored import RUN, keeps_names
 from undiffuse.pictures.units import IN_UNITS, check_format, default_format, preview_text
 from undiffuse.pipelines import grids, memory
-from undiffuse.pipelines.classes import choose_classes, class_names
+from undiffuse.pipelines.classes import class_names
+from undiffuse.pipelines.conditioning import classes_of
+from undiffuse.pipelines.given import GivenConditions
 from undiffuse.pipelines.low_res import LowRes
 from undiffuse.pipelines.pipeline import Pipeline, recorded_classes
 from undiffuse.pipelines.source import Frames, SampleSource
@@ -55,6 +59,7 @@ class SamplingRun:
         overwrite: Whether samples of another run in the folder are deleted.
         animation: "gif" or "apng" for the denoising path as an animation.
         noun: What one image is called in messages and captions.
+        file_names: What the files are called, one name an image; None for names made of class, seed and number.
     """
 
     source: SampleSource
@@ -68,6 +73,7 @@ class SamplingRun:
     overwrite: bool = False
     animation: str | None = None
     noun: str = "sample"
+    file_names: list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.format is None:
@@ -83,6 +89,7 @@ class SamplingRun:
         classes: Any = None,
         seed: int = 0,
         low: LowRes | None = None,
+        given: GivenConditions | None = None,
         **more: Any,
     ) -> SamplingRun:
         """Plans a run of a pipeline.
@@ -90,22 +97,29 @@ class SamplingRun:
         Args:
             pipeline: What makes the images.
             folder: Where they go.
-            count: How many; by default 20, or one of each low-resolution image.
+            count: How many; by default 20, or one of each low-resolution image or row of conditions.
             classes: As in `Pipeline.sample`.
             seed: Seed of the noise.
             low: The images that a super-resolution model enlarges.
+            given: Other conditions; images that are made from pictures keep the names of these.
             **more: The other attributes.
         """
         open_classes = classes or low is None or low.labels is None
-        chosen = choose_classes(pipeline, classes or None) if open_classes else None
+        chosen = classes_of(pipeline, classes or None, given) if open_classes else None
         names = class_names(pipeline)
         record = {"command": "sample", "seed": seed, **pipeline.record, "classes": recorded_classes(chosen, names)}
         if low is not None:
             record["low_res"] = low.fingerprint
-        number = count or (len(low) if low is not None else COUNT)
-        source = SampleSource(pipeline, seed, chosen, low)
-        notes = {**pipeline.notes, **more.pop("notes", {})}
-        return cls(source=source, folder=Path(folder), count=number, record=record, names=names, notes=notes, **more)
+        record |= {} if given is None else given.record()
+        rows = 0 if given is None else len(given)
+        number = count or (len(low) if low is not None else rows if rows > 1 else COUNT)
+        source = SampleSource(pipeline, seed, chosen, low, given)
+        notes = {**pipeline.notes, **source.notes(), **more.pop("notes", {})}
+        called = None if given is None or given.names is None else [given.names[i % rows] for i in range(number)]
+        return cls(
+            source=source, folder=Path(folder), count=number, record=record, names=names, notes=notes,
+            file_names=None if called is None else output_names(called, ""), **more,
+        )  # fmt: skip
 
     def open(self) -> SampleWriter:
         """Claims the folder.
@@ -120,7 +134,16 @@ class SamplingRun:
             return job.main_first(lambda main: grids.open_writer(
                 self.folder, self.format, self.overwrite and main, extra, run=self.record, notes=self.notes,
                 label_names=self.names, value_range=self.source.pipeline.model.value_range,
+                names=None if self.format == "npz" else self._file_names(),
             ))  # fmt: skip
+
+    def _file_names(self) -> list[str] | None:
+        """The names of the files, after those of condition pictures or enlarged images; None: by class and number."""
+        if self.file_names is not None:
+            return self.file_names
+        low = self.source.low
+        began_without = (self.folder / RUN).is_file() and not keeps_names(self.folder) and not self.overwrite
+        return low.file_names(self.count) if isinstance(low, LowRes) and not began_without else None
 
     @property
     def path(self) -> Path | None:
@@ -154,7 +177,8 @@ class SamplingRun:
         frames = Frames(shown if redone and job.is_main else 0, pipeline.path.steps)
         kernels = Plan(recorded=job.broadcast_json(_recorded_kernels(writer)))
         if job.broadcast_json(bool(todo)):
-            for line in unit_notes(self.format, pipeline):
+            remarks = () if self.source.given is None else self.source.given.remarks
+            for line in (*unit_notes(self.format, pipeline), *remarks):
                 report(f"  note    {line}")
             size = max(1, min(len(todo), pipeline.batch_size(self.batch)))
             report(textwrap.fill(plan(pipeline, size), 100, initial_indent="  plan    ", subsequent_indent=" " * 10))
@@ -166,7 +190,7 @@ class SamplingRun:
                     writer.notes = {**self.notes, **kernels.note()}
                     units = writer.in_units
                     images = to_units(x, pipeline.model.value_range) if units else to_uint8(x, self.source.rounding)
-                    writer.write(indices, images, self.source.labels(indices))
+                    writer.write(indices, images, self.source.labels(indices), self.source.entries(indices))
 
         def finish() -> str:
             result = writer.finish(self.count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -13,10 +13,14 @@ from torch import Tensor
 
 from undiffuse.pictures import save_png
 from undiffuse.pictures.arrays import as_picture
+from undiffuse.pictures.names import output_names
 from undiffuse.pictures.units import IN_UNITS, check_format, default_format, preview, preview_text
 from undiffuse.pipelines import grids
 from undiffuse.pixels import from_uint8, to_uint8, to_units
 from undiffuse.util.text import count_of
+
+if TYPE_CHECKING:
+    from undiffuse.pipelines.given import GivenConditions
 
 __all__ = ["Samples"]
 
@@ -34,6 +38,7 @@ class Samples(Sequence[Image.Image]):
         run: The record that all images share, see `pictures.SampleWriter`.
         notes: What is good to know.
         caption: The settings in a few words.
+        given: Conditions besides the class; None without.
         values: The images as float32 [N, H, W, C] in the units of `value_range`; by default the levels of `images`.
         value_range: (low, high) of the model's training images; None for 8-bit levels, (0, 255).
     """
@@ -47,6 +52,7 @@ class Samples(Sequence[Image.Image]):
         run: Mapping[str, Any],
         notes: Mapping[str, Any],
         caption: str,
+        given: GivenConditions | None = None,
         *,
         values: np.ndarray | None = None,
         value_range: tuple[float, float] | None = None,
@@ -54,7 +60,7 @@ class Samples(Sequence[Image.Image]):
         self.value_range, self._values = value_range, values
         self.images, self.names, self.indices = images, names, list(indices)
         self.labels = None if labels is None else list(labels)
-        self.run, self.notes, self.caption = dict(run), dict(notes), caption
+        self.run, self.notes, self.caption, self.given = dict(run), dict(notes), caption, given
 
     def __len__(self) -> int:
         return len(self.images)
@@ -65,6 +71,7 @@ class Samples(Sequence[Image.Image]):
             labels = None if self.labels is None else self.labels[index]
             return Samples(
                 self.images[index], labels, self.names, self.indices[index], self.run, self.notes, self.caption,
+                self.given,
                 values=None if self._values is None else self._values[index], value_range=self.value_range,
             )  # fmt: skip
         return as_picture(preview(self.images[index][None])[0])
@@ -90,6 +97,11 @@ class Samples(Sequence[Image.Image]):
         if self._values is not None:
             return self._values
         return to_units(from_uint8(self.images), self.value_range).numpy()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is good to know of the conditions: values outside the range that was trained, conditions left out."""
+        return () if self.given is None else self.given.remarks
 
     def pil(self) -> list[Image.Image]:
         """Returns PIL images, 8 bits each; `undiffuse.pictures.preview` says how other channels are shown."""
@@ -138,15 +150,26 @@ class Samples(Sequence[Image.Image]):
         writer = grids.open_writer(
             out, format, overwrite, ["grid.png"],
             run=self.run, notes=self.notes, label_names=self.names, value_range=self.value_range,
+            names=self._file_names,
         )  # fmt: skip
-        writer.write(self.indices, self.values if format in IN_UNITS else self.images, self.labels)
+        entries = None if self.given is None else [{"condition": self.given.entry(i)} for i in self.indices]
+        writer.write(self.indices, self.values if format in IN_UNITS else self.images, self.labels, entries)
         ends = [min(self.indices), max(self.indices)]
         save_png(out / "grid.png", self.grid(), {**self.run, **self.notes, "images": ends}, overwrite=True)
         return out
 
     @property
+    def _file_names(self) -> list[str] | None:
+        """What the files are called: as the condition pictures, if they were files."""
+        names = None if self.given is None else self.given.names
+        if names is None:
+            return None
+        return output_names([names[i % len(names)] for i in range(max(self.indices) + 1)], "")
+
+    @property
     def _described(self) -> str:
         text = f"{Path(str(self.notes.get('model_file', 'model'))).stem}, {self.caption}, seed {self.run.get('seed')}"
+        text += f", {self.given.text()}" if self.given is not None else ""
         shows = preview_text(self.images.shape[-1], self.value_range)
         return f"{text}, {shows}" if shows else text
 

@@ -19,6 +19,7 @@ from undiffuse.sampling import Step
 from undiffuse.util.progress import NoProgress
 
 if TYPE_CHECKING:
+    from undiffuse.pipelines.given import GivenConditions
     from undiffuse.pipelines.low_res import LowRes
     from undiffuse.pipelines.pipeline import Pipeline
 
@@ -109,6 +110,7 @@ class SampleSource:
         seed: Seed of their noise.
         classes: Class numbers that the images cycle through; None without classes.
         low: The low-resolution images that they enlarge.
+        given: Their other conditions.
         stream: Keeps their noise apart from that of other models in the same run, see `NoiseSource`.
         rounding: How finished images are rounded to 8 bits, see `undiffuse.pixels`.
     """
@@ -119,11 +121,13 @@ class SampleSource:
         seed: int,
         classes: Sequence[int] | None,
         low: LowRes | FixedLowRes | None = None,
+        given: GivenConditions | None = None,
         *,
         stream: str = "",
         rounding: Rounding = "nearest",
     ) -> None:
         self.pipeline, self.seed, self.classes, self.low = pipeline, seed, classes, low
+        self.given = given
         self.stream, self.rounding = stream, rounding
         self._fits: int | None = None  # images at once, once memory has not sufficed for more
 
@@ -132,6 +136,15 @@ class SampleSource:
         if self.classes is not None:
             return [self.classes[i % len(self.classes)] for i in indices]
         return None if self.low is None else self.low.labels_of(indices)
+
+    def notes(self) -> dict[str, Any]:
+        """Returns where the condition pictures are, for the notes of records."""
+        where = None if self.given is None or self.given.picture is None else self.given.where
+        return {} if not where else {"condition_data": where}
+
+    def entries(self, indices: Sequence[int]) -> list[dict[str, Any]] | None:
+        """Returns what the records of some images say of their conditions; None without conditions."""
+        return None if self.given is None else [{"condition": self.given.entry(i)} for i in indices]
 
     def make(
         self,
@@ -205,6 +218,7 @@ class SampleSource:
         # Of a cascade the upsampler may know no classes, and its images have them all the same.
         labels: Any = self.labels(indices) if "y" in self.pipeline.denoiser.conditions else None
         low = None if self.low is None else self.low.images_of(indices)
+        more = None if self.given is None else self.given.tensors(indices)
 
         def on_step(step: Step) -> None:
             if frames is not None and frames.count:
@@ -213,5 +227,5 @@ class SampleSource:
                 watch(step, len(indices))
 
         noise = NoiseSource(self.seed, indices, self.stream)
-        x = self.pipeline.from_noise(noise, labels, low, on_step=on_step, progress=progress)
+        x = self.pipeline.from_noise(noise, labels, low, more=more, on_step=on_step, progress=progress)
         return x.to(torch.float32).cpu()

@@ -83,6 +83,12 @@ class Recipe:
         null = net.null_class and classes is not None
         return replace(self, net=replace(net, num_classes=classes, null_class=null))
 
+    def with_regression(self, numbers: int) -> Recipe:
+        """Returns the recipe of a classifier for a regressor of a number of numbers, a mean and log variance each."""
+        if not isinstance(self.net, ClassifierConfig):
+            raise ConfigError("condition", "only the recipe of a classifier makes a regressor")
+        return replace(self, net=replace(self.net, out_channels=2 * numbers, regression=True))
+
     def with_label_dropout(self, share: float) -> Recipe:
         """Returns the recipe with label dropout: a share of the labels becomes the network's null class.
 
@@ -97,6 +103,27 @@ class Recipe:
         if not 0 < share < 1:
             raise ConfigError("label_dropout", f"expected a share above 0 and below 1, got {share}")
         return replace(self, net=replace(self.net, null_class=True), label_dropout=share)
+
+    def with_conditions(self, widths: Mapping[str, int], dropout: float) -> Recipe:
+        """Returns the recipe for conditions besides the class.
+
+        Args:
+            widths: `num_tags`, `num_numbers` and `cond_channels` of the network, see `UNetConfig`.
+            dropout: Probability of dropping conditions, 0 to below 1; 0 trains a model that always needs them.
+
+        Raises:
+            ConfigError: The network takes no such conditions ("condition").
+        """
+        if not isinstance(self.net, UNetConfig):
+            raise ConfigError(
+                "condition",
+                f"needs ADM's U-Net, and the recipe {self.name} has another network: choose another recipe",
+            )
+        if not 0 <= dropout < 1:
+            raise ConfigError("label_dropout", f"expected a share of at least 0 and below 1, got {dropout}")
+        null = self.net.num_classes is not None and dropout > 0
+        fields: dict[str, Any] = {**widths, "null_class": null}
+        return replace(self, net=replace(self.net, **fields), label_dropout=dropout)
 
     def with_shape(self, size: int | tuple[int, int], channels: int) -> Recipe:
         """Returns the recipe for another image size and number of channels; the widths of the network stay."""

@@ -136,14 +136,13 @@ def _loop(run: Run, signals: StopSignals) -> str:
         batch = next(stream)
         inputs = run.inputs(batch)
 
-        # The objective's terms; weighted mean, backward.
+        # The objective's terms; weighted mean, backward; the sum of gradients over all processes.
         state.optimizer.zero_grad(set_to_none=True)
         terms, microbatch = accumulate_within_memory(
-            task, run.forward, inputs, config, ranks, state.images, state.microbatch, state.scale.value
+            task, run.forward, inputs, config, run.exchange, state.images, state.microbatch, state.scale.value
         )
         run.note_microbatch(microbatch)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        ranks.sum_bucketed_(gradients)
         state.scale.unscale_(gradients)
 
         # A finite check that counts and never hides.

@@ -12,11 +12,13 @@ from typing import Any
 from torch import nn
 
 from undiffuse import checkpoints
+from undiffuse.data import Source
+from undiffuse.data.given_conditions import sorted_conditions, with_arrays
 from undiffuse.data.memory import as_data
 from undiffuse.data.torch_items import ValueRange
 from undiffuse.models import ClassifierModel, DiffusionModel, load_model, save_model
 from undiffuse.train_config import TrainConfig
-from undiffuse.training import engine
+from undiffuse.training import engine, plan_conditions
 from undiffuse.training.custom import Custom, OptimizerFactory, ScheduleFactory
 from undiffuse.training.evaluation import Evaluator
 from undiffuse.training.events import Listener, read_events
@@ -116,6 +118,7 @@ def train(
     labels: Any = None,
     class_names: Sequence[str] | None = None,
     value_range: ValueRange | None = None,
+    condition: str | Sequence[str] | Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> TrainResult:
     """Trains a model on images. The same call again resumes a run that was stopped.
@@ -147,6 +150,9 @@ def train(
         labels: For an array the labels [N]; for files where labels come from, see `undiffuse.data.open_data`.
         class_names: Names of the classes, for arrays and torch data.
         value_range: (low, high) of float pixels of torch data; default detected.
+        condition: What the model is conditioned on: "labels", "numbers:age,angle", "image:sketches/", "map:maps/", or
+            several of these; for data in memory a mapping, {"numbers": {"age": [N]}, "labels": N lists of names,
+            "image": [N, H, W, C]}. By default classes, if the data have them. See docs/conditions.md.
         **overrides: Any field of `TrainRequest` (flip=True, width=32), of `TrainConfig` (lr=2e-4), or of the recipe by
             its path (**{"net.dropout": 0.1}).
 
@@ -193,6 +199,16 @@ def train(
             use_labels=not given.get("unconditional"),
         )
         name = str(data) if in_files else type(data).__name__
+    specs, arrays = sorted_conditions(condition)
+    if arrays:
+        if not isinstance(source, Source):
+            raise ConfigError("condition", "is in memory and the data are not: give arrays of both, or paths of both")
+        source = with_arrays(source, arrays)
+    if specs or arrays:
+        listed = (*specs, *plan_conditions.specs_in_memory(arrays))
+        classes = source is not None and source.label_names is not None and labels is not None
+        also = ("labels",) if classes and not any(text.startswith("labels") for text in listed) else ()
+        given["condition"] = (*also, *listed)
     if resume is not None:
         request = read_request(resume, data_given=source is not None)
         given.pop("out")

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from undiffuse import checkpoints
+from undiffuse.conditions import ModelConditions
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import ClassifierModel, DiffusionModel, load_classifier, load_diffusion, split_reference
 from undiffuse.nets import config_from_dict
@@ -34,6 +35,7 @@ class PretrainedInit:
         model: The model, until its weights have been taken over; None for a run that resumes.
         init: What became of its weights, as in the checkpoints of the run; None until that is known.
         levels: The density of noise levels it was trained with, which belongs to its process.
+        conditions: What it is conditioned on besides the class.
     """
 
     reference: str
@@ -43,6 +45,7 @@ class PretrainedInit:
     model: DiffusionModel | ClassifierModel | None = None
     init: Mapping[str, Any] | None = None
     levels: str = "uniform"
+    conditions: ModelConditions = ModelConditions()
 
     @property
     def size(self) -> int | tuple[int, int]:
@@ -141,7 +144,8 @@ def find_init(reference: str, kind: str, run_dir: Path) -> PretrainedInit:
             net = config_from_dict(manifest["net"], kind)
             process = ProcessConfig(**manifest["process"])
             objective, levels = manifest.get("objective") or {}, _levels(manifest)
-            return PretrainedInit(reference, net, process, objective, None, manifest["init"], levels)
+            held = ModelConditions.from_dict(manifest.get("conditions"))
+            return PretrainedInit(reference, net, process, objective, None, manifest["init"], levels, held)
         break
     model = load_classifier(reference) if kind == "classifier" else load_diffusion(reference)
     if not is_own(model.net):
@@ -151,7 +155,8 @@ def find_init(reference: str, kind: str, run_dir: Path) -> PretrainedInit:
             "Python with model=load_model(...).net",
         )
     objective = model.manifest.get("objective") or {}
-    return PretrainedInit(reference, model.net.config, model.process, objective, model, levels=_levels(model.manifest))
+    levels, held = _levels(model.manifest), ModelConditions.from_dict(model.manifest.get("conditions"))
+    return PretrainedInit(reference, model.net.config, model.process, objective, model, None, levels, held)
 
 
 def _levels(manifest: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from undiffuse import checkpoints
 from undiffuse.data import index
-from undiffuse.data.content import ContentIndex
+from undiffuse.data.content import ContentIndex, Recheck
 from undiffuse.data.decoding import IMAGE_SUFFIXES
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.objectives import ObjectiveConfig
@@ -42,7 +42,7 @@ _ABANDONED = 600.0
 _OURS = ("config.json", "run.json", "metrics.jsonl", "checkpoints")
 """Files and folders that only a run has."""
 # The parts of a manifest that identify a run; the others (progress, version, hashes) change as it trains.
-IDENTITY = ("kind", "net", "process", "objective", "labels", "train", "data", "init", "custom")
+IDENTITY = ("kind", "net", "process", "objective", "labels", "conditions", "train", "data", "init", "custom")
 
 
 class RunFolder:
@@ -52,6 +52,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = config
         self._lock: IO[str] | None = None
+        self._recheck: Recheck | None = None
 
     def __enter__(self) -> RunFolder:
         if self.path.is_dir():
@@ -68,6 +69,8 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._recheck is not None:
+            self._recheck.stop()
         if self._lock is not None:
             self._lock.close()  # which also unlocks
 
@@ -178,9 +181,27 @@ class RunFolder:
         """Writes config.json, all settings of the run as resolved, and the checksums of the images' files."""
         with atomic_file(self.path / "config.json", overwrite=True) as file:
             file.write((json.dumps(identity, indent=2) + "\n").encode())
-        if content is not None:
+        if content is None:
+            return
+        if content.trusted is not None and self._recheck is None:
+            self._recheck = Recheck(content.trusted)
+        stored, arrays = index.read(self.path / DATA_INDEX), content.arrays()
+        if stored is None or not all(np.array_equal(stored.get(name, ()), array) for name, array in arrays.items()):
             with atomic_file(self.path / DATA_INDEX, overwrite=True) as file:
-                np.savez(file, **content.arrays())  # type: ignore[arg-type]
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def check_images(self, wait: bool = True) -> None:
+        """Raises ValueError if images were found to differ from their index in the cache, which the run relied on.
+
+        Args:
+            wait: Wait until every file was looked at.
+        """
+        changed = "" if self._recheck is None else self._recheck.result(wait)
+        if changed:
+            raise ValueError(
+                f"data: the images to train on have changed since they were indexed ({changed}). The index has been "
+                "updated: repeat the command to see whether the run fits the images as they are"
+            )
 
     def check_room(self, size: int) -> None:
         """Finds out, before any training, whether checkpoints can be written.
@@ -217,7 +238,9 @@ class RunFolder:
 
         Raises:
             FolderLostError: It was deleted, or replaced by that of another run.
+            ValueError: The images are others than those the run began with.
         """
+        self.check_images(wait=False)
         if self._lock is None and self.path.is_dir():
             return
         try:
@@ -230,6 +253,7 @@ class RunFolder:
 
     def save(self, images: int, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], prune: bool = True) -> Path:
         """Writes a checkpoint and, once it is durable and if `prune` is true, deletes what is no longer kept."""
+        self.check_images()
         path = checkpoints.checkpoint_path(self.path, images)
         try:
             checkpoints.write(path, tensors, manifest)
@@ -304,12 +328,13 @@ def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
             plain[section] = {**_defaults(config), **plain[section]}
     # A data set may be moved or decoded by more threads; its contents and their preparation may not change.
     data = plain.get("data") or {}
-    free = ("path", "workers", "check", "max_pixels")
+    free = ("path", "workers", "check", "max_pixels", "conditions")
     prepared = {k: v for k, v in (data.get("config") or {}).items() if k not in free}
     plain["data"] = {"fingerprint": data.get("fingerprint"), **prepared}
     # Of the model that a run began with, which it was; what became of its weights follows from that and the rest.
     plain["init"] = (plain.get("init") or {}).get("from")
     plain["custom"] = plain.get("custom") or {}
+    plain["conditions"] = plain.get("conditions") or {}
     return plain
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ __all__ = ["for_network", "spec_of"]
 
 
 def spec_of(
-    net: Any, size: int | tuple[int, int], channels: int, classes: int | None
+    net: Any, size: int | tuple[int, int], channels: int, classes: int | None, widths: Mapping[str, int]
 ) -> tuple[NetworkSpec, int | tuple[int, int], int]:
     """Describes a given network, by its own word or else by the data.
 
@@ -25,6 +26,7 @@ def spec_of(
         size: Size of the images, if it does not say it.
         channels: Their channels, likewise.
         classes: Number of classes of the data.
+        widths: `num_tags`, `num_numbers` and `cond_channels` of the data, for a network that does not say its own.
 
     Returns:
         (spec, size, channels); the number of output channels is always known.
@@ -33,12 +35,13 @@ def spec_of(
         ConfigError: The network cannot be called as a network must.
     """
     try:
-        spec = describe(net)
+        spec = describe(net, widths=widths)
     except ValueError:  # it does not say which images it is for
         spec = describe(
             net,
             image_shape=(channels, *size_pair(size)),
             num_classes=classes if "y" in conditions_of(net) else None,
+            widths=widths,
         )
     if spec.out_channels is None:
         spec = replace(spec, out_channels=_output_channels(net, spec))
@@ -52,6 +55,9 @@ def _output_channels(net: Any, spec: NetworkSpec) -> int:
     x = torch.zeros(1, *spec.image_shape, device=parameter.device)
     label = torch.zeros(1, dtype=torch.int64, device=x.device)
     cond = {"y": label} if spec.num_classes is not None else {}
+    for name in ("tags", "numbers", "cond_image"):
+        if count := spec.width_of(name):
+            cond[name] = torch.zeros(1, count, *(spec.size if name == "cond_image" else ()), device=x.device)
     net.eval()
     try:
         with torch.no_grad():
@@ -59,7 +65,8 @@ def _output_channels(net: Any, spec: NetworkSpec) -> int:
     except Exception as error:
         raise ConfigError(
             "model",
-            f"{type(net).__name__} cannot be called as net(x {list(x.shape)}, t [1]{', y [1]' if cond else ''}): "
+            f"{type(net).__name__} cannot be called as net(x {list(x.shape)}, t [1]"
+            f"{''.join(f', {name} {list(value.shape)}' for name, value in cond.items())}): "
             f"{error}",
         ) from error
     finally:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from undiffuse import recipes
+from undiffuse.conditions import ModelConditions
 from undiffuse.data import NAMED_SETS, DataConfig, ImageDataset, Source, open_data, split
 from undiffuse.data.headers import known_headers
 from undiffuse.data.images import size_pair
@@ -29,15 +30,16 @@ from undiffuse.models import DiffusionModel, load_diffusion
 from undiffuse.nets import DDPMConfig, NetworkSpec
 from undiffuse.recipes import Recipe, overrides
 from undiffuse.train_config import TrainConfig
-from undiffuse.training import finetune
+from undiffuse.training import finetune, plan_conditions
 from undiffuse.training.networks import for_network, spec_of
 from undiffuse.training.randomness import seeded
-from undiffuse.training.request import TrainRequest, is_run_folder
-from undiffuse.training.tasks import ClassifierTask, DiffusionTask, LossFn, Task
+from undiffuse.training.regression import classifier_task
+from undiffuse.training.request import RunFolderError, TrainRequest, is_run_folder
+from undiffuse.training.tasks import DiffusionTask, LossFn, Task
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import count_of, join_names
 
-__all__ = ["RunFolderError", "TrainPlan", "disk_bytes", "plan"]
+__all__ = ["TrainPlan", "disk_bytes", "plan"]
 
 _MEASURED = 20_000  # images whose size is looked up to find those that will be enlarged
 _SNAPSHOTS = 40  # least number of snapshots of averages in a run that keeps them and was made short
@@ -45,12 +47,10 @@ _NAMED = 10  # names printed of many
 Data = ImageDataset | StreamDataset
 
 
-class RunFolderError(ConfigError):
-    """A training run was given as data; `path` is its folder."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("data", f'{path} is a training run, not images; resume it with resume="{path}"')
-        self.path = path
+NO_LABELS = (
+    'put each class in a sub-folder of its name, or name the source of the labels: "prefix" (cat_0012.png), or a table '
+    "FILE.csv with a line path,class for each image"
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class TrainPlan:
         net: A network of one's own that is trained instead of the recipe's.
         spec: What the images and classes of that network are.
         found_range: The range of values that was found, where it was left to be found.
+        conditions: What the model is conditioned on besides the class.
     """
 
     request: TrainRequest
@@ -82,6 +83,7 @@ class TrainPlan:
     net: Any = None
     spec: NetworkSpec | None = None
     found_range: FoundRange | None = None
+    conditions: ModelConditions = ModelConditions()
 
     @property
     def config(self) -> TrainConfig:
@@ -91,7 +93,8 @@ class TrainPlan:
     @property
     def labels(self) -> list[str] | None:
         """Names of the classes, None without classes or for a network that takes none."""
-        if self.spec is not None and self.spec.num_classes is None:
+        takes_none = self.spec is not None and self.spec.num_classes is None
+        if takes_none or (self.recipe.kind == "classifier" and self.conditions):
             return None
         return self.dataset.label_names
 
@@ -106,10 +109,7 @@ class TrainPlan:
             with seeded(recipe.train.seed):  # torch's own initialisation draws from the global generator
                 net = recipe.net.build()
         if recipe.kind == "classifier":
-            given = self.request.clean_fraction
-            share = recipe.clean_fraction if given is None else given
-            noise = not self.request.clean
-            return ClassifierTask(net, recipe.process, labels=self.labels, noise=noise, clean_fraction=share)
+            return classifier_task(net, recipe, self.request, self.labels, self.conditions)
         low = None
         if recipe.low_size is not None:
             height, width = self.dataset.shape[:2]
@@ -125,6 +125,7 @@ class TrainPlan:
             loss=loss,
             image_shape=None if self.spec is None else self.spec.image_shape,
             num_classes=None if self.spec is None else self.spec.num_classes,
+            conditions=self.conditions,
         )
 
     @cached_property
@@ -133,11 +134,7 @@ class TrainPlan:
         if isinstance(self.dataset, StreamDataset):
             return list(self.dataset.remarks)
         source, data = self.dataset.source, self.dataset.config
-        out = list(source.remarks)
-        if source.vectors is not None:
-            what = "labels, several for each image," if source.multi_hot else "numbers"
-            named = f" ({join_names(source.vector_names, _NAMED)})" if source.vector_names else ""
-            out.append(f"the {what}{named} are not used: a model takes one class for each image")
+        out = [*source.remarks, *plan_conditions.unused(source, self.spec, self.conditions)]
         if self.found_range is not None:
             out.append(self.found_range.text())
         for what, items in (("", source.excluded), ("of the held-out data ", self._others_excluded())):
@@ -183,10 +180,11 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
     if data is None and is_run_folder(request.data):
         raise RunFolderError(request.data)
     partner = load_diffusion(request.partner) if request.kind == "classifier" and request.partner else None
-    how = "none" if request.unconditional else request.labels
-    if isinstance(data, Source) and request.unconditional:
+    how, specs = plan_conditions.wanted(request)
+    if isinstance(data, Source) and how == "none":
         data = unlabelled(data)
     probe = _probe(request, data, how)
+    probe.source, specs = plan_conditions.attached(request, probe.source, specs, isinstance(data, StreamDataset))
     if request.kind == "classifier" and isinstance(data, StreamDataset):
         raise ConfigError("data", "a classifier needs a data set with a length; an iterable data set has none")
     init = None
@@ -197,15 +195,17 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
     size, channels = _shape(request, recipe, probe, partner, init)
     spec = None
     if net is not None:
-        spec, size, channels = spec_of(net, size, channels, probe.classes)
+        spec, size, channels = spec_of(net, size, channels, probe.classes, plan_conditions.widths_of(probe.source))
+        plan_conditions.check_classes(request, spec, probe.classes)
     classes = probe.classes if partner is None or partner.labels is None else len(partner.labels)
     chosen = recipe is None
-    if request.kind == "classifier" and classes is None:
+    regression = plan_conditions.regresses(request, net is not None)
+    if regression:
+        classes = None
+    elif request.kind == "classifier" and classes is None:
         raise ConfigError(
             "labels",
-            f"{probe.source.where} has no labels, and a classifier needs pictures of at least two classes: put each "
-            'class in a sub-folder of its name, or name the source of the labels: "prefix" (cat_0012.png), or a table '
-            "FILE.csv with a line path,class for each image",
+            f"{probe.source.where} has no labels, and a classifier needs pictures of at least two classes: {NO_LABELS}",
         )
     if recipe is None:
         # Any square of about this size finds the recipe; the size itself is checked with the final network.
@@ -217,10 +217,10 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
     if spec is not None:
         recipe = for_network(recipe, spec)
     recipe = replace(
-        recipe if net is not None else recipe.with_classes(classes),
+        recipe if net is not None or regression else recipe.with_classes(classes),
         data=replace(recipe.data, size=size, channels=channels),
     )
-    if request.label_dropout is not None:
+    if request.label_dropout is not None and not probe.source.conditions:
         recipe = (
             replace(recipe, label_dropout=request.label_dropout)
             if net is not None
@@ -228,13 +228,14 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
         )
     if partner is not None:
         recipe = replace(recipe, process=partner.process)
-    recipe, config = _resolved(request, recipe, _data_config(request, how, recipe, probe, partner), net)
+    recipe, config = _resolved(request, recipe, _data_config(request, (how, specs), recipe, probe, partner), net)
     train, validation = _open(request, data, config, partner)
+    conditions = plan_conditions.declared(train, init, str(request.init_from))
+    recipe = plan_conditions.into(recipe, conditions, request, net is not None)
     recipe = _paced(request, recipe, _batch(request, recipe.train, train, chosen))
     out = Path(request.out) if request.out else _default_folder(request, recipe)
-    return TrainPlan(
-        request, recipe, why, train, validation, out, partner, init, net, spec, found_range=probe.found_range
-    )
+    found = probe.found_range
+    return TrainPlan(request, recipe, why, train, validation, out, partner, init, net, spec, found, conditions)
 
 
 def disk_bytes(parameters: int, config: TrainConfig) -> tuple[int, int]:
@@ -311,8 +312,9 @@ def _shape(
 
 
 def _data_config(
-    request: TrainRequest, how: str, recipe: Recipe, probe: DataProbe, partner: DiffusionModel | None
-) -> DataConfig:
+    request: TrainRequest, labels: tuple[str, tuple[str, ...]], recipe: Recipe, probe: DataProbe,
+    partner: DiffusionModel | None,
+) -> DataConfig:  # fmt: skip
     prepared: dict[str, Any] = dataclasses.asdict(recipe.data)
     trained = ((partner.manifest.get("data") or {}).get("config") or {}) if partner is not None else {}
     fit = request.fit or trained.get("fit") or ("pad" if probe.fits_padded(recipe.data.size) else recipe.data.fit)
@@ -321,7 +323,8 @@ def _data_config(
         fit = "crop"
     return DataConfig(
         path=request.data,
-        labels=how,
+        labels=labels[0],
+        conditions=labels[1],
         value_range=probe.value_range,
         patches=cast(Any, request.patches),
         **request.reading,

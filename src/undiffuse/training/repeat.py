@@ -155,7 +155,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 def _compared(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide the weights."""
     train = {name: value for name, value in (stored.get("train") or {}).items() if name not in _NOT_COMPARED}
-    parts = {name: stored.get(name) for name in ("kind", "net", "process", "objective", "labels")}
+    parts = {name: stored.get(name) for name in ("kind", "net", "process", "objective", "labels", "conditions")}
     return {**parts, "train": train}
 
 

@@ -18,7 +18,7 @@ from undiffuse.data.tables import parse_spec
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
 
-__all__ = ["RUN_FILE", "TrainRequest", "is_run_folder", "read_request", "write_request"]
+__all__ = ["RUN_FILE", "RunFolderError", "TrainRequest", "is_run_folder", "read_request", "write_request"]
 
 RUN_FILE = "run.json"
 KINDS = ("diffusion", "classifier")
@@ -37,7 +37,11 @@ class TrainRequest:
         channels: 1 grey, 3 RGB, 4 RGBA; another number takes pictures of that many channels as they are.
         width: Channels of the network's first level (its `model_channels`).
         unconditional: Leave the labels out.
-        label_dropout: Share of the images trained without their label, for classifier-free guidance.
+        label_dropout: Share of the images trained without their label and other conditions, for classifier-free
+            guidance; by default 0.1 with a `condition` besides the class.
+        condition: What the model is conditioned on: "labels" (classes, or several labels of an image),
+            "numbers:COLUMN[,COLUMN]", "image:PATH", "map:PATH", see `undiffuse.data.condition_specs`. () takes classes
+            if the data have them. Conditions in memory are noted as "numbers:memory".
         partner: For a classifier: the diffusion model that it will guide.
         clean: For a classifier: train on clean images only.
         clean_fraction: For a classifier: share of clean images.
@@ -74,6 +78,7 @@ class TrainRequest:
     width: int | None = None
     unconditional: bool = False
     label_dropout: float | None = None
+    condition: tuple[str, ...] = ()
     partner: str | None = None
     clean: bool = False
     clean_fraction: float | None = None
@@ -114,9 +119,11 @@ class TrainRequest:
             raise ConfigError("label_dropout", "an unconditional model has no labels to drop")
         if self.clean and self.clean_fraction is not None:
             raise ConfigError("clean_fraction", "clean=True trains on clean images only")
-        for name in ("size", "log", "value_range"):
+        for name in ("size", "log", "value_range", "condition"):
             if isinstance(getattr(self, name), list):  # from JSON
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.condition and self.unconditional:
+            raise ConfigError("condition", "is not possible: an unconditional model has no conditions")
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -146,6 +153,14 @@ class TrainRequest:
         return out
 
 
+class RunFolderError(ConfigError):
+    """A training run was given as data; `path` is its folder."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("data", f'{path} is a training run, not images; resume it with resume="{path}"')
+        self.path = path
+
+
 def is_run_folder(path: str | Path) -> bool:
     """Returns whether a folder holds a training run: its configuration, or checkpoints."""
     folder = Path(path).expanduser()
@@ -170,6 +185,8 @@ def write_request(run_dir: Path, request: TrainRequest, stored: bool = True) -> 
     for name in ("data", "validation", "partner", "labels"):  # not init_from, which checkpoints know as it was given
         if name in kept:
             kept[name] = _absolute(name, kept[name])
+    if "condition" in kept:
+        kept["condition"] = [_absolute_condition(text) for text in kept["condition"]]
     kept.pop("out", None)
     with atomic_file(run_dir / RUN_FILE, overwrite=True) as file:
         text = json.dumps({"request": kept, "data_on_disk": stored}, indent=2, default=list)
@@ -187,6 +204,23 @@ def _absolute(name: str, value: Any) -> Any:
         return f"{file.resolve()}{text[len(table.file) :]}" if file.exists() else value
     path = Path(text).expanduser()
     return str(path.resolve()) if path.exists() and isinstance(value, str) else value
+
+
+def _absolute_condition(text: str) -> str:
+    """A condition with its path or table in full."""
+    kind, colon, where = text.partition(":")
+    table, path = parse_spec(where), Path(where).expanduser()
+    if table is not None:
+        return f"{kind}:{_absolute('labels', where)}"
+    if kind.partition("@")[0] in ("image", "map") and path.exists():
+        return f"{kind}:{path.resolve()}"
+    return text if not colon or Path(where.rpartition(":")[0]).suffix != ".npz" else _absolute_array(kind, where)
+
+
+def _absolute_array(kind: str, where: str) -> str:
+    file, _, key = where.rpartition(":")
+    path = Path(file).expanduser()
+    return f"{kind}:{path.resolve() if path.exists() else file}:{key}"
 
 
 def read_request(run_dir: str | Path, data_given: bool = False) -> TrainRequest:

@@ -18,7 +18,7 @@ from undiffuse.checkpoints import images_of
 from undiffuse.data import Batch, ImageDataset, batches
 from undiffuse.data.content import ContentIndex, content_index
 from undiffuse.data.torch_dataset import StreamDataset
-from undiffuse.distributed import DistContext
+from undiffuse.distributed import DistContext, GradientExchange
 from undiffuse.kernels import Plan, planned
 from undiffuse.nets.protocol import memory_format
 from undiffuse.nets.runner import NetworkRunner
@@ -26,6 +26,7 @@ from undiffuse.noise import NoiseSource
 from undiffuse.pictures.plots import PlottingUnavailable, can_plot
 from undiffuse.pixels import from_pixels
 from undiffuse.train_config import TrainConfig
+from undiffuse.training.conditions import condition_tensors
 from undiffuse.training.custom import Custom
 from undiffuse.training.deadline import Deadline
 from undiffuse.training.density import placement
@@ -64,6 +65,8 @@ class Run:
         self.recipe, self.init, self.evaluator = recipe, init, evaluator
         self.task, self.dataset, self.validation_data = task, dataset, validation
         self.config, self.ranks = config, ranks
+        if isinstance(task, DiffusionTask):
+            task.show_conditions_of(dataset, max(config.preview_count, config.evaluate_images))
         self.device = ranks.device
         task.net.to(device=self.device)
         if memory_format(task.net) == torch.channels_last:
@@ -72,6 +75,7 @@ class Run:
         self.chain_steps = task.process.steps
         place = placement(task.process, self.custom.density or config.density, whole=not task.continuous)
         self.state = TrainState(task.net, config, self.chain_steps, place, self.custom)
+        self.exchange = GradientExchange(task.net.parameters(), ranks, config.gradient_dtype)
         self._share = config.batch // ranks.world_size
         self.state.microbatch = min(self.state.microbatch, self._share)
         self.forward = NetworkRunner(task.net, config.precision, self.device, config.compile)
@@ -161,6 +165,7 @@ class Run:
             with suppress(OSError, ValueError):  # reported, or an error ends the run anyway
                 self._saver.wait()
         finally:
+            self.exchange.close()
             self._stack.close()
 
     def identity(self) -> dict[str, Any]:
@@ -218,6 +223,7 @@ class Run:
             weights=torch.from_numpy(weights[mine]).float().to(self.device),
             positions=positions,
             seed=self.config.seed,
+            cond=condition_tensors(self.task.conditions, batch, self.device),
         )
         return self.task.prepare_batch(inputs)
 
@@ -249,6 +255,8 @@ class Run:
 
     def diagnosis_text(self, problem: dict[str, Any]) -> str:
         """The message of the error that ends a diverging run."""
+        with suppress(OSError):  # which is not why the run ends
+            self._saver.wait()
         return describe(problem, self.config, self.checkpoint)
 
     def note_microbatch(self, microbatch: int) -> None:
@@ -422,7 +430,8 @@ class Run:
                 self._sink.sync()
             self._saver.begin(self.state.images, self.state.tensors(), self.manifest())
             if wait:
-                self._saver.wait()
+                with self.ranks.saving():
+                    self._saver.wait()
             for text in self.kernels.notes:
                 self.log("note", text=f"the run before used {text}")
             self.kernels.notes.clear()

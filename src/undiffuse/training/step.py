@@ -7,7 +7,7 @@ import gc
 import torch
 from torch import Tensor
 
-from undiffuse.distributed import DistContext
+from undiffuse.distributed import GradientExchange
 from undiffuse.nets.memory import is_out_of_memory
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.train_config import TrainConfig
@@ -20,7 +20,7 @@ def accumulate(
     forward: NetworkRunner,
     inputs: Inputs,
     config: TrainConfig,
-    ranks: DistContext,
+    exchange: GradientExchange,
     images: int,
     microbatch: int,
     loss_scale: float,
@@ -31,10 +31,13 @@ def accumulate(
     of the parts. Returns the terms [b] of every image, detached.
     """
     parts = []
-    for number, piece in enumerate(inputs.split(microbatch)):
+    pieces = list(inputs.split(microbatch))
+    for number, piece in enumerate(pieces):
+        if number + 1 == len(pieces):
+            exchange.arm()  # sums of gradients over the processes begin while the last ones are computed
         # Dropout is the only thing in a network that draws: its masks become a function of (seed, images, rank,
         # micro-batch).
-        with seeded(derived_seed(config.seed, images, ranks.rank, number), inputs.x0.device):
+        with seeded(derived_seed(config.seed, images, exchange.ranks.rank, number), inputs.x0.device):
             terms = task.losses(forward, piece)
             loss = (terms["loss"] * piece.weights).sum() / config.batch
             (loss * loss_scale).backward()
@@ -47,33 +50,32 @@ def accumulate_within_memory(
     forward: NetworkRunner,
     inputs: Inputs,
     config: TrainConfig,
-    ranks: DistContext,
+    exchange: GradientExchange,
     images: int,
     microbatch: int,
     loss_scale: float,
 ) -> tuple[dict[str, Tensor], int]:
     """`accumulate`, with half the micro-batch as often as memory demands: (terms, the micro-batch that fitted).
 
-    All processes agree on every attempt before gradients are exchanged, so that none waits for one that ran out of
-    memory. Raises MemoryError when even single images do not fit.
+    The gradients are then those of all processes. One that ran out of memory takes part in the exchange all the same,
+    so that no other waits for it, and all repeat the step. Raises MemoryError when even single images do not fit.
     """
     while True:
         terms, problem = None, ""
         try:
-            terms = accumulate(task, forward, inputs, config, ranks, images, microbatch, loss_scale)
+            terms = accumulate(task, forward, inputs, config, exchange, images, microbatch, loss_scale)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         # Here the exception is gone, and with it the graph that its traceback kept alive.
-        if not ranks.any(terms is None):
+        if terms is None:
+            _let_go(task, inputs)
+        if not exchange.finish(failed=terms is None):
             assert terms is not None
             return terms, microbatch
-        del terms
-        task.net.zero_grad(set_to_none=True)
-        gc.collect()
-        if inputs.x0.device.type == "cuda":
-            torch.cuda.empty_cache()
+        terms = None
+        _let_go(task, inputs)
         if microbatch == 1:
             raise MemoryError(
                 f"not even one image of shape {list(inputs.x0.shape[1:])} at a time fits into memory "
@@ -81,3 +83,11 @@ def accumulate_within_memory(
                 "use a smaller network, activation checkpointing (use_checkpoint), or 16-bit precision"
             )
         microbatch = -(-microbatch // 2)
+
+
+def _let_go(task: Task, inputs: Inputs) -> None:
+    """Frees the memory of an attempt."""
+    task.net.zero_grad(set_to_none=True)
+    gc.collect()
+    if inputs.x0.device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from undiffuse.conditions import ModelConditions
 from undiffuse.denoiser import ChainDenoiser, Condition, ProcessConfig, TimeAdapter
 from undiffuse.nets import NetworkSpec, conditions_of, config_to_dict, describe
 from undiffuse.nets.registry import check_rebuilds
@@ -19,6 +21,7 @@ from undiffuse.noise import NoiseSource
 from undiffuse.noise_levels import Level, diffuse
 from undiffuse.objectives import Objective, ObjectiveConfig
 from undiffuse.sampling_defaults import default_sampling
+from undiffuse.training.conditions import ConditionRows, check_network, drop_conditions
 from undiffuse.training.custom import qualified_name
 from undiffuse.util.errors import ConfigError
 
@@ -30,7 +33,8 @@ LossFn = Callable[[ChainDenoiser, Tensor, Tensor, Tensor, Condition], "Tensor | 
     x0        clean images [B, C, H, W] in [-1, 1]
     noise     standard normal noise of the same shape
     t         positions [B] among the levels of the process: step numbers, or float64 numbers between them
-    cond      conditions by name: "y" [B] class indices, "low_res" small images
+    cond      conditions by name: "y" [B] class indices, "low_res" small images, "tags", "numbers" and "cond_image" as
+              `undiffuse.nets.protocol.Network` takes them
 
 For example the Huber loss of the denoised image:
 
@@ -48,7 +52,8 @@ class Inputs:
 
     x0 [b, C, H, W] in [-1, 1]; labels [b] int64 or None; t [b] on the CPU, int64 steps of the chain or float64
     positions among continuous levels; weights [b], importance weights of the timesteps; positions [b] int64 on the CPU,
-    each image's number in the run's stream, which together with `seed` determines all noise of this image.
+    each image's number in the run's stream, which together with `seed` determines all noise of this image; cond, other
+    conditions than the class by the network's keywords, [b, ...] each (`training.conditions`).
     """
 
     x0: Tensor
@@ -58,6 +63,7 @@ class Inputs:
     positions: Tensor
     seed: int
     clean: Tensor | None = None
+    cond: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -76,6 +82,7 @@ class Inputs:
                 weights=self.weights[part],
                 positions=self.positions[part],
                 clean=clean,
+                cond={name: value[part] for name, value in self.cond.items()},
             )
 
     def normal(self, purpose: str = "train") -> Tensor:
@@ -97,6 +104,7 @@ class Task(Protocol):
     labels: tuple[str, ...] | None
     labels_count: int | None
     spec: NetworkSpec
+    conditions: ModelConditions
 
     @property
     def net(self) -> nn.Module:
@@ -134,19 +142,25 @@ class DiffusionTask:
         process: The diffusion process and what the network predicts.
         objective: The loss.
         labels: Names of the classes, in the order of their indices.
-        label_dropout: Share of the images, 0 to 1, trained without their label, for classifier-free guidance. Needs a
-            network with a null class.
+        label_dropout: Share of the images, 0 to 1, trained without their label and other conditions, for
+            classifier-free guidance, see `conditions.drop_conditions`. A class needs a network with a null class.
         low_size: For a super-resolution network: (height, width) of the small image, made by area averaging.
         loss: Replaces the loss of the objective, see `LossFn`.
         image_shape: (channels, height, width) of the images, for a network that does not say it.
         num_classes: Number of classes of a conditional network, likewise.
         null_class: Whether the class index `num_classes` means "no class", likewise.
+        conditions: What the network is conditioned on besides the class.
+
+    Attributes:
+        rows: Conditions of the data that previews are made of, see `show_conditions_of`.
 
     Raises:
         ValueError: The network, the process and the arguments do not fit together.
     """
 
     kind = "diffusion"
+    conditions = ModelConditions()
+    _shown: tuple[Any, int] | None = None
 
     def __init__(
         self,
@@ -161,8 +175,14 @@ class DiffusionTask:
         image_shape: tuple[int, int, int] | None = None,
         num_classes: int | None = None,
         null_class: bool | None = None,
+        conditions: ModelConditions | None = None,
     ) -> None:
-        spec = describe(net, image_shape=image_shape, num_classes=num_classes, null_class=null_class)
+        self.conditions = conditions or ModelConditions()
+        spec = describe(
+            net, image_shape=image_shape, num_classes=num_classes, null_class=null_class,
+            widths=self.conditions.widths,
+        )  # fmt: skip
+        check_network(conditions_of(net), spec, self.conditions, f"the network {type(net).__name__}")
         needed = process.out_channels(spec.in_channels)
         if spec.out_channels not in (None, needed):
             raise ValueError(
@@ -176,7 +196,7 @@ class DiffusionTask:
                 f"the network has {spec.num_classes} classes, but does not accept the condition 'y': name a parameter "
                 "of its forward y, or give it the attribute conditions = {'y'}"
             )
-        if label_dropout and not spec.null_class:
+        if label_dropout and not spec.null_class and not (self.conditions and spec.num_classes is None):
             raise ValueError("label_dropout needs a network with null_class=True, an index that means 'no class'")
         if spec.super_resolution != (low_size is not None):
             raise ValueError("give low_size for a super-resolution network, and only for one")
@@ -194,13 +214,18 @@ class DiffusionTask:
         return Objective(denoiser, self.objective) if self.loss is None else _OwnLoss(denoiser, self.loss)
 
     def prepare_batch(self, inputs: Inputs) -> Inputs:
-        if not self.label_dropout or inputs.labels is None:
+        if not self.label_dropout:
             return inputs
-        dropped = inputs.chosen(self.label_dropout, "label").to(inputs.labels.device)
-        return replace(inputs, labels=torch.where(dropped, self.spec.num_classes or 0, inputs.labels))
+        noise = NoiseSource(inputs.seed, inputs.positions)
+        labels = inputs.labels if self.spec.num_classes is not None else None
+        cond, kept = drop_conditions(inputs.cond, labels, self.spec.null_index, self.label_dropout, noise)
+        return replace(inputs, cond=cond, labels=inputs.labels if labels is None else kept)
 
     def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
-        cond = {}
+        cond = dict(inputs.cond)
+        lacking = [name for name in self.conditions.keywords if name not in cond]
+        if lacking:
+            raise ValueError(f"the network is conditioned on {', '.join(lacking)}, but the data have none")
         if self.spec.num_classes is not None:
             if inputs.labels is None:
                 raise ValueError("the network is conditional on classes, but the data has no labels")
@@ -222,6 +247,7 @@ class DiffusionTask:
                 "low_size": list(self.low_size) if self.low_size else None,
             },
             "labels": list(self.labels) if self.labels is not None else None,
+            **({"conditions": self.conditions.to_dict()} if self.conditions else {}),
         }
 
     def preview(self, forward: ForwardFn, seed: int, count: int, steps: int, device: torch.device) -> Tensor | None:
@@ -235,7 +261,8 @@ class DiffusionTask:
         Args:
             forward: The network in the precision of the run.
             seed: Seed of the noise.
-            numbers: Numbers of the images. Number i has noise of its own and is of class i mod classes.
+            numbers: Numbers of the images. Number i has noise of its own and is of class i mod classes, or has the
+                conditions of row i mod n of `rows`.
             steps: Steps of the solver.
             device: Where to sample.
 
@@ -251,15 +278,26 @@ class DiffusionTask:
         denoiser = ChainDenoiser(forward, self.process)
         path = grid(denoiser.chain, how.steps, how.grid)
         cond = None
-        if spec.num_classes is not None:
+        if self.rows:
+            cond = self.rows.take(numbers, device)
+        elif spec.num_classes is not None:
             cond = {"y": torch.as_tensor(list(numbers), device=device) % spec.num_classes}
         noise = NoiseSource(seed, list(numbers))
         solver = solvers.build_solver(how.solver)
         return generate(denoiser, path, solver, noise, spec.image_shape, cond=cond, device=device)
 
+    @cached_property
+    def rows(self) -> ConditionRows:
+        """Conditions of the data that previews are made of, read when the first preview is made."""
+        return ConditionRows() if self._shown is None else ConditionRows.of(self.conditions, *self._shown)
+
+    def show_conditions_of(self, dataset: Any, count: int) -> None:
+        """Makes previews with the conditions of at most `count` images of a data set."""
+        self._shown = (dataset, count) if self.conditions else None
+
     def preview_labels(self, count: int) -> list[str] | None:
         classes = self.spec.num_classes
-        if classes is None:
+        if classes is None or self.conditions:  # rows of the data have any classes
             return None
         names = self.labels or [str(i) for i in range(classes)]
         return [names[i % classes] for i in range(count)]
@@ -321,8 +359,7 @@ class ClassifierTask:
         num_classes: int | None = None,
     ) -> None:
         spec = describe(net, image_shape=image_shape, num_classes=num_classes)
-        if spec.num_classes is None:
-            raise ValueError("a classifier needs num_classes, in its config or as an argument")
+        self._check_outputs(spec)
         if labels is not None and len(labels) != spec.num_classes:
             raise ValueError(
                 f"the classifier has {spec.num_classes} outputs, but {len(labels)} names of classes were given"
@@ -333,9 +370,14 @@ class ClassifierTask:
         self.net, self.process, self.spec = net, process, spec
         self.labels = tuple(labels) if labels is not None else None
         self.labels_count: int | None = spec.num_classes
+        self.conditions = ModelConditions()
         self.noise, self.clean_fraction = noise, clean_fraction
         self.chain = process.chain()
         self._time = TimeAdapter(self.chain, process.rescale_timesteps)
+
+    def _check_outputs(self, spec: NetworkSpec) -> None:
+        if spec.num_classes is None:
+            raise ValueError("a classifier needs num_classes, in its config or as an argument")
 
     def prepare_batch(self, inputs: Inputs) -> Inputs:
         if self.noise and not self.clean_fraction:
@@ -347,18 +389,21 @@ class ClassifierTask:
     def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
         if inputs.labels is None:
             raise ValueError("a classifier needs labels, and the data has none")
-        x0, level = inputs.x0, self.chain.level(inputs.t)
-        shown = level
-        if inputs.clean is not None:
-            shown = Level(torch.where(inputs.clean, 1.0, level.alpha), torch.where(inputs.clean, 0.0, level.sigma))
-        x = diffuse(x0, shown, inputs.normal())
-        logits = forward(x, self._time(level, x0)).float()
+        logits = self._outputs(forward, inputs)
         loss = F.cross_entropy(logits, inputs.labels, reduction="none")
         ranked = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == inputs.labels[:, None]
         terms = {"loss": loss, "top1": ranked[:, 0].float()}
         if logits.shape[1] > 5:
             terms["top5"] = ranked.any(dim=1).float()
         return terms
+
+    def _outputs(self, forward: ForwardFn, inputs: Inputs) -> Tensor:
+        """The network's outputs [b, K] at noisy images, float32."""
+        x0, level = inputs.x0, self.chain.level(inputs.t)
+        shown = level
+        if inputs.clean is not None:
+            shown = Level(torch.where(inputs.clean, 1.0, level.alpha), torch.where(inputs.clean, 0.0, level.sigma))
+        return forward(diffuse(x0, shown, inputs.normal()), self._time(level, x0)).float()
 
     def manifest(self) -> dict[str, Any]:
         return {

@@ -15,6 +15,7 @@ from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pixels import from_pixels
 from undiffuse.train_config import TrainConfig
 from undiffuse.training.accumulator import QUARTILES, binned_sums, means
+from undiffuse.training.conditions import condition_tensors
 from undiffuse.training.outputs import evaluating
 from undiffuse.training.tasks import Inputs, Task
 
@@ -59,6 +60,7 @@ def validate(
                 weights=torch.ones(len(t), device=device),
                 positions=batch.positions,
                 seed=NOISE_SEED,
+                cond=condition_tensors(task.conditions, batch, device),
             )
             terms = task.losses(forward, inputs)
             names = sorted(terms)

@@ -11,6 +11,7 @@ import math
 import os
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 __all__ = [
     "LIMITS", "check_header", "check_member", "check_name", "check_rows", "check_table", "check_unpacked", "check_zip",
-    "gunzip", "limit", "npz_headers", "open_npz",
+    "gunzip", "inflate", "limit", "npz_headers", "open_npz",
 ]  # fmt: skip
 
 LIMITS = {
@@ -196,3 +197,29 @@ def gunzip(path: Path, out: IO[bytes] | None = None) -> bytes:
             check_unpacked(size, packed, str(path))
             target.write(block)
     return target.getvalue() if isinstance(target, io.BytesIO) and out is None else b""
+
+
+def inflate(file: IO[bytes], length: int, out: IO[bytes], where: str) -> None:
+    """Unpacks a zlib stream block by block.
+
+    Args:
+        file: Open at the beginning of the stream.
+        length: Bytes of the stream.
+        out: Where the content goes.
+        where: What it is, for messages.
+
+    Raises:
+        ValueError: It unpacks to more than the limits allow.
+        zlib.error: It is damaged.
+    """
+    unpacker, size, left = zlib.decompressobj(), 0, length
+    while left and not unpacker.eof and (block := file.read(min(_BLOCK, left))):
+        left -= len(block)
+        while block and not unpacker.eof:
+            content = unpacker.decompress(block, _BLOCK)
+            size += len(content)
+            check_unpacked(size, length, where)
+            out.write(content)
+            block = unpacker.unconsumed_tail
+    if not unpacker.eof:
+        raise zlib.error("it was cut short")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data.formats.imagenet import translated
+from undiffuse.data.label_values import LabelValues, interpret_values, is_nothing, simple
 from undiffuse.data.labels import apply_table, class_table, join_names
 from undiffuse.data.sources import Excluded, Source
 from undiffuse.data.tables import parse_spec
@@ -34,6 +36,7 @@ __all__ = [
     "part_of",
     "peek",
     "with_labels",
+    "with_tags",
     "with_vectors",
 ]
 
@@ -41,11 +44,11 @@ Frames = Literal["first", "all"]
 Layout = Literal["auto", "HWC", "CHW"]
 
 PARTS = {
-    "train": ("train", "training", "trn"),
+    "train": ("train", "training", "trn", "imagestr"),
     "validation": ("val", "valid", "validation", "dev", "eval"),
-    "test": ("test", "testing", "tst"),
+    "test": ("test", "testing", "tst", "imagests"),
 }
-"""The parts of a data set, with the names that folders, files and arrays give them."""
+"""The parts of a data set, with the names that folders, files and arrays give them (imagesTr: nnU-Net)."""
 _PART_OF = {name: part for part, names in PARTS.items() for name in names}
 
 
@@ -91,8 +94,8 @@ class Reading:
                     + '"auto" or "none"'
                 )
             return self.labels
-        lower = {name.lower(): name for name in reversed(fields)}
-        return next((lower[name] for name in usual if name in lower), None)
+        plain = {simple(name): name for name in reversed(fields)}
+        return next((plain[simple(name)] for name in usual if simple(name) in plain), None)
 
 
 def need(module: str, extra: str, what: str) -> Any:
@@ -196,46 +199,32 @@ def with_labels(
     *,
     names: Sequence[str] | None = None,
     field: str = "label",
+    head: str = "label",
 ) -> Source:
     """The source with labels, from values as a format stores them.
 
     Args:
         source: the pictures, N of them, without labels.
-        values: N labels: integers, text, or None where there is none. Where `names` is given, integers are indices
-            into it, and negative ones mean "no label".
+        values: N labels as `label_values` knows them: integers, text, lists of either, or None where there is none.
+            Where `names` is given, integers are indices into it, and negative ones mean "no label".
         names: the class table of the format, in its own order.
-        field: the name of the field, for messages.
+        field: what holds the labels, for messages.
+        head: the name of the field alone, which tells numbers ("age") from classes.
 
     Raises:
-        ValueError: as many labels as there are not pictures, labels that are no integers or text, labels outside the
-            class table, or pictures without a label where `reading.on_broken` is "refuse".
+        ValueError: another number of labels than of pictures, labels outside the class table, or pictures without a
+            label where `reading.on_broken` is "refuse".
     """
     if len(values) != len(source):
         raise ValueError(f"{source.where}: {len(source):,} images but {len(values):,} labels ({field})")
     source.labels_settled = True
     if reading.labels == "none":
         return source
-    values = _columns(values)
-    if isinstance(values, np.ndarray) and values.ndim == 2:
-        hot = _one_hot(values)
-        if hot is None:
-            return with_vectors(source, values, field)
-        source.notes.append(f"{field} is one-hot, {values.shape[1]} classes")
-        values, names = hot, names or [str(k) for k in range(values.shape[1])]
-    if all(isinstance(value, (float, np.floating)) for value in values) and not all(
-        float(v).is_integer() for v in values
-    ):
-        return with_vectors(source, np.asarray(values, dtype=np.float32)[:, None], field)
-    texts = [_text(value, names, f"{source.where}: {field}") for value in values]
-    missing = [i for i, text in enumerate(texts) if text is None]
-    if len(missing) == len(texts):
+    kinds = _kinds(values, names, field, head, source.where)
+    missing = [i for i, value in enumerate(kinds.values) if value is None]
+    if len(missing) == len(kinds.values):
         source.notes.append(f"every {field} is empty or negative, which means no label")
         return source
-    table = (
-        list(reading.label_names)
-        if reading.label_names is not None
-        else list(names or class_table(t for t in texts if t is not None))
-    )
     if missing:
         named = join_names((source.name(i) for i in missing), 5)
         if reading.on_broken == "refuse":
@@ -243,16 +232,42 @@ def with_labels(
                 f"{source.where} has no label ({field}) for {len(missing):,} of {len(source):,} images: {named}. Leave "
                 'them out with on_broken="skip", or all labels with labels="none"'
             )
-        keep = [i for i, text in enumerate(texts) if text is not None]
+        keep = [i for i, value in enumerate(kinds.values) if value is not None]
         source = source.subset(keep, [Excluded(name=source.name(i), reason="no label") for i in missing])
-        texts = [texts[i] for i in keep]
-    known = translated([text for text in texts if text is not None], table)
-    source.labels = apply_table(known, table, source.where)
-    source.label_names = table
-    source.notes.append(f"labels from {field}")
-    if len(table) == len(source) > 20:
-        source.notes.append(f"every image has a class of its own: {field} looks like a name or a number of the image")
+    found = [value for value in kinds.values if value is not None]
+    said = f" ({kinds.said})" if kinds.said else ""
+    if kinds.kind == "numbers":
+        columns = kinds.names if names or len(kinds.names) > 1 or head not in ("label", "labels", "vector") else None
+        source = with_vectors(source, np.array(found, dtype=np.float32).reshape(len(found), -1), field, columns)
+    elif kinds.kind == "multi":
+        with_tags(source, found, list(reading.label_names or kinds.names))
+        source.notes.append(f"several labels a picture from {field}{said}")
+    else:
+        table = list(reading.label_names if reading.label_names is not None else names or class_table(found))
+        source.labels = apply_table(translated(found, table, names), table, source.where)
+        source.label_names = table
+        source.notes.append(f"labels from {field}{said}")
+        if len(table) == len(source) > 20:
+            source.notes.append(
+                f"every image has a class of its own: {field} looks like a name or a number of the image"
+            )
     return source
+
+
+def with_tags(source: Source, tags: Sequence[Sequence[str]], names: list[str]) -> None:
+    """Sets the vectors of a source from the labels of each picture: 1 for those it has, 0 for the others.
+
+    Raises:
+        ValueError: A label that is not among `names`.
+    """
+    number = {name: k for k, name in enumerate(names)}
+    unknown = sorted({tag for picture in tags for tag in picture if tag not in number})
+    if unknown:
+        raise ValueError(f"{source.where} has labels that are not in the class table: {join_names(unknown)}")
+    hot = np.zeros((len(tags), len(names)), dtype=np.float32)
+    for row, picture in enumerate(tags):
+        hot[row, [number[tag] for tag in picture]] = 1
+    source.vectors, source.vector_names, source.multi_hot = hot, names, True
 
 
 def with_vectors(source: Source, vectors: NDArray[Any], field: str, names: Sequence[str] | None = None) -> Source:
@@ -279,36 +294,63 @@ def with_vectors(source: Source, vectors: NDArray[Any], field: str, names: Seque
     return source
 
 
-def _columns(values: Sequence[Any] | NDArray[Any]) -> Sequence[Any] | NDArray[Any]:
-    """Lists of equally many numbers as an array [N, D]; [N, 1] as [N]; anything else as it is."""
+def _kinds(
+    values: Sequence[Any] | NDArray[Any], names: Sequence[str] | None, field: str, head: str, where: str
+) -> LabelValues:
+    """What labels mean that a format stores as integers, text, lists or an array of numbers."""
+    cells = _cells(values)
+    rows = _matrix(cells)
+    if rows is not None and (names is None or rows.shape[1] == len(names)):
+        binary = bool(np.isin(rows, (0, 1)).all())
+        if binary and rows.shape[1] > 1 and (rows.sum(axis=1) == 1).all():
+            classes = list(names or map(str, range(rows.shape[1])))
+            return LabelValues(
+                kind="class", values=[classes[k] for k in rows.argmax(axis=1)], said=f"one-hot, {len(classes)} classes"
+            )
+        columns = tuple(names or (f"{head}[{k}]" for k in range(rows.shape[1])))
+        if binary and rows.shape[1] > 1:
+            tags = [tuple(columns[k] for k in np.flatnonzero(row)) for row in rows]
+            return LabelValues(
+                kind="multi", values=list(tags), names=columns, said=f"{len(columns)} columns of 0 and 1"
+            )
+        numbers = [tuple(row) if all(map(math.isfinite, row)) else None for row in rows.tolist()]
+        return LabelValues(kind="numbers", values=list(numbers), names=columns)
+    if any(isinstance(cell, list) for cell in cells):
+        return interpret_values(cells, head, where, names)
+    if names is None and any(isinstance(cell, (str, float)) for cell in cells):
+        return interpret_values(cells, head, where)
+    return LabelValues(kind="class", values=[_text(cell, names, f"{where}: {field}") for cell in cells])
+
+
+def _cells(values: Sequence[Any] | NDArray[Any]) -> list[Any]:
+    """Python's own texts, numbers and lists; a list of one item, as [N, 1] arrays have them, as that item."""
     if isinstance(values, np.ndarray):
-        return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
-    first = values[0] if len(values) else None
-    if not isinstance(first, (list, tuple, np.ndarray)):
-        return values
-    lengths = {len(value) if isinstance(value, (list, tuple, np.ndarray)) else -1 for value in values}
-    if len(lengths) != 1 or not all(isinstance(x, (int, float, np.number)) for x in first):
-        raise ValueError(
-            f"expected one label or equally many numbers for every image, got {join_names(map(repr, values), 3)}"
-        )
-    array = np.asarray(values)
-    return array[:, 0] if array.shape[1] == 1 else array
+        values = (values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values).tolist()
+    cells = [
+        cell.tolist() if isinstance(cell, (np.ndarray, np.generic)) else list(cell) if isinstance(cell, tuple) else cell
+        for cell in values
+    ]
+    alone = all(isinstance(cell, list) and len(cell) == 1 for cell in cells)
+    if alone and not any(isinstance(cell[0], float) for cell in cells):  # [20.0] is a vector
+        cells = [cell[0] for cell in cells]
+    return [cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell for cell in cells]
 
 
-def _one_hot(values: NDArray[Any]) -> NDArray[np.int64] | None:
-    """The class of each row if exactly one entry is 1 and the others are 0."""
-    if values.shape[1] < 2 or not np.isin(values, (0, 1)).all() or not (values.sum(axis=1) == 1).all():
+def _matrix(cells: Sequence[Any]) -> NDArray[np.float64] | None:
+    """[N, D] if every label is a list of D numbers."""
+    first = cells[0] if cells else None
+    if not isinstance(first, list) or not first:
         return None
-    return np.asarray(values.argmax(axis=1), dtype=np.int64)
+    numeric = all(
+        isinstance(cell, list) and len(cell) == len(first) and all(isinstance(x, (bool, int, float)) for x in cell)
+        for cell in cells
+    )
+    return np.asarray(cells, dtype=np.float64) if numeric else None
 
 
 def _text(value: Any, names: Sequence[str] | None, where: str) -> str | None:
     """A label as the name of its class; None where there is none."""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or value == "":
+    if is_nothing(value):
         return None
     if isinstance(value, bool):
         return str(int(value))

@@ -9,21 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data.formats.base import Reading, need
-from undiffuse.data.formats.slices import Described, files_of, holds, sliced
+from undiffuse.data.formats.slices import Described, NoPictureError, holds, sliced
 from undiffuse.data.sources import Source
 
 _SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
-def _fits(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES)
+def _fits(file: Path) -> bool:
+    return file.name.lower().endswith(_SUFFIXES) or ("." not in file.name and _marked(file))
 
 
 def recognise(path: Path) -> bool:
     """A file with DICOM's mark, or a folder of files called .dcm, or of files without an ending that have it."""
     if path.is_file():
         return _marked(path)
-    return holds(path, _fits) or holds(path, lambda name: "." not in name and _marked_below(path, name))
+    return holds(path, _fits)
 
 
 def _marked(path: Path) -> bool:
@@ -34,22 +34,17 @@ def _marked(path: Path) -> bool:
         return False
 
 
-def _marked_below(folder: Path, name: str) -> bool:
-    return (folder / name).is_file() and _marked(folder / name)
-
-
 def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     """The pictures of all files, every frame of files with several."""
-    del reading
     need("pydicom", "science", str(path))
-    names = files_of(path, lambda name: _fits(name) or "." not in name)
-    names = [name for name in names if _fits(name) or _marked((path if path.is_dir() else path.parent) / name)]
-    return sliced(path, names, _describe, _load, "DICOM")
+    return sliced(path, _fits, _describe, _load, "DICOM", reading)
 
 
 def _describe(path: Path) -> Described:
     pydicom: Any = need("pydicom", "science", str(path))
     header = pydicom.dcmread(path, stop_before_pixels=True)
+    if "Rows" not in header or "PixelRepresentation" not in header:
+        raise NoPictureError("DICOM files without pixels")
     frames = int(getattr(header, "NumberOfFrames", 1) or 1)
     size = (int(header.Rows), int(header.Columns))
     bits, signed = int(header.BitsStored), int(header.PixelRepresentation) == 1

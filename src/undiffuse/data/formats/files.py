@@ -18,21 +18,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from undiffuse.data import index
+from undiffuse.data import containers, index
 from undiffuse.data.decoding import IMAGE_SUFFIXES
 from undiffuse.data.formats.base import Reading, choose_part, is_folder, kind_of, part_of, peek
 from undiffuse.data.names import Names, Runs
 from undiffuse.data.sources import FileSource, FolderSource, ZipSource
 from undiffuse.util.limits import check_member, check_table, check_zip
 
-__all__ = ["Listing", "list_files", "open", "part_level", "recognise", "source_of", "without_part"]
+__all__ = ["Listing", "at_level", "list_files", "open", "part_level", "recognise", "source_of", "without_part"]
 
 _DEEPEST = 4
 """How many levels of folders are searched for those of a data set's parts."""
+_BESIDE = ("unlabeled", "unlabelled", "extra")
+"""Folders beside a training part that hold neither a part nor a class."""
 _SPOT = 1000
 """Files whose sizes are compared before an index is used."""
-_SETTLED = 2.0
-"""Seconds after which a folder's time of change tells a later change from this one."""
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".xlsx")
 
 
@@ -96,16 +96,17 @@ def source_of(path: Path, listing: Listing, reading: Reading) -> FileSource:
         counts = {name: count for name, count in parts.items() if part_of(name)}
         chosen = choose_part(counts, reading, str(path))
         runs = names.runs
-        ours = np.repeat([_at(f"{folder}/", level) in chosen for folder in runs.folders], runs.counts)
+        ours = np.repeat([at_level(f"{folder}/", level) in chosen for folder in runs.folders], runs.counts)
         taken, held = names.take(np.flatnonzero(ours)), names.take(np.flatnonzero(~ours))
         sizes = listing.sizes[ours]
         held_out = {name: count for name, count in counts.items() if name not in chosen}
         outside = len(names) - sum(counts.values())
-    elif reading.part not in (None, "all"):
+    elif reading.part not in (None, "all") and not listing.tables:
         raise ValueError(f"{path} has no parts such as train/ and test/, so it has no part {reading.part!r}")
     make = FolderSource if path.is_dir() else ZipSource
     source = make(path, taken, sizes)
     source.left_out.update(listing.others)
+    source.wanted_part = reading.part if not parts and reading.part != "all" else None
     if parts:
         source.held_out.update(held_out)
         source.held = held
@@ -131,7 +132,7 @@ def _listed(kinds: Counter[str]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
 
 
-def _at(name: str, level: int) -> str:
+def at_level(name: str, level: int) -> str:
     """The folder of a path at a level, "" if it is not that deep."""
     pieces = name.split("/", level + 1)
     return pieces[level] if len(pieces) > level + 1 else ""
@@ -140,8 +141,8 @@ def _at(name: str, level: int) -> str:
 def part_level(runs: Runs) -> tuple[int, dict[str, int]]:
     """(level of the folders that name the parts, {folder at that level: images}); an empty dict if there are none.
 
-    Folders are parts if one is named as a training part and another as a validation or test part. They may lie in
-    folders that wrap everything, or in the folders of the classes if there is nothing but parts in these.
+    Folders are parts if one is named as a training part and another as a validation or test part, or "unlabeled". They
+    may lie in folders that wrap everything, or in the folders of the classes if there is nothing but parts in these.
     """
     folders = Counter[str]()
     for folder, count in zip(runs.folders, runs.counts.tolist(), strict=True):
@@ -150,9 +151,10 @@ def part_level(runs: Runs) -> tuple[int, dict[str, int]]:
     for level in range(_DEEPEST):
         found: Counter[str] = Counter()
         for folder, count in folders.items():
-            found[_at(f"{folder}/", level)] += count
+            found[at_level(f"{folder}/", level)] += count
         kinds = {part_of(part) for part in found}
-        if "train" in kinds and kinds & {"validation", "test"} and (wrapped or None not in kinds):
+        beside = kinds & {"validation", "test"} or any(part.lower() in _BESIDE for part in found)
+        if "train" in kinds and beside and (wrapped or None not in kinds):
             return level, dict(sorted(found.items()))
         if set(found) == {""}:
             break
@@ -204,7 +206,9 @@ def _list_folder(root: Path) -> Listing:
         build,
         valid=lambda found: _unchanged(root, found),
         # A folder that changed a moment ago may change again without a new time.
-        keep=lambda found: len(found["sizes"]) >= index.FROM and int(found["changed"].max()) < (began - _SETTLED) * 1e9,
+        keep=lambda found: (
+            len(found["sizes"]) >= index.FROM and int(found["changed"].max()) < (began - containers.SETTLED) * 1e9
+        ),
     )
     others = Counter(dict(zip(index.split(arrays["kinds"]), arrays["counts"].tolist(), strict=True)))
     return Listing(Names.of_arrays(arrays), arrays["sizes"], others, index.split(arrays["tables"]))
@@ -334,6 +338,18 @@ def read_member(path: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
             return read_table_member(archive, name, str(path))
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
+        raise ValueError(f"{path}: {name} in it cannot be read: {error}") from error
+
+
+def read_head(path: Path, name: str, size: int) -> bytes:
+    """The first bytes of a file under a folder or in a zip. ValueError if it cannot be read."""
+    if path.is_dir():
+        with (path / name).open("rb") as file:
+            return file.read(size)
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+            return member.read(size)
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
         raise ValueError(f"{path}: {name} in it cannot be read: {error}") from error
 

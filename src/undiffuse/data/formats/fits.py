@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data.formats.base import Reading, need
-from undiffuse.data.formats.slices import Described, files_of, holds, sliced
+from undiffuse.data.formats.slices import Described, holds, sliced
 from undiffuse.data.sources import Source
 
 _SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fits.fz", ".fz")
 
 
-def _fits(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES)
+def _fits(file: Path) -> bool:
+    return file.name.lower().endswith(_SUFFIXES)
 
 
 def recognise(path: Path) -> bool:
@@ -26,9 +26,8 @@ def recognise(path: Path) -> bool:
 
 def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     """The planes of all files."""
-    del reading
     need("astropy.io.fits", "science", str(path))
-    source = sliced(path, files_of(path, _fits), _describe, _load, "FITS")
+    source = sliced(path, _fits, _describe, _load, "FITS", reading)
     source.notes.append("rows in the order of the file, of which viewers show the first at the bottom")
     return source
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from undiffuse.data.formats.base import Reading, need
+from undiffuse.data.decoding import PictureInfo, describe
+from undiffuse.data.formats.base import Reading, choose_part, need, with_labels
+from undiffuse.data.formats.files import at_level, part_level, without_part
 from undiffuse.data.formats.named import LABELS, build, labels_from
+from undiffuse.data.formats.stored import Handle
+from undiffuse.data.labels import folder_labels
+from undiffuse.data.names import Names
 from undiffuse.data.sources import Source
+from undiffuse.data.values import declare, guess_range
 
 
 def recognise(path: Path) -> bool:
@@ -35,10 +43,85 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
 
         file.visititems(add)
         names = _names(file.attrs)
+        for key, item in list(arrays.items()):
+            names = names or _names(item.attrs)
+            _add_attributes(item.attrs, key, arrays)
+        _add_attributes(file.attrs, "", arrays)
+        separate = [key for key, item in arrays.items() if _is_picture(item)]
+        if len(separate) > 1 and all(len(item.shape) < 3 for key, item in arrays.items() if key not in separate):
+            return _separate(path, separate, {key: arrays[key] for key in separate}, reading)
         return build(
             f"HDF5 {path}", path.name, arrays, lambda key: partial(_dataset, str(path), key), reading, names,
             partial(_labels_beside, path),
         )  # fmt: skip
+
+
+def _add_attributes(attributes: Any, key: str, arrays: dict[str, Any]) -> None:
+    """Labels that are kept as an attribute of the file or of a dataset count as a dataset beside it."""
+    for name in attributes:
+        values = attributes[name]
+        if name.lower() in LABELS and isinstance(values, np.ndarray) and values.ndim in (1, 2):
+            base = key.rpartition("/")[0]
+            arrays.setdefault(f"{base}/{name}" if base else name, _Texts(values) if values.dtype == object else values)
+
+
+def _is_picture(item: Any) -> bool:
+    """Whether a dataset is one picture of its own: [H, W, C] in colour."""
+    return len(item.shape) == 3 and item.shape[2] in (3, 4) and item.shape[0] > 4 and np.dtype(item.dtype).kind in "uf"
+
+
+class _Separate(Source):
+    """Pictures that are a dataset each."""
+
+    def __init__(self, path: Path, names: list[str], shapes: list[tuple[int, ...]], dtype: np.dtype[Any]) -> None:
+        super().__init__(f"HDF5 {path}")
+        self.names, self.shapes, self.dtype = names, shapes, dtype
+        self.file = Handle(partial(_dataset, str(path), "/"))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, i: int) -> str:
+        return self.names[i]
+
+    def image(self, i: int) -> Any:
+        return np.asarray(self.file()[self.names[i]])
+
+    def info(self, i: int) -> PictureInfo:
+        shape = self.shapes[i]
+        return replace(describe(np.zeros((1, 1, shape[2]), self.dtype)), height=shape[0], width=shape[1])
+
+    def _content_hash(self) -> bytes:
+        sha = hashlib.sha256()
+        for i, name in enumerate(self.names):
+            sha.update(name.encode() + np.ascontiguousarray(self.image(i)).tobytes())
+        return sha.digest()
+
+
+def _separate(path: Path, names: list[str], items: dict[str, Any], reading: Reading) -> Source:
+    """Pictures of a dataset each, with labels from an attribute of each, or from the groups that they lie in."""
+    level, parts = part_level(Names.of(names).runs)
+    held: dict[str, int] = {}
+    if parts:
+        chosen = choose_part(parts, reading, str(path))
+        held = {part: count for part, count in parts.items() if part not in chosen}
+        names = [name for name in names if at_level(name, level) in chosen]
+    elif reading.part not in (None, "all"):
+        raise ValueError(f"{path} has no part {reading.part!r}")
+    first = np.dtype(items[names[0]].dtype)
+    source = _Separate(path, names, [tuple(items[name].shape) for name in names], first)
+    source.held_out.update(held)
+    source.notes.append(f"{len(names):,} datasets of a picture each")
+    if first != np.uint8:
+        declare(source, guess_range(np.stack([source.image(i) for i in range(0, len(names), -(-len(names) // 64))])))
+    field = next((key for key in LABELS if all(key in items[name].attrs for name in names)), None)
+    values = (
+        [items[name].attrs[field] for name in names] if field else folder_labels(without_part(Names.of(names).runs))
+    )
+    if field is None and (None in values or len(set(values)) < 2):
+        source.labels_settled = True
+        return source
+    return with_labels(source, values, reading, field=f"the attribute {field}" if field else "the names of groups")
 
 
 class _Texts:
@@ -46,6 +129,7 @@ class _Texts:
 
     def __init__(self, dataset: Any) -> None:
         self.values = np.asarray([_decoded(item) for item in dataset[:].ravel()])
+        self.attrs: dict[str, Any] = dict(getattr(dataset, "attrs", {}))
         self.dtype, self.shape = self.values.dtype, self.values.shape
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from undiffuse.data.decoding import Picture
 from undiffuse.data.formats.base import Reading, need, with_labels
 from undiffuse.data.formats.imagefolder import LABELS
-from undiffuse.data.formats.layout import axes_of
+from undiffuse.data.formats.layout import axes_of, picture_shape
 from undiffuse.data.formats.stored import decoded
 from undiffuse.data.labels import join_names
 from undiffuse.data.sources import BrokenImageError, Source
@@ -21,6 +21,11 @@ from undiffuse.data.sources import BrokenImageError, Source
 __all__ = ["Columns", "bytes_of", "columns_of", "label", "picture_of", "stored_features"]
 
 _IMAGES = ("image", "img", "images", "jpg", "png", "jpeg", "picture", "image_bytes", "pixels", "bytes", "pixel_values")
+
+
+_STARTS = tuple(list(start) for start in (b"\x89PNG", b"RIFF", b"GIF8", b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1",
+                                           b"\xff\xd8\xff\xdb", b"II*\0", b"MM\0*"))  # fmt: skip
+"""How image files begin that are stored as lists of numbers."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,15 @@ def columns_of(schema: Any, features: Mapping[str, Any], where: str) -> Columns:
         if pyarrow.types.is_struct(kind) and {"bytes"} <= {kind.field(k).name for k in range(kind.num_fields)}
     ]  # fmt: skip
     binary = [
-        name for name, kind in types.items() if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
-    ]
+        name
+        for name, kind in types.items()
+        for stored_kind in [kind.value_type if pyarrow.types.is_dictionary(kind) else kind]
+        if pyarrow.types.is_binary(stored_kind) or pyarrow.types.is_large_binary(stored_kind)
+        or pyarrow.types.is_fixed_size_binary(stored_kind)
+    ]  # fmt: skip
     nested = [name for name, kind in types.items() if _depth(kind) in (2, 3)]
-    for found in (declared, stored, binary, nested):
+    flat = [name for name, kind in types.items() if name in _IMAGES and _depth(kind) == 1]
+    for found in (declared, stored, binary, nested, flat):
         usual = [name for name in _IMAGES if name in found]
         if usual or len(found) == 1:
             image = usual[0] if usual else found[0]
@@ -73,9 +83,39 @@ def columns_of(schema: Any, features: Mapping[str, Any], where: str) -> Columns:
         raise ValueError(
             f"{where} has no column of pictures; its columns are {join_names(f'{n} ({t})' for n, t in types.items())}"
         )
-    names = {name: [str(n) for n in feature["names"]] for name, feature in features.items()
-             if _type_of(feature) == "ClassLabel" and feature.get("names")}  # fmt: skip
-    return Columns(image, tuple(name for name in types if name != image), names)
+    return Columns(image, tuple(name for name in types if name != image), class_names(features))
+
+
+def class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The class names of the columns whose feature is a ClassLabel or a list of them."""
+    found = {}
+    for name, feature in features.items():
+        while isinstance(feature, list) and feature:
+            feature = feature[0]
+        while isinstance(feature, dict) and "feature" in feature:
+            feature = feature["feature"]
+        if _type_of(feature) == "ClassLabel" and feature.get("names"):
+            found[name] = [str(n) for n in feature["names"]]
+    return found
+
+
+def named(values: Sequence[Any], names: Sequence[str], where: str) -> list[Any]:
+    """Numbers of classes, alone or in lists, as names; negative ones, which mean "no label", as None.
+
+    Raises:
+        ValueError: A number beyond the names.
+    """
+
+    def name(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name(item) for item in value]
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        if value >= len(names):
+            raise ValueError(f"{where}: {value} does not fit the {len(names)} class names {join_names(names, 4)}")
+        return names[value] if value >= 0 else None
+
+    return [name(value) for value in values]
 
 
 def _type_of(feature: Any) -> str:
@@ -84,7 +124,7 @@ def _type_of(feature: Any) -> str:
 
 def _depth(kind: Any) -> int:
     depth = 0
-    while hasattr(kind, "value_type"):
+    while hasattr(kind, "value_type") and not hasattr(kind, "index_type"):
         kind, depth = kind.value_type, depth + 1
     return depth
 
@@ -114,7 +154,14 @@ def picture_of(item: Any, name: str, base: Path, where: str) -> Picture:
         raise BrokenImageError(name, "the table has nothing for it")
     if isinstance(item, bytes):
         return decoded(item, name)
+    if isinstance(item, list) and item and item[:4] in _STARTS:
+        return decoded(bytes(item), name)
     array = np.asarray(item)
+    if array.ndim == 1 and array.dtype.kind in "uif":
+        try:
+            array = array.reshape(picture_shape(len(array), where)[0])
+        except ValueError as error:
+            raise BrokenImageError(name, str(error)) from error
     if array.dtype == object or array.ndim not in (2, 3):
         raise BrokenImageError(name, f"nested lists of shape {list(array.shape)} are no picture")
     if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
@@ -129,12 +176,13 @@ def label(source: Source, columns: Columns, read: Any, reading: Reading) -> Sour
         columns: of the table.
         read: a function from the name of a column to its values [N].
     """
-    usual = (*LABELS, *columns.names)
-    field = reading.field(source.where, columns.others, usual)
+    field = reading.field(source.where, columns.others, (*LABELS, *columns.names))
     unused: Sequence[str] = [name for name in columns.others if name != field]
     if unused:
         source.notes.append(f"columns that are not used: {join_names(unused)}")
     source.labels_settled = True
     if field is None:
         return source
-    return with_labels(source, read(field), reading, names=columns.names.get(field), field=f"column {field}")
+    values, names = read(field), columns.names.get(field)
+    values = values if names is None else named(values, names, f"{source.where}: column {field}")
+    return with_labels(source, values, reading, names=names, field=f"column {field}", head=field)

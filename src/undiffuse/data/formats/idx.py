@@ -103,6 +103,9 @@ def _one(path: Path, reading: Reading) -> Source:
         source.labels_settled = True
         return source
     numbers = _read(beside)
+    if numbers.ndim == 2:  # QMNIST's labels: the class, the writer, and more
+        source.notes.append(f"{beside.name} has {numbers.shape[1]} numbers for each image; the first is the class")
+        numbers = numbers[:, 0]
     table = _mapping(path)
     if table is None:
         return with_labels(source, numbers, reading, field=beside.name)
@@ -146,12 +149,16 @@ def _read(path: Path) -> NDArray[Any]:
 
 def _labels_beside(path: Path) -> Path | None:
     """The file of labels that belongs to a file of images, packed or not."""
-    name = re.sub("images", "labels", path.name, flags=re.IGNORECASE)
-    name = re.sub(r"idx\d", "idx1", name, flags=re.IGNORECASE)
-    if name == path.name:
+    pattern = re.escape(re.split(r"[-.]idx\d", path.name, flags=re.IGNORECASE)[0])
+    pattern = re.sub("images", "labels", pattern, flags=re.IGNORECASE)
+    if pattern == re.escape(path.name) or "labels" not in pattern:
         return None
-    plain = name[:-3] if name.lower().endswith(".gz") else name
-    return next((file for n in (name, plain, f"{plain}.gz") if (file := path.with_name(n)).is_file()), None)
+    fits = re.compile(rf"{pattern}([-.]idx\d)?([-.]\w+)?(\.gz)?", re.IGNORECASE)
+    packed = path.name.lower().endswith(".gz")
+    found = [name for name in peek(path.parent).files if fits.fullmatch(name) and _axes(path.with_name(name))]
+    return (
+        path.with_name(min(found, key=lambda name: (name.lower().endswith(".gz") != packed, name))) if found else None
+    )
 
 
 def _mapping(path: Path) -> dict[int, str] | None:

@@ -6,44 +6,47 @@ Parts are folders: ``train/metadata.jsonl``, ``test/metadata.jsonl``.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import posixpath
+import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from undiffuse.data.formats import files
-from undiffuse.data.formats.base import Reading, need, peek, with_labels
+from undiffuse.data.formats.base import Reading, peek, with_labels
+from undiffuse.data.label_values import LABEL_KEYS, is_nothing, number_of, simple
 from undiffuse.data.labels import folder_labels, join_names
-from undiffuse.data.sources import Source
+from undiffuse.data.sources import Excluded, Source
+from undiffuse.data.tables import read_table
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _FOLDERS = 2000
-LABELS = (
-    "label",
-    "labels",
-    "class",
-    "class_name",
-    "classname",
-    "category",
-    "target",
-    "targets",
-    "class_label",
-    "cls",
-    "fine_label",
-    "y",
-    "vector",
-    "vectors",
-    "condition",
-)
+LABELS = (*LABEL_KEYS, "vector", "vectors", "condition")
+"""Names of the fields of records that hold labels."""
+_CAPTIONS = ("text", "caption", "captions", "prompt", "description", "alttext", "url", "name", "id")
+"""Columns that are no labels even if there is no other column."""
+_HEAD = 1 << 16
+"""Bytes of a table that are read to find the names of its columns."""
 
 
 def recognise(path: Path) -> bool:
-    """A folder or zip with a metadata table, at the top or in a sub-folder near it."""
-    return bool(_tables_near(path))
+    """A folder or zip with a metadata table that names files, at the top or in a sub-folder near it."""
+    tables = _tables_near(path)
+    return bool(tables) and _names_files(path, tables[0])
+
+
+def _names_files(path: Path, table: str) -> bool:
+    """Whether a table has a column file_name, as Hugging Face's tables do."""
+    if table.endswith(".parquet"):
+        return True
+    try:
+        first = files.read_head(path, table, _HEAD).decode("utf-8-sig", "replace").strip().split("\n")[0]
+        keys = json.loads(first) if table.endswith(".jsonl") else re.split(r"[,;\t|]", first)
+    except (OSError, ValueError, RecursionError):
+        return True  # the error is raised where the table is read
+    return any(_is_file_key(str(key).strip().strip("\"'")) for key in keys)
 
 
 def _tables_near(path: Path) -> list[str]:
@@ -81,17 +84,22 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     here = set(listing.names)
     absent = [name for name in records if name not in here]
     if absent:
-        named = f"{path}: {join_names(tables)} list {len(absent):,} files that are not there: {join_names(absent, 5)}"
+        named = f"{path}: {len(absent):,} files of {join_names(tables)} are not there: {join_names(absent, 5)}"
         if reading.on_broken == "refuse":
-            raise ValueError(f'{named}. Correct that, or go on with what fits by on_broken="skip"')
-        source.left_out[f"entries of {join_names(tables, 2)} without a file"] = len(absent)
+            raise ValueError(f'{named}. Correct that, or leave them out with on_broken="skip"')
+        source.excluded += [Excluded(name=name, reason=f"in {join_names(tables, 2)}, but not there") for name in absent]
     columns = list(dict.fromkeys(key for record in records.values() for key in record if not _is_file_key(key)))
     column = None
     if not reading.of_files:
         column = reading.field(f"{path}: {join_names(tables, 2)}", columns, LABELS)
+        if column is None and reading.labels == "auto" and len(columns) == 1:
+            column = columns[0] if _holds_labels(columns[0], [r.get(columns[0]) for r in records.values()]) else None
     unused = [name for name in columns if name != column]
     if unused:
         source.notes.append(f"columns of {join_names(tables, 2)} that are not used: {join_names(unused)}")
+    if column is None and reading.labels == "auto":
+        few = next((name for name in columns if _few([r.get(name) for r in records.values()])), None)
+        source.notes += [f'labels="{few}" takes the column {few!r} as classes'] if few else []
     if reading.of_files or reading.labels == "none":
         return source
     if column is None:  # captions and the like are no labels; folders may be
@@ -102,8 +110,29 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
         return with_labels(source, folders, reading, field="the names of folders")
     values = [records.get(name, {}).get(column) for name in source.names]
     return with_labels(
-        source, values, reading, names=_names_of(path, column), field=f"column {column} of {join_names(tables, 2)}"
+        source,
+        values,
+        reading,
+        names=_names_of(path, column),
+        field=f"column {column} of {join_names(tables, 2)}",
+        head=column,
     )
+
+
+def _few(values: list[Any]) -> bool:
+    """Whether many pictures share each of the values, which are texts or numbers."""
+    present = [str(value) for value in values if not is_nothing(value)]
+    plain = not any(isinstance(value, (dict, list)) for value in values)
+    return plain and 1 < len(set(present)) <= len(present) / 2
+
+
+def _holds_labels(column: str, values: list[Any]) -> bool:
+    """Whether the only column of a table holds labels: numbers, or texts of which many pictures share each."""
+    if simple(column) in _CAPTIONS or any(isinstance(value, (dict, list)) for value in values):
+        return False
+    present = [value for value in values if not is_nothing(value)]
+    numeric = bool(present) and all(number_of(value) is not None for value in present)
+    return numeric or _few(values)
 
 
 def _names_of(path: Path, column: str) -> list[str] | None:
@@ -113,6 +142,7 @@ def _names_of(path: Path, column: str) -> list[str] | None:
         return None
     try:
         feature = json.loads(info.read_text("utf-8"))["features"][column]
+        feature = feature["feature"] if "names" not in feature else feature
         return [str(name) for name in feature["names"]]
     except (ValueError, KeyError, TypeError, OSError):
         return None
@@ -132,23 +162,15 @@ def _file_of(record: dict[str, Any], where: str) -> str:
     return record[first].replace("\\", "/")
 
 
-def _read(path: Path, table: str) -> Iterable[dict[str, Any]]:
-    content = files.read_member(path, table)
-    if table.endswith(".parquet"):
-        parquet = need("pyarrow.parquet", "parquet", table)
-        rows: list[dict[str, Any]] = parquet.read_table(io.BytesIO(content)).to_pylist()
-        return rows
-    text = content.decode("utf-8-sig")
-    if table.endswith(".csv"):
-        return [{key: value for key, value in row.items() if key} for row in csv.DictReader(io.StringIO(text))]
-    records = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}: {table}, line {number}: this is not JSON ({error})") from error
-            if not isinstance(record, dict):
-                raise ValueError(f"{path}: {table}, line {number}: expected an object, got {line[:60]}")
-            records.append(record)
-    return records
+def _read(path: Path, name: str) -> Iterable[dict[str, Any]]:
+    table = read_table(files.read_member(path, name), name)
+    if table.columns is None:  # the first row of a CSV file
+        rows, columns = table.rows[1:], table.rows[0] if table.rows else []
+        for line, row in zip(table.lines[1:], rows, strict=True):
+            if len(row) > len(columns):
+                raise ValueError(
+                    f"{path}: {name}, line {line}: {len(row)} cells, but {len(columns)} columns: put text that "
+                    "contains the separator in quotes"
+                )
+        return [{key: cell for key, cell in zip(columns, row, strict=False) if key} for row in rows]
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from undiffuse.data.formats.base import Layout
 
-__all__ = ["arrange", "axes_of", "picture_shape"]
+__all__ = ["arrange", "axes_of", "flat_shape", "picture_shape"]
 
 _CHANNELS = (1, 2, 3, 4)
 
@@ -70,6 +70,33 @@ def picture_shape(width: int, where: str) -> tuple[tuple[int, ...], str]:
     raise ValueError(f"{where}: {width} values a picture are neither three square planes nor a grey square")
 
 
+def flat_shape(rows: Any, where: str, layout: Layout) -> tuple[tuple[int, ...], str, Layout]:
+    """(shape of one flattened picture, a sentence about it, its layout) of an array [N, D]."""
+    shape, note = picture_shape(rows.shape[1], where)
+    if len(shape) < 3:
+        return shape, note, "auto"
+    side = shape[1]
+    if layout == "HWC" or (layout == "auto" and interleaved(rows, side)):
+        return (side, side, 3), f"flattened pictures of {side}x{side}: three values for each pixel", "HWC"
+    return shape, note, "CHW"
+
+
+def interleaved(rows: NDArray[Any], side: int) -> bool:
+    """Whether flattened squares in colour are [height, width, 3] and not three planes: where neighbours differ less.
+
+    Pictures change little from a pixel to the next one; read in the wrong order they do not. Where the difference is
+    small (noise), they are taken for planes, as CIFAR and downsampled ImageNet have them.
+    """
+    some = np.asarray(rows[:: max(1, len(rows) // 64)][:64], dtype=np.float64)
+    planes = some.reshape(-1, 3, side, side)
+    pixels = some.reshape(-1, side, side, 3).transpose(0, 3, 1, 2)
+
+    def change(pictures: NDArray[np.float64]) -> float:
+        return float(np.abs(np.diff(pictures, axis=2)).mean() + np.abs(np.diff(pictures, axis=3)).mean())
+
+    return side > 1 and change(pixels) < 0.8 * change(planes)
+
+
 def arrange(images: NDArray[Any], where: str, layout: Layout = "auto") -> tuple[NDArray[Any], list[str]]:
     """A view [N, H, W] or [N, H, W, C] of an array of pictures, and sentences about what was decided.
 
@@ -78,9 +105,8 @@ def arrange(images: NDArray[Any], where: str, layout: Layout = "auto") -> tuple[
     """
     notes = []
     if images.ndim == 2:
-        shape, note = picture_shape(images.shape[1], where)
+        shape, note, layout = flat_shape(images, where, layout)
         images, notes = images.reshape(len(images), *shape), [note]
-        layout = "CHW" if len(shape) == 3 else layout
     if 0 in images.shape[1:]:
         raise ValueError(f"{where}: the images have no pixels, they are {images.dtype} {list(images.shape)}")
     axes, note = axes_of(images.shape[1:], where, layout)

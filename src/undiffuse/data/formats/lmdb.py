@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import threading
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,8 @@ from undiffuse.data.sources import FileSource, Source
 
 _OPEN: dict[tuple[int, str], Any] = {}
 _LOCK = threading.Lock()
+_SIDE = re.compile(rb"(\d{1,4})-(\d{5})")
+"""Keys of a database that holds each picture at several sizes: "256-00017"."""
 
 
 def recognise(path: Path) -> bool:
@@ -119,6 +122,12 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
         raise ValueError(
             f"{path} holds no images: {', '.join(f'{n:,} {kind}' for kind, n in others.items()) or 'nothing'}"
         )
+    sides = [_SIDE.fullmatch(key) for key in keys]
+    if all(sides) and len({match[1] for match in sides if match}) > 1:  # a pyramid: every picture at several sizes
+        largest = max(int(match[1]) for match in sides if match)
+        kept = [k for k, match in enumerate(sides) if match and int(match[1]) == largest]
+        others["copies of images at smaller sizes"] = len(keys) - len(kept)
+        keys, sizes = [keys[k] for k in kept], [sizes[k] for k in kept]
     files = LMDBSource(str(path), keys, [_shown(key) for key in keys], sizes)
     files.left_out.update(others)
     if not labels:

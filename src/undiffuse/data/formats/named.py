@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from undiffuse.data.array_source import ArraySource
 from undiffuse.data.formats.base import Reading, choose_part, part_of, with_labels
-from undiffuse.data.formats.layout import arrange, axes_of, picture_shape
+from undiffuse.data.formats.layout import arrange, axes_of, flat_shape, picture_shape
 from undiffuse.data.formats.stored import EncodedSource, StoredSource
 from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
@@ -22,9 +22,12 @@ __all__ = ["Part", "build", "find_parts"]
 
 IMAGES = ("arr_0", "images", "image", "x", "imgs", "img", "data", "pictures", "samples", "pixels", "frames")
 LABELS = ("arr_1", "labels", "label", "y", "targets", "target", "classes", "class", "cls", "fine_labels", "fine_label",
-          "class_label", "class_labels")  # fmt: skip
+          "class_label", "class_labels", "ans")  # fmt: skip
 NAMES = ("label_names", "class_names", "classes_names", "names", "classes", "categories", "target_names")
 _WORDS = re.compile(r"[/_.\-\s]+")
+_CAPITALS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+"""Where words meet in "XTrain" and "trainImages"."""
+_SHORT = re.compile(r"([xy])(train|val|valid|test)")
 
 
 @dataclass
@@ -36,12 +39,18 @@ class Part:
 
 
 def find_parts(names: Sequence[str]) -> dict[str, Part]:
-    """The arrays by part: "x_train", "train_images" and "train/images" are of the part "train"; "" is of none."""
+    """The arrays by part: "x_train", "XTrain", "train/images" are of the part "train"; "" has the others."""
     parts: dict[str, Part] = {}
     for name in names:
-        words = [word for word in _WORDS.split(name) if word]
-        found = next((word for word in words if part_of(word)), "")
-        role = "_".join(word for word in words if word != found).lower() if found else name.lower().replace("/", "_")
+        words = [word for word in _WORDS.split(_CAPITALS.sub("_", name)) if word]
+        short = _SHORT.fullmatch(words[-1].lower()) if words else None
+        words = [*words[:-1], *short.groups()] if short else words
+        found = next((word.lower() for word in words if part_of(word)), "")
+        role = (
+            "_".join(word.lower() for word in words if word.lower() != found)
+            if found
+            else name.lower().replace("/", "_")
+        )
         parts.setdefault(found, Part(found)).arrays[role] = name
     return parts
 
@@ -167,8 +176,8 @@ def _stored(images: Any, opener: Callable[[], Any], what: str, where: str, item_
     flat: tuple[int, ...] | None = None
     layout = reading.layout
     if len(shape) == 2:
-        flat, note = picture_shape(shape[1], what)
-        notes, layout = [note], "CHW" if len(flat) == 3 else layout
+        flat, note, layout = flat_shape(images, what, layout)
+        notes = [note]
     axes, note = axes_of(flat or shape[1:], what, layout)
     source = StoredSource(opener, shape, np.dtype(images.dtype), axes, flat, where, item_name)
     source.notes += [*notes, *([note] if note else [])]

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data.formats.base import Reading, need
-from undiffuse.data.formats.slices import Described, files_of, holds, sliced
+from undiffuse.data.formats.slices import Described, holds, sliced
 from undiffuse.data.sources import Source
 
 
-def _fits(name: str) -> bool:
-    return name.lower().endswith((".nii", ".nii.gz"))
+def _fits(file: Path) -> bool:
+    return file.name.lower().endswith((".nii", ".nii.gz"))
 
 
 def recognise(path: Path) -> bool:
@@ -24,9 +24,8 @@ def recognise(path: Path) -> bool:
 
 def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     """All slices of all volumes."""
-    del reading
     need("nibabel", "science", str(path))
-    source = sliced(path, files_of(path, _fits), _describe, _load, "NIfTI")
+    source = sliced(path, _fits, _describe, _load, "NIfTI", reading)
     source.notes.append("slices volume[:, :, k], axes as they are stored")
     return source
 

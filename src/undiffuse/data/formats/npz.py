@@ -105,8 +105,11 @@ def open_npz(path: str | Path, *, labels: bool = True, label_names: Sequence[str
 def _open(path: Path, reading: Reading) -> Source:
     arrays = _load(path)
     if _is_downsampled_imagenet(path, arrays) and reading.labels in ("auto", "none", "labels"):
-        return _downsampled(path, arrays, reading)
-    return build(f"npz {path}", path.name, arrays, None, reading, side=lambda part: _labels_of(path))
+        source = _downsampled(path, arrays, reading)
+    else:
+        source = build(f"npz {path}", path.name, arrays, None, reading, side=lambda part: _labels_of(path))
+    source.containers = (str(path),)
+    return source
 
 
 def _labels_of(path: Path) -> NDArray[Any] | None:
@@ -135,18 +138,19 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _is_downsampled_imagenet(path: Path, arrays: Mapping[str, NDArray[Any]]) -> bool:
-    """Planes in "data", "labels" from 1, and the mean picture or the usual name of the file."""
+    """Planes in "data", "labels" from 1 to 1000, and the mean picture or a name of the file that says so."""
     data, labels = arrays.get("data"), arrays.get("labels")
     if data is None or labels is None or data.ndim != 2 or data.dtype != np.uint8 or labels.dtype.kind not in "iu":
         return False
     side = math.isqrt(data.shape[1] // 3)
     if 3 * side * side != data.shape[1] or not labels.size or labels.min() < 1 or labels.max() > imagenet.COUNT:
         return False
-    return "mean" in arrays or bool(_BATCH.fullmatch(path.stem))
+    named = _BATCH.fullmatch(path.stem) or "imagenet" in f"{path.parent.name}/{path.stem}".lower()
+    return "mean" in arrays or bool(named) or (labels.min() == 1 and labels.max() == imagenet.COUNT)
 
 
 def _downsampled(path: Path, arrays: Mapping[str, NDArray[Any]], reading: Reading) -> Source:
-    images, notes = arrange(arrays["data"], str(path))
+    images, notes = arrange(arrays["data"], str(path), "CHW")
     source: Source = ArraySource(images, where=f"npz {path}", item_name=path.name)
     source.format = "downsampled ImageNet (npz batches)"
     source.notes += notes

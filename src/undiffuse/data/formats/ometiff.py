@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data.formats.base import Reading, need
-from undiffuse.data.formats.slices import Described, files_of, holds, sliced
+from undiffuse.data.formats.slices import Described, holds, sliced
 from undiffuse.data.sources import Source
 from undiffuse.data.tiff import read_page
 
 
-def _fits(name: str) -> bool:
-    return name.lower().endswith((".ome.tif", ".ome.tiff"))
+def _fits(file: Path) -> bool:
+    return file.name.lower().endswith((".ome.tif", ".ome.tiff"))
 
 
 def recognise(path: Path) -> bool:
     """A file by its ending or its description, or a folder of files with such endings."""
     if path.is_dir():
         return holds(path, _fits)
-    return _fits(path.name) or (importlib.util.find_spec("tifffile") is not None and _described(path))
+    return _fits(path) or (importlib.util.find_spec("tifffile") is not None and _described(path))
 
 
 def _described(path: Path) -> bool:
@@ -39,9 +39,8 @@ def _described(path: Path) -> bool:
 
 def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     """The planes of all files (depth, time), each with all its channels."""
-    del reading
     need("tifffile", "science", str(path))
-    return sliced(path, files_of(path, _fits) if path.is_dir() else [path.name], _describe, _load, "OME-TIFF")
+    return sliced(path, _fits, _describe, _load, "OME-TIFF", reading)
 
 
 def _describe(path: Path) -> Described:
@@ -57,8 +56,9 @@ def _describe(path: Path) -> Described:
     note = f"{channels} channel{'s' if channels > 1 else ''}" + (f": {', '.join(named)}" if named else "")
     value_range = None
     if dtype.kind == "u" and dtype != np.uint8:
-        value_range = (0.0, float(2 ** (int(bits[1]) if bits else 8 * dtype.itemsize) - 1))
-    return Described(count, (lengths["Y"], lengths["X"]), dtype, value_range, note, channels)
+        # Every file of 16-bit numbers could say 65535; only fewer bits tell what white is.
+        value_range = (0.0, float(2 ** int(bits[1]) - 1)) if bits and int(bits[1]) < 8 * dtype.itemsize else None
+    return Described(count, (lengths["Y"], lengths["X"]), dtype, value_range, note, channels, lengths.get("C", 1) > 1)
 
 
 def _load(path: Path) -> NDArray[Any]:

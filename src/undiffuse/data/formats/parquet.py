@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,15 @@ class ParquetSource(Source):
         super().__init__(where)
         parquet = need("pyarrow.parquet", "parquet", where)
         self.files, self.base = files, base
+        self.containers = tuple(map(str, files))
         try:
             metadata = [parquet.read_metadata(file) for file in files]
-            schema = parquet.read_schema(files[0])
+            schemas = [parquet.read_schema(file) for file in files]
         except Exception as error:
             raise ValueError(f"{where} cannot be read as parquet: {error}") from error
-        features = huggingface.stored_features(schema.metadata)
-        self.columns = huggingface.columns_of(schema, features, where)
+        features = [huggingface.stored_features(schema.metadata) for schema in schemas]
+        self.columns = huggingface.columns_of(schemas[0], features[0], where)
+        self._orders = self._orders_of([huggingface.class_names(one) for one in features])
         groups = [(k, g, m.row_group(g)) for k, m in enumerate(metadata) for g in range(m.num_row_groups)]
         self.groups = [(k, g) for k, g, _ in groups]
         self.first = np.cumsum([0, *(group.num_rows for *_, group in groups)])
@@ -110,10 +113,36 @@ class ParquetSource(Source):
         k = int(np.searchsorted(self.rows, i, side="right")) - 1
         return f"{self.files[k].name}[{i - int(self.rows[k])}]"
 
+    def _orders_of(self, tables: list[dict[str, list[str]]]) -> dict[str, list[list[str]]]:
+        """{column: the class names of each file} for columns whose numbers mean other classes in other files.
+
+        The classes of such a column become the names of all files.
+        """
+        orders = {}
+        for column in dict.fromkeys(name for table in tables for name in table):
+            found = [table.get(column) for table in tables]
+            distinct = list(dict.fromkeys(tuple(names) for names in found if names is not None))
+            if None in found and len(distinct) > 1:
+                raise ValueError(
+                    f"{self.where}: the files number the classes of {column} in different orders, and "
+                    f"{self.files[found.index(None)].name} does not say which it uses"
+                )
+            if len(distinct) > 1:
+                orders[column] = [list(names or ()) for names in found]
+                self.notes.append(f"the files number the classes of {column} in different orders: names were compared")
+            names = {**self.columns.names, column: list(dict.fromkeys(name for names in distinct for name in names))}
+            self.columns = replace(self.columns, names=names)
+        return orders
+
     def column(self, name: str) -> list[Any]:
-        """A column of all files."""
+        """A column of all files; classes that files number differently as names."""
         parquet = need("pyarrow.parquet", "parquet", self.where)
-        return [x for file in self.files for x in parquet.read_table(file, columns=[name]).column(0).to_pylist()]
+        out: list[Any] = []
+        for number, file in enumerate(self.files):
+            values = parquet.read_table(file, columns=[name]).column(0).to_pylist()
+            orders = self._orders.get(name)
+            out += values if orders is None else huggingface.named(values, orders[number], f"{file}: column {name}")
+        return out
 
     def _item(self, i: int) -> Any:
         group = int(np.searchsorted(self.first, i, side="right")) - 1

@@ -16,10 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from undiffuse.data.formats.base import Reading
+from undiffuse.data.formats.base import Reading, peek
+from undiffuse.data.formats.files import is_image
 from undiffuse.data.sources import Source
 
-__all__ = ["FORMATS", "Format", "find_format"]
+__all__ = ["FORMATS", "Format", "find_format", "inner_folder"]
+
+_DEEPEST = 3
+"""How many folders that wrap a data set are opened."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +76,20 @@ FORMATS = (
     Format("Hugging Face parquet", "parquet", (".parquet",), folders=True, extra="parquet"),
     Format("Hugging Face imagefolder", "imagefolder", folders=True),
     Format("WebDataset shards", "webdataset", (".tar", ".tar.gz", ".tgz"), folders=True),
-    Format("Zarr array", "zarr", (".zarr", ".zarr.zip"), folders=True, extra="zarr"),
+    Format("Zarr array", "zarr", (".zarr", ".zip"), folders=True, extra="zarr"),
     Format("LMDB", "lmdb", (".mdb", ".lmdb"), folders=True, extra="lmdb", parts=False),
     Format("TFRecord", "tfrecord", folders=True),
     Format("CIFAR binary", "cifar", (".bin",), folders=True),
     Format("STL-10 binary", "stl10", (".bin",), folders=True),
     Format("IDX (MNIST)", "idx", folders=True),
-    Format("MATLAB file", "matlab", (".mat",), folders=True, extra="matlab"),
+    Format("MATLAB file", "matlab", (".mat",), folders=True, extra="hdf5"),
     Format("NumPy archive (npz)", "npz", (".npz",), folders=True),
-    Format("NumPy array (npy)", "npy", (".npy",), parts=False),
+    Format("NumPy array (npy)", "npy", (".npy",), folders=True),
     Format("HDF5", "hdf5", (".h5", ".hdf5", ".hdf", ".he5"), extra="hdf5"),
-    Format("DICOM", "dicom", folders=True, extra="science", parts=False),
-    Format("NIfTI", "nifti", (".nii", ".nii.gz"), folders=True, extra="science", parts=False),
-    Format("FITS", "fits", (".fits", ".fit", ".fts", ".fits.gz", ".fz"), folders=True, extra="science", parts=False),
-    Format("OME-TIFF", "ometiff", (".tif", ".tiff"), folders=True, extra="science", parts=False),
+    Format("DICOM", "dicom", folders=True, extra="science"),
+    Format("NIfTI", "nifti", (".nii", ".nii.gz"), folders=True, extra="science"),
+    Format("FITS", "fits", (".fits", ".fit", ".fts", ".fits.gz", ".fz"), folders=True, extra="science"),
+    Format("OME-TIFF", "ometiff", (".tif", ".tiff"), folders=True, extra="science"),
     Format("frames of one file", "frames", (".tif", ".tiff", ".gif", ".webp", ".apng", ".png"), parts=False),
     Format("zip of images", "files"),
     Format("folder of images", "files", folders=True),
@@ -96,3 +100,19 @@ FORMATS = (
 def find_format(path: Path) -> Format | None:
     """The format of a file or folder; None if nothing recognises it."""
     return next((format for format in FORMATS if format.recognise(path)), None)
+
+
+def inner_folder(path: Path) -> tuple[Path, Format] | None:
+    """The only sub-folder of a folder that is a data set of a format, where the folder itself holds no pictures.
+
+    Downloads often wrap a set in folders (MNIST/raw, cifar-10-batches-bin).
+    """
+    for _ in range(_DEEPEST):
+        entries = peek(path)
+        if len(entries.folders) != 1 or any(is_image(name) for name in entries.files):
+            return None
+        path = path / entries.folders[0]
+        found = find_format(path)
+        if found is not None and found.module not in ("files", "pickles"):
+            return path, found
+    return None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from undiffuse.data.decoding import PictureInfo, describe, without_alpha
-from undiffuse.data.formats.base import peek
+from undiffuse.data.decoding import PictureInfo, Planes, describe, without_alpha
+from undiffuse.data.formats.base import Reading, choose_part, kind_of, part_of, peek
+from undiffuse.data.formats.files import at_level, is_image, part_level, without_part
 from undiffuse.data.formats.stored import Handle
-from undiffuse.data.sources import BrokenImageError, Excluded, Source
+from undiffuse.data.labels import join_names
+from undiffuse.data.names import Names
+from undiffuse.data.sources import BrokenImageError, Excluded, FileSource, FolderSource, Source
+from undiffuse.data.values import of_16_bits
 
-__all__ = ["Kept", "Described", "SliceSource", "files_of", "sliced"]
+__all__ = ["Described", "Kept", "NoPictureError", "SliceSource", "files_of", "holds", "sliced"]
 
 _KEPT = 256 << 20
+_PROBED = 64
+"""Files of a folder that are looked into to recognise a format."""
+_LEVELS = 4
+"""Levels of folders in which a format is looked for."""
 
 
 class Kept:
@@ -49,7 +59,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Described:
-    """What a file holds: how many pictures [height, width], of what type, and the values of black and white."""
+    """What a file holds: how many pictures [height, width], of what type, and the values of black and white.
+
+    With `planes` the channels are not colours.
+    """
 
     count: int
     size: tuple[int, int]
@@ -57,6 +70,7 @@ class Described:
     value_range: tuple[float, float] | None = None
     note: str = ""
     channels: int = 1
+    planes: bool = False
 
 
 class SliceSource(Source):
@@ -80,6 +94,7 @@ class SliceSource(Source):
     ) -> None:
         super().__init__(where)
         self.root, self.names, self.described, self.load = root, list(names), list(described), load
+        self.containers = tuple(str(root / name) for name in self.names)
         self.first = np.cumsum([0, *(about.count for about in described)])
         self._kept = Handle(Kept)
 
@@ -102,14 +117,19 @@ class SliceSource(Source):
             if error.errno is not None:
                 raise
             raise BrokenImageError(self.name(i), str(error)) from error
-        except Exception as error:
-            raise BrokenImageError(self.name(i), f"{type(error).__name__}: {error}") from error
-        return without_alpha(np.asarray(pictures[k]))
+        except Exception as error:  # libraries of science explain themselves in many lines
+            text = " ".join(str(error).split())
+            raise BrokenImageError(self.name(i), f"{type(error).__name__}: {text}") from error
+        return self._with_meaning(np.asarray(pictures[k]), self.described[file])
+
+    @staticmethod
+    def _with_meaning(picture: NDArray[Any], about: Described) -> NDArray[Any]:
+        return picture.view(Planes) if about.planes else without_alpha(picture)
 
     def info(self, i: int) -> PictureInfo:
         about = self.described[self._place(i)[0]]
         one = np.zeros((1, 1, about.channels) if about.channels > 1 else (1, 1), dtype=about.dtype)
-        return replace(describe(without_alpha(one)), height=about.size[0], width=about.size[1])
+        return replace(describe(self._with_meaning(one, about)), height=about.size[0], width=about.size[1])
 
     def _content_hash(self) -> bytes:
         sha = hashlib.sha256()
@@ -119,74 +139,171 @@ class SliceSource(Source):
         return sha.digest()
 
 
-def files_of(path: Path, fits: Callable[[str], bool]) -> list[str]:
-    """The names, relative to a folder, of the files in it whose names fit, sorted; a file alone is its own."""
+class NoPictureError(ValueError):
+    """A file of a format that holds something else than a picture; its text is the kind that it counts as."""
+
+
+@dataclass
+class Found:
+    """The files of a folder: those to read, and what else is there.
+
+    Attributes:
+        names: relative to the folder, sorted.
+        held_out: files of the parts of the data set that were not opened.
+        held_names: their names.
+        left_out: other files, by kind.
+    """
+
+    names: list[str]
+    held_out: Counter[str]
+    held_names: set[str]
+    left_out: Counter[str]
+
+
+_MAPS = re.compile(r"(labels?|masks?|segmentations?|annotations?)(tr|ts|va)?", re.IGNORECASE)
+_IMAGES = re.compile(r"(images?|imgs?|scans?|volumes?)(tr|ts|va)?", re.IGNORECASE)
+
+
+def files_of(path: Path, fits: Callable[[Path], bool], reading: Reading) -> Found:
+    """The files of a format under a folder, of the part to read; a file alone is its own.
+
+    Maps of labels in folders beside those of the images (labelsTr beside imagesTr) are left out.
+    """
     if path.is_file():
-        return [path.name]
-    found = [file.relative_to(path).as_posix() for file in path.rglob("*") if fits(file.name) and file.is_file()]
-    return sorted(name for name in found if not any(part.startswith(".") for part in name.split("/")))
-
-
-def holds(path: Path, fits: Callable[[str], bool], deep: bool = True) -> bool:
-    """Whether a folder, or a sub-folder of it, holds files whose names fit and no ordinary pictures."""
-    from undiffuse.data.formats.files import is_image
-
-    entries = peek(path)
-    if any(fits(name) for name in entries.files):
-        return not any(is_image(name) and not fits(name) for name in entries.files)
-    return (
-        deep
-        and bool(entries.folders)
-        and not entries.files
-        and any(holds(path / name, fits, False) for name in entries.folders[:8])
+        return Found([path.name], Counter(), set(), Counter())
+    every = sorted(
+        name
+        for folder, _, files in os.walk(path)
+        for name in ((Path(folder) / file).relative_to(path).as_posix() for file in files)
+        if not any(piece.startswith(".") for piece in name.split("/"))
     )
+    names = [name for name in every if fits(path / name)]
+    left_out: Counter[str] = Counter(kind_of(name) for name in set(every).difference(names))
+    folders = {piece for name in names for piece in name.split("/")[:-1]}
+    maps = {piece for piece in folders if _MAPS.fullmatch(piece)}
+    if maps and any(_IMAGES.fullmatch(piece) for piece in folders):
+        kept = [name for name in names if not maps.intersection(name.split("/")[:-1])]
+        left_out[f"maps in {join_names(sorted(maps), 3)}"] = len(names) - len(kept)
+        names = kept
+    level, parts = part_level(Names.of(names).runs)
+    if not parts:
+        return Found(names, Counter(), set(), left_out)
+    folder_of = {name: at_level(name, level) for name in names}
+    counts = {name: count for name, count in parts.items() if part_of(name)}
+    chosen = choose_part(counts, reading, str(path))
+    taken = [name for name in names if folder_of[name] in chosen]
+    held = {name for name in names if folder_of[name] in counts and folder_of[name] not in chosen}
+    if len(taken) + len(held) < len(names):
+        left_out["files outside the parts"] = len(names) - len(taken) - len(held)
+    return Found(taken, Counter(folder_of[name] for name in held), held, left_out)
+
+
+def holds(path: Path, fits: Callable[[Path], bool], levels: int = _LEVELS) -> bool:
+    """Whether the first files in a folder or its sub-folders fit, and no ordinary pictures lie beside them."""
+    entries = peek(path)
+    ordinary = [name for name in entries.files if is_image(name)]
+    if any(not fits(path / name) for name in ordinary):
+        return False
+    others = [name for name in entries.files if name not in set(ordinary)][:_PROBED]
+    if ordinary or any(fits(path / name) for name in others):
+        return True
+    return levels > 0 and any(holds(path / name, fits, levels - 1) for name in entries.folders[:8])
 
 
 def sliced(
     path: Path,
-    names: Sequence[str],
+    fits: Callable[[Path], bool],
     describe: Callable[[Path], Described],
     load: Callable[[Path], NDArray[Any]],
     what: str,
+    reading: Reading,
 ) -> Source:
-    """The pictures of files, with one value range for all; files that cannot be read are left out and named.
+    """The pictures of files, with one value range for all, and the labels of their folders or of a table.
 
     Raises:
-        ValueError: none can be read.
+        ValueError: None can be read, or some cannot be read and `reading.on_broken` is "refuse".
     """
     root = path if path.is_dir() else path.parent
-    good, about, excluded = [], [], []
-    for name in names:
+    files = files_of(path, fits, reading)
+    good, about, broken = [], [], []
+    for name in files.names:
         try:
             about.append(describe(root / name))
             good.append(name)
+        except NoPictureError as error:
+            files.left_out[str(error)] += 1
         except Exception as error:
             if isinstance(error, ValueError) and "pip install" in str(error):
                 raise
-            excluded.append(Excluded(name=name, reason=f"{type(error).__name__}: {error}"))
+            text = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+            broken.append(Excluded(name=name, reason=text))
+    named = join_names((f"{item.name} ({item.reason})" for item in broken), 5)
     if not good:
-        reasons = ", ".join(f"{item.name} ({item.reason})" for item in excluded[:3])
-        raise ValueError(f"{path} holds no images that can be read as {what}{': ' if reasons else ''}{reasons}")
+        raise ValueError(f"{path} holds no images that can be read as {what}{': ' if named else ''}{named}")
     source = SliceSource(root, good, about, load, f"{what} {path}")
-    source.excluded = excluded
+    if broken and reading.on_broken == "refuse":
+        raise ValueError(
+            f"{source.where}: {len(broken):,} of {len(files.names):,} files cannot be read: {named}. Repair or remove "
+            'them, or leave them out with on_broken="skip"'
+        )
+    source.excluded = broken
+    source.left_out.update(files.left_out)
+    source.held_out.update(files.held_out)
     several = [d for d in about if d.count > 1]
     if several:
-        source.notes.append(
-            f"{len(several):,} files hold {sum(d.count for d in several):,} slices or frames; all are taken"
-        )
+        hold = f"{len(several):,} files hold" if len(several) > 1 else "1 file holds"
+        source.notes.append(f"{hold} {sum(d.count for d in several):,} slices or frames; all are taken")
     source.notes += list(dict.fromkeys(d.note for d in about if d.note))[:4]
+    _declare(source)
+    return source if path.is_file() else _labelled(source, files, reading)
+
+
+def _declare(source: SliceSource) -> None:
+    """Note the values of black and white, if every file declares them, else which values were found."""
+    about = source.described
     ranges = [d.value_range for d in about]
     known = [r for r in ranges if r is not None]
-    if len(known) == len(ranges) and known:
+    if len(known) == len(ranges):
         source.value_range = (min(r[0] for r in known), max(r[1] for r in known))
         source.notes.append(
             f"values {source.value_range[0]:g} (black) to {source.value_range[1]:g} (white), as the files declare"
         )
     elif any(d.dtype != np.uint8 for d in about):
-        source.found_range = _measured(source)
-        low, high = source.found_range
-        source.undeclared = f"{about[0].dtype.name} values {low:g}..{high:g}"
-    return source
+        low, high = source.found_range = _measured(source)
+        found = f"{about[0].dtype.name} values {low:g}..{high:g}"
+        if all(d.dtype == np.uint16 for d in about):
+            source.value_range = (0.0, 65535.0)
+            source.notes.append(f"{found}: {of_16_bits(high)}")
+        else:
+            source.undeclared = found
+
+
+def _labelled(source: SliceSource, files: Found, reading: Reading) -> Source:
+    """The source with a label for each file: from a table, or from its folder."""
+    from undiffuse.data.labelled import label_files
+
+    sizes = [(source.root / name).stat().st_size for name in source.names]
+    plain = FolderSource(source.root, source.names, sizes)
+    plain.held, plain.left_out = sorted(files.held_names), source.left_out
+    folders = without_part(plain.names.runs)
+    labelled = label_files(plain, reading.labels, reading.label_names, reading.on_broken, folders, reading.part)
+    source.labels_settled = True
+    if reading.part not in (None, "all") and not files.held_out and not labelled.held_out:
+        raise ValueError(f"{source.where} has no part {reading.part!r}")
+    assert isinstance(labelled, FileSource)
+    number = {name: k for k, name in enumerate(labelled.names)}
+    kept = [number.get(name, -1) for name in source.names]
+    of_file = np.repeat(kept, [about.count for about in source.described])
+    out: Source = source if min(kept) >= 0 else source.subset(np.flatnonzero(of_file >= 0), labelled.excluded)
+    of_file = of_file[of_file >= 0]
+    out.labels = None if labelled.labels is None else labelled.labels[of_file]
+    out.label_names = labelled.label_names
+    out.vectors = None if labelled.vectors is None else labelled.vectors[of_file]
+    out.vector_names, out.multi_hot = labelled.vector_names, labelled.multi_hot
+    out.notes += labelled.notes
+    out.left_out = labelled.left_out
+    out.held_out.update(labelled.held_out)
+    return out
 
 
 def _measured(source: SliceSource) -> tuple[float, float]:

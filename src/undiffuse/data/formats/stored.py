@@ -155,8 +155,7 @@ class ConcatSource(Source):
         for part in parts:
             for kind, count in part.left_out.items():
                 self.left_out[kind] = self.left_out.get(kind, 0) + count
-        vectors = [part.vectors for part in parts if part.vectors is not None]
-        self.vectors = np.concatenate(vectors) if len(vectors) == len(parts) else None
+        self.vectors, self.vector_names = _joined_vectors(parts, where)
         self.labels, self.label_names = _joined(parts)
 
     def __len__(self) -> int:
@@ -183,7 +182,7 @@ class ConcatSource(Source):
         return part.info(k)
 
     def _content_hash(self) -> bytes:
-        return hashlib.sha256(b"".join(part._content_hash() for part in self.parts)).digest()
+        return hashlib.sha256(b"".join(part.content_hash() for part in self.parts)).digest()
 
 
 def _joined(parts: Sequence[Source]) -> tuple[NDArray[np.int64] | None, list[str] | None]:
@@ -195,6 +194,26 @@ def _joined(parts: Sequence[Source]) -> tuple[NDArray[np.int64] | None, list[str
     number = {name: k for k, name in enumerate(table)}
     lists = [np.array([number[n] for n in part.label_names or []], dtype=np.int64)[part.labels] for part in parts]
     return np.concatenate(lists), list(table)
+
+
+def _joined_vectors(parts: Sequence[Source], where: str) -> tuple[NDArray[np.float32] | None, list[str] | None]:
+    """The vectors of all parts and the names of their columns; labels that a part lacks are 0 in it."""
+    vectors = [part.vectors for part in parts if part.vectors is not None]
+    if len(vectors) < len(parts):
+        return None, None
+    names = [part.vector_names for part in parts]
+    if all(one == names[0] for one in names) and len({array.shape[1] for array in vectors}) == 1:
+        return np.concatenate(vectors), names[0]
+    if not all(part.multi_hot for part in parts):
+        raise ValueError(f"{where}: the numbers of its parts are called {' and '.join(sorted(map(str, names)))}")
+    union = class_table(name for one in names for name in one or ())
+    place = {name: k for k, name in enumerate(union)}
+    joined = np.zeros((sum(map(len, vectors)), len(union)), dtype=np.float32)
+    at = 0
+    for array, one in zip(vectors, names, strict=True):
+        joined[at : at + len(array), [place[name] for name in one or ()]] = array
+        at += len(array)
+    return joined, union
 
 
 def concatenated(sources: Sequence[Source], where: str) -> Source:

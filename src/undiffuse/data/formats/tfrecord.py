@@ -12,6 +12,7 @@ import io
 import math
 import re
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,11 @@ from undiffuse.data.formats import crc32c, protobuf
 from undiffuse.data.formats.base import Reading, choose_part, part_of, peek, with_labels
 from undiffuse.data.formats.layout import axes_of
 from undiffuse.data.formats.named import _is_file
-from undiffuse.data.formats.spans import SpanSource, read_span, unpacked
+from undiffuse.data.formats.spans import SpanSource, packed_as, read_span, unpacked
 from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
 
-_NAME = re.compile(r"\.tfrecords?\b|tfrecord|-\d{5}-of-\d{5}$", re.IGNORECASE)
+_NAME = re.compile(r"\.tfrecords?\b|tfrecord|\.tfrec\b|\.tfr$|\.record$|-\d{5}-of-\d{5}$", re.IGNORECASE)
 _LOD = re.compile(r"-r(\d\d)\.tfrecords?$", re.IGNORECASE)
 _PICTURES = (
     "image/encoded",
@@ -47,6 +48,7 @@ _PICTURES = (
 )
 _LABELS = ("image/class/label", "label", "labels", "class/label", "class", "image/label", "target", "y", "fine_label")
 _TEXTS = ("image/class/text", "image/class/name", "class/text", "class_name")
+_SIDES = (("image/height", "height", "rows", "img_height", "h"), ("image/width", "width", "cols", "img_width", "w"))
 _CHECKED = 256 << 20
 """Files up to this many bytes have the checksums of all messages compared; of larger ones, those of the lengths."""
 
@@ -74,7 +76,7 @@ class RawSpanSource(SpanSource):
     def info(self, i: int) -> PictureInfo:
         return describe(self.image(i))
 
-    def _keep(self, keep: Sequence[int]) -> None:
+    def _keep(self, keep: Sequence[int] | NDArray[np.int64]) -> None:
         super()._keep(keep)
         self.shapes = [self.shapes[i] for i in keep]
 
@@ -88,12 +90,21 @@ def recognise(path: Path) -> bool:
 
 def _framed(path: Path) -> bool:
     try:
-        with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else path.open("rb") as file:
+        with path.open("rb") as file:
             head = file.read(12)
-    except (OSError, EOFError):
+        packed = "" if _is_length(head) else packed_as(path)  # a length may begin like a packed file
+        if packed == "gzip":
+            with gzip.open(path) as file:
+                head = file.read(12)
+        elif packed == "zlib":
+            with path.open("rb") as file:
+                head = zlib.decompressobj().decompress(file.read(1 << 12), 12)
+    except (OSError, EOFError, zlib.error):
         return False
+    return _is_length(head)
+
+
+def _is_length(head: bytes) -> bool:
     return len(head) == 12 and crc32c.masked(head[:8]) == struct.unpack("<I", head[8:])[0]
 
 
@@ -126,7 +137,7 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     source = _open([file for name in chosen for file in parts[name]], where, reading)
     source.held_out.update({name: count for name, count in counts.items() if name not in chosen})
     if left_out:
-        source.left_out["files of lower resolutions"] = left_out
+        source.left_out["TFRecords of lower resolutions"] = left_out
     return source
 
 
@@ -136,7 +147,7 @@ def _messages(path: Path, check: bool) -> Iterator[tuple[int, bytes]]:
     Raises:
         ValueError: a checksum differs, or the file was cut short.
     """
-    if path.name.lower().endswith(".gz") or _is_packed(path):
+    if _is_packed(path):
         path = unpacked(path)
     at = 0
     with path.open("rb") as file:
@@ -160,7 +171,8 @@ def _messages(path: Path, check: bool) -> Iterator[tuple[int, bytes]]:
 
 def _is_packed(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
+        head = file.read(12)
+    return not _is_length(head) and bool(packed_as(path))
 
 
 def _open(files: Sequence[Path], where: str, reading: Reading) -> Source:
@@ -201,6 +213,10 @@ def _open(files: Sequence[Path], where: str, reading: Reading) -> Source:
     source: SpanSource = RawSpanSource(*arguments, shapes=shapes) if raw else SpanSource(*arguments)
     source.left_out.update(left_out)
     source.notes.append(f"images from the feature {key}")
+    if raw and not any(
+        {"shape", "image/shape"} & set(record.features) or _sides(record.features) for record in records
+    ):
+        source.notes.append(f"no feature gives the shape of its raw pixels: taken as squares of {shapes[0][0]} pixels")
     return _labelled(source, records, files, reading, key or "")
 
 
@@ -236,11 +252,18 @@ def _shape(features: dict[str, protobuf.Feature], length: int) -> tuple[int, ...
     if shape and all(isinstance(n, int) for n in shape) and math.prod(shape) == length:  # type: ignore[arg-type]
         found = tuple(int(n) for n in shape)
         return found[:2] if len(found) == 3 and found[2] == 1 else found
-    height, width = number("image/height", "height", "rows"), number("image/width", "width", "cols")
+    height, width = (number(*names) for names in _SIDES)
+    if not height and not width:  # squares need no description
+        side, colour = math.isqrt(length), math.isqrt(length // 3)
+        return (side, side) if side * side == length else (colour, colour, 3) if 3 * colour**2 == length else None
     if not height or not width or length % (height * width):
         return None
     channels = length // (height * width)
     return (height, width) if channels == 1 else (height, width, channels)
+
+
+def _sides(features: dict[str, protobuf.Feature]) -> bool:
+    return any(name in features for names in _SIDES for name in names)
 
 
 def _is_small(value: protobuf.Feature) -> bool:
@@ -269,7 +292,8 @@ def _labelled(
             names = [pairs[value] for value in sorted(pairs)]
             source.notes.append(f"class names from the feature {text}")
             return with_labels(source, texts, reading, names=names, field=f"the feature {field}")
-    return with_labels(source, values, reading, names=names, field=f"the feature {field}")
+    head = field.rpartition("/")[2]
+    return with_labels(source, values, reading, names=names, field=f"the feature {field}", head=head)
 
 
 def _value(feature: protobuf.Feature | None) -> Any:

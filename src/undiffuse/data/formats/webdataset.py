@@ -21,9 +21,9 @@ import numpy as np
 
 from undiffuse.data import index
 from undiffuse.data.formats.base import Reading, choose_part, part_of, peek, with_labels
-from undiffuse.data.formats.files import is_image
+from undiffuse.data.formats.files import at_level, is_image, part_level
 from undiffuse.data.formats.imagefolder import LABELS
-from undiffuse.data.formats.spans import SpanSource, expand_braces, identity_of, is_url, open_shard, unpacked
+from undiffuse.data.formats.spans import SpanSource, expand_braces, identity_of, is_url, open_shard, unpacked_shard
 from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
 from undiffuse.util.limits import check_name, limit
@@ -32,6 +32,8 @@ __all__ = ["Sample", "open", "open_shards", "recognise"]
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _TEXTS = ("cls", "cls2", "txt", "text", "json", "id", "index", "label")
+_LABELS = ("label", "class")
+"""What members are called that hold the label: "label.cls", "class.txt"."""
 _INNER = (
     ".bin",
     "ubyte",
@@ -48,6 +50,11 @@ _INNER = (
     ".html",
 )
 """Endings of data sets in other formats, which people download as a tar."""
+TABLES = (
+    "labels.csv", "labels.tsv", "labels.jsonl", "labels.json", "labels.parquet", "metadata.jsonl", "metadata.csv",
+    "metadata.parquet", "dataset.json", "list_attr_celeba.txt", "list_attr_celeba.csv", "identity_CelebA.txt",
+)  # fmt: skip
+"""Label tables that an archive of a folder may hold."""
 _INDEXED = 1000
 """Members of a shard from which its list is kept."""
 _SMALL = 1 << 20
@@ -120,8 +127,29 @@ def open_shards(shards: Sequence[str], where: str, reading: Reading, base: Path 
         ValueError: a shard that is no tar file, no pictures, or several pictures a sample of which none was named.
     """
     names = [name for shard in shards for name in expand_braces(shard)]
+    local = [unpacked_shard(name) for name in names]
+    described = where if len(names) == 1 else f"{where}: {len(names):,} shards"
+    classes = _classes_beside(local)
+    identity = "\0".join([*map(identity_of, local), *names, repr(base), repr(reading), repr(classes)])
+    path = index.place("samples", identity)
+    stored = index.read(path)
+    if stored is not None:
+        return SpanSource.of_arrays(described, local, stored)
+    with index.turn(path):
+        stored = index.read(path)
+        if stored is not None:
+            return SpanSource.of_arrays(described, local, stored)
+        source = _indexed(names, local, where, described, reading, base)
+        if isinstance(source, SpanSource) and len(source) >= index.FROM and not source.tables:
+            index.write(path, source.arrays())
+        return source
+
+
+def _indexed(
+    names: Sequence[str], local: Sequence[str], where: str, described: str, reading: Reading, base: Path | None
+) -> Source:
+    """The samples of shards, found by reading the headers of all their members, and the labels."""
     left_out: Counter[str] = Counter()
-    local = [str(unpacked(Path(n))) if n.lower().endswith((".gz", ".tgz")) and not is_url(n) else n for n in names]
     samples = list(_samples(local, left_out))
     with_picture = [sample for sample in samples if any(_is_picture(e) for e in sample.members)]
     if not with_picture:
@@ -133,19 +161,42 @@ def open_shards(shards: Sequence[str], where: str, reading: Reading, base: Path 
     taken = [sample for sample in with_picture if _one(sample, chosen)]
     parts = [(sample, _one(sample, chosen)) for sample in taken]
     picture_names = [_name(sample, extension, names, base) for sample, extension in parts]
-    source: Source = SpanSource(
-        where if len(names) == 1 else f"{where}: {len(names):,} shards",
+    span = SpanSource(
+        described,
         local,
         np.array([sample.shard for sample in taken], dtype=np.int32),
         np.array([sample.members[extension][0] for sample, extension in parts], dtype=np.int64),
         [sample.members[extension][1] for sample, extension in parts],
         picture_names,
     )
-    missing = len(samples) - len(taken)
+    source: Source = span
+    if len(names) == 1:  # an archive of a folder has its tables and parts
+        span.tables = {name: place for sample in samples for name, place in _tables_of(sample)}
+    missing = len(samples) - len(taken) - len(span.tables)
     if missing:
         left_out["samples without a picture"] += missing
     source.left_out.update(left_out)
+    level, found = part_level(span.names.runs) if len(names) == 1 else (0, {})
+    if found:
+        counts = {name: count for name, count in found.items() if part_of(name)}
+        wanted = choose_part(counts, reading, where)
+        keep = [i for i, name in enumerate(picture_names) if at_level(name, level) in wanted]
+        source, parts = span.labelled(keep, None, None, []), [parts[i] for i in keep]
+        source.held_out.update({name: count for name, count in counts.items() if name not in wanted})
+        source.notes.append(f"images of the part {', '.join(wanted)}")
+        if len(picture_names) > sum(counts.values()):
+            source.left_out["images outside the parts"] = len(picture_names) - sum(counts.values())
+    elif reading.part not in (None, "all") and len(names) == 1 and base is None:
+        raise ValueError(f"{where} has no parts such as train/ and test/, so it has no part {reading.part!r}")
     return _labelled(source, [sample for sample, _ in parts], {e for _, e in parts}, local, reading)
+
+
+def _tables_of(sample: Sample) -> list[tuple[str, tuple[int, int]]]:
+    """The members of a sample that are called as label tables are."""
+    if len(sample.members) > 1:
+        return []
+    members = ((f"{sample.key}.{extension}", place) for extension, place in sample.members.items())
+    return [(name, place) for name, place in members if posixpath.basename(name) in TABLES]
 
 
 def _samples(shards: Sequence[str], left_out: Counter[str]) -> Iterator[Sample]:
@@ -246,15 +297,17 @@ def _labelled(
     """Labels from .cls, else from a field of .json, else none; what else the samples hold is counted."""
     others = Counter(e for sample in samples for e in sample.members if e not in pictures)
     ways = [e for e in others if e.rpartition(".")[2] in _TEXTS]
+    marked = [e for e in others if {"cls", *_LABELS}.intersection(e.split(".")) and e.rpartition(".")[2] in _TEXTS]
+    label = "cls" if "cls" in others else marked[0] if len(marked) == 1 else None
     content: dict[str, list[Any]] = {}
-    if "json" in others and reading.labels != "none" and (reading.labels != "auto" or "cls" not in others):
+    if "json" in others and reading.labels != "none" and (reading.labels != "auto" or label is None):
         content["json"] = _records(samples, shards)
     keys = list(dict.fromkeys(key for record in content.get("json", ()) if isinstance(record, dict) for key in record))
     used, values = None, None
     if reading.of_files:
         pass
-    elif reading.labels == "auto" and "cls" in others:
-        used, values = "cls", _texts(samples, "cls", shards)
+    elif reading.labels == "auto" and label is not None:
+        used, values = label, _texts(samples, label, shards)
     elif reading.labels == "auto" and content and all(isinstance(r, int) for r in content["json"] if r is not None):
         used, values = "json", content["json"]
     else:
@@ -269,7 +322,9 @@ def _labelled(
             source.left_out[f"members .{extension} of the samples"] = count
     if used is not None and used.startswith("json: ") and len(keys) > 1:
         source.notes.append(f"fields of .json that are not used: {join_names(k for k in keys if f'json: {k}' != used)}")
-    names = _classes_beside(shards) if used == "cls" and all(isinstance(v, int) for v in values or ()) else None
+    numbered = used == label and all(isinstance(value, int) for value in values or ())
+    several = any(isinstance(value, list) for value in values or ())
+    names = _classes_beside(shards) if numbered or several else None
     if values is None or used is None:
         source.labels_settled = reading.labels == "none"
         return source
@@ -279,6 +334,7 @@ def _labelled(
         reading,
         names=names,
         field=f".{used}" if ":" not in used else used.replace("json:", "field", 1) + " of .json",
+        head=used.partition(": ")[2] or "label",
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from undiffuse.data.formats.base import Reading, need
+from undiffuse.data.formats.files import members
 from undiffuse.data.formats.named import build
 from undiffuse.data.sources import Source
 
@@ -16,7 +17,8 @@ _MARKS = (".zarray", ".zgroup", "zarr.json")
 def recognise(path: Path) -> bool:
     """A folder with Zarr's description, or a zip of one."""
     if path.is_file():
-        return path.name.lower().endswith(".zarr.zip") or path.suffix.lower() == ".zarr"
+        name = path.name.lower()
+        return name.endswith((".zarr.zip", ".zarr")) or any(mark in members(path) for mark in _MARKS)
     return any((path / mark).is_file() for mark in _MARKS)
 
 
