@@ -130,7 +130,7 @@ class EDMPreconditioning:
     def level(self, position: Tensor) -> Level:
         """Returns the levels of positions [B]."""
         root = (self._from + position.double() * self._each).clamp(min=self._from * 1e-3)
-        return _of_ratio(root**RHO)
+        return Level.from_ratio(root**RHO)
 
     def position(self, level: Level) -> Tensor:
         """Returns the positions [B] of levels."""
@@ -183,12 +183,6 @@ class FlowPreconditioning:
     @staticmethod
     def _t(level: Level) -> Tensor:
         return level.sigma / (level.alpha + level.sigma)
-
-
-def _of_ratio(s: Tensor) -> Level:
-    """Returns the variance-preserving level with sigma / alpha = s."""
-    norm = (1 + s**2).sqrt()
-    return Level(1 / norm, s / norm)
 
 
 def _chain(preconditioning: Preconditioning, steps: int) -> DiscreteSchedule:

@@ -40,12 +40,14 @@ class NetworkRunner:
     Attributes:
         net: The module that is called.
         conditions: Names of the conditions the network accepts.
+        precision: The precision.
     """
 
     def __init__(self, net: nn.Module, precision: str, device: torch.device, compiled: bool = False) -> None:
         self.conditions = conditions_of(net)
         self._layout = memory_format(net)
         self._device = device.type
+        self.precision = precision
         self._dtype = AUTOCAST.get(precision)
         self._compile = compiled
         self._prepared: _Prepared | None = None
@@ -56,6 +58,10 @@ class NetworkRunner:
         self.net = net
         self._call: Any = _compiled(net, self._device) if self._compile else net
         self._graphs = self._compile and self._device == "cuda"  # the result may lie in the memory of a CUDA graph
+
+    def beside(self, net: nn.Module) -> NetworkRunner:
+        """Returns a runner of another network on the same device and in the same precision."""
+        return NetworkRunner(net, self.precision, torch.device(self._device), self._compile)
 
     @cached_property
     def footprint(self) -> Footprint:

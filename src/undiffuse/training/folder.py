@@ -41,7 +41,7 @@ _ABANDONED = 600.0
 _OURS = ("config.json", "run.json", "metrics.jsonl", "checkpoints")
 """Files and folders that only a run has."""
 # The parts of a manifest that identify a run; the others (progress, version, hashes) change as it trains.
-IDENTITY = ("kind", "net", "process", "objective", "labels", "train", "data", "init", "custom")
+IDENTITY = ("kind", "net", "process", "objective", "labels", "train", "data", "init", "custom", "distillation")
 
 
 class RunFolder:

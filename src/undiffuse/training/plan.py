@@ -113,6 +113,11 @@ class TrainPlan:
         if recipe.low_size is not None:
             height, width = self.dataset.shape[:2]
             low = (recipe.low_size * height // min(height, width), recipe.low_size * width // min(height, width))
+        if self.request.distillation:
+            from undiffuse.training.distillation import Distillation, DistillationTask
+
+            how = Distillation.from_dict(self.request.distillation)
+            return DistillationTask(net, recipe.process, how, train=recipe.train, labels=self.labels, low_size=low)
         assert recipe.objective is not None  # Recipe checks that a diffusion model has one
         return DiffusionTask(
             net,

@@ -18,7 +18,7 @@ from undiffuse.nets.registry import check_rebuilds
 from undiffuse.noise import NoiseSource
 from undiffuse.noise_levels import Level, diffuse
 from undiffuse.objectives import Objective, ObjectiveConfig
-from undiffuse.sampling_defaults import default_sampling
+from undiffuse.sampling_defaults import DefaultSampling, default_sampling
 from undiffuse.training.custom import qualified_name
 from undiffuse.util.errors import ConfigError
 
@@ -199,7 +199,8 @@ class DiffusionTask:
         dropped = inputs.chosen(self.label_dropout, "label").to(inputs.labels.device)
         return replace(inputs, labels=torch.where(dropped, self.spec.num_classes or 0, inputs.labels))
 
-    def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
+    def condition(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Returns the conditions of the network by name: "y" [B] and "low_res"."""
         cond = {}
         if self.spec.num_classes is not None:
             if inputs.labels is None:
@@ -207,9 +208,12 @@ class DiffusionTask:
             cond["y"] = inputs.labels
         if self.low_size is not None:
             cond["low_res"] = F.interpolate(inputs.x0, size=self.low_size, mode="area")
+        return cond
+
+    def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
         if self._objective.denoiser.network is not forward:  # the chain's tables are made once, not at every step
             self._objective = self._make_objective(forward)
-        return self._objective(inputs.x0, inputs.t, inputs.normal(), cond)
+        return self._objective(inputs.x0, inputs.t, inputs.normal(), self.condition(inputs))
 
     def manifest(self) -> dict[str, Any]:
         return {
@@ -247,7 +251,7 @@ class DiffusionTask:
         from undiffuse.sampling import generate
 
         spec = self.spec
-        how = default_sampling(self.process, steps)
+        how = self.sampling(steps)
         denoiser = ChainDenoiser(forward, self.process)
         path = grid(denoiser.chain, how.steps, how.grid)
         cond = None
@@ -256,6 +260,10 @@ class DiffusionTask:
         noise = NoiseSource(seed, list(numbers))
         solver = solvers.build_solver(how.solver)
         return generate(denoiser, path, solver, noise, spec.image_shape, cond=cond, device=device)
+
+    def sampling(self, steps: int) -> DefaultSampling:
+        """Returns the solver, steps and grid of previews and evaluations."""
+        return default_sampling(self.process, steps)
 
     def preview_labels(self, count: int) -> list[str] | None:
         classes = self.spec.num_classes
