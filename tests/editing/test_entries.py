@@ -371,3 +371,11 @@ def test_arguments_that_do_not_fit(
         edit(images, model=model, out=tmp_path / "out", **given, **FAST)
     assert error.value.field == field
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_among_the_images_is_pointed_out(
+    model: SamplerConfig, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("vary", model.model, images / "left" / "0.png", "--out", tmp_path / "out") == 2
+    text = capsys.readouterr().err
+    assert text.rstrip().endswith(f"If {model.model} is the model, give it as --model {model.model}")

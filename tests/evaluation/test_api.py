@@ -185,7 +185,7 @@ def test_broken_images_are_left_out_on_either_side(tmp_path: Path, form: str) ->
     toy = {"extractor": Toy(size=32), "metrics": ["fd", "pr"], **QUIET}
     report = evaluate(tmp_path / "a", tmp_path / "b", on_broken="skip", **toy)
     assert values(report) == values(evaluate(big[keep], more[keep], **toy))
-    assert {f"{side}: 1 unreadable images were left out" for side in ("samples", "reference")} <= set(report.warnings)
+    assert {f"{side}: 1 unreadable image was left out" for side in ("samples", "reference")} <= set(report.warnings)
     with pytest.raises(ValueError, match="5"):
         evaluate(tmp_path / "a", more, **toy)
 
@@ -208,7 +208,7 @@ def test_a_prepared_data_set_that_skips_leaves_broken_images_out(tmp_path: Path)
     config = DataConfig(path=str(folder), size=(32, 32), channels=3, on_broken="skip")
     found = StoredImages(ImageDataset(open_data(folder, check="none"), config))
     assert found.batch(0, len(found)).shape == (11, 32, 32, 3)
-    assert "1 unreadable images were left out" in found.warnings
+    assert "1 unreadable image was left out" in found.warnings
 
 
 @pytest.fixture

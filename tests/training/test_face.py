@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from support.training_runs import Recorder, assert_same_run, run
 from undiffuse import checkpoints
 from undiffuse.models import load_model
 from undiffuse.noise import NoiseSource
+from undiffuse.noise_levels import diffuse
 from undiffuse.sampling import generate
 from undiffuse.solvers import DDIM
 from undiffuse.training.face import TrainResult, train
@@ -177,3 +179,21 @@ def test_progress_is_shown_after_the_first_update_and_needs_no_records(tmp_path:
     assert "/32 images [" in shown
     assert "mse " in shown
     assert_same_run(tmp_path / "plain", tmp_path / "bar")
+
+
+@pytest.mark.parametrize("what", [nn.Conv2d, "model", 3], ids=["class", "model", "number"])
+def test_what_is_no_network_is_refused(what: Any) -> None:
+    model = load_model("fashion-mnist-32") if what == "model" else what
+    with pytest.raises(
+        ConfigError, match="^model: expected a network .* got (the class Conv2d|a DiffusionModel|a int)"
+    ):
+        train(PAIRS, model=model)
+
+
+def test_the_loss_in_the_documentation_of_losses_trains() -> None:
+    from undiffuse.training import tasks
+
+    text = Path(tasks.__file__).read_text().partition("Huber loss of the denoised image:")[2].partition('"""')[0]
+    names: dict[str, Any] = {"diffuse": diffuse, "F": torch.nn.functional}
+    exec(textwrap.dedent(text), names)
+    assert small(PAIRS, out="run", loss=names["huber"]).outcome.complete

@@ -18,6 +18,7 @@ from undiffuse.nets.config import NetworkConfig
 from undiffuse.nets.registry import UnknownArchitecture
 from undiffuse.pipelines.grids import quoted
 from undiffuse.training import read_events
+from undiffuse.training.provenance import read_sessions
 from undiffuse.util.text import count_of
 
 MODES = {1: "grey", 3: "RGB", 4: "RGBA"}
@@ -126,6 +127,16 @@ def describe_run(folder: Path, as_json: bool = False) -> str:
         now = last["validation"]
         numbers = "  ".join(f"{k} {now[k]:.4g}" for k in ("loss", "mse", "top1", "top5") if _finite(now.get(k)))
         rows.append(("validation", f"after {now['images']:,} images: {numbers}"))
+    for session in read_sessions(folder)[-1:]:
+        versions, machine = session.get("versions") or {}, session.get("machine") or {}
+        rows.append(("command", session.get("command")))
+        rows.append(
+            (
+                "trained with",
+                f"torch {versions.get('torch')}, {machine.get('processor')}, "
+                f"{count_of(machine.get('threads') or 0, 'thread')}",
+            )
+        )
     rows.append(("checkpoints", ", ".join(f"{checkpoints.images_of(p):,}" for p in checkpoints.checkpoints(folder))))
     first, _, rest = text.partition("\n")
     return f"run in {folder}: {first}\n{fields(rows)}\n{rest}"

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a diffusion model on your images",
     "train-classifier": "train a noisy-image classifier for guidance",
     "distill": "train a student of 1 to 4 network calls from a model of hundreds",
+    "rerun": "train a finished run again and compare the result",
     "ema": "compute an EMA of any width from the snapshots of a run (post-hoc EMA)",
     "sample": "sample images from a model",
     "encode": "encode images to latents by DDIM inversion",
@@ -40,7 +41,7 @@ COMMANDS = {
 _DEFINED_IN = {
     **dict.fromkeys(("quickstart", "sample", "encode", "decode", "interpolate"), "sampling_options"),
     **dict.fromkeys(("nll", "tune-steps"), "sampling_options"),
-    **dict.fromkeys(("train", "train-classifier", "ema", "recipes"), "training_options"),
+    **dict.fromkeys(("train", "train-classifier", "rerun", "ema", "recipes"), "training_options"),
     "distill": "distillation_options",
     **dict.fromkeys(("inpaint", "restore", "vary", "translate"), "editing_options"),
     **dict.fromkeys(("evaluate", "reference", "compare", "sweep"), "evaluation_options"),

@@ -123,6 +123,21 @@ def _network_options(group: Any) -> None:
     group.add_argument("--width", type=values.positive, metavar="N", help=width)
 
 
+def rerun(add: Any, commands: Any) -> None:
+    """The options of `rerun`."""
+    parser = add(
+        commands,
+        "rerun",
+        "RUN ",
+        """\
+Trains a finished run again, with the settings and data kept in its folder, and compares the weights and the loss. The
+exit status is 0 if they are equal up to rounding and 1 if not; versions and hardware that differ are listed. The same
+command again resumes a repetition that was stopped.""",
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--out", metavar="DIR", help="folder of the repetition (default: RUN-rerun)")
+
+
 def ema(add: Any, commands: Any) -> None:
     """The options of `ema`."""
     parser = add(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _WORDS = re.compile(
-    r'\b(on_broken|on_tiny|labels|frames|layout|fit|patches|grey)=["\']([^"\']*)["\'](?:( or )"([^"]*)")?'
+    r'\b(on_broken|on_tiny|labels|frames|layout|fit|patches|grey|model)=["\']([^"\']*)["\'](?:( or )"([^"]*)")?'
     r"|\bvalue_range=\(([^,()]+), ([^,()]+)\)|\b(max_pixels|channels)=(\d+)(?=[^:\d]|:?$)"
 )
 

@@ -26,6 +26,7 @@ from undiffuse.pictures.npz import packed_files
 from undiffuse.pictures.stored import keeps_names, read_file, sample_files, sample_label
 from undiffuse.pictures.units import IN_UNITS, load_image, preview
 from undiffuse.util.errors import ConfigError
+from undiffuse.util.text import count_of
 
 __all__ = ["ImageSet", "MadeImages", "StoredImages", "class_warnings", "open_images", "range_of_run"]
 
@@ -140,7 +141,8 @@ def _slice(source: Source, start: int, stop: int) -> NDArray[np.uint8] | None:
 
 
 def _left_out(source: Source) -> list[str]:
-    return [f"{len(source.excluded)} unreadable images were left out"] if source.excluded else []
+    count = len(source.excluded)
+    return [f"{count_of(count, 'unreadable image')} {'was' if count == 1 else 'were'} left out"] if count else []
 
 
 class MadeImages(ImageSet):

@@ -18,7 +18,7 @@ from undiffuse.nets.protocol import NetworkSpec, describe, memory_format
 from undiffuse.nets.runner import is_consumed, prepare_for_inference, weights_version
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Model:
     """A network with what is needed to use it.
 
@@ -72,6 +72,17 @@ class _Model:
         if memory_format(self.net) == torch.channels_last:
             self.net.to(memory_format=torch.channels_last)
         return self.net
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        try:
+            shape = "x".join(map(str, self.image_shape))
+        except ValueError:  # nothing says what its images are
+            shape = "images of any shape"
+        count = sum(parameter.numel() for parameter in self.net.parameters())
+        classes = f", {len(self.labels)} classes" if self.labels is not None else ""
+        network = f"{type(self.net).__name__} of {count / 1e6:.3g}M parameters"
+        return f"{name}({network}, {shape}{classes}, weights {self.weights!r})"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -159,7 +170,7 @@ class _Model:
         raise ValueError(f"class {name!r} {problem}; give a full name or a number from 0 to {classes - 1}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiffusionModel(_Model):
     """A diffusion model."""
 
@@ -194,7 +205,7 @@ class DiffusionModel(_Model):
         return ChainDenoiser(network, self.process, clip)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ClassifierModel(_Model):
     """A classifier of noisy images."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from undiffuse import checkpoints
 from undiffuse.data import (
     IMAGE_SUFFIXES,
     ArraySource,
@@ -97,8 +98,10 @@ def open_images(
             _single_files(paths), check="full", on_broken=on_broken, value_range=value_range, channels=channels
         )
     elif len(paths) > 1:
+        models = [path for path in map(str, paths) if path.endswith(".safetensors") or checkpoints.latest(path)]
+        hint = f'. If {models[0]} is the model, give it as model="{models[0]}"' if models else ""
         raise ValueError(
-            f"expected one folder, .zip, .npz or name of a data set, or image files; got {join_names(paths)}"
+            f"expected one folder, .zip, .npz or name of a data set, or image files; got {join_names(paths)}{hint}"
         )
     else:
         names = list(model.labels) if model.labels is not None and config.labels != "none" else None

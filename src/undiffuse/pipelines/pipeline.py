@@ -81,18 +81,20 @@ class Pipeline:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | File,
+        model: str | File | DiffusionModel,
         *,
         config: SamplerConfig | None = None,
         device: str = "auto",
+        net: torch.nn.Module | None = None,
         **settings: Any,
     ) -> Pipeline:
         """Loads a model and prepares it for sampling.
 
         Args:
-            model: A model file, a run folder, or the name of a shipped or published model.
+            model: A model file, a run folder, the name of a shipped or published model, or a model in memory.
             config: How to sample; by default as the model's authors do.
             device: "cpu", "cuda", "mps", or "auto" for the best there is.
+            net: A network that receives the weights, for files of an architecture that is not registered.
             **settings: Single settings of `SamplerConfig` and `GuidanceConfig`, for example solver="dpmpp-2m",
                 steps=20, guidance=2.0, precision="bf16", weights="0.999".
 
@@ -100,8 +102,20 @@ class Pipeline:
             ConfigError: For a setting that is unknown, not possible, or does not suit the model.
             FileNotFoundError, ValueError: If the model cannot be loaded.
         """
-        chosen = (config or SamplerConfig()).replace(model=str(model), **settings)
-        return cls.load(chosen, device)
+        chosen = (config or SamplerConfig()).replace(**settings)
+        if not isinstance(model, (str, File)):
+            if not isinstance(model, DiffusionModel):
+                raise ConfigError(
+                    "model",
+                    f"expected a file, a name or a DiffusionModel, got {type(model).__name__}; a network of your own "
+                    "becomes one by DiffusionModel(net, process)",
+                )
+            if net is not None or chosen.weights not in (None, model.weights):
+                raise ConfigError("weights" if net is None else "net", "cannot be chosen for a model in memory")
+            return cls.load(chosen, device, model=model)
+        chosen = chosen.replace(model=str(model))
+        loaded = None if net is None else load_diffusion(model, weights=chosen.weights, net=net)
+        return cls.load(chosen, device, model=loaded)
 
     @classmethod
     def load(
@@ -160,7 +174,8 @@ class Pipeline:
             **config.record(),
             **guides.record,
         }
-        notes: dict[str, Any] = {"model_file": reference(str(config.model)), "version": undiffuse.__version__}
+        notes: dict[str, Any] = {"model_file": reference(config.model)} if config.model is not None else {}
+        notes["version"] = undiffuse.__version__
         notes |= {"torch": torch.__version__, **guides.notes, "device": where.type}
         if where.type != "cpu" and (switches := float32_switches(where)):
             notes["float32"] = switches
@@ -378,7 +393,8 @@ class Pipeline:
     def __repr__(self) -> str:
         parameters = " + ".join(f"{net.parameters / 1e6:.3g}M" for net in self.footprints)
         shape = "x".join(map(str, self.shape))
-        return f"Pipeline({self.config.model}, {shape}, {parameters} parameters, {self.text()}, on {self.device})"
+        model = self.config.model or "a model in memory"
+        return f"Pipeline({model}, {shape}, {parameters} parameters, {self.text()}, on {self.device})"
 
 
 def recorded_classes(classes: list[int] | None, names: Sequence[str] | None) -> list[int] | str | None:

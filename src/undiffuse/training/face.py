@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from undiffuse import checkpoints
 from undiffuse.data.memory import as_data
 from undiffuse.data.torch_items import ValueRange
@@ -21,6 +23,7 @@ from undiffuse.training.events import Listener, read_events
 from undiffuse.training.loggers import make_loggers
 from undiffuse.training.plan import TrainPlan, plan
 from undiffuse.training.progress import TrainingProgress
+from undiffuse.training.provenance import add_session
 from undiffuse.training.request import TrainRequest, read_request, write_request
 from undiffuse.training.tasks import LossFn, Task
 from undiffuse.util.errors import ConfigError
@@ -161,6 +164,15 @@ def train(
     names = [part.strip() for part in log.split(",") if part.strip()] if isinstance(log, str) else list(log)
     given["log"] = tuple(names) or None
     net = None if model is None or isinstance(model, (str, Path)) else model
+    if net is not None and not isinstance(net, nn.Module):
+        known = isinstance(net, DiffusionModel | ClassifierModel)
+        raise ConfigError(
+            "model",
+            f"expected a network (a torch.nn.Module) or the file or name of a model, got {_named(net)}; "
+            + (
+                "to train its network pass model.net, or save_model it and pass the file" if known else "build it first"
+            ),
+        )
     if model is not None and net is None:
         given["init_from"] = str(model)
     if isinstance(density, str):
@@ -245,7 +257,10 @@ def run_plan(
 
 
 class _KeepRequest:
-    """Writes the request into the run folder once the run has begun, which only the owner of the folder may do."""
+    """Writes the request and where it is trained into the run folder once the run has begun.
+
+    Only the owner of the folder may do so.
+    """
 
     def __init__(self, made: TrainPlan, stored: bool) -> None:
         self._made, self._stored = made, stored
@@ -253,6 +268,11 @@ class _KeepRequest:
     def __call__(self, record: Any) -> None:
         if record.kind == "start" and record.images < self._made.config.total_images:
             write_request(self._made.out, self._made.request, self._stored)
+            add_session(self._made.out, {"images": record.images, "processes": record.values.get("world_size")})
+
+
+def _named(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def sorted_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ config.json       the resolved settings          metrics.jsonl     one record a 
 loss_curve.png    drawn anew at every save       previews/         grids from raw and averaged weights
 checkpoints/      0000123456.safetensors, by images seen
 data_index.npz    checksums of the images' files
+run.json          the settings as they were given sessions.jsonl   command, versions and hardware of every start
 """
 
 from __future__ import annotations

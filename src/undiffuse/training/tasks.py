@@ -26,7 +26,7 @@ ForwardFn = Callable[..., Tensor]
 LossFn = Callable[[ChainDenoiser, Tensor, Tensor, Tensor, Condition], "Tensor | dict[str, Tensor]"]
 """A loss of one's own: loss(denoiser, x0, noise, t, cond) -> loss of each image [B], or {"loss": [B], other terms}.
 
-    denoiser  predicts from a noisy image and its level, unclipped; `denoiser.levels.level(t)` gives the levels
+    denoiser  predicts from a noisy image and its level, unclipped; `denoiser.preconditioning.level(t)` gives the levels
     x0        clean images [B, C, H, W] in [-1, 1]
     noise     standard normal noise of the same shape
     t         positions [B] among the levels of the process: step numbers, or float64 numbers between them
@@ -35,7 +35,7 @@ LossFn = Callable[[ChainDenoiser, Tensor, Tensor, Tensor, Condition], "Tensor | 
 For example the Huber loss of the denoised image:
 
     def huber(denoiser, x0, noise, t, cond):
-        level = denoiser.levels.level(t)
+        level = denoiser.preconditioning.level(t)
         prediction = denoiser(diffuse(x0, level, noise), level, cond)
         return F.huber_loss(prediction.x0, x0, reduction="none").flatten(1).mean(1)
 """
