@@ -71,6 +71,7 @@ class Method(Protocol):
         needs: Networks that it needs besides the student.
         solver: Sampler of its students.
         target_decay: Decay of the average "target" per update; 0 follows the student at once.
+        anywhere: Whether students may be called at any level; otherwise only at those of `sampling_grid`.
     """
 
     @property
@@ -84,6 +85,9 @@ class Method(Protocol):
 
     @property
     def target_decay(self) -> float: ...
+
+    @property
+    def anywhere(self) -> bool: ...
 
     @classmethod
     def of(cls, preconditioning: Preconditioning, calls: int, settings: Mapping[str, Any]) -> Method:

@@ -194,6 +194,11 @@ class Consistency:
         return "consistency" if self.segments == 1 else "ddim"
 
     @property
+    def anywhere(self) -> bool:
+        """See `Method.anywhere`."""
+        return self.segments == 1
+
+    @property
     def ends(self) -> tuple[float, float]:
         """The smallest and the largest sigma / alpha of the levels of a single segment."""
         chain = self.preconditioning.chain

@@ -49,6 +49,7 @@ class MomentMatching:
     needs: ClassVar[frozenset[str]] = frozenset({TEACHER, AUXILIARY})
     solver: ClassVar[str] = "ddpm"
     target_decay: ClassVar[float] = 0.0
+    anywhere: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.calls <= self.preconditioning.chain.steps:

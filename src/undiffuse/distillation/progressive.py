@@ -43,6 +43,7 @@ class Progressive:
     needs: ClassVar[frozenset[str]] = frozenset({TEACHER})
     solver: ClassVar[str] = "ddim"
     target_decay: ClassVar[float] = 0.0
+    anywhere: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         chain = self.preconditioning.chain

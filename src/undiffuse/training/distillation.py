@@ -222,7 +222,7 @@ class DistillationTask(DiffusionTask):
         if self.teacher is not None:
             about["teacher"] = self.teacher.digest
         made["objective"] = {"loss": self.how.method, "low_size": made["objective"]["low_size"]}
-        made["distillation"] = {**about, "logsnr": starts}
+        made["distillation"] = {**about, "logsnr": starts, "anywhere": self.method.anywhere}
         return made
 
 
