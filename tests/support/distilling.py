@@ -7,7 +7,6 @@ to any accuracy: it is integrated here by a Runge-Kutta method that shares no co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -106,9 +105,7 @@ def distil(
             return draws.setdefault(purpose, torch.randn(x0.shape, generator=g))
 
         optimizer.zero_grad()
-        terms = method.losses(
-            networks, Batch(x0=x0, u=u, progress=number / updates, draw=draw, chance=lambda purpose: u)
-        )
+        terms = method.losses(networks, Batch(x0=x0, u=u, progress=number / updates, draw=draw))
         terms["loss"].mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 5.0)
         optimizer.step()
@@ -121,7 +118,7 @@ def distil(
     return student
 
 
-def trajectory(x: Tensor, source: Level, target: Level, steps: int = 400) -> Tensor:
+def trajectory(x: Tensor, source: Level, target: Level, steps: int = 400, mixture: Mixture = MIXTURE) -> Tensor:
     """Follows the exact probability flow from one level to a cleaner one, in float64.
 
     d(x / alpha) = eps d(sigma / alpha), integrated in the logarithm of sigma / alpha by the classical fourth-order
@@ -135,7 +132,7 @@ def trajectory(x: Tensor, source: Level, target: Level, steps: int = 400) -> Ten
     def slope(y: Tensor, log_s: float) -> Tensor:
         s = math.exp(log_s)
         alpha = torch.tensor([1.0], dtype=torch.float64)
-        return MIXTURE.eps(y, alpha, alpha * s) * s
+        return mixture.eps(y, alpha, alpha * s) * s
 
     for a, b in zip(points[:-1], points[1:], strict=True):
         h, middle = b - a, (a + b) / 2
@@ -178,6 +175,3 @@ def samples(net: nn.Module, calls: int, count: int = 4000) -> Tensor:
 
 def _column(values: Tensor) -> Tensor:
     return values.float().reshape(-1, 1, 1, 1)
-
-
-Loss = Callable[..., dict[str, Tensor]]

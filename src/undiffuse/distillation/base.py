@@ -51,7 +51,6 @@ class Batch:
         u: Numbers in (0, 1) [B], float64 on the CPU, that choose the noise levels.
         progress: How much of the training is done, from 0 to 1.
         draw: Returns standard normal noise of x0's shape; each purpose gives an independent draw.
-        chance: Returns numbers in (0, 1) [B], float64 on the CPU; each purpose gives an independent draw.
         cond: Conditions of the denoisers by name.
     """
 
@@ -59,7 +58,6 @@ class Batch:
     u: Tensor
     progress: float
     draw: Callable[[str], Tensor]
-    chance: Callable[[str], Tensor]
     cond: Condition | None = None
 
 

@@ -24,7 +24,6 @@ from undiffuse.distillation.base import AUXILIARY, TARGET, TEACHER
 from undiffuse.grids import grid
 from undiffuse.models import DiffusionModel, load_diffusion, paired_classifier
 from undiffuse.nets.runner import NetworkRunner, is_own
-from undiffuse.noise import NoiseSource
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.pipelines.guidance import guide
 from undiffuse.sampling_defaults import DefaultSampling
@@ -171,7 +170,6 @@ class DistillationTask(DiffusionTask):
 
     def losses(self, forward: Any, inputs: Inputs) -> dict[str, Tensor]:
         networks = self._bound(forward, inputs.x0.device)
-        source = NoiseSource(inputs.seed, inputs.positions)
         # Of the update's first image, so that it does not depend on micro-batches and processes.
         begin = int(inputs.positions[0]) // self.train.batch * self.train.batch
         batch = Batch(
@@ -179,7 +177,6 @@ class DistillationTask(DiffusionTask):
             u=((inputs.t.double() + 0.5) / self.process.steps).clamp(1e-9, 1 - 1e-9),
             progress=min(1.0, begin / self.train.total_images),
             draw=inputs.normal,
-            chance=lambda purpose: source.uniform(0, purpose),
             cond=self.condition(inputs),
         )
         return self.method.losses(networks, batch)
