@@ -310,9 +310,13 @@ def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     # Of the model that a run began with, which it was; what became of its weights follows from that and the rest.
     plain["init"] = (plain.get("init") or {}).get("from")
     plain["custom"] = plain.get("custom") or {}
+    # Of a distillation its settings; how its students are sampled follows from them.
+    plain.pop("sampling", None)
+    plain["distillation"] = {k: v for k, v in (plain.get("distillation") or {}).items() if k not in _DERIVED}
     return plain
 
 
+_DERIVED = ("logsnr", "anywhere")
 _CONFIGS: dict[str, type] = {"train": TrainConfig, "process": ProcessConfig, "objective": ObjectiveConfig}
 
 
