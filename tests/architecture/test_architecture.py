@@ -74,7 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling_defaults": {"denoiser", "noise_levels", "grid_specs", "solvers"},
     "train_config": {"ema", "timesteps"},
     "recipes": BELOW_TRAINING,
-    "training": BELOW_TRAINING | {"recipes", "sampling_defaults"},
+    "training": BELOW_TRAINING | {"recipes", "sampling_defaults", "distillation"},
 }
 TOP = {"cli", "__main__", "__init__"}  # may look at everything
 
