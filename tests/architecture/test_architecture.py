@@ -75,6 +75,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train_config": {"ema", "timesteps"},
     "recipes": BELOW_TRAINING,
     "training": BELOW_TRAINING | {"recipes", "sampling_defaults", "distillation"},
+    "doctor": BELOW_TRAINING | {"training"},
+    "reports": BELOW_TRAINING | {"frontiers", "training"},
 }
 TOP = {"cli", "__main__", "__init__"}  # may look at everything
 
@@ -83,7 +85,7 @@ EVERYWHERE = {"torch", "numpy"}
 OUTSIDE = {
     "tqdm": {"training", "util"},
     "wandb": {"training"},
-    "PIL": {"data", "pictures", "pixels", "pipelines", "editing", "training", "cli"},
+    "PIL": {"data", "pictures", "pixels", "pipelines", "editing", "training", "reports", "cli"},
     "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "pipelines", "cli"},
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
     "matplotlib": {"pictures"},

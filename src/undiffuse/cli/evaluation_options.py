@@ -70,6 +70,22 @@ tables, because their numbers are not comparable.""")  # fmt: skip
     options.pick(parser, "--format", ("text", "markdown"), "format of the tables (default text)", "text")
 
 
+def report(add: Any, commands: Any) -> None:
+    """Adds `undiffuse report`."""
+    parser = add(commands, "report", "PATH ... ", """\
+Writes one HTML file that opens in a browser without a network: curves that can be zoomed, previews over time, samples
+by class, values with errors, settings, and what to do next.""")  # fmt: skip
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH",
+        help="run folders, JSON files of `undiffuse evaluate`, folders of `undiffuse sweep`, folders of samples",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", default="report.html", help="file to write (default report.html)")
+    parser.add_argument("--title", metavar="TEXT", help="title of the page")
+    training = "show samples beside their nearest images of this training data"
+    parser.add_argument("--training", metavar="DATA", help=training)
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
+
+
 def sweep(add: Any, commands: Any) -> None:
     """Adds `undiffuse sweep`."""
     parser = add(commands, "sweep", "REFERENCE ", """\

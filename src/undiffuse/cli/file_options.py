@@ -25,6 +25,15 @@ or images to train on (sizes, classes, broken and tiny files, the command to tra
     parser.add_argument("--json", action="store_true", help="print the manifest, record or report as JSON")
 
 
+def doctor(add: Any, commands: Any) -> None:
+    """Adds `undiffuse doctor`."""
+    parser = add(commands, "doctor", "[WHAT] ", """\
+Checks the installation, or the data set or training run WHAT, and says in plain words what is wrong and what to do. The
+exit status is 1 if there is a problem.""")  # fmt: skip
+    parser.add_argument("what", nargs="?", metavar="WHAT", help="images to train on, or a run folder")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
 def convert(add: Any, commands: Any) -> None:
     parser = add(
         commands,

@@ -30,8 +30,10 @@ COMMANDS = {
     "reference": "make a reference file to evaluate against",
     "compare": "compare evaluations side by side",
     "sweep": "measure guidance scales, or quality against network calls, as a table and a plot",
+    "report": "write an HTML report of runs, evaluations, sweeps and samples",
     "tune-steps": "find the best noise levels for a solver and a number of steps",
     "inspect": "describe a model, run, picture, evaluation or data set",
+    "doctor": "check the installation, a data set or a run, and say what to do",
     "convert": "convert a data set to a folder, .zip, WebDataset or parquet",
     "recipes": "list the recipes with published and measured results",
     "models": "list the published models, and search ImageNet's classes",
@@ -44,8 +46,8 @@ _DEFINED_IN = {
     **dict.fromkeys(("train", "train-classifier", "rerun", "ema", "recipes"), "training_options"),
     "distill": "distillation_options",
     **dict.fromkeys(("inpaint", "restore", "vary", "translate"), "editing_options"),
-    **dict.fromkeys(("evaluate", "reference", "compare", "sweep"), "evaluation_options"),
-    **dict.fromkeys(("inspect", "convert", "models", "export"), "file_options"),
+    **dict.fromkeys(("evaluate", "reference", "compare", "sweep", "report"), "evaluation_options"),
+    **dict.fromkeys(("inspect", "doctor", "convert", "models", "export"), "file_options"),
 }
 """The module whose function of the command's name adds its options."""
 

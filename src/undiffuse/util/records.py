@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from undiffuse.util.text import shorten
 
-__all__ = ["ABSENT", "Difference", "check_record", "difference_text", "differences", "parse_json", "read_json"]
+__all__ = ["ABSENT", "Difference", "check_record", "difference_text", "differences", "flat", "parse_json", "read_json"]
 
 DEEPEST = 64
 """The deepest nesting that is accepted in a file; the library itself writes three or four levels."""
@@ -47,7 +47,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Diffe
     Returns:
         The entries that differ, sorted by name; names of nested entries are joined by dots ("solver.eta").
     """
-    a, b = _flat(there), _flat(here)
+    a, b = flat(there), flat(here)
     names = sorted({*a, *b})
     found = [Difference(name, a.get(name, ABSENT), b.get(name, ABSENT)) for name in names]
     return [item for item in found if item.there != item.here]
@@ -147,14 +147,14 @@ def _inside(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one dict with dotted names."""
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns nested objects as one dict with dotted names, "solver.eta" for example."""
     if not isinstance(value, Mapping) or not value:
         return {prefix: value} if prefix else {}
     return {
         name: leaf
         for key, inner in value.items()
-        for name, leaf in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+        for name, leaf in flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
     }
 
 
