@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,14 +113,13 @@ def _read(name: str, setting: Setting, value: Any) -> Any:
         if value not in setting.words:
             raise ConfigError("settings", f"{name}={value}: expected one of {', '.join(setting.words)}")
         return value
-    kind = type(setting.default)
+    whole = isinstance(setting.default, int)
     try:
-        number = kind(value)
-    except (TypeError, ValueError):
-        number = None
-    if number is None or isinstance(value, bool) or number < 0 or number == float("inf"):
-        what = "whole number" if kind is int else "number"
-        raise ConfigError("settings", f"{name}={value}: expected a {what} of 0 or more")
+        number = math.nan if isinstance(value, bool) else int(value) if whole else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ConfigError("settings", f"{name}={value}: expected a {'whole ' * whole}number of 0 or more")
     return number
 
 
