@@ -154,6 +154,11 @@ class DistillationTask(DiffusionTask):
         if theirs.steps != ours.steps or abs(theirs.alphas_cumprod - ours.alphas_cumprod).max() > 1e-9:
             raise ConfigError("teacher", "was trained on other noise levels than the student's")
 
+    @property
+    def numbers_beside(self) -> int:
+        """How many numbers a checkpoint keeps for each weight of the student in its companions."""
+        return 3 * (AUXILIARY in self.method.needs) + (TARGET in self.method.needs)
+
     @cached_property
     def companions(self) -> Companions:
         """The networks that are trained with the student or follow it; made from the weights that it starts from."""

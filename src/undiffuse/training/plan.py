@@ -240,17 +240,20 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
     )
 
 
-def disk_bytes(parameters: int, config: TrainConfig) -> tuple[int, int]:
+def disk_bytes(parameters: int, config: TrainConfig, beside: int = 0) -> tuple[int, int]:
     """Estimates the disk space of a run.
 
     Args:
         parameters: Weights of the network.
         config: The settings of the training.
+        beside: Numbers that a checkpoint keeps for each weight besides, see `Companions`.
 
     Returns:
         Bytes of one checkpoint, and of all that the run will keep at its end (with the one being written).
     """
-    copies = 3 + len(config.ema_decays) + len(config.posthoc_widths)  # weights and the two moments of the optimiser
+    copies = (
+        3 + beside + len(config.ema_decays) + len(config.posthoc_widths)
+    )  # weights and the two moments of the optimiser
     one = 4 * parameters * copies
     kept = config.keep + 1 + (config.total_images // config.milestones if config.milestones else 0)
     snapshots = 0
