@@ -251,9 +251,7 @@ def disk_bytes(parameters: int, config: TrainConfig, beside: int = 0) -> tuple[i
     Returns:
         Bytes of one checkpoint, and of all that the run will keep at its end (with the one being written).
     """
-    copies = (
-        3 + beside + len(config.ema_decays) + len(config.posthoc_widths)
-    )  # weights and the two moments of the optimiser
+    copies = 3 + beside + len(config.ema_decays) + len(config.posthoc_widths)  # weights, two moments
     one = 4 * parameters * copies
     kept = config.keep + 1 + (config.total_images // config.milestones if config.milestones else 0)
     snapshots = 0
