@@ -7,10 +7,10 @@ agrees with the teacher's E[x | z_s] (eq. 9):
 
     L_student = w(s) x~ . sg[g(z_s) - teacher(z_s)],    L_auxiliary = w'(s) |x~ - g(z_s)|^2
 
-Both are computed from the same images, and both networks are updated at once, where the paper updates them in turns. w(s)
-is 1 over the mean of |x~ - teacher(z_s)| of each image (Yin et al. 2024, "One-step Diffusion with Distribution Matching
-Distillation", eq. 8), w'(s) is SNR from 1 to 100. Where the two denoisers agree at one level, the distributions of z_s
-do. The student is therefore not bound to the teacher's ODE and its errors.
+Both are computed from the same images, and both networks are updated at once, where the paper updates them in turns.
+w(s) is 1 over the mean of |x~ - teacher(z_s)| of each image (Yin et al. 2024, "One-step Diffusion with Distribution
+Matching Distillation", eq. 8), w'(s) is the SNR, from 1 to 100. Where the two denoisers agree at one level, the
+distributions of z_s do. The student is therefore not bound to the teacher's ODE and its errors.
 """
 
 from __future__ import annotations
