@@ -3,6 +3,7 @@
 It consists of stages, each a run of its own with its own folder, which resumes by itself:
 
     OUT-v       the model learns to predict v, if it predicts noise, which says nothing of the image at pure noise
+                (OUT-edm on EDM's levels)
     OUT-32 ...  students with ever fewer calls, for methods that halve them
     OUT         the student
 """
@@ -21,7 +22,7 @@ from undiffuse.data.memory import as_data
 from undiffuse.data.torch_dataset import StreamDataset
 from undiffuse.distillation import DEFAULT, METHODS
 from undiffuse.models import load_diffusion
-from undiffuse.training.distillation import Distillation, student_process
+from undiffuse.training.distillation import UNDEFINED_AT_NOISE, Distillation, student_process
 from undiffuse.training.events import Listener
 from undiffuse.training.face import MODEL, TrainResult, run_plan, sorted_settings
 from undiffuse.training.finetune import default_folder
@@ -153,14 +154,15 @@ def stages(
     counts = _halved(how) if METHODS[how.method].halves else [how.calls]
     each = {name: -(-value // len(counts)) for name in ("images", "steps") if (value := getattr(request, name))}
     begin = how.teacher if init_from is None else str(init_from)
-    if init_from is None and process.target == "v" and teacher.process.target != "v":
-        folder = out.with_name(f"{out.name}-v")
+    if init_from is None and teacher.process.target in UNDEFINED_AT_NOISE:
+        learned = student_process(teacher.process, "").target
+        folder = out.with_name(f"{out.name}-{learned}")
         short = {name: -(-value // 2) for name in ("images", "steps") if (value := getattr(request, name))}
         short = {"images": adapt_images, "steps": None} if adapt_images else short
-        adapted = {**_USUAL, "train.lr": 5e-4, **request.overrides, **fixed}
+        adapted = {**_USUAL, "train.lr": 5e-4, **request.overrides, **fixed, "process.target": learned}
         yield Stage(
             replace(request, init_from=how.teacher, out=str(folder), overrides=adapted, **short),
-            f"{how.teacher} learns to predict {process.target}",
+            f"{how.teacher} learns to predict {learned}",
         )
         begin = str(folder / MODEL)
         how = replace(how, teacher=begin, origin={"name": Path(how.teacher).name, "sha256": teacher.digest})

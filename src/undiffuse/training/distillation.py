@@ -32,7 +32,10 @@ from undiffuse.training.companions import Companions
 from undiffuse.training.tasks import DiffusionTask, Inputs
 from undiffuse.util.errors import ConfigError
 
-__all__ = ["Distillation", "DistillationTask", "student_process"]
+__all__ = ["UNDEFINED_AT_NOISE", "Distillation", "DistillationTask", "student_process"]
+
+UNDEFINED_AT_NOISE = ("eps", "previous_mean")
+"""Targets that say nothing of the image at pure noise, where every student is called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,7 @@ def student_process(process: ProcessConfig, method: str) -> ProcessConfig:
             model that predicts noise or the previous mean predict "v" (Salimans & Ho 2022, section 4).
     """
     target = process.target
-    if target in ("eps", "previous_mean"):
+    if target in UNDEFINED_AT_NOISE:
         target = "edm" if process.preconditioning == "edm" else "v"
     if target == "edm" and method.startswith("consistency") and process.preconditioning == "edm":
         target = "consistency"
