@@ -127,6 +127,16 @@ def write(path: Path | str, tensors: Mapping[str, Tensor], manifest: Mapping[str
     return full
 
 
+def is_ours(path: Path) -> bool:
+    """Returns whether a file is a checkpoint of this library, including a damaged one."""
+    try:
+        check_header(path)
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError):
+        return path.suffix.lower() == ".safetensors"
+
+
 def read_manifest(path: Path | str) -> dict[str, Any]:
     """Reads the manifest from the header, without the tensors; raises CheckpointError if there is none."""
     with _open(path) as file:

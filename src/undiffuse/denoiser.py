@@ -20,6 +20,8 @@ from undiffuse.preconditioning import (
     FlowPreconditioning,
     Preconditioning,
     TimeAdapter,
+    VEPreconditioning,
+    VPPreconditioning,
 )
 from undiffuse.prediction import KINDS, FixedVariance, LearnedLogVariance, Prediction, ReverseVariance, VarianceFraction
 
@@ -51,21 +53,23 @@ class ProcessConfig:
     """The diffusion process a network was trained on.
 
     Attributes:
-        preconditioning: The noise levels and how the network is shown one: "chain" (discrete steps), "edm" or "flow"
-            (continuous), see `preconditioning`.
+        preconditioning: The noise levels and how the network is shown one: "chain" (discrete steps), or "edm", "flow",
+            "ve", "vp" or "subvp" (continuous), see `preconditioning`.
         schedule: Noise schedule of a chain: "linear", "cosine+zero-terminal", ..., see `schedules`.
         steps: Number of steps of a chain, 1 to 1,000,000; of a continuous preconditioning, of its discrete view.
         betas: The betas of a chain; they replace `schedule` and `steps`.
         target: What the network predicts: "eps", "x0", "v", "velocity" (eps - x0, the velocity of flow matching), "edm"
             (preconditioned as in EDM), "consistency" (the same with the boundary condition of consistency models at
-            `sigma_min`), or "previous_mean" (of the previous step).
+            `sigma_min`), "score" (times sigma, which is -eps), or "previous_mean" (of the previous step).
         variance: Variance of the reverse step: "learned_range" (learned by interpolation, Improved DDPM eq. 15),
             "learned" (learned log variance), "fixed_large" or "fixed_small" (fixed; DDPM section 3.2).
         rescale_timesteps: Whether the network's time input is k * 1000 / steps instead of the step number k.
-        sigma_min: Lowest sigma / alpha of "edm".
-        sigma_max: Highest sigma / alpha of "edm".
+        sigma_min: Lowest sigma / alpha of "edm" and "ve".
+        sigma_max: Highest sigma / alpha of "edm" and "ve".
         sigma_data: Standard deviation of the data that "edm", "edm" and "consistency" scale by.
         time_factor: Factor of ln(sigma / alpha) in the time input of "edm".
+        beta_min: Rate of noise at t = 0 of "vp" and "subvp".
+        beta_max: Rate of noise at t = 1 of "vp" and "subvp".
 
     Raises:
         ValueError: A field is out of its range, or the fields contradict each other.
@@ -82,6 +86,8 @@ class ProcessConfig:
     sigma_max: float = 80.0
     sigma_data: float = 0.5
     time_factor: float = 0.25
+    beta_min: float = 0.1
+    beta_max: float = 20.0
 
     def __post_init__(self) -> None:
         if self.betas is not None:
@@ -105,6 +111,11 @@ class ProcessConfig:
             )
         if not 0 < self.time_factor < math.inf:
             raise ValueError(f"time_factor must be positive, got {self.time_factor}")
+        if not 0 < self.beta_min < self.beta_max < math.inf:
+            raise ValueError(
+                f"beta_min and beta_max must be positive, the first below the second; got {self.beta_min} and "
+                f"{self.beta_max}"
+            )
         if self.target == "consistency" and self.preconditioning != "edm":
             raise ValueError(
                 "target='consistency' has its boundary at sigma_min of preconditioning='edm': choose that "
@@ -114,7 +125,7 @@ class ProcessConfig:
             self._check_continuous()
 
     def _check_continuous(self) -> None:
-        usual = {"edm": "edm", "flow": "velocity"}[self.preconditioning]
+        usual = {"edm": "edm", "flow": "velocity", "ve": "score"}.get(self.preconditioning, "eps")
         problems = []
         if self.learns_variance:
             problems.append(
@@ -123,8 +134,10 @@ class ProcessConfig:
             )
         if self.target == "previous_mean":
             problems.append(f"target='previous_mean' is the mean of a chain's step: choose target={usual!r}")
-        if self.target == "eps" and self.preconditioning == "flow":
-            problems.append(f"target='eps' says nothing at t = 1, which is pure noise: choose target={usual!r}")
+        if self.target in ("eps", "score") and self.preconditioning == "flow":
+            problems.append(
+                f"target={self.target!r} says nothing at t = 1, which is pure noise: choose target={usual!r}"
+            )
         if self.betas is not None or self.rescale_timesteps:
             problems.append("betas and rescale_timesteps belong to chains")
         if self.steps < 2:
@@ -159,6 +172,11 @@ class ProcessConfig:
             return f"EDM, noise {self.sigma_min:g} to {self.sigma_max:g}"
         if self.preconditioning == "flow":
             return "flow matching"
+        if self.preconditioning == "ve":
+            return f"variance-exploding SDE, noise {self.sigma_min:g} to {self.sigma_max:g}"
+        if self.continuous:
+            name = "sub-VP" if self.preconditioning == "subvp" else "variance-preserving"
+            return f"{name} SDE, beta {self.beta_min:g} to {self.beta_max:g}"
         return f"{self.steps} {self.schedule if self.betas is None else 'given'} steps"
 
     def chain(self) -> DiscreteSchedule:
@@ -171,6 +189,10 @@ class ProcessConfig:
             return EDMPreconditioning(self.steps, self.sigma_min, self.sigma_max, self.sigma_data, self.time_factor)
         if self.preconditioning == "flow":
             return FlowPreconditioning(self.steps)
+        if self.preconditioning == "ve":
+            return VEPreconditioning(self.steps, self.sigma_min, self.sigma_max)
+        if self.continuous:
+            return VPPreconditioning(self.steps, self.beta_min, self.beta_max, self.preconditioning == "subvp")
         chain = DiscreteSchedule(self.betas) if self.betas is not None else named_schedule(self.schedule, self.steps)
         return ChainPreconditioning(chain, self.rescale_timesteps)
 
@@ -250,7 +272,7 @@ class ChainDenoiser:
         self.process = process
         self.preconditioning = process.build_preconditioning()
         self.chain = self.preconditioning.chain
-        if process.target == "eps" and self.chain.ends_in_noise:
+        if process.target in ("eps", "score") and self.chain.ends_in_noise:
             raise ValueError(
                 "this chain ends in pure noise (its last beta is 1), where predicted noise says nothing about the "
                 "image; predict 'v', 'x0', 'velocity', 'edm' or 'previous_mean', or use a chain with more steps"

@@ -145,8 +145,8 @@ def regression_target(
         at: The noise level; for "previous_mean", the reverse step.
         sigma_data: Standard deviation of the data, for "edm".
     """
-    if kind == "eps":
-        return noise
+    if kind in ("eps", "score"):
+        return noise if kind == "eps" else -noise
     if kind == "x0":
         return x0
     if kind == "velocity":

@@ -6,6 +6,11 @@
             another `time_factor` (250 in OpenAI's consistency models)
     flow    alpha = 1 - t, sigma = t for t in (0, 1] (Lipman et al. 2023; Liu et al. 2023); the network receives this x
             and 1000 t
+    ve      the variance-exploding SDE of Song et al. 2021: s anywhere between two ends, even in ln(s); the network
+            receives x / alpha and s / 2, the noise's deviation on images in [0, 1]
+    vp      their variance-preserving SDE, log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2 for t in (0, 1];
+            the network receives x and 999 t
+    subvp   their sub-VP SDE, with the same alpha and sigma = 1 - alpha^2; the network receives this x and 999 t
 
 Levels are given as variance-preserving ones, and the preconditioning scales x for its network; only the log-SNR
 matters. A **position** numbers the levels of a preconditioning. Integer positions form its discrete view, the chain:
@@ -15,6 +20,7 @@ this view; training and the other solvers may use any position between.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Protocol
 
@@ -24,7 +30,7 @@ from torch import Tensor
 
 from undiffuse.noise_levels import DiscreteSchedule, Level
 
-PRECONDITIONINGS = ("chain", "edm", "flow")
+PRECONDITIONINGS = ("chain", "edm", "flow", "ve", "vp", "subvp")
 RHO = 7.0  # exponent of the grid of Karras et al. (2022), which defines the positions of "edm"
 TOLD = 1000.0  # time input of a flow's network at t = 1, the range that time embeddings are made for
 
@@ -183,6 +189,92 @@ class FlowPreconditioning:
     @staticmethod
     def _t(level: Level) -> Tensor:
         return level.sigma / (level.alpha + level.sigma)
+
+
+class VEPreconditioning:
+    """Describes levels with sigma / alpha = s from `low` to `high`; positions are even in ln(s).
+
+    Args:
+        steps: Number of integer positions.
+        low: Smallest s.
+        high: Largest s.
+    """
+
+    continuous = True
+
+    def __init__(self, steps: int, low: float, high: float) -> None:
+        self.steps, self.low = steps, low
+        self._each = math.log(high / low) / max(steps - 1, 1)
+
+    @cached_property
+    def chain(self) -> DiscreteSchedule:
+        """Returns the levels of the integer positions."""
+        return _chain(self, self.steps)
+
+    def level(self, position: Tensor) -> Level:
+        """Returns the levels of positions [B]."""
+        return Level.from_ratio(self.low * (position.double() * self._each).exp())
+
+    def position(self, level: Level) -> Tensor:
+        """Returns the positions [B] of levels."""
+        return (level.sigma / level.alpha / self.low).log() / self._each
+
+    def scale(self, level: Level) -> Tensor:
+        """Returns 1 / alpha [B]."""
+        return 1 / level.alpha
+
+    def time(self, level: Level, like: Tensor) -> Tensor:
+        """Returns s / 2 [B]."""
+        return _told(level.sigma / level.alpha / 2, like)
+
+
+class VPPreconditioning:
+    """Describes levels of the VP or sub-VP SDE at t in (0, 1]; position k is t = (k + 1) / steps.
+
+    Args:
+        steps: Number of integer positions.
+        low: beta_min, the rate of noise at t = 0.
+        high: beta_max, the rate of noise at t = 1.
+        sub: Whether sigma is 1 - alpha^2 (sub-VP) instead of its root (VP).
+    """
+
+    continuous = True
+
+    def __init__(self, steps: int, low: float, high: float, sub: bool = False) -> None:
+        self.steps, self.low, self.rise, self.sub = steps, low, high - low, sub
+
+    @cached_property
+    def chain(self) -> DiscreteSchedule:
+        """Returns the levels of the integer positions."""
+        return _chain(self, self.steps)
+
+    def level(self, position: Tensor) -> Level:
+        """Returns the levels of positions [B]."""
+        t = ((position.double() + 1) / self.steps).clamp(min=1e-9)
+        squared = -t * (self.rise * t / 2 + self.low)  # ln alpha^2
+        ratio = -torch.expm1(squared) * (-squared / 2).exp() if self.sub else torch.expm1(-squared).sqrt()
+        return Level.from_ratio(ratio)
+
+    def position(self, level: Level) -> Tensor:
+        """Returns the positions [B] of levels."""
+        return self._t(level) * self.steps - 1
+
+    def scale(self, level: Level) -> Tensor:
+        """Returns the SDE's alpha over that of the level [B]; 1 for VP."""
+        return (self._minus_log(level) * -0.5).exp() / level.alpha
+
+    def time(self, level: Level, like: Tensor) -> Tensor:
+        """Returns 999 t [B]."""
+        return _told(999 * self._t(level), like)
+
+    def _minus_log(self, level: Level) -> Tensor:
+        """Returns -ln of the SDE's alpha^2 at a log-SNR."""
+        s = level.sigma / level.alpha
+        return 2 * torch.asinh(s / 2) if self.sub else torch.log1p(s**2)  # sub-VP: s = 1 / a - a = 2 sinh(-ln a)
+
+    def _t(self, level: Level) -> Tensor:
+        wanted = self._minus_log(level)  # rise t^2 / 2 + low t
+        return 2 * wanted / (self.low + (self.low**2 + 2 * self.rise * wanted).sqrt())
 
 
 def _chain(preconditioning: Preconditioning, steps: int) -> DiscreteSchedule:

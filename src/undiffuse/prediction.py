@@ -10,7 +10,7 @@ At x = alpha x0 + sigma eps (variance preserving: alpha^2 + sigma^2 = 1):
           x0 = (d^2 alpha x + d sigma q F) / q^2,   eps = (sigma x - d alpha q F) / q^2
     c   : x0 = c_skip x / alpha + c_out c   (consistency models, Song et al. 2023, eq. 5), with s = sigma / alpha,
           c_skip = d^2 / ((s - s_min)^2 + d^2), c_out = d (s - s_min) / sqrt(s^2 + d^2): at s_min, x0 is x / alpha
-    score = -eps / sigma
+    score = -eps / sigma; the prediction "score" is sigma times this, -eps
 
 The formulas with u and F hold at any level, those with v where alpha^2 + sigma^2 = 1. F is -v for d = 1.
 
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from undiffuse.noise_levels import Level, Transition, expand
 
-KINDS = ("x0", "eps", "v", "previous_mean", "velocity", "edm", "consistency")
+KINDS = ("x0", "eps", "v", "previous_mean", "velocity", "edm", "consistency", "score")
 
 
 class ReverseVariance(Protocol):
@@ -151,8 +151,8 @@ class Prediction:
     Attributes:
         x: Noisy images [B, C, H, W].
         level: Their noise levels.
-        kind: What was predicted: "x0", "eps", "v", "velocity", "edm", "consistency", or "previous_mean" (the mean of
-            the trained reverse step).
+        kind: What was predicted: "x0", "eps", "v", "velocity", "edm", "consistency", "score" (times sigma), or
+            "previous_mean" (the mean of the trained reverse step).
         value: The prediction [B, C, H, W].
         variance: Variance of the reverse step; None if the model does not predict it.
         guides: Gradients that steer sampling. They are separate so that each sampler applies them in its exact form.
@@ -198,9 +198,9 @@ class Prediction:
         """Returns the denoised images E[x0 | x_t] [B, C, H, W]."""
         if self.kind == "x0":
             return self.value
-        if self.kind == "eps":
-            level = self.level
-            return expand(1 / level.alpha, self.x) * self.x - expand(level.sigma / level.alpha, self.x) * self.value
+        if self.kind in ("eps", "score"):
+            clean, noise = 1 / self.level.alpha, self.level.sigma / self.level.alpha
+            return expand(clean, self.x) * self.x - expand(noise, self.x) * self._given_noise
         if self.kind == "v":
             return self._alpha * self.x - self._sigma * self.value
         if self.kind == "velocity":
@@ -221,8 +221,8 @@ class Prediction:
         """Returns the noise in x [B, C, H, W]."""
         if self.noise is not None:
             return self.noise
-        if self.kind == "eps":
-            return self.value
+        if self.kind in ("eps", "score"):
+            return self._given_noise
         if self.kind == "v":
             return self._sigma * self.x + self._alpha * self.value
         if self.kind == "velocity":
@@ -231,6 +231,10 @@ class Prediction:
             d, q = self.sigma_data, self._q
             return self._combined(self.level.sigma, -d * self.level.alpha * q, q**2)
         return (self.x - self._alpha * self.x0) / self._sigma
+
+    @property
+    def _given_noise(self) -> Tensor:
+        return -self.value if self.kind == "score" else self.value
 
     @property
     def _q(self) -> Tensor:
@@ -245,8 +249,8 @@ class Prediction:
         """Returns alpha eps - sigma x0 [B, C, H, W]."""
         if self.kind == "v":
             return self.value
-        if self.kind == "eps":
-            return (self.value - self._sigma * self.x) / self._alpha
+        if self.kind in ("eps", "score"):
+            return (self._given_noise - self._sigma * self.x) / self._alpha
         if self.kind in ("velocity", "edm"):  # their eps and x0 are accurate at both ends
             return self._alpha * self.eps - self._sigma * self.x0
         return (self._alpha * self.x - self.x0) / self._sigma

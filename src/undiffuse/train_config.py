@@ -16,7 +16,8 @@ LR_DECAYS = ("none", "linear", "cosine")
 _OUTPUTS = ["log_every", "preview_every", "preview_count", "preview_steps", "validate_every", "validate_images"]
 _OUTPUTS += ["evaluate_every", "evaluate_images", "evaluate_steps"]
 _SAVING = ["save_every", "save_seconds", "keep", "milestones", "posthoc_every"]
-FREE_TO_CHANGE = frozenset(["images", "steps", "device", "workers", "compile", "max_bad_updates", *_OUTPUTS, *_SAVING])
+_PACE = ["images", "steps", "time_limit", "device", "workers", "compile", "max_bad_updates"]
+FREE_TO_CHANGE = frozenset([*_PACE, *_OUTPUTS, *_SAVING])
 # What may differ too, but changes the numbers from there on: said in a note.
 CHANGE_WITH_NOTE = frozenset(["lr", "warmup_images", "lr_decay", "grad_clip", "microbatch", "precision"])
 
@@ -65,6 +66,8 @@ class TrainConfig:
             skipped.
         workers: Decoding threads; None chooses them.
         device: "cpu", "cuda" or "mps"; None for the fastest there is.
+        time_limit: Seconds after the start of the process in which the run has to be saved and ended; None for the time
+            that a Slurm job has, or no limit.
     """
 
     batch: int = 128
@@ -103,6 +106,7 @@ class TrainConfig:
     max_bad_updates: int = 20
     workers: int | None = None
     device: str | None = None
+    time_limit: float | None = None
 
     def __post_init__(self) -> None:
         if (self.images is None) == (self.steps is None):
@@ -122,6 +126,8 @@ class TrainConfig:
         for name in ("warmup_images", "max_bad_updates", "workers", "weight_decay", "seed"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.time_limit is not None and not 0 < self.time_limit < math.inf:
+            raise ValueError(f"time_limit must be a number of seconds above 0, got {self.time_limit}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive and finite (1e-4 is usual), got {self.lr}")
         if not all(0 <= b < 1 for b in self.betas) or not 0 < self.eps < 1 or not self.weight_decay < 1e3:

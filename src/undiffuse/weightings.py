@@ -105,6 +105,7 @@ def _error_ratio(target: str, a2: Tensor, b2: Tensor, d: float, coef_x0: Tensor 
         return coef_x0**2 * b2
     ratios = {
         "eps": a2,
+        "score": a2,
         "x0": b2,
         "v": torch.ones_like(a2),
         "velocity": (a2.sqrt() + b2.sqrt()) ** 2,

@@ -301,7 +301,7 @@ def test_a_scheduler_without_a_variance_means_the_posteriors() -> None:
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
-        ({"_class_name": "ScoreSdeVeScheduler", "sigma_max": 1348}, "ScoreSdeVeScheduler describes no chain"),
+        ({"_class_name": "ScoreSdeVpScheduler", "beta_max": 20}, "ScoreSdeVpScheduler describes no chain"),
         ({**LINEAR, "beta_schedule": "laplace"}, "beta_schedule 'laplace'"),
         ({**LINEAR, "variance_type": "learned_range"}, "twice as many channels"),
         ({**LINEAR, "prediction_type": "flow"}, "predicts 'flow'"),

@@ -19,12 +19,14 @@ from support.golden_files import draw_weights
 from undiffuse.adapters import edm_weights, pickled
 from undiffuse.checkpoints import CheckpointError
 from undiffuse.config.sampler import SamplerConfig
-from undiffuse.denoiser import ChainDenoiser
+from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.models import load_diffusion, load_model
 from undiffuse.nets import EDMUNetConfig, config_from_dict
 from undiffuse.noise_levels import Level
+from undiffuse.pipelines import Pipeline
 
 DATA = Path(__file__).parents[1] / "data" / "edm_unet.safetensors"
+OTHERS = DATA.with_name("edm_preconditionings.safetensors")
 CLOSE = 1e-5
 SIZE = 16
 CASES: dict[str, dict[str, Any]] = {
@@ -44,8 +46,9 @@ class Module(nn.Module):
     """An object with a network's weights by their names; what counts is the name of its class in the pickle."""
 
 
-EDMPrecond, SongUNet, DhariwalUNet, VPPrecond = (
-    type(name, (Module,), {"__module__": __name__}) for name in ("EDMPrecond", "SongUNet", "DhariwalUNet", "VPPrecond")
+_NAMES = ("EDMPrecond", "SongUNet", "DhariwalUNet", "VPPrecond", "VEPrecond", "iDDPMPrecond", "OtherPrecond")
+EDMPrecond, SongUNet, DhariwalUNet, VPPrecond, VEPrecond, iDDPMPrecond, OtherPrecond = (
+    type(name, (Module,), {"__module__": __name__}) for name in _NAMES
 )
 
 
@@ -72,12 +75,14 @@ def pickle_of(path: Path, arguments: dict[str, Any], state: dict[str, Tensor], o
     }  # fmt: skip
     module = (outer or EDMPrecond)()
     module.model, module.sigma_data, module.img_channels = inner, 0.5, 3
+    if isinstance(module, iDDPMPrecond):
+        module.register_buffer("u", noise_table())
     path.write_bytes(pickle.dumps({"ema": module, "loss_fn": None, "augment_pipe": None, "dataset_kwargs": {}}))
     return path
 
 
-def frozen() -> dict[str, Any]:
-    with safe_open(str(DATA), framework="pt") as file:
+def frozen(path: Path = DATA) -> dict[str, Any]:
+    with safe_open(str(path), framework="pt") as file:
         return json.loads(file.metadata()["about"])
 
 
@@ -112,6 +117,37 @@ def test_denoised_images_are_those_that_edm_gave(case: str, tmp_path: Path) -> N
     assert (denoised - expected).abs().max() < CLOSE * expected.abs().max()
 
 
+def noise_table() -> Tensor:
+    """The levels of Improved DDPM as sigma / alpha in EDM (table 1), the noisiest first and a final 0."""
+    bar = (0.5 * torch.pi * torch.arange(1001) / 1000 / 1.008).sin() ** 2
+    u = torch.zeros(1001)
+    for j in range(1000, 0, -1):
+        u[j - 1] = ((u[j] ** 2 + 1) / (bar[j - 1] / bar[j]).clip(min=0.001) - 1).sqrt()
+    return u
+
+
+@pytest.mark.parametrize("case", ["vp ddpmpp", "ve ncsnpp", "ve ddpmpp", "iddpm adm"])
+def test_baselines_denoise_as_in_edm(case: str, tmp_path: Path) -> None:
+    """The preconditionings of the paper's baselines: numbers frozen from its own code."""
+    about, expected = frozen(OTHERS), load_file(OTHERS)
+    outer, arguments = about["cases"][case]
+    state = draw_weights(about["layouts"][case], 2)
+    model = load_diffusion(pickle_of(tmp_path / "edm.pkl", arguments, state, globals()[outer]))
+    sigma = expected[f"{case}.sigma"].double()
+    norm = (1 + sigma**2).sqrt()[:, None, None, None]
+    x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3)).double() * sigma[:, None, None, None]
+    cond = {"y": torch.tensor([1, 9])} if arguments.get("label_dim") else None
+    level = Level(1 / norm.flatten(), sigma / norm.flatten())
+    with torch.no_grad():
+        denoised = ChainDenoiser(model.net, model.process, "none")((x / norm).float(), level, cond).x0
+    assert (denoised - expected[case]).abs().max() < CLOSE * expected[case].abs().max()
+    ends = {"vp ddpmpp": (0.002, 80), "iddpm adm": (0.0064, 80)}.get(case, (0.02, 80))
+    path = Pipeline.load(SamplerConfig(), "cpu", model=model).path
+    for step, end in zip((path.steps - 1, 0), (ends[1], ends[0]), strict=True):
+        at = path.transition(step).source
+        assert float(at.sigma / at.alpha) == pytest.approx(end, rel=0.01)
+
+
 def test_who_froze_the_numbers() -> None:
     assert frozen()["cases"] == CASES
 
@@ -131,8 +167,17 @@ def test_a_pickle_is_sampled_as_edm_does(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_what_is_refused_says_why(tmp_path: Path) -> None:
     weights = draw_weights(frozen()["layouts"]["ddpmpp"], 2)
-    with pytest.raises(CheckpointError, match="preconditioning VPPrecond"):
-        load_model(pickle_of(tmp_path / "a.pkl", CASES["ddpmpp"], weights, VPPrecond))
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"ema": hold({}, OtherPrecond())}))
+    with pytest.raises(CheckpointError, match="no weights of a known"):
+        load_model(path)
+    outer = pickle_of(path, CASES["ddpmpp"], weights, VPPrecond)
+    assert load_diffusion(outer).process.preconditioning == "vp"
+    module = pickle.loads(outer.read_bytes())
+    module["ema"].M = 500
+    path.write_bytes(pickle.dumps(module))
+    with pytest.raises(CheckpointError, match="M = 500 timesteps"):
+        load_model(path)
     with pytest.raises(CheckpointError, match="unsupported settings.*decoder_type"):
         load_model(pickle_of(tmp_path / "b.pkl", {**CASES["ddpmpp"], "decoder_type": "skip"}, weights))
     with pytest.raises(CheckpointError, match="weights do not match its SongUNet arguments"):
@@ -173,5 +218,5 @@ def _reconstruct_persistent_obj(about: Any) -> Any:
 
 
 def test_advice_for_larger_images() -> None:
-    assert edm_weights.advice(EDMUNetConfig(image_size=64)).steps == "40"
+    assert edm_weights.advice(EDMUNetConfig(image_size=64), ProcessConfig()).steps == "40"
     assert layout_of(EDMUNetConfig(image_size=16, channel_mult=(1,), num_res_blocks=1))["enc.16x16_conv.weight"]

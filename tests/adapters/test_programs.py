@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ import pytest
 import torch
 
 import tests.adapters.test_ddp_weights as ddp
+import tests.adapters.test_edm2_weights as karras
 import tests.adapters.test_edm_weights as nvidia
+import tests.adapters.test_score_sde_weights as song
 from support.cli_runs import call, write_model
 from support.foreign_files import DIFFUSION, weights_of, with_planes, write
 from tests.adapters.test_diffusers_folders import SETTINGS, holds, pipeline
@@ -106,11 +107,7 @@ def refused(path: Path, told: str) -> None:
 
 
 def score_sde(folder: Path) -> None:
-    names = ("module.sigmas", "module.all_modules.0.weight", "module.all_modules.1.W")
-    weights = [torch.zeros(2) for _ in names]
-    content = {"optimizer": {}, "model": OrderedDict(zip(names, weights, strict=True)), "step": 3,
-               "ema": {"decay": 0.999, "num_updates": 3, "shadow_params": weights}}  # fmt: skip
-    refused(write(folder / "checkpoint_8.pth", content), "score_sde_pytorch.*not supported. Use the same model as")
+    song.test_noise_is_that_of_its_score_function("vp ddpmpp", folder)
 
 
 def k_diffusion(folder: Path) -> None:
@@ -133,24 +130,16 @@ class SongUNet(torch.nn.Module):
     """Named like NVIDIA's."""
 
 
-class Precond(torch.nn.Module):
-    """Named like EDM2's."""
-
-    img_channels = 4
-
-
 def edm(folder: Path) -> None:
     nvidia.test_a_pickle_is_sampled_as_edm_does(folder, CAPTURED[0])
 
 
 def edm_others(folder: Path) -> None:
-    nvidia.test_what_is_refused_says_why(folder)
+    nvidia.test_baselines_denoise_as_in_edm("ve ncsnpp", folder)
 
 
 def edm2(folder: Path) -> None:
-    path = folder / "edm2.pkl"
-    path.write_bytes(dumped({"ema": Precond()}))
-    refused(path, "EDM2 .Karras et al. 2024.")
+    karras.test_denoised_images_are_those_that_edm2_gave("classes", folder)
 
 
 def dumped(content: Any) -> bytes:
@@ -215,7 +204,7 @@ def test_every_row_has_a_test() -> None:
 def test_the_row_is_true(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     CAPTURED[:] = [capsys]
     row = next(row for row in table("programs") if row[0].startswith(name))
-    unread = (other_diffusers, score_sde, k_diffusion, edm_others, edm2, latent, dit, onnx, script)
+    unread = (other_diffusers, k_diffusion, latent, dit, onnx, script)
     assert row[2].startswith("refused") == (ROWS[name] in unread)
     ROWS[name](tmp_path)
 

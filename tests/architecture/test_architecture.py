@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"grid_specs", "solvers", "noise_levels"},
     "kernels": {"downloads"},
     "nets": {"kernels", "arithmetic"},
-    "data": {"pixels", "downloads", "adapters", "noise"},  # of these, ImageNet's classes
+    "data": {"pixels", "downloads", "adapters", "noise", "pictures"},  # of adapters, ImageNet's classes
     "pictures": {"pixels"},
     "noise_levels": {"schedules"},
     "prediction": {"noise_levels"},
@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guidance": MATHEMATICS,
     "weightings": {"noise_levels"},
     "objectives": MATHEMATICS | {"weightings"},
-    "likelihood": MATHEMATICS | {"config", "objectives", "data", "pictures", "pipelines", "pixels"},
+    "likelihood": MATHEMATICS | {"config", "distributed", "objectives", "data", "pictures", "pipelines", "pixels"},
     "sampling": CORE,
     "testing": CORE | {"sampling"},
     "tuning": CORE | {"sampling", "grid_specs", "solvers", "downloads", "pipelines"},
@@ -63,7 +63,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipelines": CORE
     | GROUND
     | {"config", "sampling", "adapters", "data", "kernels", "models", "nets", "pictures", "frontiers"},
-    "editing": MATHEMATICS | {"config", "solvers", "guidance", "sampling", "data", "pictures", "pixels", "pipelines"},
+    "editing": MATHEMATICS
+    | {"config", "distributed", "solvers", "guidance", "sampling", "data", "pictures", "pixels", "pipelines"},
     "distillation": MATHEMATICS,
     "adapters": MATHEMATICS | {"config", "nets", "checkpoints", "downloads"},
     "models": CORE | {"adapters", "checkpoints", "config", "nets"},
@@ -89,6 +90,7 @@ OUTSIDE = {
     "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "pipelines", "cli"},
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
     "matplotlib": {"pictures"},
+    "triton": {"kernels"},
     "diffusers": {"adapters"},
     "onnxruntime": {"adapters"},
     "huggingface_hub": {"adapters"},

@@ -115,7 +115,7 @@ def test_tiny_files_and_transparency_are_told(tmp_path: Path, capsys: pytest.Cap
     assert "tiny 1 smaller than the training size 64x64: small.png" in told
     assert "90x40 (1)" in told
     assert "--on-tiny skip to leave" in told
-    assert "1 image has transparency: the background becomes white. Use --channels 4" in told
+    assert "1 image has transparency: the background becomes white; --channels 4 keeps alpha" in told
     assert "Not all images are square" in told
     assert "--size" not in told  # nothing keeps images of several shapes whole
 

@@ -243,10 +243,12 @@ def test_a_large_folder_is_indexed_and_changes_are_noticed(tmp_path: Path, monke
 
     monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(index, "FROM", 10)
+    monkeypatch.setattr(files, "_SETTLED", -10.0)
     root = write_pngs(tmp_path / "data", [f"{NAMES[Y[i]]}/{i}.png" for i in range(COUNT)])
     (root / "notes.txt").write_text("x")
     first = open_data(root)
-    assert len(list((tmp_path / "cache" / "index").rglob("*.npz"))) == 2
+    kinds = sorted(file.parent.name for file in (tmp_path / "cache" / "index").rglob("*.npz"))
+    assert kinds == ["flaws", "folders", "hashes"]
     walks = []
     monkeypatch.setattr(files, "_walk", lambda path, walk=files._walk: walks.append(path) or walk(path))
     looks = []

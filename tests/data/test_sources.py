@@ -17,6 +17,7 @@ from PIL import Image
 
 from undiffuse.data import BrokenImageError, Source, find_flaws, open_data
 from undiffuse.data.labels import class_table, folder_labels
+from undiffuse.data.names import Names
 
 
 def png(value: int, size: tuple[int, int] = (12, 12)) -> bytes:
@@ -97,10 +98,13 @@ def test_auto_does_not_invent_classes(tmp_path: Path) -> None:
 
 
 def test_folder_labels_look_below_wrapping_folders() -> None:
-    assert folder_labels(["data/train/cat/1.png", "data/train/dog/2.png"]) == ["cat", "dog"]
-    assert folder_labels(["cat/1.png", "cat/2.png"]) == ["cat", "cat"]
-    assert folder_labels(["cat/a/1.png", "cat/b/2.png"], known=["bird", "cat"]) == ["cat", "cat"]
-    assert folder_labels(["1.png", "cat/2.png"]) == [None, "cat"]
+    def labels(*names: str, known: list[str] | None = None) -> list[str | None]:
+        return folder_labels(Names.of(names).runs, known)
+
+    assert labels("data/train/cat/1.png", "data/train/dog/2.png") == ["cat", "dog"]
+    assert labels("cat/1.png", "cat/2.png") == ["cat", "cat"]
+    assert labels("cat/a/1.png", "cat/b/2.png", known=["bird", "cat"]) == ["cat", "cat"]
+    assert labels("1.png", "cat/2.png") == [None, "cat"]
 
 
 def test_labels_from_prefixes(tmp_path: Path) -> None:

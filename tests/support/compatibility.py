@@ -124,6 +124,15 @@ class Perfect:
             norm = ((1 - t) ** 2 + t**2).sqrt()
             level = Level((1 - t) / norm, t / norm)
             x = seen / norm.reshape(-1, 1, 1, 1)
+        elif process.preconditioning == "ve":
+            level = Level.from_logsnr(-2 * (2 * t).log())
+            x = seen * level.alpha.reshape(-1, 1, 1, 1)
+        elif process.preconditioning in ("vp", "subvp"):
+            t = t / 999
+            squared = (-(process.beta_max - process.beta_min) * t**2 / 2 - process.beta_min * t).exp()
+            sigma = 1 - squared if process.preconditioning == "subvp" else (1 - squared).sqrt()
+            norm = (squared + sigma**2).sqrt()
+            level, x = Level(squared.sqrt() / norm, sigma / norm), seen / norm.reshape(-1, 1, 1, 1)
         else:
             level, x = Level.from_logsnr(np.interp(t.numpy(), np.arange(len(self.logsnr)), self.logsnr)), seen
         found = exact(x, level, y, self.wider)
@@ -137,6 +146,7 @@ class Perfect:
         values = {
             "x0": x0,
             "eps": eps,
+            "score": -eps,
             "v": alpha * eps - sigma * x0,
             "velocity": eps - x0,
             "edm": (sigma * x0 - d**2 * alpha * eps) / (d * (sigma**2 + d**2 * alpha**2).sqrt()),
@@ -268,7 +278,7 @@ def path_of(cell: Cell, chain: DiscreteSchedule) -> NoisePath:
 
 @cache
 def _chain(preconditioning: str) -> DiscreteSchedule:
-    target = {"chain": "eps", "edm": "edm", "flow": "velocity"}[preconditioning]
+    target = {"edm": "edm", "flow": "velocity"}.get(preconditioning, "eps")
     return ProcessConfig(preconditioning=preconditioning, steps=40, target=target, variance="fixed_small").chain()
 
 

@@ -20,7 +20,11 @@ from undiffuse.testing.oracles import Mixture
 
 EDM = ProcessConfig(preconditioning="edm", target="edm", variance="fixed_small")
 FLOW = ProcessConfig(preconditioning="flow", target="velocity", variance="fixed_small")
-KINDS = ("eps", "x0", "v", "velocity", "edm")
+SDES = {
+    "ve": ProcessConfig(preconditioning="ve", target="score", variance="fixed_small", sigma_min=0.02, sigma_max=100.0),
+    **{name: ProcessConfig(preconditioning=name, target="eps", variance="fixed_small") for name in ("vp", "subvp")},
+}
+KINDS = ("eps", "x0", "v", "velocity", "edm", "score")
 
 
 def draws(seed: int, *shape: int) -> Tensor:
@@ -91,7 +95,7 @@ def test_edm_levels_are_karras_grid() -> None:
     torch.testing.assert_close(level.sigma / level.alpha, torch.tensor(golden).double(), rtol=2e-5, atol=0)
 
 
-@pytest.mark.parametrize("process", [EDM, FLOW])
+@pytest.mark.parametrize("process", [EDM, FLOW, *SDES.values()])
 def test_positions_and_levels(process: ProcessConfig) -> None:
     preconditioning = process.build_preconditioning()
     where = torch.tensor([0.0, 0.5, 17.25, 500.0, 998.7], dtype=torch.float64)
@@ -124,6 +128,28 @@ def test_what_networks_are_shown_and_told() -> None:
     ends = Level(torch.tensor([0.0, 1.0]).double(), torch.tensor([1.0, 0.0]).double())
     assert edm.time(ends, like[:2]).tolist() == pytest.approx([math.log(80) / 4, math.log(0.0002) / 4], rel=1e-6)
     assert flow.time(ends, like[:2]).tolist() == [1000, 0]
+
+
+def test_what_networks_of_the_sdes_receive() -> None:
+    """The marginals of Song et al. 2021 (eq. 29 and appendix C): x = mean x0 + std noise at t, and the time in each."""
+    t = torch.tensor([0.01, 0.4, 1.0], dtype=torch.float64)
+    like, mean = torch.zeros(3, 1), (-(t**2) * 19.9 / 4 - t * 0.1 / 2).exp()
+    for name, std in (("vp", (1 - mean**2).sqrt()), ("subvp", 1 - mean**2)):
+        made = SDES[name].build_preconditioning()
+        level = made.level(t * 1000 - 1)
+        scale = made.scale(level)
+        assert scale is not None
+        torch.testing.assert_close((scale * level.alpha, scale * level.sigma), (mean, std))
+        torch.testing.assert_close(made.time(level, like), (999 * t).float())
+    made = SDES["ve"].build_preconditioning()
+    level = made.level(torch.tensor([0, 500, 999]))
+    sigma = 0.01 * (50 / 0.01) ** (torch.tensor([0, 500, 999]).double() / 999)  # on images in [0, 1]
+    scale = made.scale(level)
+    assert scale is not None
+    torch.testing.assert_close((scale * level.alpha, scale * level.sigma), (torch.ones(3).double(), 2 * sigma))
+    torch.testing.assert_close(made.time(level, like), sigma.float())
+    with pytest.raises(ValueError, match="beta_min and beta_max must be positive"):
+        ProcessConfig(beta_min=3.0, beta_max=2.0)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from undiffuse.adapters import ddpm_weights, diffusers_scheduler, diffusers_unet, returning
+from undiffuse.adapters import ddpm_weights, diffusers_continuous, diffusers_scheduler, diffusers_unet, returning
 from undiffuse.adapters.diffusers_config import Folder
 from undiffuse.adapters.diffusers_scheduler import Schedule
 from undiffuse.config.advice import to_manifest
@@ -63,17 +63,17 @@ def read(folder: Folder, state: Mapping[str, Tensor], flags: Mapping[str, str]) 
     ours: Mapping[str, Tensor]
     if ddpm is not None:
         config, ours = ddpm
-        schedule = _schedule(folder, flags, doubled=False, usual=True)
+        schedule = _schedule(folder, flags, config, usual=True)
         what = "DDPM's U-Net"
     else:
-        config = network = diffusers_unet.network_config(folder.unet, flags)
-        ours = diffusers_unet.weights(network, state)
+        network = diffusers_continuous.network_of(folder.scheduler, diffusers_unet.network_config(folder.unet, flags))
+        config, ours = network, diffusers_unet.weights(network, state)
         if config.out_channels not in (config.in_channels, 2 * config.in_channels):
             raise ValueError(
                 f"a network with {config.in_channels} channels in and {config.out_channels} out gives no image beside "
                 "which a variance could stand; models that take a picture as a condition are not read"
             )
-        schedule = _schedule(folder, flags, doubled=config.out_channels == 2 * config.in_channels, usual=False)
+        schedule = _schedule(folder, flags, config, usual=False)
         what = "UNet2DModel"
     if schedule.process.variance == "fixed_small" and ddpm is not None and folder.scheduler is None:
         schedule = _ddpms_own(schedule, ddpm[0])
@@ -105,7 +105,7 @@ def _as_ddpm(
     return config, ours
 
 
-def _schedule(folder: Folder, flags: Mapping[str, str], doubled: bool, usual: bool) -> Schedule:
+def _schedule(folder: Folder, flags: Mapping[str, str], config: DDPMConfig | UNet2DConfig, usual: bool) -> Schedule:
     """Returns the process and advice from the scheduler, else from the user; with `usual`, else DDPM's own."""
     said = {name: _value(flags[name]) for name in _OF_SCHEDULERS if name in flags}
     variance = flags.get("variance")
@@ -119,10 +119,14 @@ def _schedule(folder: Folder, flags: Mapping[str, str], doubled: bool, usual: bo
                 "there is no scheduler_config.json, and config.json says nothing of the noise: say "
                 f'{", ".join(missing)}, for instance by the reference FOLDER@"{example}"'
             )
+    if folder.scheduler is not None and folder.scheduler.get("_class_name") in diffusers_continuous.NAMES:
+        if variance == "learned_range":
+            raise ValueError("variance learned_range: this scheduler has continuous levels, without a learned variance")
+        return diffusers_continuous.read({**folder.scheduler, **said}, config)
     settings = {"beta_schedule": "linear", **(folder.scheduler or {}), **said}
     if folder.scheduler is not None and "beta_schedule" not in said:
         settings = {**folder.scheduler, **said}
-    return diffusers_scheduler.read(settings, doubled, variance)
+    return diffusers_scheduler.read(settings, config.out_channels == 2 * config.in_channels, variance)
 
 
 _EXAMPLES = {"beta_schedule": "linear", "num_train_timesteps": "1000", "prediction_type": "epsilon"}

@@ -28,14 +28,8 @@ _VARIANCES = {
 _DDPM, _DDIM = ("DDPMScheduler", "DDPMParallelScheduler"), ("DDIMScheduler", "DDIMParallelScheduler")
 _PIPELINE_STEPS = {_DDPM: 1000, _DDIM: 50}  # that diffusers' pipelines take if nothing else is said
 _NO_CHAIN = {
-    "ScoreSdeVeScheduler": "its network gives the score of a variance-exploding process (NCSN++)",
     "ScoreSdeVpScheduler": "its levels are those of a continuous SDE",
     "KarrasVeScheduler": "its levels are those of a variance-exploding process",
-    "FlowMatchEulerDiscreteScheduler": "its network is one of flow matching",
-    "FlowMatchHeunDiscreteScheduler": "its network is one of flow matching",
-    "EDMEulerScheduler": "its network is preconditioned as EDM's",
-    "EDMDPMSolverMultistepScheduler": "its network is preconditioned as EDM's",
-    "CMStochasticIterativeScheduler": "its network is a consistency model",
     "UnCLIPScheduler": "it belongs to a pipeline of several networks",
     "VQDiffusionScheduler": "its noise is one of discrete tokens",
 }
@@ -211,7 +205,7 @@ def _sampling(settings: Mapping[str, Any], process: ProcessConfig) -> tuple[Samp
     notes: list[str] = []
     solver, options, eta = _solver(name, settings, notes)
     clips = name in _DDPM or name in _DDIM
-    clip = _clip(settings, clips, name)
+    clip = clip_of(settings, clips or (name == "HeunDiscreteScheduler" and bool(settings.get("clip_sample", False))))
     if name in _DDIM and clip != "none":
         notes.append(
             "behind clipping, the noise is derived from the clipped image, as by DDIMScheduler with "
@@ -302,14 +296,17 @@ def _dpm_solver(name: str, settings: Mapping[str, Any], order: Any, notes: list[
     return ("dpmpp-3m" if order == 3 else "dpmpp-2m"), "", 0.0
 
 
-def _clip(settings: Mapping[str, Any], clips: bool, name: str) -> str:
-    """What is done to denoised images, as `denoiser.clip_function` reads it."""
+def clip_of(settings: Mapping[str, Any], clips: bool) -> str:
+    """Returns what is done to denoised images, as `denoiser.clip_function` reads it.
+
+    Args:
+        settings: The content of scheduler_config.json.
+        clips: Whether the scheduler clips unless clip_sample is false.
+    """
     if settings.get("thresholding"):
         ratio = number(settings, "dynamic_thresholding_ratio", 0.995)
         most = number(settings, "sample_max_value", 1.0)
         return "static" if most <= 1 else f"dynamic:{ratio:g},{most:g}"  # clamped to 1, the quantile plays no part
-    if name == "HeunDiscreteScheduler":
-        clips = bool(settings.get("clip_sample", False))
     if not clips or settings.get("clip_sample", True) is False:
         return "none"
     reach = number(settings, "clip_sample_range", 1.0)

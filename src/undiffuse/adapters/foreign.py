@@ -19,8 +19,16 @@ import safetensors
 import torch
 from torch import Tensor
 
-from undiffuse.adapters import ddp_weights, ddpm_weights, openai_args, openai_weights, pickled, programs
-from undiffuse.checkpoints import METADATA_KEY, CheckpointError
+from undiffuse.adapters import (
+    ddp_weights,
+    ddpm_weights,
+    openai_args,
+    openai_weights,
+    pickled,
+    programs,
+    score_sde_weights,
+)
+from undiffuse.checkpoints import CheckpointError
 from undiffuse.util.limits import check_header
 from undiffuse.util.text import count_of
 
@@ -55,16 +63,6 @@ class Weights:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 
-def is_ours(path: Path) -> bool:
-    """Returns whether `undiffuse.checkpoints` should read a file, including a damaged one of ours."""
-    try:
-        check_header(path)
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            return METADATA_KEY in (file.metadata() or {})
-    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError):
-        return path.suffix.lower() == ".safetensors"
-
-
 def read(path: Path, which: str | None = None) -> Weights:
     """Reads the weights in a PyTorch or safetensors file, on the CPU; large ones are memory-mapped.
 
@@ -81,8 +79,11 @@ def read(path: Path, which: str | None = None) -> Weights:
     refusal = programs.refusal(program, content)
     if refusal:
         raise CheckpointError(f"{path} {refusal}")
-    found = dict(_state_dicts(content))
-    if program == programs.EDM:
+    try:
+        found = score_sde_weights.state_dicts(content) if program == programs.SCORE_SDE else dict(_state_dicts(content))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if program in (programs.EDM, programs.EDM2):
         name = next((name for name in (which or "ema", ALONE) if name in found), None)
         if name is None:
             raise CheckpointError(f"{path} has no weights {which or 'ema'!r}; it has: {', '.join(found)}")
@@ -252,7 +253,10 @@ def _is_counter(name: str, value: Tensor) -> bool:
 def names_a_network(names: Mapping[str, Any]) -> bool:
     """Returns whether these are the names of the weights of a known network."""
     return (
-        openai_weights.looks_like(names) or ddpm_weights.recognise(names) is not None or ddp_weights.looks_like(names)
+        openai_weights.looks_like(names)
+        or ddpm_weights.recognise(names) is not None
+        or ddp_weights.looks_like(names)
+        or score_sde_weights.looks_like(names)
     )
 
 

@@ -18,36 +18,29 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor
 
 from undiffuse import checkpoints, downloads
 from undiffuse.adapters import (
-    ddp_weights,
     diffusers_config,
     diffusers_import,
-    edm_weights,
     exporting,
     foreign,
     imagenet_classes,
     openai_flags,
-    programs,
     published,
     published_consistency,
     returning,
 )
 from undiffuse.adapters.ddpm_interpretation import interpret_ddpm
-from undiffuse.adapters.interpretation import Interpretation, Like, interpret
+from undiffuse.adapters.interpretation import Found, Interpretation, Like, interpret
 from undiffuse.adapters.openai_weights import as_ours, looks_like, recognise
 from undiffuse.adapters.published_entry import CONSISTENCY, DDPM, Published
 from undiffuse.checkpoints import CheckpointError
-from undiffuse.config import SamplerConfig
 from undiffuse.config.advice import to_manifest
 from undiffuse.nets import ClassifierConfig
-
-_Found: TypeAlias = tuple[Interpretation, Mapping[str, Tensor], str, Mapping[str, Any]]
-"""Interpretation, weights by our names, name of the weights, further entries of the manifest."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".pkl", ".bin", ".pt2")
 
@@ -174,7 +167,7 @@ def only_weights(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _of_folder(folder: diffusers_config.Folder, files: tuple[Path, ...], path: Path, said: Like | None) -> _Found:
+def _of_folder(folder: diffusers_config.Folder, files: tuple[Path, ...], path: Path, said: Like | None) -> Found:
     """Interprets a diffusers folder."""
     said = said or Like()
     if said.entry is not None or said.release not in (None, DDPM):
@@ -189,15 +182,18 @@ def _of_folder(folder: diffusers_config.Folder, files: tuple[Path, ...], path: P
     return Interpretation(got.config, got.process, got.facts), got.state, got.weights, got.manifest
 
 
-def _of_file(path: Path, digest: str, said: Like | None, which: str | None, known: Published | None) -> _Found:
+def _of_file(path: Path, digest: str, said: Like | None, which: str | None, known: Published | None) -> Found:
     """Interprets a weights file."""
     more: dict[str, Any] = {}
     if returning.is_program(path):
         back = returning.of_program(path)
         return _returned(back, path)
     weights = foreign.read(path, which)
-    if weights.program == programs.EDM:
-        return _of_edm(weights, said)
+    from undiffuse.adapters import other_programs  # which most files do not need
+
+    other = other_programs.read(weights, said)
+    if other is not None:
+        return other
     if said is None and known is None:
         returned = returning.of_state(returning.about(path), weights.tensors)
         if returned is not None:
@@ -211,44 +207,11 @@ def _of_file(path: Path, digest: str, said: Like | None, which: str | None, know
         elif meaning.entry is None and meaning.process.target == "edm":
             more = {"sampling": to_manifest(published_consistency.TEACHER)}
         return meaning, as_ours(weights.tensors), weights.name, more
-    if ddp_weights.looks_like(weights.tensors):
-        return _of_ddp(weights, said)
     meaning, state = interpret_ddpm(weights.tensors, path, said, known)
     return meaning, state, weights.name, {}
 
 
-def _of_edm(weights: foreign.Weights, said: Like | None) -> _Found:
-    """Interprets a network pickle of EDM."""
-    if said is not None:
-        raise ValueError("a network pickle of EDM contains its own settings: omit the published model or flags")
-    content = weights.beside
-    module = content.get(weights.name) if isinstance(content, Mapping) else content
-    config, process, state = edm_weights.read(module, weights.tensors)
-    facts = {"its own arguments": f"EDM's network, {config.design}, images of {config.size[0]} pixels",
-             "licence": edm_weights.LICENCE}  # fmt: skip
-    more = {"sampling": to_manifest(edm_weights.advice(config))}
-    return Interpretation(config, process, facts), state, weights.name, more
-
-
-def _of_ddp(weights: foreign.Weights, said: Like | None) -> _Found:
-    """Interprets a file of denoising-diffusion-pytorch."""
-    said = said or Like()
-    if said.entry is not None or said.release is not None:
-        raise ValueError(
-            "this is a model of denoising-diffusion-pytorch: only settings that it lacks can be given, as name=value"
-        )
-    beside = weights.beside if isinstance(weights.beside, Mapping) else {}
-    version = str(beside.get("version") or "")
-    config, process, state = ddp_weights.read(weights.tensors, {**said.stored, **said.flags}, version)
-    facts = {
-        "shapes": f"the U-Net of denoising-diffusion-pytorch {version}".rstrip(),
-        "its tables": f"{process.levels_text}, predicts {process.target}, variance {process.variance}",
-    }
-    advice = SamplerConfig(solver="ddpm", steps=str(process.steps), clip="static")
-    return Interpretation(config, process, facts), state, weights.name, {"sampling": to_manifest(advice)}
-
-
-def _returned(back: returning.Returned, path: Path) -> _Found:
+def _returned(back: returning.Returned, path: Path) -> Found:
     facts = {exporting.about_path(path).name: "a model exported by undiffuse, with unchanged weights"}
     return Interpretation(back.config, back.process, facts), back.state, back.weights, back.manifest
 

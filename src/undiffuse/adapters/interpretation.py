@@ -16,7 +16,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+from torch import Tensor
 
 from undiffuse.adapters import openai_args, openai_flags, published
 from undiffuse.adapters.openai_weights import KINDS, Recognised, describe, recognised_from
@@ -136,6 +138,10 @@ class Interpretation:
     entry: Published | None = None
     by: str = ""
     clean_only: bool = False
+
+
+Found: TypeAlias = tuple[Interpretation, Mapping[str, Tensor], str, Mapping[str, Any]]
+"""Interpretation, weights by our names, name of the weights, further entries of the manifest."""
 
 
 def interpret(

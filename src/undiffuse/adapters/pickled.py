@@ -214,7 +214,7 @@ class _Machine:
         """The value that a call would give, where it is a plain one, and an `Inert` for all others."""
         name = _name_of(function)
         given = tuple(arguments) if isinstance(arguments, (tuple, list)) else (arguments,)
-        if name in ("collections.OrderedDict", "builtins.dict", "collections.defaultdict"):
+        if name in _MAPPINGS:
             return OrderedDict(given[0]) if given and isinstance(given[0], (list, Mapping)) else OrderedDict()
         if name in ("builtins.set", "builtins.frozenset", "builtins.list", "builtins.tuple", "torch.Size"):
             return list(given[0]) if given else []
@@ -270,6 +270,9 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_SET": list,
 }
+_MAPPINGS = frozenset(
+    ("collections.OrderedDict", "builtins.dict", "collections.defaultdict", "dnnlib.util.EasyDict", "easydict.EasyDict")
+)
 _MARKED: dict[str, Callable[[list[Any]], Any]] = {
     "TUPLE": tuple,
     "LIST": list,

@@ -24,20 +24,12 @@ ONNX_REASON = (
     "itself, use onnxruntime"
 )
 
-_USUAL = {DDP: ("ema_model", "ema")}
+_USUAL = {DDP: ("ema_model", "ema"), SCORE_SDE: ("ema", "model")}
 """Names of the weights that a program samples with."""
 
 _PERSISTENT = "_reconstruct_persistent_obj"  # the function with which NVIDIA's pickles build their objects
 
 _WHY = {
-    SCORE_SDE: (
-        "is a checkpoint of score_sde_pytorch (Song et al. 2021): its networks (NCSN++, DDPM++) and its continuous "
-        "SDEs are not supported. Use the same model as a diffusers folder with a UNet2DModel"
-    ),
-    EDM2: (
-        "is a network pickle of NVIDIA's EDM2 (Karras et al. 2024): its magnitude-preserving network is not supported"
-        "{latent}. Use a model of guided diffusion's architecture, or a diffusers UNet2DModel"
-    ),
     K_DIFFUSION: (
         "is a checkpoint of k-diffusion: its {architecture} is not supported. Use a model of guided diffusion's "
         "architecture, which k-diffusion only wraps (`K.external.OpenAIDenoiser`), or a diffusers model"
@@ -91,14 +83,9 @@ def refusal(program: str, content: Any) -> str:
     """Returns one line that says why a file of this program cannot be used (without a subject); "" if it can."""
     why = _WHY.get(program, "")
     architecture = ""
-    latent = ""
-    if program == EDM2:
-        module = next(iter(modules(content)), None)
-        channels = attributes(module).get("img_channels")
-        latent = ", and it works on latents of an autoencoder" if channels in (4, 8) else ""
     if program == K_DIFFUSION:
         architecture = "image transformer" if any("patch_in" in name for name in _names(content)) else "U-Net"
-    return why.format(architecture=architecture, latent=latent)
+    return why.format(architecture=architecture)
 
 
 def usual_weights(program: str) -> tuple[str, ...]:

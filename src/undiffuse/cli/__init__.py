@@ -5,7 +5,8 @@ Each command is a function `run(args) -> exit status` in the module of its name,
 
 To add a command, declare its options in `parser` and write its function `run` in a new module.
 
-Exit status: 0 success; 1 the work failed (training diverged, an image could not be repeated); 2 invalid input, reported
+Exit status: 0 success; 1 the work failed (training diverged, an image could not be
+repeated, another process of the job died); 2 invalid input, reported
 in one message without a traceback (UNDIFFUSE_DEBUG=1 shows the traceback); 130 interrupted by Ctrl-C.
 """
 
@@ -17,17 +18,23 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from undiffuse.cli.options import settle
 from undiffuse.cli.parser import COMMANDS, build_parser
 from undiffuse.cli.words import in_options
 from undiffuse.util.errors import ConfigError
+from undiffuse.util.launch import is_main_process, launch
 
 __all__ = ["COMMANDS", "main"]
 
 INTERRUPTED = 130
 MISTAKE = 2
+LOST = 1
+SHARED = {"train", "train-classifier", "sample", "encode", "decode", "inpaint", "restore", "vary", "translate", "nll"}
+SHARED |= {"evaluate", "reference", "sweep"}
+"""The commands that processes started by torchrun or srun share. Of the others only rank 0 does the work."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,26 +53,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     body: Any = None
+    joined = False  # then rank 0 speaks for all
     try:
         settle(args)
+        started = launch()
+        if args.command not in SHARED and not started.is_main:
+            return 0
         _set_wait_policy()
         body, files = _imported(f"undiffuse.cli.{args.module}", "undiffuse.cli.downloading")
-        with files.downloading(offline=getattr(args, "offline", False)):
+        shares = started.world_size > 1 and args.command in SHARED
+        with _joined() if shares else nullcontext(), files.downloading(offline=getattr(args, "offline", False)):
+            joined = shares
             status = int(body.run(args))
         sys.stdout.flush()  # here, where a closed pipe can still be handled
         return status
     except KeyboardInterrupt:
+        if joined and not is_main_process():
+            return INTERRUPTED
         fail("interrupted. Files written so far are kept; repeat the command to resume", prefix="")
         return INTERRUPTED
     except BrokenPipeError:  # the reader (head, a pager) has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
+        if joined and type(error).__name__ == "RankLostError":
+            return LOST  # the line is written already, by the process that noticed
         known = _status(error)
         if known is None or os.environ.get("UNDIFFUSE_DEBUG", "0") not in ("", "0"):
             raise
+        if joined and not is_main_process():
+            return known
         fail(_message(error, getattr(body, "OPTION_NAMES", {})))
         return known
+
+
+def _joined() -> Any:
+    """Joins the other processes, see `undiffuse.distributed.join`."""
+    from undiffuse.distributed import join
+
+    return join()
 
 
 def _set_wait_policy() -> None:

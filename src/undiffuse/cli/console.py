@@ -1,6 +1,6 @@
 """Prints plain lines on stdout, and progress and errors on stderr. ASCII, at most 100 columns.
 
-Under torchrun only rank 0 prints.
+Of several processes only rank 0 prints.
 """
 
 from __future__ import annotations
@@ -12,28 +12,24 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
+from undiffuse.util.launch import is_main_process, own_rank
 from undiffuse.util.tables import WIDTH, fields, table
 from undiffuse.util.text import duration, printable, shorten
 
-__all__ = ["WIDTH", "Live", "duration", "fail", "fields", "is_main", "say", "shorten", "table"]
+__all__ = ["WIDTH", "Live", "duration", "fail", "fields", "say", "shorten", "table"]
 
 PLAIN_EVERY = 15.0  # seconds between two progress lines where stderr is not a terminal
 
 
-def is_main() -> bool:
-    """Returns whether this is rank 0, or the only process."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def say(text: str = "") -> None:
     """Prints one or more lines on stdout (rank 0 only)."""
-    if is_main():
+    if is_main_process():
         print(printable(text), flush=True)
 
 
 def fail(text: str, prefix: str = "error: ") -> None:
     """Prints an error on stderr: `undiffuse: error: text`."""
-    who = "undiffuse" if is_main() else f"undiffuse (rank {os.environ['RANK']})"
+    who = "undiffuse" if is_main_process() else f"undiffuse (rank {own_rank()})"
     print(f"{who}: {prefix}{printable(text)}", file=sys.stderr, flush=True)
 
 
@@ -65,7 +61,7 @@ class Live:
         while self.terminal and len(parts) > 1 and len("  ".join(parts)) > width:
             parts.pop()
         text = printable("  ".join(parts))
-        if not is_main() or text == self._shown:
+        if not is_main_process() or text == self._shown:
             return
         if self.terminal:
             if now - self._last < 0.08 and not important:

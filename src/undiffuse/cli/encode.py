@@ -10,6 +10,7 @@ from undiffuse.cli.options import sampler_config
 from undiffuse.pipelines import Pipeline, latents
 from undiffuse.pipelines.grids import quoted
 from undiffuse.pipelines.inputs import open_images
+from undiffuse.util.launch import is_main_process
 from undiffuse.util.text import duration, join_names
 
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     if images.source.excluded:
         left = [f"{item.name} ({item.reason})" for item in images.source.excluded]
         say(f"  left out {len(left):,}: {join_names(left, 10)}")
-    if args.check:
+    if args.check and is_main_process():
         errors = latents.reconstruction_errors(pipeline, stored, images, batch=args.batch)
         worst = int(errors.argmax())
         mean = float(errors.square().mean().sqrt())

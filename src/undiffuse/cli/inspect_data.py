@@ -82,10 +82,6 @@ def _advice(args: argparse.Namespace, look: DataProbe, summary: DataSummary) -> 
         notes.append("Broken images stop training. Remove them, or use --on-broken skip.")
     if summary.tiny:
         notes.append("Tiny images are enlarged and therefore blurred. Use --on-tiny skip to leave them out.")
-    if summary.alpha:
-        every = "All images" if summary.alpha == sum(summary.sizes.values()) else count_of(summary.alpha, "image")
-        verb = "has" if summary.alpha == 1 and every != "All images" else "have"
-        notes.append(f"{every} {verb} transparency: the background becomes white. Use --channels 4 to keep alpha.")
     whole = look.whole_size
     if whole is not None:
         notes.append(f"The images are not square: they are trained at {whole[0]}x{whole[1]} (height x width).")

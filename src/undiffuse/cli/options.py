@@ -16,6 +16,7 @@ from undiffuse.config.kinds import Flag
 from undiffuse.config.sampler import RUNTIME, SAMPLER
 from undiffuse.grid_specs import GRIDS
 from undiffuse.solvers.registry import SOLVERS
+from undiffuse.util.launch import is_main_process
 
 SHIPPED = "fashion-mnist-32"
 SHIPPED_CLASSIFIER = "fashion-mnist-32-classifier"
@@ -88,7 +89,8 @@ class Parser(argparse.ArgumentParser):
         """Prints one line that says what is wrong, and exits with status 2."""
         if "invalid choice" in message:
             message = self._unknown_choice(message)
-        print(f"undiffuse: error: {message}\n(see {self.prog} --help)", file=sys.stderr)
+        if is_main_process():
+            print(f"undiffuse: error: {message}\n(see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 
     def _unknown_choice(self, message: str) -> str:

@@ -14,12 +14,13 @@ from undiffuse.pipelines.low_res import LowRes
 from undiffuse.pipelines.record import ROUNDING, regenerate
 from undiffuse.pipelines.run import SamplingRun
 from undiffuse.util.errors import ConfigError
+from undiffuse.util.launch import is_main_process
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     if args.from_record is not None:
-        return _regenerate(args)
+        return _regenerate(args) if is_main_process() else 0
     out = {"count": args.count, "classes": args.classes, "seed": args.seed, "format": args.format}
     out |= {"animation": args.animation, "batch": args.batch, "overwrite": args.overwrite}
     folder, config = Path(args.out or "samples"), sampler_config(args)

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from undiffuse import checkpoints
-from undiffuse.cli.console import fail, is_main, say
+from undiffuse.cli.console import fail, say
 from undiffuse.cli.containers import LAYOUTS
 from undiffuse.cli.train_evaluator import build_evaluator
 from undiffuse.cli.training_options import naming_options
@@ -14,14 +14,16 @@ from undiffuse.cli.training_report import finish, summary
 from undiffuse.data import ImageDataset, check_trainable
 from undiffuse.kernels import keep_memory
 from undiffuse.pipelines.grids import quoted
+from undiffuse.training.deadline import OUT_OF_TIME, REQUEUE
 from undiffuse.training.face import MODEL, run_plan
 from undiffuse.training.plan import plan
 from undiffuse.training.progress import TrainingProgress
 from undiffuse.training.request import TrainRequest, read_request
+from undiffuse.util.launch import is_main_process
 from undiffuse.util.text import count_of, join_names
 
-STOPPED = {"SIGINT": 130, "SIGTERM": 143}
-_RECIPE_FIELDS = ("microbatch", "lr", "timesteps", "precision", "compile")
+STOPPED = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": REQUEUE, OUT_OF_TIME: REQUEUE}
+_RECIPE_FIELDS = ("microbatch", "lr", "timesteps", "precision", "compile", "time_limit")
 _EVALUATION = ("against", "extractor", "extractor_weights", "grey", "best_by")
 
 
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         evaluator = None if complete else build_evaluator(made)
         progress = TrainingProgress()
         outcome = run_plan(made, task, [progress], init=init, evaluator=evaluator)
-    if not is_main():
+    if not is_main_process():
         return 0 if outcome.complete else STOPPED.get(outcome.stopped_by, 1)
     if replaced := made.dataset.replaced:
         names = join_names((made.dataset.source.name(i) for i in replaced), 10)

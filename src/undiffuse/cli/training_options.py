@@ -224,5 +224,7 @@ def training_options(parser: argparse.ArgumentParser, resume: bool = True) -> tu
     run.add_argument("--device", metavar="DEV", help="cpu, cuda, mps or auto (default: auto)")
     options.offline_option(run)
     options.pick(run, "--precision", ("fp32", "bf16", "fp16"), "precision of the network (default: from the recipe)")
+    limit = "save and end with status 75 within this time of the start, for example 3h50m (default: the Slurm job's)"
+    run.add_argument("--time-limit", type=values.time_span, metavar="TIME", help=limit)
     run.add_argument("--compile", action="store_true", default=None, help="compile the network with torch.compile")
     return what, data

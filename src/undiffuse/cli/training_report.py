@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from undiffuse.pipelines.grids import quoted
 from undiffuse.training import Outcome, Task, read_events
 from undiffuse.training.face import MODEL
 from undiffuse.training.plan import TrainPlan, disk_bytes
+from undiffuse.util.launch import launch
 from undiffuse.util.text import count_of, join_names, size_text
 
 FEW = 50  # with fewer held-out images an accuracy means little
@@ -31,8 +31,7 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
         init: What became of the weights of the model that the run starts from, if any.
     """
     recipe, config, dataset = plan.recipe, plan.recipe.train, plan.dataset
-    device = resolve_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    device, world_size = resolve_device(config.device), launch().world_size
     net: Any = task.net
     parameters = sum(p.numel() for p in net.parameters())
     height, width, channels = dataset.shape

@@ -92,6 +92,21 @@ def rate(text: str) -> float:
     return number
 
 
+def time_span(text: str) -> float:
+    """Parses a time in seconds: 90, 45m, 3h50m, 1d12h30s, or as Slurm writes it 3:50:00 and 1-12:00:00."""
+    units = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s?)?", text.strip().lower())
+    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", text.strip())
+    if clock is not None:
+        days, *parts = clock.groups()
+        numbers = [days, *(parts if parts[2] is not None or days else [None, *parts[:2]])]  # 50:00 are minutes
+    else:
+        numbers = list(units.groups()) if units is not None else []
+    seconds = sum(int(n or 0) * size for n, size in zip(numbers, (86_400, 3600, 60, 1), strict=False))
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a time such as 45m, 3h50m or 1-12:00:00")
+    return float(seconds)
+
+
 def scale(text: str) -> float:
     """Parses a finite number."""
     number = _number(text)

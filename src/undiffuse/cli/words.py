@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 _WORDS = re.compile(
-    r'\b(on_broken|on_tiny|labels|frames|layout|fit|patches|grey|model)=["\']([^"\']*)["\'](?:( or )"([^"]*)")?'
-    r"|\bvalue_range=\(([^,()]+), ([^,()]+)\)|\b(max_pixels|channels)=(\d+)(?=[^:\d]|:?$)"
+    r"\b(on_broken|on_tiny|labels|frames|layout|fit|patches|grey|model|init_from|resume|format|validation)"
+    r'=["\']([^"\']*)["\'](?:( or )"([^"]*)")?'
+    r"|\bvalue_range=\(([^,()]+), ([^,()]+)\)|\b(max_pixels|channels|size)=(\d+)(?=[^:\d]|:?$)"
 )
 
 

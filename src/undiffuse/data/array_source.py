@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from undiffuse.data.decoding import without_alpha
 from undiffuse.data.sources import Source
 
 __all__ = ["ArraySource", "hash_images"]
@@ -66,7 +67,7 @@ class ArraySource(Source):
 
     def image(self, i: int) -> NDArray[Any]:
         image = np.asarray(self.images[i])
-        return image.astype(np.uint8) * np.uint8(255) if image.dtype == bool else image
+        return without_alpha(image.astype(np.uint8) * np.uint8(255) if image.dtype == bool else image)
 
     def stored_size(self, i: int) -> tuple[int, int]:
         return self.images.shape[2], self.images.shape[1]

@@ -1,6 +1,7 @@
 """Decodes image files: which endings count as images, what a header says, and the pixels as they are stored.
 
-Pillow decodes nearly everything. Three things are done here because it gets them wrong or refuses them: pictures of
+Pillow decodes nearly everything. PNG files of this library whose records name a value range become floats in its units
+(see `undiffuse.data.recorded`). Three things are done here because it gets them wrong or refuses them: pictures of
 several channels with 16 bits (it drops the low byte), TIFF files beyond RGBA (see `undiffuse.data.tiff`), and 16-bit
 TIFF files in which white is zero. Pillow's guard against decompression bombs is replaced by `max_pixels`.
 """
@@ -15,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from undiffuse.data import recorded
+from undiffuse.data.recorded import RecordedRange
 from undiffuse.data.tiff import TiffPage, count_pages, is_tiff, read_page, read_pixels
 
 __all__ = [
     "IMAGE_SUFFIXES", "MAX_PIXELS", "Picture", "PictureInfo", "Planes", "as_stored", "decode", "describe",
-    "read_header",
+    "read_header", "without_alpha",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = (
@@ -65,6 +68,7 @@ class PictureInfo:
         planes: whether the channels have no meaning as colours.
         pages: frames or pages in the file, of which the first is taken.
         ome: whether the pages are the channels and slices of an OME-TIFF.
+        value_range: the values of black and white that the record of a picture of this library names.
     """
 
     width: int
@@ -76,6 +80,7 @@ class PictureInfo:
     planes: bool = False
     pages: int = 1
     ome: bool = False
+    value_range: tuple[float, float] | None = None
 
 
 def decode(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> Picture:
@@ -93,14 +98,19 @@ def decode(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> Picture:
         # Pillow unpacks LZW faster, and knows compressions that are not read here.
         colours = page.photometric == 2 and page.bits == 16 and page.kind == "u" and page.samples in (3, 4)
         if not colours or page.planar or page.compression in (1, 8, 32946):
-            return as_stored(read_pixels(file, page), page)
+            values = as_stored(read_pixels(file, page), page)
+            return values if recorded.of_tiff(page) is None else without_alpha(values)
         image = _open(file, max_pixels)
         return as_stored(_sixteen_bits(file, image, _rawmode(image), max_pixels), page)
     image = _open(file, max_pixels)
     rawmode = _rawmode(image)
+    ours = recorded.of_png(image) if image.format == "PNG" else None
     if image.format == "PNG" and rawmode in ("RGB;16B", "RGBA;16B", "LA;16B"):
-        return _turned(_sixteen_bits(file, image, rawmode, max_pixels), _orientation(image))
+        values = _sixteen_bits(file, image, rawmode, max_pixels)
+        return _in_units(values, ours) if ours is not None else _turned(values, _orientation(image))
     image.load()
+    if ours is not None:
+        return _in_units(np.asarray(image), ours)
     if page is not None and page.photometric == 0 and image.mode.startswith("I;16"):
         most = (1 << page.bits) - 1 if 8 < page.bits <= 16 else 65535
         inverted = Image.fromarray(np.where(np.asarray(image) > most, 0, most - np.minimum(np.asarray(image), most)))
@@ -124,11 +134,20 @@ def read_header(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> PictureInfo:
         wide = page.orientation in (5, 6, 7, 8)
         width, height = (page.height, page.width) if wide else (page.width, page.height)
         sample = np.zeros((1, 1, page.samples), f"{page.kind}{page.bits // 8}")
-        named = describe(as_stored(sample, page))
-        return replace(named, width=width, height=height, pages=_count_pages(file), ome=_is_ome(page))
+        one, ours = as_stored(sample, page), recorded.of_tiff(page)
+        named = describe(one if ours is None else without_alpha(one))
+        declared = None if ours is None else (ours.low, ours.high)
+        return replace(
+            named, width=width, height=height, pages=_count_pages(file), ome=_is_ome(page), value_range=declared
+        )
     with _open(file, max_pixels) as image:
         info = describe(image)
         rawmode = _rawmode(image)
+        ours = recorded.of_png(image) if image.format == "PNG" else None
+        if ours is not None:
+            channels = {"LA;16B": 2, "RGBA;16B": 4, "RGB;16B": 3}.get(rawmode, len(image.getbands()))
+            one = _in_units(np.zeros((1, 1, channels), np.uint8), ours)
+            return replace(describe(one), width=info.width, height=info.height, value_range=(ours.low, ours.high))
         if image.format == "PNG" and rawmode in ("RGB;16B", "RGBA;16B", "LA;16B"):
             mode = rawmode.replace("16B", "16")
             info = replace(info, mode=mode, depth="16")
@@ -168,6 +187,19 @@ def describe(picture: Picture) -> PictureInfo:
         width, height = height, width
     return PictureInfo(width=width, height=height, mode=mode, depth=depth, channels=(1 if grey else 3) + alpha,
                        alpha=alpha)  # fmt: skip
+
+
+def _in_units(values: NDArray[Any], ours: RecordedRange) -> NDArray[np.float32]:
+    """float32 [H, W, C] of a picture of this library; 2 and 4 channels are no colours with alpha."""
+    units = ours.in_units(values[..., None] if values.ndim == 2 else values)
+    return units.view(Planes) if units.shape[2] in (2, 4) else units
+
+
+def without_alpha(values: NDArray[Any]) -> NDArray[Any]:
+    """An array from a file of numbers: 2 channels, and 4 that are not uint8, have no meaning as colours."""
+    channels = values.shape[2] if values.ndim == 3 else 1
+    plain = channels == 4 and values.dtype in (np.uint8, np.bool_)
+    return values.view(Planes) if channels in (2, 4) and not plain else values
 
 
 def _depth(dtype: np.dtype) -> str:

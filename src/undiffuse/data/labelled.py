@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from undiffuse.data.formats.files import read_table_member
 from undiffuse.data.formats.imagenet import translated
 from undiffuse.data.labelling import Labelling, interpret
 from undiffuse.data.labels import apply_table, class_table, folder_labels, join_names, prefix_labels
+from undiffuse.data.names import Runs
 from undiffuse.data.screening import OnBroken
 from undiffuse.data.sources import Excluded, FileSource, FolderSource, Source, ZipSource
 from undiffuse.data.tables import TABLE_SUFFIXES, TableSpec, parse_spec, read_table
@@ -40,7 +42,7 @@ def label_files(
     how: str,
     label_names: Sequence[str] | None = None,
     on_broken: OnBroken = "refuse",
-    folder_names: Sequence[str] | None = None,
+    folders: Runs | None = None,
 ) -> Source:
     """The source with labels; files without one are refused or left out.
 
@@ -49,7 +51,7 @@ def label_files(
         how: "auto", "none", "folder", "prefix", or a table: FILE, FILE:LABEL_COLUMNS or FILE:FILE_COLUMN:LABEL_COLUMNS.
         label_names: an existing class table.
         on_broken: what to do with files without a label and with rows of a table without a file.
-        folder_names: the names by which folders tell the class, if they are not the names of the files.
+        folders: the folders that name the classes, if they are not those of the files.
 
     Returns:
         The labelled source. Several labels of a picture become `vectors` of 0 and 1, numbers become `vectors` too.
@@ -101,13 +103,13 @@ def label_files(
             labelled = _by_table(source, found, name, label_names, absent=ours)
             if found.kind == "class" or not isinstance(labelled, FileSource):
                 return labelled
-            source, names, folder_names = labelled, labelled.names, None  # classes may still come from folders
+            source, names, folders = labelled, labelled.names, None  # classes may still come from folders
             break
     if how == "prefix":
         values = prefix_labels(names)
         _require(values, names, "an underscore after a class name, as in cat_0012.png", source.where, complain)
     else:
-        values = folder_labels(folder_names or names, label_names)
+        values = folder_labels(folders or source.names.runs, label_names)
         if how == "auto" and (None in values or (len(set(values)) < 2 and label_names is None)):
             source.notes += _unused_tables(source)
             return source
@@ -132,8 +134,9 @@ def _with_classes(
     note: str,
     why: Mapping[str, str] | None = None,
 ) -> FileSource:
-    keep = [i for i, value in enumerate(values) if value is not None]
-    texts = [value for value in values if value is not None]
+    whole = None not in values
+    keep = np.arange(len(values)) if whole else np.flatnonzero([value is not None for value in values])
+    texts = cast(list[str], values) if whole else [value for value in values if value is not None]
     classes = list(label_names) if label_names is not None else class_table(texts)
     texts = translated(texts, label_names)
     excluded = _unlabelled(source, values, why or {})
@@ -144,6 +147,8 @@ def _with_classes(
 
 def _unlabelled(source: FileSource, values: Sequence[object], why: Mapping[str, str]) -> list[Excluded]:
     """The files without a label, with what the table says in its place."""
+    if None not in values:
+        return []
     names = [source.names[i] for i, value in enumerate(values) if value is None]
     return [Excluded(name=name, reason=f"no label, {why[name]}" if name in why else "no label") for name in names]
 
@@ -189,7 +194,7 @@ def _by_table(
 
 def _own_part(source: FileSource) -> str | None:
     """The folder of the part that was opened, if there are others; None otherwise."""
-    if not source.held_names or not source.names:
+    if not len(source.held) or not len(source.names):
         return None
     return next((folder for folder in PurePosixPath(source.names[0]).parts[:-1] if part_of(folder)), None)
 
@@ -258,7 +263,7 @@ def _inside(source: FileSource, name: str) -> bytes | None:
 
 def _require(values: Sequence[str | None], names: Sequence[str], what: str, where: str, complain: Complain) -> None:
     """Every image must have a label: none at all is always an error, a few missing are reported to `complain`."""
-    missing = [name for name, value in zip(names, values, strict=True) if value is None]
+    missing = [name for name, value in zip(names, values, strict=True) if value is None] if None in values else []
     if len(missing) == len(names):
         raise ValueError(f"{where}: no image has {what}. The names are {join_names(names, 3)}")
     if missing:

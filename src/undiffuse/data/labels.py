@@ -12,6 +12,8 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from undiffuse.data.names import Runs
+
 __all__ = ["apply_table", "class_table", "folder_labels", "join_names", "prefix_labels"]
 
 
@@ -49,22 +51,24 @@ def apply_table(values: Sequence[str], table: Sequence[str], where: str) -> NDAr
     return np.array([numbers[value] for value in values], dtype=np.int64)
 
 
-def folder_labels(names: Sequence[str], known: Sequence[str] | None = None) -> list[str | None]:
+def folder_labels(runs: Runs, known: Sequence[str] | None = None) -> list[str | None]:
     """The first sub-folder of each path is its class; None for a file that lies in no sub-folder.
 
     Folders that wrap everything (a zip with one top folder) are skipped as long as all files have a sub-folder below.
     With a class table `known`, the depth is the first at which all names are in it, if there is one.
     """
-    folders = [tuple(name.split("/")[:-1]) for name in names]
+    folders = [tuple(folder.split("/")) if folder else () for folder in runs.folders]
     depth = min((len(parts) for parts in folders), default=0)
-    if known is not None:
-        for level in range(depth):
-            if all(parts[level] in known for parts in folders):
-                return [parts[level] for parts in folders]
     level = 0
     while level + 1 < depth and len({parts[level] for parts in folders}) == 1:
         level += 1
-    return [parts[level] if len(parts) > level else None for parts in folders]
+    if known is not None:
+        table = set(known)
+        level = next((k for k in range(depth) if all(parts[k] in table for parts in folders)), level)
+    labels: list[str | None] = []
+    for parts, count in zip(folders, runs.counts.tolist(), strict=True):
+        labels += [parts[level] if len(parts) > level else None] * count
+    return labels
 
 
 def prefix_labels(names: Sequence[str]) -> list[str | None]:

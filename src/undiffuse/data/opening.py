@@ -17,6 +17,7 @@ from undiffuse.data.formats.registry import find_format
 from undiffuse.data.formats.spans import expand_braces, is_url
 from undiffuse.data.labelled import label_files
 from undiffuse.data.labels import apply_table, join_names
+from undiffuse.data.ranges import recorded_range
 from undiffuse.data.remarks import remarks_of
 from undiffuse.data.screening import Check, OnBroken, OnTiny, screen
 from undiffuse.data.sources import FileSource, Source
@@ -106,8 +107,12 @@ def open_data(
     if isinstance(source, FileSource):
         source.max_pixels = max_pixels
         if source.labels is None and not source.labels_settled:
-            source = label_files(source, labels, label_names, on_broken, without_part(source.names))
-        source = with_frames(source, frames) if isinstance(source, FileSource) else source
+            source = label_files(source, labels, label_names, on_broken, without_part(source.names.runs))
+        if isinstance(source, FileSource):
+            if source.value_range is None and (recorded := recorded_range(source)) is not None:
+                source.value_range = recorded
+                source.notes.append(f"values {recorded[0]:g} (black) to {recorded[1]:g} (white), as the files record")
+            source = with_frames(source, frames)
     elif labels not in ("auto", "none") and not source.labels_settled:
         raise ValueError(f'{source.where} has no labels: expected labels="auto" or "none", got {labels!r}')
     if not len(source):

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from undiffuse.data.channels import values_of
-from undiffuse.data.sources import BrokenImageError, Source
+from undiffuse.data.sources import BrokenImageError, FileSource, Source
 
-__all__ = ["FoundRange", "declared_for", "find_value_range"]
+__all__ = ["FoundRange", "declared_for", "declared_range", "find_value_range", "recorded_range"]
 
 _LOOKED_AT = 64
+_RECORDS = 16
 _PIXELS = 1 << 16
 """Values of each picture that take part in the percentiles, evenly spaced."""
 TAIL = 0.1
@@ -83,6 +84,36 @@ def find_value_range(source: Source, limit: int = _LOOKED_AT) -> FoundRange:
     if low == high:
         raise ValueError(f"{source.where}: all values looked at are {low:g}, so that no range can be found")
     return FoundRange(low=low, high=high, smallest=smallest, largest=largest, looked_at=len(parts))
+
+
+def recorded_range(source: FileSource) -> tuple[float, float] | None:
+    """The value range that the records of pictures of this library name.
+
+    Args:
+        source: files, of which up to 16, evenly spaced, are looked at.
+
+    Returns:
+        (low, high); None if a file names none, or if they differ.
+    """
+    found: set[tuple[float, float] | None] = set()
+    for i in np.unique(np.linspace(0, len(source) - 1, min(len(source), _RECORDS)).astype(np.int64)):
+        if not source.name(int(i)).lower().endswith((".png", ".tif", ".tiff")):
+            return None
+        try:
+            found.add(source.info(int(i)).value_range)
+        except (BrokenImageError, OSError):
+            continue
+        if len(found) > 1:
+            return None
+    return found.pop() if found else None
+
+
+def declared_range(source: Source) -> tuple[float, float] | None:
+    """The value range that a source declares, if its pictures have more than 8 bits; None otherwise."""
+    try:
+        return source.value_range if source.value_range and source.info(0).depth != "8" else None
+    except BrokenImageError:
+        return source.value_range
 
 
 def declared_for(largest: float) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from undiffuse.data import index
 from undiffuse.data.channels import ValueRange, objection, values_of
 from undiffuse.data.decoding import Picture, describe
+from undiffuse.data.headers import Headers, read_headers
 from undiffuse.data.images import size_pair
 from undiffuse.data.labels import join_names
 from undiffuse.data.sources import BrokenImageError, Excluded, FileSource, Source
@@ -81,10 +82,12 @@ def find_flaws(
         if against or info.depth != "float":
             return flaws
         check = "full"  # NaN among the values would stop a run when it draws them
-    if check == "auto":
-        volume = sum(source.sizes) if isinstance(source, FileSource) else 0
-        check = "full" if volume <= _FULL_BYTES and len(source) <= _FULL_COUNT else "headers"
+    check = _resolved(source, check)
     least = size_pair(min_size) if min_size is not None else (1, 1)
+    if check == "headers":
+        headers = read_headers(source, default_workers())
+        if headers is not None:
+            return _flaws_of(headers, channels, declared, least)
 
     def look(i: int) -> tuple[int, str, tuple[int, int]]:
         try:
@@ -109,6 +112,29 @@ def find_flaws(
     return flaws
 
 
+def _resolved(source: Source, check: Check) -> Check:
+    """How closely to look, with "auto" decided."""
+    if check != "auto":
+        return check
+    volume = int(source.sizes.sum()) if isinstance(source, FileSource) else 0
+    return "full" if volume <= _FULL_BYTES and len(source) <= _FULL_COUNT else "headers"
+
+
+def _flaws_of(headers: Headers, channels: int, declared: ValueRange | None, least: tuple[int, int]) -> Flaws:
+    """What headers say of broken and tiny pictures."""
+    broken = dict(headers.broken)
+    for info in headers.infos:
+        against = objection(info, channels, declared)
+        if against is not None:
+            broken |= dict.fromkeys(
+                np.flatnonzero(headers.where(lambda kind, info=info: kind == info)).tolist(), against
+            )
+    widths, heights = headers.sizes[:, 0], headers.sizes[:, 1]
+    small = np.flatnonzero((widths > 0) & ((heights < least[0]) | (widths < least[1])))
+    tiny = {int(i): (int(widths[i]), int(heights[i])) for i in small if int(i) not in broken}
+    return Flaws(broken=dict(sorted(broken.items())), tiny=tiny)
+
+
 def find_flaws_once(
     source: Source,
     *,
@@ -124,6 +150,8 @@ def find_flaws_once(
 
     if len(source) < index.FROM or source.in_memory or check == "none":
         return find()
+    if isinstance(source, FileSource) and _resolved(source, check) == "headers":
+        return find()  # from their index
 
     def build() -> index.Arrays:
         flaws = find()
@@ -206,4 +234,6 @@ def screen(
             f"{source.where}: none of {len(source):,} images can be used ({len(broken):,} broken, {len(tiny):,} tiny): "
             f"{grouped([*broken, *tiny])}"
         )
-    return source.subset([i for i in range(len(source)) if i not in out], [*broken, *tiny])
+    keep = np.ones(len(source), dtype=bool)
+    keep[list(out)] = False
+    return source.subset(np.flatnonzero(keep), [*broken, *tiny])

@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
+from undiffuse.data import index
 from undiffuse.data.decoding import MAX_PIXELS, Picture, PictureInfo, decode, describe, read_header
+from undiffuse.data.names import Names
 from undiffuse.util.limits import check_member
 
 __all__ = [
@@ -216,25 +218,30 @@ class FileSource(Source):
 
     Attributes:
         names: of the files.
-        sizes: of the files, in bytes.
-        held_names: names of files that belong to parts of the data set that were not opened.
+        sizes: of the files, in bytes, int64 [N].
+        held: names of files that belong to parts of the data set that were not opened.
         max_pixels: larger pictures are refused as broken.
     """
 
-    held_names: Set[str] = frozenset()
+    held: Sequence[str] = ()
     max_pixels = MAX_PIXELS
 
     def __init__(
         self,
         where: str,
         names: Sequence[str],
-        sizes: Sequence[int],
+        sizes: Sequence[int] | NDArray[np.int64],
         labels: NDArray[np.int64] | None = None,
         label_names: Sequence[str] | None = None,
         excluded: Sequence[Excluded] = (),
     ) -> None:
         super().__init__(where, labels, label_names, excluded)
-        self.names, self.sizes = list(names), list(sizes)
+        self.names, self.sizes = Names.of(names), np.asarray(sizes, dtype=np.int64)
+
+    @cached_property
+    def held_names(self) -> Set[str]:
+        """`held` as a set."""
+        return frozenset(self.held)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -248,18 +255,18 @@ class FileSource(Source):
 
     def labelled(
         self,
-        keep: Sequence[int],
+        keep: Sequence[int] | NDArray[np.int64],
         labels: NDArray[np.int64] | None,
         label_names: Sequence[str] | None,
         excluded: Sequence[Excluded],
     ) -> FileSource:
-        """The files of the given numbers with the given labels [len(keep)]; `excluded` tells of the others."""
+        """The files of the given numbers with the given labels [len(keep)]; `excluded` names the others."""
         other = copy.copy(self)
         FileSource.__init__(
             other,
             self.where,
-            [self.names[i] for i in keep],
-            [self.sizes[i] for i in keep],
+            self.names.take(keep),
+            self.sizes if len(keep) == len(self) else self.sizes[np.asarray(keep, dtype=np.int64)],
             labels,
             label_names,
             [*self.excluded, *excluded],
@@ -269,7 +276,7 @@ class FileSource(Source):
         other._keep(keep)
         return other
 
-    def _keep(self, keep: Sequence[int]) -> None:
+    def _keep(self, keep: Sequence[int] | NDArray[np.int64]) -> None:
         """Thin out what a subclass stores beside names and sizes."""
 
     def encoded(self, i: int) -> bytes:
@@ -281,20 +288,29 @@ class FileSource(Source):
             with self.open(i) as file:
                 return decode(io.BytesIO(file.read()), self.max_pixels)
         except Exception as error:
-            raise _blame(self.names[i], self.sizes[i], error) from error
+            raise _blame(self.names[i], int(self.sizes[i]), error) from error
 
     def info(self, i: int) -> PictureInfo:
         try:
             with self.open(i) as file:
                 return read_header(file, self.max_pixels)
         except Exception as error:
-            raise _blame(self.names[i], self.sizes[i], error) from error
+            raise _blame(self.names[i], int(self.sizes[i]), error) from error
 
     def _content_hash(self) -> bytes:
-        sha = hashlib.sha256()
-        for name, size in zip(self.names, self.sizes, strict=True):
-            sha.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
-        return sha.digest()
+        def build() -> index.Arrays:
+            sha = hashlib.sha256()
+            for name, size in zip(self.names, self.sizes, strict=True):
+                sha.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+            return {"sha256": np.frombuffer(sha.digest(), dtype=np.uint8)}
+
+        if len(self) < index.FROM:
+            return build()["sha256"].tobytes()
+        # Hashing the arrays as they are is many times faster than name by name.
+        quick = hashlib.sha256(self.names.text.data)
+        for array in (self.names.ends, self.sizes):
+            quick.update(np.ascontiguousarray(array).data)
+        return index.cached("hashes", quick.hexdigest(), build)["sha256"].tobytes()
 
 
 def _blame(name: str, size: int, error: Exception) -> Exception:
@@ -317,7 +333,9 @@ def _blame(name: str, size: int, error: Exception) -> Exception:
 class FolderSource(FileSource):
     """Image files under a folder; `names` are POSIX paths relative to it."""
 
-    def __init__(self, root: str | Path, names: Sequence[str], sizes: Sequence[int], **keywords: Any) -> None:
+    def __init__(
+        self, root: str | Path, names: Sequence[str], sizes: Sequence[int] | NDArray[np.int64], **keywords: Any
+    ) -> None:
         super().__init__(f"folder {root}", names, sizes, **keywords)
         self.root = Path(root)
 
@@ -332,7 +350,9 @@ class ZipSource(FileSource):
     position in the file too. Threads take turns at reading bytes and decode side by side.
     """
 
-    def __init__(self, path: str | Path, names: Sequence[str], sizes: Sequence[int], **keywords: Any) -> None:
+    def __init__(
+        self, path: str | Path, names: Sequence[str], sizes: Sequence[int] | NDArray[np.int64], **keywords: Any
+    ) -> None:
         super().__init__(f"zip {path}", names, sizes, **keywords)
         self.path = Path(path)
         self._handle: tuple[int, zipfile.ZipFile, threading.Lock] | None = None

@@ -6,7 +6,9 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from undiffuse.data import index
 from undiffuse.data.sources import Source
 
 __all__ = ["Split", "split"]
@@ -39,7 +41,7 @@ def split(source: Source, holdout: float = 0.1, seed: int = 0) -> Split:
         raise ValueError(f"holdout={holdout}: expected a fraction above 0 and below 1")
     if len(source) < 2:
         raise ValueError(f"{source.where} has {len(source)} image: a validation split needs at least two")
-    keys = np.array([_key(seed, source.name(i)) for i in range(len(source))])
+    keys = _keys(source, seed)
     labels = np.zeros(len(source), dtype=np.int64) if source.labels is None else source.labels
     held = np.zeros(len(source), dtype=bool)
     for label in np.unique(labels):
@@ -51,6 +53,17 @@ def split(source: Source, holdout: float = 0.1, seed: int = 0) -> Split:
         count = min(len(source) - 1, max(1, round(holdout * len(source))))
         held[np.argsort(keys, kind="stable")[:count]] = True
     return Split(train=source.subset(np.flatnonzero(~held)), validation=source.subset(np.flatnonzero(held)))
+
+
+def _keys(source: Source, seed: int) -> NDArray[np.int64]:
+    """The number that ranks each image, int64 [N]; of large sources kept in the cache folder."""
+
+    def build() -> index.Arrays:
+        return {"keys": np.fromiter((_key(seed, source.name(i)) for i in range(len(source))), np.int64, len(source))}
+
+    if len(source) < index.FROM:
+        return build()["keys"]
+    return index.cached("splits", f"{source.fingerprint}\0{seed}", build)["keys"]
 
 
 def _key(seed: int, name: str) -> int:

@@ -98,7 +98,15 @@ class DataSummary:
     def pixel_remarks(self) -> list[str]:
         """Returns remarks about the pixels: dark 16-bit images, values beyond the range, large crops."""
         ranges = [self._range_text(mode, *ends) for mode, ends in self.ranges.items()]
-        return [*ranges, *self._shallow_text(), *self._crop_text()]
+        return [*ranges, *self._shallow_text(), *self._alpha_text(), *self._crop_text()]
+
+    def _alpha_text(self) -> list[str]:
+        """Returns a remark about transparency that is lost."""
+        if not self.alpha or (self.config is not None and self.config.channels == 4):
+            return []
+        every = 1 < self.alpha == sum(self.sizes.values())
+        images = "all images have" if every else "1 image has" if self.alpha == 1 else f"{self.alpha:,} images have"
+        return [f"{images} transparency: the background becomes white; channels=4 keeps alpha"]
 
     def _shallow_text(self) -> list[str]:
         """Returns a remark about 8-bit images if the declared range is wider than theirs."""

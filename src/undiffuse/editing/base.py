@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from undiffuse.data import ImageDataset
+from undiffuse.distributed import Job, join
 from undiffuse.editing.methods import StepCallback
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import SampleWriter, draw_grid, read_samples, save_png
@@ -29,6 +31,7 @@ from undiffuse.pipelines.inputs import Images, file_of, labels_of, model_images,
 from undiffuse.pixels import to_uint8, to_units
 from undiffuse.sampling import Step
 from undiffuse.util.errors import ConfigError
+from undiffuse.util.launch import Launch
 from undiffuse.util.progress import NoProgress, Progress
 from undiffuse.util.text import count_of, duration, join_names
 
@@ -194,6 +197,8 @@ def edit(
 ) -> Edited:
     """Edits images in batches, into a folder or in memory.
 
+    Processes that torchrun or srun started share the images if they go into a folder.
+
     Args:
         pipeline: What makes the results.
         inputs: The images.
@@ -219,57 +224,71 @@ def edit(
         "data": dataset.source.fingerprint, "prepared": {"fit": dataset.config.fit, "size": list(dataset.shape)},
     }  # fmt: skip
     folder, writer = None if options.out is None else Path(options.out), None
-    if folder is not None:
-        form = default_format(pipeline.shape[0]) if options.format is None else options.format
-        check_format(form, pipeline.shape[0])
-        writer = grids.open_writer(
-            folder, form, options.overwrite, (GRID,), run=run, notes=pipeline.notes,
-            label_names=class_names(pipeline), names=names, value_range=pipeline.model.value_range,
-        )  # fmt: skip
-        names = writer.names or names
-    todo = list(range(total)) if writer is None else writer.missing(total)
-    size, made = pipeline.batch_size(options.batch), []
-    errors: dict[str, list[Tensor]] = {}
-    with Progress(command, len(todo), "images") if options.progress else NoProgress() as bar:
-        for start in range(0, len(todo), size):
-            indices = todo[start : start + size]
-            numbers = [index // variants for index in indices]
-
-            def on_step(step: Step, count: int = len(indices)) -> None:
-                bar.advance(count / step.total)
-
-            x0 = model_images(dataset, numbers, pipeline.device)
-            result = make(x0, NoiseSource(options.seed, indices), inputs.labels_at(numbers), numbers, on_step)
-            for name, squares in result.errors.items():
-                errors.setdefault(name, []).append(squares.double().cpu())
-            units = writer is not None and writer.in_units
-            x = result.x.float()
-            pixels = to_units(x, pipeline.model.value_range) if units else to_uint8(x).cpu()
-            if writer is None:
-                made.append(pixels)
-            else:
-                _write(writer, dataset, pipeline.notes, indices, numbers, pixels, labels)
-    if writer is None or folder is None:
-        kept = torch.cat(made).numpy()
-        shown = kept[: min(len(inputs), MOST_SHOWN) * variants]
-    else:
-        kept = None
-        writer.finish(total)
-        shown = grids.first_images(folder, options.seed, min(len(inputs), MOST_SHOWN) * variants)
-    page = _page(pipeline, inputs, shown, variants, seen, text)
-    if folder is not None:
-        save_png(folder / GRID, page, {**run, **pipeline.notes}, overwrite=True)
-    off = {name: 127.5 * math.sqrt(float(torch.cat(values).mean())) for name, values in errors.items()}
-    if options.report is not None:
-        done = f"{count_of(len(todo), 'image')} made" if todo else "all images already exist"
-        seconds = duration(time.monotonic() - begin)
-        options.report(f"{done} in {seconds} on {pipeline.device.type}: {text}, {pipeline.text()}")
+    made: list[Tensor] = []
+    squares: dict[str, dict[int, float]] = {}
+    with join() if folder is not None else nullcontext(Job(Launch())) as job:
         if folder is not None:
-            options.report(f"  images  {folder}\n  grid    {folder / GRID}")
-        for name, levels in off.items():
-            options.report(f"  {name}: {error_text(levels)}")
+            form = default_format(pipeline.shape[0]) if options.format is None else options.format
+            check_format(form, pipeline.shape[0])
+            writer = job.main_first(lambda main: grids.open_writer(
+                folder, form, options.overwrite and main, (GRID,), run=run, notes=pipeline.notes,
+                label_names=class_names(pipeline), names=names, value_range=pipeline.model.value_range,
+            ))  # fmt: skip
+            names = writer.names or names
+        todo = list(range(total)) if writer is None else writer.missing(total)
+        with Progress(command, len(todo), "images") if options.progress else NoProgress() as bar:
+            for indices, shared in job.shared(todo, pipeline.batch_size(options.batch), bar):
+                numbers = [index // variants for index in indices]
+
+                def on_step(step: Step, count: int = len(indices), shared: NoProgress = shared) -> None:
+                    shared.advance(count / step.total)
+
+                x0 = model_images(dataset, numbers, pipeline.device)
+                result = make(x0, NoiseSource(options.seed, indices), inputs.labels_at(numbers), numbers, on_step)
+                for name, values in result.errors.items():
+                    squares.setdefault(name, {}).update(zip(indices, values.double().cpu().tolist(), strict=True))
+                units = writer is not None and writer.in_units
+                x = result.x.float()
+                pixels = to_units(x, pipeline.model.value_range) if units else to_uint8(x).cpu()
+                if writer is None:
+                    made.append(pixels)
+                else:
+                    _write(writer, dataset, pipeline.notes, indices, numbers, pixels, labels)
+        off = _errors(job.gather_json({name: list(values.items()) for name, values in squares.items()}))
+        kept = None if writer is not None else torch.cat(made).numpy()
+
+        def finish() -> Image.Image:
+            shown = min(len(inputs), MOST_SHOWN) * variants
+            if writer is None or folder is None:
+                assert kept is not None
+                return _page(pipeline, inputs, kept[:shown], variants, seen, text)
+            writer.finish(total)
+            first = grids.first_images(folder, options.seed, shown)
+            page = _page(pipeline, inputs, first, variants, seen, text)
+            save_png(folder / GRID, page, {**run, **pipeline.notes}, overwrite=True)
+            return page
+
+        page = job.main_first(lambda main: finish() if main else Image.open(str(folder / GRID)))  # type: ignore[operator]
+        if options.report is not None and job.is_main:
+            done = f"{count_of(len(todo), 'image')} made" if todo else "all images already exist"
+            seconds = duration(time.monotonic() - begin)
+            options.report(f"{done} in {seconds} on {pipeline.device.type}: {text}, {pipeline.text()}")
+            if folder is not None:
+                options.report(f"  images  {folder}\n  grid    {folder / GRID}")
+            for name, levels in off.items():
+                options.report(f"  {name}: {error_text(levels)}")
     each = None if labels is None else [labels[i // variants] for i in range(total)]
     return Edited(each, names, off, page, folder, kept)
+
+
+def _errors(found: Sequence[Mapping[str, Sequence[Sequence[float]]]]) -> dict[str, float]:
+    """Root mean square errors in 8-bit levels, from what each process has: (number, mean square) by name."""
+    merged: dict[str, dict[float, float]] = {}
+    for part in found:
+        for name, pairs in part.items():
+            merged.setdefault(name, {}).update((number, square) for number, square in pairs)
+    values = {name: [squares[k] for k in sorted(squares)] for name, squares in merged.items()}
+    return {name: 127.5 * math.sqrt(float(torch.tensor(v, dtype=torch.float64).mean())) for name, v in values.items()}
 
 
 def output_names(dataset: ImageDataset, variants: int = 1) -> list[str]:

@@ -18,12 +18,12 @@ from torch import Tensor
 from undiffuse.data import ArraySource, DataConfig, FolderSource, ImageDataset, Source, open_data, open_npz
 from undiffuse.data.channels import ValueRange, values_of
 from undiffuse.data.decoding import Picture, PictureInfo, describe
+from undiffuse.data.formats.samples import files_of_run
 from undiffuse.data.screening import Check, OnBroken, default_workers, screen
 from undiffuse.data.sources import BrokenImageError, SubsetSource
 from undiffuse.metrics import MetricError
-from undiffuse.pictures.names import parse_name
 from undiffuse.pictures.npz import packed_files
-from undiffuse.pictures.stored import keeps_names, read_file, sample_files, sample_label
+from undiffuse.pictures.stored import read_file
 from undiffuse.pictures.units import IN_UNITS, load_image, preview
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import count_of
@@ -296,6 +296,8 @@ def _undeclared(source: Source) -> list[str]:
     largest = 0
     for i in np.unique(np.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).astype(np.int64)):
         try:
+            if source.value_range is not None and source.info(int(i)).value_range == source.value_range:
+                continue  # its own record says so
             picture = source.image(int(i))
         except BrokenImageError:
             continue
@@ -357,33 +359,20 @@ def _samples(path: Path) -> tuple[Source, dict[str, Any]] | None:
     about = {"record": record}
     if path.is_file():
         return open_npz(path), about
-    if keeps_names(folder):  # results of an edit, which only their records tell apart from other pictures
-        names = sorted(
-            (index, file.relative_to(folder).as_posix(), file.stat().st_size, sample_label(file, recorded=True))
-            for index, file in sample_files(folder).items()
-        )
-    else:
-        names = sorted(
-            (parsed.index, file.name, file.stat().st_size, parsed.label)
-            for file in folder.iterdir()
-            if (parsed := parse_name(file.name)) is not None
-        )
+    names, sizes, numbers = files_of_run(folder)
     if not names:
         packed = packed_files(folder)
         if not packed:
             raise MetricError(f"{folder} holds the record of a sampling run but no samples; finish it first")
         return open_npz(packed[-1][1]), about
-    numbers = [label for *_, label in names]
     known = [label for label in numbers if label is not None]
     classes: NDArray[np.int64] | None = None
     table: list[str] | None = None
     if len(known) == len(numbers):
         classes = np.array(known, dtype=np.int64)
         table = [str(k) for k in range(int(classes.max()) + 1)]
-    kind = _InUnits if record.get("format") in IN_UNITS else FolderSource
-    files = kind(folder, [name for _, name, _, _ in names], [size for _, _, size, _ in names],
-                 labels=classes, label_names=table)  # fmt: skip
-    return files, about
+    kind = _InUnits if record.get("format") in IN_UNITS or record.get("value_range") is not None else FolderSource
+    return kind(folder, names, sizes, labels=classes, label_names=table), about
 
 
 def _channels(source: Source) -> tuple[int, bool]:

@@ -56,24 +56,46 @@ class LevelClassifier:
         Raises:
             ValueError: There is not one index per image, or an index is out of range.
         """
-        if y.shape != (x.shape[0],):
-            raise ValueError(f"expected one class index for each of the {x.shape[0]} images; got shape {list(y.shape)}")
-        y = y.to(x.device)
+        _check_labels(x, y)
         scores = self(x, level).float()
-        if bool(((y < 0) | (y >= scores.shape[1])).any()):
-            raise ValueError(
-                f"the classifier has the classes 0 to {scores.shape[1] - 1}; got {sorted(set(y.tolist()))}. With "
-                "classifier-free guidance (null class), nest it outside: ClassifierGuidance(ClassifierFree(...))"
-            )
+        _check_range(scores, y)
+        return self._log_prob(scores, y.to(x.device))
+
+    def gradient(self, x: Tensor, level: Level, y: Tensor) -> Tensor:
+        """Returns grad_x log p(y | x) [B, C, H, W] from one backward pass, as no layer mixes the images of a batch."""
+        _check_labels(x, y)
+        record = getattr(self.network, "record", None)
+        inputs = x, self.time(level, x), y.to(x.device)
+        with torch.inference_mode(False):  # autograd cannot use inference tensors, so there are clones
+            scores, gradient = self._gradient(*inputs) if record is None else record(self._gradient, *inputs)
+        _check_range(scores, y)
+        return gradient
+
+    def _gradient(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The scores and the gradient; a label out of range counts as the nearest one, since it is checked later."""
+        with torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            scores = self.network(x, t.clone()).float()
+            log_prob = self._log_prob(scores, y.clone().clamp(0, scores.shape[1] - 1))
+            return scores.detach(), torch.autograd.grad(log_prob.sum(), x)[0]
+
+    def _log_prob(self, scores: Tensor, y: Tensor) -> Tensor:
         if self.temperature != 1:
             scores = scores / self.temperature
         return torch.log_softmax(scores, dim=-1).gather(1, y[:, None])[:, 0]
 
-    def gradient(self, x: Tensor, level: Level, y: Tensor) -> Tensor:
-        """Returns grad_x log p(y | x) [B, C, H, W] from one backward pass, as no layer mixes the images of a batch."""
-        with torch.inference_mode(False), torch.enable_grad():
-            x = x.detach().clone().requires_grad_()  # a clone, because autograd cannot use inference tensors
-            return torch.autograd.grad(self.log_prob(x, level, y.clone()).sum(), x)[0]
+
+def _check_labels(x: Tensor, y: Tensor) -> None:
+    if y.shape != (x.shape[0],):
+        raise ValueError(f"expected one class index for each of the {x.shape[0]} images; got shape {list(y.shape)}")
+
+
+def _check_range(scores: Tensor, y: Tensor) -> None:
+    if bool(((y < 0) | (y >= scores.shape[1])).any()):
+        raise ValueError(
+            f"the classifier has the classes 0 to {scores.shape[1] - 1}; got {sorted(set(y.tolist()))}. With "
+            "classifier-free guidance (null class), nest it outside: ClassifierGuidance(ClassifierFree(...))"
+        )
 
 
 class ClassifierGuidance(GradientGuidance):

@@ -9,6 +9,9 @@ Where an operation has several implementations, a rule chooses one by the size o
 `UNDIFFUSE_KERNELS=timed` they are timed once on each machine (`autotune`), the times are stored in the cache folder,
 and the fastest is used. `UNDIFFUSE_KERNELS` also takes "measure" (time them again) and pins such as "conv3x3=torch",
 separated by commas; `using` takes the same text.
+
+On GPUs Triton computes norms and what follows them, if it works there (`gpu`), and calls of prepared networks are CUDA
+graphs (`nets.graphs`). Pins deselect them: "norm_act=torch", "graphs=off".
 """
 
 from undiffuse.kernels.allocator import keep_memory, return_memory

@@ -24,6 +24,8 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
 "conv3x3" is a 3x3 convolution with the weights as they are, "conv3x3_packed" one in a network prepared for inference,
 "conv3x3_grad" the gradient of a 3x3 convolution with respect to its input.
 """
+GPU: dict[str, tuple[str, ...]] = {"norm_act": ("triton", "torch"), "graphs": ("on", "off")}
+"""What can be pinned on GPUs: who computes norms and what follows them, and whether calls are CUDA graphs."""
 _UNSET: Any = object()
 _chosen: str | None = None  # set by `using`
 _library: ctypes.CDLL | None = _UNSET  # set after the first attempt to build; None if it failed
@@ -74,22 +76,28 @@ def parse(text: str, name: str = "UNDIFFUSE_KERNELS") -> Setting:
             which = "pure" if word == "off" else word
         elif word in TIMING:
             timing = word
-        elif pinned and operation in OPERATIONS:
-            if way not in OPERATIONS[operation]:
-                raise ValueError(f"{name} has {word!r}; {operation} is one of {', '.join(OPERATIONS[operation])}")
+        elif pinned and operation in {**OPERATIONS, **GPU}:
+            ways = {**OPERATIONS, **GPU}[operation]
+            if way not in ways:
+                raise ValueError(f"{name} has {word!r}; {operation} is one of {', '.join(ways)}")
             pins[operation] = way
         else:
             raise ValueError(
                 f"{name} is {text!r}; expected one of {', '.join(CHOICES)}, off, {', '.join(TIMING)}, or an operation "
-                f"and its implementation such as conv3x3=torch (operations: {', '.join(OPERATIONS)}), with commas "
-                "between"
+                f"and its implementation such as conv3x3=torch (operations: {', '.join([*OPERATIONS, *GPU])}), with "
+                "commas between"
             )
     return Setting(which, timing, pins)
 
 
 def setting() -> Setting:
     """Returns the setting made by `using` or UNDIFFUSE_KERNELS. Raises ValueError if it has an unknown word."""
-    return parse(_chosen or os.environ.get("UNDIFFUSE_KERNELS", ""))
+    return parse(text())
+
+
+def text() -> str:
+    """Returns the setting as it was given to `using` or to UNDIFFUSE_KERNELS."""
+    return _chosen or os.environ.get("UNDIFFUSE_KERNELS", "")
 
 
 def choice() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ def norm_act(
     """Returns SiLU(GN(x) (1 + scale) + shift) [B, C, H, W] in the precision of x.
 
     Statistics and intermediate values are float32, or float64 if x is. The result can be differentiated twice with
-    respect to all inputs. The compiled kernel computes channels-last float32 and bfloat16 inputs on a CPU;
-    `norm_act_pure` computes everything else.
+    respect to all inputs. The compiled kernel computes channels-last float32 and bfloat16 inputs on a CPU, Triton
+    channels-last inputs on a GPU (`kernels.gpu`); `norm_act_pure` computes everything else.
 
     Args:
         x: Input [B, C, H, W] in any floating-point precision.
@@ -42,13 +43,15 @@ def norm_act(
         shift: Per-image shift [B, C] in float32, or None.
         act: Whether to apply SiLU.
     """
-    lib = _library(x)
-    if lib is None:
+    fused = _library(x) if x.device.type == "cpu" else _triton(x)
+    if fused is None:
         return norm_act_pure(x, groups, weight, bias, eps, scale, shift, act)
     inputs = (x, weight, bias, scale, shift)
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in inputs):
-        return _NormAct.apply(*inputs, groups, eps, act)
-    return _forward(lib, *inputs, groups, eps, act)[0]
+        return _NormAct.apply(*inputs, groups, eps, act, fused)
+    if isinstance(fused, ModuleType):
+        return fused.forward(*inputs, groups, eps, act)[0]
+    return _forward(fused, *inputs, groups, eps, act)[0]
 
 
 def norm_act_pure(
@@ -76,8 +79,7 @@ def norm_act_pure(
 
 def _library(x: Tensor) -> ctypes.CDLL | None:
     if (
-        x.device.type != "cpu"
-        or x.dtype not in _NAMES
+        x.dtype not in _NAMES
         or x.ndim != 4
         or x.shape[1] % LANES
         or not x.is_contiguous(memory_format=torch.channels_last)
@@ -87,6 +89,14 @@ def _library(x: Tensor) -> ctypes.CDLL | None:
     ):
         return None
     return library()
+
+
+def _triton(x: Tensor) -> ModuleType | None:
+    if x.device.type != "cuda" or torch.compiler.is_compiling():
+        return None
+    from undiffuse.kernels.gpu import triton_norm
+
+    return triton_norm(x)
 
 
 def _forward(
@@ -121,6 +131,34 @@ def _work(batch: int, pixels: int, channels: int, rows: int) -> int:
     return batch * (2 * chunks + rows) * channels
 
 
+def _backward(
+    lib: ctypes.CDLL,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    moments: Tensor,
+    groups: int,
+    act: bool,
+) -> tuple[Tensor, Tensor]:
+    """Returns the gradient with respect to x, and those of the normalised x's factor and summand [2, B, C]."""
+    b, c, height, width = x.shape
+    pixels = height * width
+    gx = torch.empty_like(x)
+    sums = torch.empty(2, b, c, dtype=torch.float32)
+    work = torch.empty(_work(b, pixels, c, 4), dtype=torch.float32)
+    at = moments.data_ptr()
+    scale_at, shift_at, stride, kept = _conditions(scale, shift)
+    getattr(lib, f"undiffuse_backward_{_NAMES[x.dtype]}")(
+        x.data_ptr(), grad.data_ptr(), gx.data_ptr(), _float(weight, kept), _float(bias, kept), scale_at, shift_at,
+        stride, at, at + 4 * b * groups, sums.data_ptr(), sums[1].data_ptr(), work.data_ptr(),
+        b, pixels, c, groups, act, torch.get_num_threads(),
+    )  # fmt: skip
+    return gx, sums
+
+
 class _NormAct(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -133,38 +171,30 @@ class _NormAct(torch.autograd.Function):
         groups: int,
         eps: float,
         act: bool,
+        fused: ctypes.CDLL | ModuleType,
     ) -> Tensor:
-        lib = library()
-        assert lib is not None  # `norm_act` has checked it
-        y, moments = _forward(lib, x, weight, bias, scale, shift, groups, eps, act)
-        moments = moments[: 2 * len(x) * groups].clone()
+        if isinstance(fused, ModuleType):
+            y, moments = fused.forward(x, weight, bias, scale, shift, groups, eps, act)
+        else:
+            y, moments = _forward(fused, x, weight, bias, scale, shift, groups, eps, act)
+            moments = moments[: 2 * len(x) * groups].clone()
         ctx.save_for_backward(x, weight, bias, scale, shift, moments)
-        ctx.groups, ctx.eps, ctx.act = groups, eps, act
+        ctx.groups, ctx.eps, ctx.act, ctx.fused = groups, eps, act, fused
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, bias, scale, shift, moments = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative
-            return (*_differentiable(ctx, grad, x, weight, bias, scale, shift), None, None, None)
-        lib = library()
-        assert lib is not None
-        b, c, height, width = x.shape
-        pixels = height * width
+            return (*_differentiable(ctx, grad, x, weight, bias, scale, shift), None, None, None, None)
         grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        gx = torch.empty_like(x)
-        sums = torch.empty(2, b, c, dtype=torch.float32)
-        work = torch.empty(_work(b, pixels, c, 4), dtype=torch.float32)
-        at = moments.data_ptr()
-        scale_at, shift_at, stride, kept = _conditions(scale, shift)
-        getattr(lib, f"undiffuse_backward_{_NAMES[x.dtype]}")(
-            x.data_ptr(), grad.data_ptr(), gx.data_ptr(), _float(weight, kept), _float(bias, kept), scale_at, shift_at,
-            stride, at, at + 4 * b * ctx.groups, sums.data_ptr(), sums[1].data_ptr(), work.data_ptr(),
-            b, pixels, c, ctx.groups, ctx.act, torch.get_num_threads(),
-        )  # fmt: skip
+        if isinstance(ctx.fused, ModuleType):
+            gx, sums = ctx.fused.backward(grad, x, weight, bias, scale, shift, moments, ctx.groups, ctx.act)
+        else:
+            gx, sums = _backward(ctx.fused, grad, x, weight, bias, scale, shift, moments, ctx.groups, ctx.act)
         gain, offset = sums  # gradients of the normalised x's factor and summand, per image and channel
         if scale is None:
-            return gx, gain.sum(0), offset.sum(0), None, None, None, None, None
+            return gx, gain.sum(0), offset.sum(0), None, None, None, None, None, None
         factor = 1 + scale
         return (
             gx,
@@ -172,6 +202,7 @@ class _NormAct(torch.autograd.Function):
             (offset * factor).sum(0),
             torch.addcmul(gain * weight, offset, bias),
             offset,
+            None,
             None,
             None,
             None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from undiffuse.config import SamplerConfig
 from undiffuse.data import BrokenImageError, ImageDataset
 from undiffuse.denoiser import ChainDenoiser
+from undiffuse.distributed import Job, join
 from undiffuse.likelihood.bound import Bound, bits_per_dim
 from undiffuse.likelihood.flow import FlowBits, FlowConfig, flow_bits_per_dim
 from undiffuse.likelihood.report import TERMS, LikelihoodReport, per_step, summarize
@@ -22,6 +24,7 @@ from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.classes import class_numbers
 from undiffuse.pipelines.inputs import Images, labels_of, model_images, open_images
 from undiffuse.util.errors import ConfigError
+from undiffuse.util.launch import Launch
 from undiffuse.util.progress import NoProgress, Progress
 from undiffuse.util.store import RowStore
 
@@ -80,7 +83,8 @@ def measure(
         seed: Random seed. What is drawn for an image depends on the seed and the image's number only.
         batch: Images at once; by default what fits into memory.
         device, precision, weights: See `Pipeline.from_pretrained`; of a `Pipeline` its own.
-        out: A folder for bits.json, bits.png and the rows measured so far, so that the same call resumes.
+        out: A folder for bits.json, bits.png and the rows measured so far, so that the same call resumes, and that
+            processes which torchrun or srun started share the images.
         overwrite: Whether to replace another measurement in `out`.
         progress: Whether to show a progress bar.
 
@@ -125,35 +129,43 @@ def measure(
         **({} if fit is None else {"fit": fit}),
         "classes": given,
     }
-    store = None
-    if out is not None:
-        folder = Path(out)
-        results = [folder / REPORT, folder / CURVE]
-        store = RowStore(folder / PARTIAL, about, "measurements", results, overwrite)
-    todo = list(range(len(dataset))) if store is None else store.missing(len(dataset))
-    rows: list[dict[str, Any]] = [] if store is None else store.rows
-    size = pipeline.batch_size(batch)
-    followed = denoiser.clipping(flow_clip)
-    with Progress("measuring", len(todo), "images") if progress else NoProgress() as bar:
-        for start in range(0, len(todo), size):
-            indices = todo[start : start + size]
-            kept, broken = _readable(dataset, indices)
-            row: dict[str, Any] = {"images": indices, "broken": broken}
-            if kept:
-                x0, noise = model_images(dataset, kept, pipeline.device), NoiseSource(seed, kept)
-                if pipeline.model.value_range is not None:
-                    x0 = ((x0 + 1) * 127.5).round() / 127.5 - 1  # 256 levels, of which the probability is
-                cond = pipeline.condition(None if targets is None else [targets[i] for i in kept])
-                if bound:
-                    row |= _bound_row(bits_per_dim(denoiser, chain, x0, noise, cond=cond, decoder=decoder, terms=some))
-                if config is not None:
-                    row["flow"] = _flow_row(flow_bits_per_dim(followed, x0, noise, cond=cond, config=config))
-            rows.append(row) if store is None else store.write(row)
-            bar.advance(len(indices))
-    report = _report(rows, chain, denoiser.chain, bound, config, whole, {**about, **pipeline.notes}, dataset)
-    if store is not None:
-        report.save(store.place / REPORT)
-        _save_curve(report, store.place / CURVE, about)
+    size, followed = pipeline.batch_size(batch), denoiser.clipping(flow_clip)
+
+    def row_of(indices: list[int]) -> dict[str, Any]:
+        kept, broken = _readable(dataset, indices)
+        row: dict[str, Any] = {"images": indices, "broken": broken}
+        if kept:
+            x0, noise = model_images(dataset, kept, pipeline.device), NoiseSource(seed, kept)
+            if pipeline.model.value_range is not None:
+                x0 = ((x0 + 1) * 127.5).round() / 127.5 - 1  # 256 levels, of which the probability is
+            cond = pipeline.condition(None if targets is None else [targets[i] for i in kept])
+            if bound:
+                row |= _bound_row(bits_per_dim(denoiser, chain, x0, noise, cond=cond, decoder=decoder, terms=some))
+            if config is not None:
+                row["flow"] = _flow_row(flow_bits_per_dim(followed, x0, noise, cond=cond, config=config))
+        return row
+
+    rows: list[dict[str, Any]] = []
+    with join() if out is not None else nullcontext(Job(Launch())) as job:
+        store = None
+        if out is not None:
+            file, results = Path(out) / PARTIAL, [Path(out) / REPORT, Path(out) / CURVE]
+            store = job.main_first(
+                lambda main: RowStore(file, about, "measurements", results, overwrite and main, process=job.rank)
+            )
+        todo = list(range(len(dataset))) if store is None else store.missing(len(dataset))
+        with Progress("measuring", len(todo), "images") if progress else NoProgress() as bar:
+            for indices, shared in job.shared(todo, size, bar):
+                rows.append(row_of(indices)) if store is None else store.write(row_of(indices))
+                shared.advance(len(indices))
+        if store is not None:
+            job.main_first(lambda main: store.merge() if main else store.read())
+            rows = store.rows
+        report = _report(rows, chain, denoiser.chain, bound, config, whole, {**about, **pipeline.notes}, dataset)
+        if store is not None and job.is_main:
+            report.save(store.place / REPORT)
+            _save_curve(report, store.place / CURVE, about)
+        job.barrier()
     return report
 
 

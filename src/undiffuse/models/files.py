@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from undiffuse import checkpoints
-from undiffuse.adapters import foreign, hub, importing, published
+from undiffuse.adapters import hub, published
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models.model import ClassifierModel, DiffusionModel
 from undiffuse.nets import registry
@@ -42,29 +42,37 @@ def resolve(reference: str | Path, weights: str | None = None) -> Path:
     """
     path = Path(reference)
     if os.path.isfile(path):  # os.path, because flags may be longer than any file's name, which pathlib calls an error
-        return path if foreign.is_ours(path) else importing.convert(path, which=weights)
+        return path if checkpoints.is_ours(path) else _importing().convert(path, which=weights)
     if os.path.isdir(path):
         newest = checkpoints.latest(path)
         if newest is not None:
             return newest
+        importing = _importing()
         only = None if importing.is_diffusers(path) else importing.only_weights(path)
         return resolve(only, weights) if only is not None else importing.convert(path, which=weights)
     if str(reference) in SHIPPED:
         return Path(str(resources.files("undiffuse") / "assets" / f"{reference}.safetensors"))
     if str(reference) in published.ENTRIES:
-        return importing.published_checkpoint(str(reference))
+        return _importing().published_checkpoint(str(reference))
     if hub.is_reference(str(reference)):
         return _of_hub(str(reference), weights)
     file, like = split_reference(reference)
     if like is not None:
-        if os.path.isfile(file) and foreign.is_ours(Path(file)):
+        if os.path.isfile(file) and checkpoints.is_ours(Path(file)):
             raise ValueError(f"{file} says itself what it is: leave {like!r} out")
-        return importing.convert(file, like, weights)
+        return _importing().convert(file, like, weights)
     shown = str(reference) if len(str(reference)) < 200 else f"{str(reference)[:197]}..."
     raise ValueError(
         f"there is no file or folder {shown}, no shipped model of that name ({', '.join(SHIPPED)}) and no "
         f"published one{published.near(str(reference))}"
     )
+
+
+def _importing() -> Any:
+    """The readers of other programs' files, which models of our own do without."""
+    from undiffuse.adapters import importing
+
+    return importing
 
 
 def _of_hub(reference: str, weights: str | None) -> Path:
@@ -74,7 +82,7 @@ def _of_hub(reference: str, weights: str | None) -> Path:
     if "=" in revision or " " in revision:
         revision, like = "", rest
     folder = hub.snapshot(f"{name}@{revision}" if revision else name)
-    return importing.convert(folder, like or None, weights)
+    return _importing().convert(folder, like or None, weights)
 
 
 def split_reference(reference: str | Path) -> tuple[str, str | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from undiffuse.nets.classifier import ClassifierConfig, NoisyClassifier
 from undiffuse.nets.ddpm import DDPMConfig, DDPMUNet
+from undiffuse.nets.edm2_unet import EDM2UNet, EDM2UNetConfig
 from undiffuse.nets.edm_unet import EDMUNet, EDMUNetConfig
 from undiffuse.nets.protocol import Network, NetworkSpec, conditions_of, describe
 from undiffuse.nets.registry import config_from_dict, config_to_dict, register_network
@@ -23,6 +24,8 @@ __all__ = [
     "Network",
     "NetworkRunner",
     "NetworkSpec",
+    "EDM2UNet",
+    "EDM2UNetConfig",
     "EDMUNet",
     "EDMUNetConfig",
     "NoisyClassifier",

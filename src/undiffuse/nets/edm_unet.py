@@ -34,6 +34,7 @@ class EDMUNetConfig(NetworkConfig):
         architecture: "edm"; identifies this configuration in a dictionary.
         design: "song" (DDPM++ and NCSN++) or "dhariwal" (ADM).
         time_type: "positional" or, in NCSN++, "fourier".
+        log_time: Whether the logarithm of the time input is embedded.
         time_mult: Width of the embedded time in `model_channels`.
         embedding_mult: Width of the embedding in `model_channels`.
         residual_input: Whether the downsampled and convolved input is added at every level (NCSN++).
@@ -46,6 +47,7 @@ class EDMUNetConfig(NetworkConfig):
     design: str = "song"
     num_res_blocks: int = 4
     time_type: str = "positional"
+    log_time: bool = False
     time_mult: int = 1
     embedding_mult: int = 4
     residual_input: bool = False
@@ -148,7 +150,8 @@ class InputResidual(nn.Conv2d):
         super().__init__(channels, out_channels, 3, padding=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype, device=x.device) / 8
+        near = (torch.arange(4, device=x.device) - 1.5).abs() < 1  # made on the device, so that CUDA graphs can hold it
+        taps = (1 + 2 * near).to(x.dtype) / 8
         kernel = torch.outer(taps, taps).expand(self.out_channels, 1, 4, 4)
         h = F.conv2d(x, self.weight.to(x.dtype), padding=2)
         h = F.conv2d(h, kernel, stride=2, groups=self.out_channels)
@@ -162,22 +165,27 @@ class TimeEmbedding(nn.Module):
     def __init__(self, config: EDMUNetConfig) -> None:
         super().__init__()
         self.song, self.fourier = config.design == "song", config.time_type == "fourier"
+        self.log = config.log_time
         self.pairs = config.model_channels * config.time_mult // 2
         if self.fourier:
             self.freqs = nn.Parameter(16 * nn.init.normal_(torch.empty(self.pairs)), requires_grad=False)
 
     def forward(self, t: Tensor) -> Tensor:
+        t = t.float().log() if self.log else t.float()
         if self.fourier:
-            angles = t.float()[:, None] * (2 * math.pi * self.freqs)[None]
+            angles = t[:, None] * (2 * math.pi * self.freqs)[None]
         else:
             steps = torch.arange(self.pairs, dtype=torch.float32, device=t.device)
-            angles = t.float()[:, None] * (1 / 10_000) ** (steps / (self.pairs - self.song))[None]
+            angles = t[:, None] * (1 / 10_000) ** (steps / (self.pairs - self.song))[None]
         parts = (angles.sin(), angles.cos()) if self.song else (angles.cos(), angles.sin())
         return torch.cat(parts, dim=1)
 
 
 class EDMUNet(nn.Module):
-    """The network: net(x [B, C, H, W], t [B], y [B] or None) -> [B, C, H, W]; t is EDM's ln(sigma) / 4."""
+    """The network: net(x [B, C, H, W], t [B], y [B] or None) -> [B, C, H, W].
+
+    t is whatever its preconditioning gives it, ln(sigma) / 4 in EDM's own.
+    """
 
     def __init__(self, config: EDMUNetConfig) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ other networks are counted in one pass on the device "meta", which takes neither
 from __future__ import annotations
 
 import copy
+import re
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +23,18 @@ from undiffuse.nets.ddpm import DDPMConfig
 from undiffuse.nets.protocol import NetworkSpec, conditions_of, describe
 from undiffuse.nets.unet import UNetConfig
 
-_FLOAT32 = ("out.", "conv_out.")  # the last layers, which run in float32 whatever the precision
+_LAST = re.compile(r"(?:out|conv_out|out_conv|final_conv|dec\.\w+_aux_conv)\.")
 _OUT_OF_MEMORY = (
     "out of memory",  # CUDA, MPS, accelerators
     "can't allocate memory",  # the CPU allocator
     "not enough memory",  # the CPU allocator on Windows
     "alloc_failed",  # cuBLAS, cuDNN
 )
+
+
+def is_last(name: str) -> bool:
+    """Returns whether a module of the library's networks is a last layer, which runs in float32 in any precision."""
+    return _LAST.match(f"{name}.") is not None
 
 
 def store_weights_(net: nn.Module, dtype: torch.dtype) -> None:
@@ -38,7 +44,7 @@ def store_weights_(net: nn.Module, dtype: torch.dtype) -> None:
     autocast to `dtype` is the same to the bit, without the time and memory of a second copy of the weights.
     """
     for name, module in net.named_modules():
-        if isinstance(module, (nn.Conv1d, nn.Conv2d)) and not f"{name}.".startswith(_FLOAT32):
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)) and not is_last(name):
             for parameter in module.parameters():
                 parameter.data = parameter.data.to(dtype)
 

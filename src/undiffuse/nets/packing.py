@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from undiffuse.kernels import return_memory
 from undiffuse.kernels.autotune import current_plan
 from undiffuse.kernels.convolution import PLAIN, filter_3x3, implementation, pack_filters, taps
-from undiffuse.nets.blocks import Attention, ResBlock
+from undiffuse.nets.blocks import Attention, Conv3x3, ResBlock
 from undiffuse.nets.ddpm import ResBlock as DDPMResBlock
+from undiffuse.nets.memory import is_last
 
 _ROWS = 1024  # the number of rows for which products are laid out, which matters little
-_LAST = ("out.", "conv_out.")  # the last layers, which run in float32 whatever the precision
+_PLAIN = (nn.Conv2d.forward, Conv3x3.forward)  # a convolution that computes something else keeps its weights
 
 
 def pack_(net: nn.Module, dtype: torch.dtype) -> None:
@@ -37,7 +38,9 @@ def pack_(net: nn.Module, dtype: torch.dtype) -> None:
         return
     for name, module in list(net.named_modules()):
         for child, layer in module.named_children():
-            precision = torch.float32 if f"{name}.{child}.".lstrip(".").startswith(_LAST) else dtype
+            precision = torch.float32 if is_last(f"{name}.{child}".lstrip(".")) else dtype
+            if isinstance(layer, nn.Conv2d) and type(layer).forward not in _PLAIN:
+                continue
             if isinstance(layer, nn.Conv2d) and set(layer.kernel_size) != {1}:
                 setattr(module, child, PackedConv2d(layer, precision))
             elif isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.Conv1d) and isinstance(module, Attention)):

@@ -23,6 +23,7 @@ from torch import nn
 
 from undiffuse.nets.classifier import ClassifierConfig
 from undiffuse.nets.ddpm import DDPMConfig
+from undiffuse.nets.edm2_unet import EDM2UNetConfig
 from undiffuse.nets.edm_unet import EDMUNetConfig
 from undiffuse.nets.meta import build_on_meta
 from undiffuse.nets.protocol import NetworkSpec, describe
@@ -31,7 +32,13 @@ from undiffuse.nets.unet2d import UNet2DConfig
 from undiffuse.nets.unet_rms import RMSUNetConfig
 
 GROUP = "undiffuse.networks"
-_NAMED: dict[str, Any] = {"ddpm": DDPMConfig, "edm": EDMUNetConfig, "unet2d": UNet2DConfig, "unet-rms": RMSUNetConfig}
+_NAMED: dict[str, Any] = {
+    "ddpm": DDPMConfig,
+    "edm": EDMUNetConfig,
+    "edm2": EDM2UNetConfig,
+    "unet2d": UNet2DConfig,
+    "unet-rms": RMSUNetConfig,
+}
 _OWN = (UNetConfig, ClassifierConfig, *_NAMED.values())
 _RESERVED = ("unet", "classifier", *_NAMED)
 _registered: dict[str, Any] = {}

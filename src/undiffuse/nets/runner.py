@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from undiffuse.arithmetic import steady_float32
 from undiffuse.kernels.autotune import Plan, planned
 from undiffuse.nets.ddpm import DDPMUNet
+from undiffuse.nets.edm2_unet import EDM2UNet
 from undiffuse.nets.edm_unet import EDMUNet
 from undiffuse.nets.encoder import Encoder
 from undiffuse.nets.memory import Footprint, store_weights_
@@ -21,6 +22,9 @@ from undiffuse.nets.packing import pack_
 from undiffuse.nets.protocol import conditions_of, memory_format
 from undiffuse.nets.unet2d import UNet2D
 from undiffuse.nets.unet_rms import RMSUNet
+
+if TYPE_CHECKING:  # only GPUs need it
+    from undiffuse.nets.graphs import Graphs
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,6 +45,7 @@ class NetworkRunner:
         net: The module that is called.
         conditions: Names of the conditions the network accepts.
         precision: The precision.
+        compiled: Whether calls go through `torch.compile`.
     """
 
     def __init__(self, net: nn.Module, precision: str, device: torch.device, compiled: bool = False) -> None:
@@ -49,19 +54,22 @@ class NetworkRunner:
         self._device = device.type
         self.precision = precision
         self._dtype = AUTOCAST.get(precision)
-        self._compile = compiled
+        self.compiled = compiled
         self._prepared: _Prepared | None = None
         self._plan = Plan()  # for calls outside a run, which has a plan of its own
+        self._graphs: Graphs | None = None
         self._use(net)
 
     def _use(self, net: nn.Module) -> None:
         self.net = net
-        self._call: Any = _compiled(net, self._device) if self._compile else net
-        self._graphs = self._compile and self._device == "cuda"  # the result may lie in the memory of a CUDA graph
+        self._call: Any = _compiled(net, self._device) if self.compiled else net
+        self._overwritten = self.compiled and self._device == "cuda"  # the result may lie in a CUDA graph's memory
+        if self._graphs is not None:
+            self._graphs.clear()  # those that are recorded read other weights
 
     def beside(self, net: nn.Module) -> NetworkRunner:
         """Returns a runner of another network on the same device and in the same precision."""
-        return NetworkRunner(net, self.precision, torch.device(self._device), self._compile)
+        return NetworkRunner(net, self.precision, torch.device(self._device), self.compiled)
 
     @cached_property
     def footprint(self) -> Footprint:
@@ -92,6 +100,33 @@ class NetworkRunner:
             if self._prepared.outdated():
                 self._use(self._prepared.again())
         x = x.contiguous(memory_format=self._layout)
+        if self._graphs is None:
+            out = self._run(x, t, conditions)
+            # The result of a compiled call is overwritten by the next one; a conversion to float32 copies it.
+            return out.clone() if self._overwritten and out.dtype == torch.float32 else out.float()
+        names = tuple(conditions)
+
+        def call(x: Tensor, t: Tensor, *values: Tensor) -> tuple[Tensor]:
+            return (self._run(x, t, dict(zip(names, values, strict=True))).float(),)
+
+        return self._graphs(call, x, t, *conditions.values(), name=names)[0]
+
+    def record(self, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Call a function of tensors that calls this network, on GPUs as a CUDA graph from its second call on.
+
+        Args:
+            function: A function to a tuple of tensors, for example of a gradient. It may not read numbers back from
+                the GPU.
+            *inputs: Its arguments, on the network's device.
+
+        Returns:
+            What the function returns.
+        """
+        if self._prepared is not None and self._prepared.outdated():
+            self._use(self._prepared.again())
+        return function(*inputs) if self._graphs is None else self._graphs(function, *inputs)
+
+    def _run(self, x: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         with (
             planned(self._plan, outermost=True),
             steady_float32(self._device),
@@ -103,8 +138,7 @@ class NetworkRunner:
                 f"the network {type(self.net).__name__} returned a {type(out).__name__}, not a tensor: wrap it in a "
                 "module whose forward returns the tensor"
             )
-        # The result of a CUDA graph is overwritten by the next call; a conversion to float32 copies it.
-        return out.clone() if self._graphs and out.dtype == torch.float32 else out.float()
+        return out
 
 
 def prepare_for_inference(
@@ -161,6 +195,10 @@ def prepare_for_inference(
         return shared
 
     runner = NetworkRunner(prepared(net), precision, device, compiled and not gradient)
+    if is_own(net) and device.type == "cuda" and not runner.compiled:
+        from undiffuse.nets.graphs import Graphs
+
+        runner._graphs = Graphs()
     runner.footprint = footprints[0]  # packed layers have no parameters
     runner._prepared = _Prepared(None if consume else net, prepared, not pack)
     return runner
@@ -256,7 +294,7 @@ def _prepare_(net: nn.Module, precision: str, device: torch.device) -> Footprint
 
 def is_own(net: nn.Module) -> bool:
     """Return whether `net` is of this library's architectures, whose layers may be stored in 16 bits and packed."""
-    return isinstance(net, (Encoder, DDPMUNet, EDMUNet, UNet2D, RMSUNet))
+    return isinstance(net, (Encoder, DDPMUNet, EDMUNet, EDM2UNet, UNet2D, RMSUNet))
 
 
 def _shared_copy(net: nn.Module) -> nn.Module:

@@ -40,8 +40,9 @@ class UNet2DConfig(NetworkConfig):
         norm_eps: Epsilon of the group norms.
         activation: One of `ACTIVATIONS`, in residual blocks and behind the time embedding.
         time_scale_shift: Whether the embedding scales and shifts (true) or is added (false).
-        time_type: "positional" (sinusoidal), "fourier" (of the time's logarithm, by drawn frequencies; the output is
-            divided by the time) or "learned" (a table of `time_steps` rows).
+        time_type: "positional" (sinusoidal), "fourier" (of the time's logarithm, by drawn frequencies) or "learned" (a
+            table of `time_steps` rows).
+        divided_by_time: Whether the output of a network with Fourier times is divided by the time.
         time_steps: Rows of a learned time embedding.
         time_channels: Width of the embedding; 0 for four times the width of the first level.
         cosine_first: Whether cosines come before sines in a sinusoidal embedding.
@@ -51,7 +52,8 @@ class UNet2DConfig(NetworkConfig):
         middle: Whether there is a middle block.
         mid_attention: Whether it attends.
         mid_scale: What its residual sums are divided by.
-        centre: Whether the input is mapped from [0, 1] to [-1, 1] first.
+        unit_range: Whether it was trained on images in [0, 1]: the input is mapped there from [-1, 1] first.
+        centre: Whether the input is then mapped from [0, 1] to [-1, 1].
         class_embedding: How classes are given: a "table" of `num_classes` rows (and one for `null_class`), a "number"
             that is embedded like the time, or a "vector" as wide as the embedding; None without classes. A number of
             classes means a table if nothing else is said, and a table without classes is none.
@@ -69,6 +71,7 @@ class UNet2DConfig(NetworkConfig):
     activation: str = "silu"
     time_scale_shift: bool = False
     time_type: str = "positional"
+    divided_by_time: bool = True
     time_steps: int = 0
     time_channels: int = 0
     cosine_first: bool = True
@@ -79,6 +82,7 @@ class UNet2DConfig(NetworkConfig):
     middle: bool = True
     mid_attention: bool = True
     mid_scale: float = 1.0
+    unit_range: bool = False
     centre: bool = False
     class_embedding: str | None = None
     num_classes: int | None = None
@@ -222,7 +226,9 @@ class UNet2D(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         self.config.check_input(x, t)
         emb = ACTIVATIONS[self.config.activation](self._embed(x, t, y))
-        image = 2 * x - 1 if self.config.centre else x
+        image = x
+        if self.config.unit_range != self.config.centre:  # one map undoes the other
+            image = (x + 1) / 2 if self.config.unit_range else 2 * x - 1
         h = channels_last(self.conv_in(image))
         held = [h]
         for down in self.down_blocks:
@@ -239,7 +245,9 @@ class UNet2D(nn.Module):
             out = self.conv_out(self.conv_norm_out(h.to(self.conv_norm_out.weight.dtype)))
             if summed is not None:
                 out = out + summed.to(out.dtype)
-            return out / t.reshape(-1, 1, 1, 1).to(out.dtype) if self.config.time_type == "fourier" else out
+            if self.config.time_type == "fourier" and self.config.divided_by_time:
+                out = out / t.reshape(-1, 1, 1, 1).to(out.dtype)
+            return out
 
     def _embed(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         emb = self.time_embedding(self.time_proj(t))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ PANEL = (8.0, 4.6)  # inches
 # Okabe and Ito's colours, which colour-blind readers can tell apart, in the order of their contrast on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5a5a5a")
 _STEPS = [1, 2, 2.5, 5, 10]  # of ticks
+_drawing = threading.Lock()
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 11, "axes.titlelocation": "left",
     "axes.edgecolor": "#999999", "axes.labelcolor": "#333333", "axes.spines.top": False, "axes.spines.right": False,
@@ -99,7 +101,7 @@ class Panel:
 
 
 def draw_plot(panels: Panel | Sequence[Panel], title: str = "", columns: int = 2) -> Image.Image:
-    """Draws panels into one picture.
+    """Draws panels into one picture. Threads wait for each other, as matplotlib's settings are global.
 
     Args:
         panels: One panel, or several that are laid out in rows.
@@ -127,7 +129,7 @@ def draw_plot(panels: Panel | Sequence[Panel], title: str = "", columns: int = 2
         raise PlottingUnavailable from error
     columns = max(1, min(columns, len(panels)))
     rows = -(-len(panels) // columns)
-    with matplotlib.rc_context():
+    with _drawing, matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         width, height = (PANEL[0], PANEL[1]) if columns == 1 else (0.8 * PANEL[0], 0.9 * PANEL[1])

@@ -16,6 +16,7 @@ from typing import Any
 
 from undiffuse.adapters import published
 from undiffuse.config import SamplerConfig
+from undiffuse.distributed import join
 from undiffuse.models import split_reference
 from undiffuse.pipelines.classes import choose_classes, class_names
 from undiffuse.pipelines.low_res import LowRes, low_size
@@ -142,12 +143,14 @@ def run_cascade(
         animation=animation,
         **shared,
     )
-    writer = large.open()  # fail before the first stage, which may take hours
-    report(f"stage 1 of 2: {Path(str(base.config.model)).name}")
-    npz = small.run(report=report)
-    report(f"stage 2 of 2: {Path(str(upsampler.config.model)).name}")
-    large.source.low = LowRes.of_npz(npz, cascade.size, upsampler.shape[0])
-    return large.run(writer, report=report)
+    with join() as job:
+        report = report if job.is_main else _silent
+        writer = large.open()  # fail before the first stage, which may take hours
+        report(f"stage 1 of 2: {Path(str(base.config.model)).name}")
+        npz = small.run(report=report)
+        report(f"stage 2 of 2: {Path(str(upsampler.config.model)).name}")
+        large.source.low = LowRes.of_npz(npz, cascade.size, upsampler.shape[0])
+        return large.run(writer, report=report)
 
 
 def source_of_record(

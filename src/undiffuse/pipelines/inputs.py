@@ -21,11 +21,8 @@ from undiffuse.data import (
     SubsetSource,
     screen,
 )
-from undiffuse.data.decoding import Picture, describe
 from undiffuse.models import DiffusionModel
 from undiffuse.pictures import read_record
-from undiffuse.pictures.png import RECORD_KEY
-from undiffuse.pictures.units import decode_image
 from undiffuse.pixels import from_pixels, to_uint8, to_units
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import count_of, join_names
@@ -111,22 +108,7 @@ def open_images(
             if "class table" not in str(error):
                 raise
             raise ConfigError("classes", f"{error}. Name the class of all images instead") from error
-    if value_range is not None and not stored:
-        source = _InUnits(source, np.arange(len(source)))
     return subsample(ImageDataset(source, config), count)
-
-
-class _InUnits(SubsetSource):
-    """Pictures for a model with a value range; those that undiffuse scaled to 8 or 16 bits have their units again."""
-
-    def image(self, i: int) -> Picture:
-        picture, data = super().image(i), None
-        if describe(picture).depth in ("8", "16"):
-            data = self.encoded(i)
-        if data is None or data[:4] != b"\x89PNG" or f"{RECORD_KEY}\0".encode() not in data[:65536]:
-            return picture
-        values, record = decode_image(data, Path(self.name(i)))
-        return values if "value_range" in record else picture
 
 
 def subsample(dataset: ImageDataset, count: int | None) -> ImageDataset:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 from undiffuse import sampling
 from undiffuse.checkpoints import weights_hash
 from undiffuse.data import ImageDataset
+from undiffuse.distributed import Job, join
 from undiffuse.noise import NoiseSource
 from undiffuse.pictures import save_png
 from undiffuse.pictures.units import check_format, default_format
@@ -33,6 +35,7 @@ from undiffuse.pipelines.samples import Samples
 from undiffuse.pixels import from_pixels, to_uint8
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
+from undiffuse.util.launch import Launch
 from undiffuse.util.limits import check_header
 from undiffuse.util.progress import NoProgress, Progress
 from undiffuse.util.records import check_record, read_json
@@ -95,6 +98,8 @@ def encode(
 ) -> Latents:
     """Encodes images into latents by DDIM inversion; the same job with the same `out` resumes.
 
+    With `out`, processes that torchrun or srun started share the images.
+
     Args:
         pipeline: A pipeline with the solver "ddim" and eta 0.
         images: What `open_images` takes.
@@ -123,25 +128,25 @@ def encode(
         "labels": labels,
         "label_names": class_names(pipeline),
     }
-    writer = None if out is None else LatentsWriter(out, about, overwrite)
-    todo = list(range(len(dataset))) if writer is None else writer.missing(len(dataset))
-    size, made = pipeline.batch_size(batch), []
-    with Progress("encoding", len(todo), "images") if progress else NoProgress() as bar:
-        for start in range(0, len(todo), size):
-            indices = todo[start : start + size]
-            x0 = model_images(dataset, indices, pipeline.device)
-            cond = pipeline.condition(None if labels is None else [labels[i] for i in indices])
-            latents = sampling.encode(pipeline.denoiser, pipeline.path, x0, cond=cond).float().cpu()
-            if writer is None:
-                made.append(latents)
-            else:
-                writer.write(indices, latents)
-            bar.advance(len(indices))
-    if report is not None:
-        kept = f" ({len(dataset) - len(todo):,} already existed)" if len(todo) < len(dataset) else ""
-        report(f"{count_of(len(todo), 'image')} encoded{kept}")
-    if writer is not None:
-        return writer.finish(len(dataset), labels)
+    with join() if out is not None else nullcontext(Job(Launch())) as job:
+        writer = None if out is None else job.main_first(lambda main: LatentsWriter(out, about, overwrite and main))
+        todo = list(range(len(dataset))) if writer is None else writer.missing(len(dataset))
+        size, made = pipeline.batch_size(batch), []
+        with Progress("encoding", len(todo), "images") if progress else NoProgress() as bar:
+            for indices, shared in job.shared(todo, size, bar):
+                x0 = model_images(dataset, indices, pipeline.device)
+                cond = pipeline.condition(None if labels is None else [labels[i] for i in indices])
+                latents = sampling.encode(pipeline.denoiser, pipeline.path, x0, cond=cond).float().cpu()
+                if writer is None:
+                    made.append(latents)
+                else:
+                    writer.write(indices, latents)
+                shared.advance(len(indices))
+        if report is not None and job.is_main:
+            kept = f" ({len(dataset) - len(todo):,} already existed)" if len(todo) < len(dataset) else ""
+            report(f"{count_of(len(todo), 'image')} encoded{kept}")
+        if writer is not None:
+            return job.main_first(lambda main: writer.finish(len(dataset), labels) if main else read(writer.place))
     return Latents(torch.cat(made), None if labels is None else torch.tensor(labels), check_record(about))
 
 
@@ -201,6 +206,8 @@ def decode_into(
 ) -> tuple[Path, int]:
     """Decodes latents into a folder of images with a grid; the same job again makes only what is missing.
 
+    Processes that torchrun or srun started share the images.
+
     Args:
         folder: Where the images go.
         pipeline, encoded, classes, batch, progress: See `decode`.
@@ -218,22 +225,26 @@ def decode_into(
     names = class_names(pipeline)
     format = default_format(pipeline.shape[0]) if format is None else format
     check_format(format, pipeline.shape[0])
-    writer = grids.open_writer(
-        place, format, overwrite, (GRID,), run=run, notes=about, label_names=names,
-        value_range=pipeline.model.value_range,
-    )  # fmt: skip
-    todo, size = writer.missing(len(stored)), pipeline.batch_size(batch)
-    with Progress("decoding", len(todo), "images") if progress else NoProgress() as bar:
-        for start in range(0, len(todo), size):
-            made = decode(
-                pipeline, stored, classes=labels, indices=todo[start : start + size], batch=size, progress=bar
-            )
-            writer.write(made.indices, made.values if writer.in_units else made.images, made.labels)
-    result, shown = writer.finish(len(stored)), grids.grid_count(len(stored), None)
-    title = count_of(len(stored), "decoded image") + (f", the first {shown}" if shown < len(stored) else "")
-    grid = grids.class_grid(grids.first_images(place, 0, shown), None, names, title, pipeline.text())
-    save_png(place / GRID, grid, {**run, **about}, overwrite=True)
-    return result, len(todo)
+    with join() as job:
+        writer = job.main_first(lambda main: grids.open_writer(
+            place, format, overwrite and main, (GRID,), run=run, notes=about, label_names=names,
+            value_range=pipeline.model.value_range,
+        ))  # fmt: skip
+        todo, size = writer.missing(len(stored)), pipeline.batch_size(batch)
+        with Progress("decoding", len(todo), "images") if progress else NoProgress() as bar:
+            for indices, shared in job.shared(todo, size, bar):
+                made = decode(pipeline, stored, classes=labels, indices=indices, batch=size, progress=shared)
+                writer.write(made.indices, made.values if writer.in_units else made.images, made.labels)
+
+        def finish() -> list[Any]:
+            result, shown = writer.finish(len(stored)), grids.grid_count(len(stored), None)
+            title = count_of(len(stored), "decoded image") + (f", the first {shown}" if shown < len(stored) else "")
+            grid = grids.class_grid(grids.first_images(place, 0, shown), None, names, title, pipeline.text())
+            save_png(place / GRID, grid, {**run, **about}, overwrite=True)
+            return [str(result), len(todo)]
+
+        result, count = job.finish(finish)
+        return Path(result), count
 
 
 def reconstruction_errors(

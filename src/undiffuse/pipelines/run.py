@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from undiffuse.distributed import Job, join
 from undiffuse.kernels import Plan, planned
 from undiffuse.pictures import SampleWriter, read_record, save_animation, save_png
 from undiffuse.pictures.units import IN_UNITS, check_format, default_format, preview_text
@@ -115,10 +116,11 @@ class SamplingRun:
         """
         check_format(self.format, self.source.pipeline.shape[0])
         extra = (GRID, "path.gif", "path.apng")
-        return grids.open_writer(
-            self.folder, self.format, self.overwrite, extra, run=self.record, notes=self.notes, label_names=self.names,
-            value_range=self.source.pipeline.model.value_range,
-        )  # fmt: skip
+        with join() as job:
+            return job.main_first(lambda main: grids.open_writer(
+                self.folder, self.format, self.overwrite and main, extra, run=self.record, notes=self.notes,
+                label_names=self.names, value_range=self.source.pipeline.model.value_range,
+            ))  # fmt: skip
 
     @property
     def path(self) -> Path | None:
@@ -128,6 +130,9 @@ class SamplingRun:
     def run(self, writer: SampleWriter | None = None, *, report: Report = _silent, progress: bool = True) -> Path:
         """Makes what is missing, draws the grid and the animation.
 
+        Processes that torchrun or srun started share the images in whole batches; a process that is free takes the
+        next one. The images are the same for any number of processes.
+
         Args:
             writer: What `open` returned, if the folder is claimed already.
             report: Receives lines on the plan, the time it will take, and what was done.
@@ -136,35 +141,43 @@ class SamplingRun:
         Returns:
             The npz, or the folder of PNG files.
         """
-        writer = self.open() if writer is None else writer
+        with join() as job:
+            writer = self.open() if writer is None else writer
+            return self._run(job, writer, report if job.is_main else _silent, progress)
+
+    def _run(self, job: Job, writer: SampleWriter, report: Report, progress: bool) -> Path:
         begin, pipeline = time.monotonic(), self.source.pipeline
         shown = grids.grid_count(self.count, self.source.classes)
         missing = writer.missing(self.count)
         redone = range(shown) if self.path is not None and not self.path.exists() else ()
         todo = sorted({*missing, *redone})
-        frames = Frames(shown if redone else 0, pipeline.path.steps)
-        kernels = Plan(recorded=_recorded_kernels(writer))
-        if todo:
+        frames = Frames(shown if redone and job.is_main else 0, pipeline.path.steps)
+        kernels = Plan(recorded=job.broadcast_json(_recorded_kernels(writer)))
+        if job.broadcast_json(bool(todo)):
             for line in unit_notes(self.format, pipeline):
                 report(f"  note    {line}")
-            size = min(len(todo), pipeline.batch_size(self.batch))
+            size = max(1, min(len(todo), pipeline.batch_size(self.batch)))
             report(textwrap.fill(plan(pipeline, size), 100, initial_indent="  plan    ", subsequent_indent=" " * 10))
             with Progress("sampling", len(todo), "images") if progress else NoProgress() as bar, planned(kernels):
-                watch = _Watch(len(todo), bar, report)
-                for start in range(0, len(todo), size):
-                    indices = todo[start : start + size]
-                    x = self.source.make_float(indices, bar, frames, watch)
+                watch = _Watch(len(todo), bar, report, job.world_size)
+                # The path of the first images is drawn by the main process, which therefore makes them.
+                for indices, shared in job.shared(todo, size, bar, reserved=-(-len(redone) // size)):
+                    x = self.source.make_float(indices, shared, frames, watch)
                     writer.notes = {**self.notes, **kernels.note()}
                     units = writer.in_units
                     images = to_units(x, pipeline.model.value_range) if units else to_uint8(x, self.source.rounding)
                     writer.write(indices, images, self.source.labels(indices))
-        result = writer.finish(self.count)
-        for text in kernels.notes:
-            report(f"  note: the samples made before used {text}")
-        self._draw(shown, frames if redone else None, kernels.note())
-        for line in self._summary(len(missing), time.monotonic() - begin, result):
-            report(line)
-        return result
+
+        def finish() -> str:
+            result = writer.finish(self.count)
+            for text in kernels.notes:
+                report(f"  note: the samples made before used {text}")
+            self._draw(shown, frames if redone else None, kernels.note())
+            for line in self._summary(len(missing), time.monotonic() - begin, result):
+                report(line)
+            return str(result)
+
+        return Path(job.finish(finish))
 
     def _draw(self, shown: int, frames: Frames | None, more: Mapping[str, Any]) -> None:
         """The grid of the first images, and their animation."""
@@ -218,8 +231,8 @@ def unit_notes(format: str, pipeline: Pipeline) -> list[str]:
 class _Watch:
     """Times the first step of a run, and reports once how long all of it will take."""
 
-    def __init__(self, images: int, progress: NoProgress, report: Report) -> None:
-        self.images, self.progress, self.report = images, progress, report
+    def __init__(self, images: int, progress: NoProgress, report: Report, processes: int = 1) -> None:
+        self.images, self.progress, self.report, self.processes = images, progress, report, processes
         self._begin = time.monotonic()
         self._reported = False
 
@@ -230,7 +243,7 @@ class _Watch:
         if step.x.device.type == "cuda":
             torch.cuda.synchronize(step.x.device)
         self._reported = True
-        line = expected_time(time.monotonic() - self._begin, step.total, batch, self.images)
+        line = expected_time(time.monotonic() - self._begin, step.total, batch, self.images, self.processes)
         if line is not None:
             if step.x.device.type == "cuda":
                 line += f"; {size_text(torch.cuda.max_memory_allocated(step.x.device))} in use at most"
@@ -250,9 +263,9 @@ def plan(pipeline: Pipeline, batch: int) -> str:
     )
 
 
-def expected_time(seconds: float, steps: int, batch: int, images: int) -> str | None:
+def expected_time(seconds: float, steps: int, batch: int, images: int, processes: int = 1) -> str | None:
     """Returns how long a run will take if every step takes `seconds` for `batch` images; None if it is short."""
-    each = seconds * steps / batch
+    each = seconds * steps / batch / processes
     if each * images < _LONG:
         return None
     return (

@@ -26,13 +26,14 @@ from undiffuse.models import DiffusionModel, load_diffusion, paired_classifier
 from undiffuse.nets.runner import NetworkRunner, is_own
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.pipelines.guidance import guide
+from undiffuse.recipes import Recipe
 from undiffuse.sampling_defaults import DefaultSampling
 from undiffuse.train_config import TrainConfig
 from undiffuse.training.companions import Companions
 from undiffuse.training.tasks import DiffusionTask, Inputs
 from undiffuse.util.errors import ConfigError
 
-__all__ = ["UNDEFINED_AT_NOISE", "Distillation", "DistillationTask", "student_process"]
+__all__ = ["UNDEFINED_AT_NOISE", "Distillation", "DistillationTask", "student_process", "task_of"]
 
 UNDEFINED_AT_NOISE = ("eps", "previous_mean")
 """Targets that say nothing of the image at pure noise, where every student is called."""
@@ -229,6 +230,18 @@ class DistillationTask(DiffusionTask):
         made["objective"] = {"loss": self.how.method, "low_size": made["objective"]["low_size"]}
         made["distillation"] = {**about, "logsnr": starts, "anywhere": self.method.anywhere}
         return made
+
+
+def task_of(
+    distillation: Mapping[str, Any],
+    net: nn.Module,
+    recipe: Recipe,
+    labels: Sequence[str] | None,
+    low_size: tuple[int, int] | None,
+) -> DistillationTask:
+    """Makes the task of a planned run; `distillation` is the request's, the others are as in `DistillationTask`."""
+    how = Distillation.from_dict(distillation)
+    return DistillationTask(net, recipe.process, how, train=recipe.train, labels=labels, low_size=low_size)
 
 
 def _same_layout(one: nn.Module, other: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from undiffuse.data.torch_dataset import StreamDataset
 from undiffuse.train_config import TrainConfig, due
 from undiffuse.training.accumulator import QUARTILES, binned_sums
 from undiffuse.training.custom import Custom
+from undiffuse.training.deadline import OUT_OF_TIME
 from undiffuse.training.diagnosis import brief
 from undiffuse.training.evaluation import Evaluator
 from undiffuse.training.events import Listener
@@ -40,7 +41,7 @@ class Outcome:
         images: Images seen.
         steps: Updates done.
         checkpoint: The newest checkpoint; None in processes other than the main one, which writes no files.
-        stopped_by: "complete", "SIGTERM" or "SIGINT".
+        stopped_by: "complete", "SIGTERM", "SIGINT", "SIGUSR1" or "the time limit".
     """
 
     images: int
@@ -79,7 +80,8 @@ def train(
 ) -> Outcome:
     """Trains a task, alone or (started by torchrun) with other processes. The same call again resumes.
 
-    SIGTERM and Ctrl-C finish the update, save and return. An error saves the state after the last whole update first.
+    SIGTERM, SIGUSR1 and Ctrl-C finish the update, save and return, and so does the run when its time ends
+    (`config.time_limit`). An error saves the state after the last whole update first.
 
     Args:
         task: The network and what it is trained for.
@@ -106,7 +108,7 @@ def train(
     """
     with (
         distributed.session(config.device) as ranks,
-        StopSignals(announce=ranks.is_main) as signals,
+        StopSignals(announce=lambda: ranks.is_main and not ranks.is_lost) as signals,
         Run(task, dataset, config, Path(run_dir), ranks, listeners, validation, recipe, init, evaluator, custom) as run,
     ):
         try:
@@ -125,10 +127,12 @@ def _loop(run: Run, signals: StopSignals) -> str:
     stream = run.batches()
     parameters = list(state.trained.parameters())
     stop = save = False
+    reason: str | None = None
     clock = time.monotonic()
 
     while state.images < config.total_images and not stop:
         # The next images; their noise levels. (Their noise is drawn by the task, from the same positions.)
+        run.check_saved()
         batch = next(stream)
         inputs = run.inputs(batch)
 
@@ -146,7 +150,8 @@ def _loop(run: Run, signals: StopSignals) -> str:
         norm = gradient_norm(gradients)
         sums = binned_sums(terms, inputs.t, inputs.weights, run.chain_steps, QUARTILES)
         not_finite = float((~torch.isfinite(terms["loss"])).sum())
-        bad_losses, stop, sums = _agree(ranks, not_finite, signals.received is not None, sums)
+        reason = signals.received or (OUT_OF_TIME if run.deadline.reached() else None)
+        bad_losses, stop, sums = _agree(ranks, not_finite, reason is not None, sums)
         good = bad_losses == 0 and norm < float("inf")
 
         # Optimiser; EMA; what the timestep sampler learns.
@@ -193,14 +198,14 @@ def _loop(run: Run, signals: StopSignals) -> str:
         save = save or run.save_by_clock()
         # A run in trouble must not push out its good checkpoints.
         if (save and state.bad_in_a_row == 0) or done or stop:
-            run.save()
+            run.save(wait=done or stop)
             save = False
         clock = time.monotonic()  # looking at the run is not training: speed and time left are those of the steps
 
     if state.images >= config.total_images:
         run.log("end", text=f"complete after {state.images:,} images")
         return "complete"
-    stopped_by = ranks.broadcast_json(signals.received) or "SIGTERM"  # the signal may have reached another process only
+    stopped_by = next(filter(None, ranks.gather_json(reason)))  # the signal may have reached another process only
     run.log("end", text=f"stopped by {stopped_by} after {state.images:,} images")
     return str(stopped_by)
 

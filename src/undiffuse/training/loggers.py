@@ -18,6 +18,7 @@ from PIL import Image
 
 from undiffuse.training.events import Event, format_progress
 from undiffuse.util.errors import ConfigError
+from undiffuse.util.launch import is_main_process
 from undiffuse.util.text import join_names
 
 __all__ = ["LOGGERS", "TensorBoardLogger", "WandbLogger", "make_loggers", "scalars"]
@@ -162,7 +163,7 @@ def make_loggers(
     unknown = [name for name in names if name not in LOGGERS]
     if unknown:
         raise ConfigError("log", f"there is no logger {unknown[0]!r}; expected {join_names(LOGGERS, last=' or ')}")
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         return []
     made: list[TensorBoardLogger | WandbLogger] = []
     for name in dict.fromkeys(names):

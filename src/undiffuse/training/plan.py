@@ -17,10 +17,11 @@ import numpy as np
 
 from undiffuse import recipes
 from undiffuse.data import NAMED_SETS, DataConfig, ImageDataset, Source, open_data, split
+from undiffuse.data.headers import known_headers
 from undiffuse.data.images import size_pair
 from undiffuse.data.memory import renumbered, unlabelled
 from undiffuse.data.probe import DataProbe
-from undiffuse.data.ranges import FoundRange, find_value_range
+from undiffuse.data.ranges import FoundRange, declared_range, find_value_range
 from undiffuse.data.screening import OnTiny, find_flaws
 from undiffuse.data.sources import Excluded
 from undiffuse.data.torch_dataset import StreamDataset
@@ -114,10 +115,9 @@ class TrainPlan:
             height, width = self.dataset.shape[:2]
             low = (recipe.low_size * height // min(height, width), recipe.low_size * width // min(height, width))
         if self.request.distillation:
-            from undiffuse.training.distillation import Distillation, DistillationTask
+            from undiffuse.training.distillation import task_of
 
-            how = Distillation.from_dict(self.request.distillation)
-            return DistillationTask(net, recipe.process, how, train=recipe.train, labels=self.labels, low_size=low)
+            return task_of(self.request.distillation, net, recipe, self.labels, low)
         assert recipe.objective is not None  # Recipe checks that a diffusion model has one
         return DiffusionTask(
             net,
@@ -149,8 +149,9 @@ class TrainPlan:
                 named = join_names((f"{item.name} ({item.reason})" for item in items), _NAMED)
                 out.append(f"{what}left out {count_of(len(items), 'image')}: {named}")
         if data.fit == "crop" and data.on_tiny == "upscale" and data.check != "none":
-            chosen = np.unique(np.linspace(0, len(source) - 1, min(len(source), _MEASURED)).astype(np.int64))
-            sample = source.subset(chosen)
+            every = known_headers(source) is not None
+            count = len(source) if every else min(len(source), _MEASURED)
+            sample = source.subset(np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64)))
             tiny = find_flaws(sample, check="headers", min_size=data.size).tiny
             if tiny:
                 height, width = size_pair(data.size)
@@ -270,7 +271,9 @@ def _probe(request: TrainRequest, data: Source | StreamDataset | None, labels: s
     if data is None:
         wanted: Any = declared or ("found" if request.value_range == "auto" else None)
         data = open_data(request.data, labels=labels, check="none", value_range=wanted, **request.reading)
-    return DataProbe(data, find_value_range(data) if request.value_range == "auto" else declared)
+    if request.value_range == "auto":
+        return DataProbe(data, find_value_range(data))
+    return DataProbe(data, declared or declared_range(data))
 
 
 def _choose(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from undiffuse.training.events import Event, format_progress, progress_parts
-from undiffuse.util.progress import is_main_process
+from undiffuse.util.launch import is_main_process
 
 __all__ = ["TrainingProgress"]
 

@@ -18,7 +18,7 @@ from undiffuse.training.folder import json_plain
 from undiffuse.training.plan import plan
 from undiffuse.training.provenance import read_sessions
 from undiffuse.training.request import read_request
-from undiffuse.training.run import data_card
+from undiffuse.training.run_data import data_card
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.records import Difference, difference_text, differences, read_json
 

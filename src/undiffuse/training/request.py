@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from undiffuse import checkpoints
+from undiffuse.data.formats import samples
 from undiffuse.data.opening import NAMED_SETS
 from undiffuse.data.tables import parse_spec
 from undiffuse.util.errors import ConfigError
@@ -152,7 +153,9 @@ def is_run_folder(path: str | Path) -> bool:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return False
-    if (folder / RUN_FILE).is_file() or checkpoints.latest(folder) is not None:
+    if (folder / RUN_FILE).is_file() and not samples.recognise(folder):
+        return True
+    if checkpoints.latest(folder) is not None:
         return True
     return (folder / "config.json").is_file() and (folder / "metrics.jsonl").is_file()
 

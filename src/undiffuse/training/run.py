@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -16,7 +15,7 @@ from torch import Tensor
 import undiffuse
 from undiffuse.arithmetic import float32_switches, steady_float32
 from undiffuse.checkpoints import images_of
-from undiffuse.data import Batch, ImageDataset, batches, check_trainable
+from undiffuse.data import Batch, ImageDataset, batches
 from undiffuse.data.content import ContentIndex, content_index
 from undiffuse.data.torch_dataset import StreamDataset
 from undiffuse.distributed import DistContext
@@ -29,15 +28,18 @@ from undiffuse.pixels import from_pixels
 from undiffuse.train_config import TrainConfig
 from undiffuse.training.companions import companions_of
 from undiffuse.training.custom import Custom
+from undiffuse.training.deadline import Deadline
 from undiffuse.training.density import placement
 from undiffuse.training.diagnosis import describe, find_broken_parts
 from undiffuse.training.evaluation import BEST, Evaluator, keep_best
 from undiffuse.training.events import Event, JsonlSink, Listener
-from undiffuse.training.folder import FolderLostError, RunFolder, json_plain
+from undiffuse.training.folder import RunFolder, json_plain
 from undiffuse.training.outputs import save_accuracy_curve, save_loss_curve, save_previews
 from undiffuse.training.posthoc import remove_after, save_snapshots
+from undiffuse.training.run_data import check_data, data_card
+from undiffuse.training.saving import Saver, state_bytes
 from undiffuse.training.state import TrainState
-from undiffuse.training.tasks import MAX_POSITION, DiffusionTask, Inputs, Task
+from undiffuse.training.tasks import DiffusionTask, Inputs, Task
 from undiffuse.training.validation import validate
 
 
@@ -58,7 +60,7 @@ class Run:
         evaluator: Evaluator | None = None,
         custom: Custom | None = None,
     ) -> None:
-        _check(task, dataset, config, ranks)
+        check_data(task, dataset, config, ranks.world_size)
         self.custom = custom or Custom()
         self.recipe, self.init, self.evaluator = recipe, init, evaluator
         self.task, self.dataset, self.validation_data = task, dataset, validation
@@ -77,10 +79,11 @@ class Run:
         self.forward = NetworkRunner(task.net, config.precision, self.device, config.compile)
         # Pictures and validation: fp16 runs look at themselves in float32, which cannot overflow.
         self.forward_evaluation = NetworkRunner(task.net, "bf16" if config.precision == "bf16" else "fp32", self.device)
+        self.deadline = Deadline(None, environ={})  # of the main process, which decides
         self.kernels = Plan()  # of the whole run, see `__enter__`
-        self.checkpoint: Path | None = None
         self.between_updates = True
         self._folder = RunFolder(run_dir, config)
+        self._saver = Saver(self._folder, lambda images, path: self.log("save", images, text=str(path)))
         self._listeners = list(listeners)
         self._sink: JsonlSink | None = None
         self._saved_at = time.monotonic()
@@ -105,9 +108,11 @@ class Run:
                     self.content,
                 )
                 remove_after(self._folder.path, images_of(resumed.path) if resumed is not None else 0)
-                self.checkpoint = resumed.path if resumed is not None else None
+                self._saver.newest = resumed.path if resumed is not None else None
+                size = state_bytes(self.state.tensors(), self.task.net, self.manifest())
                 if self.state.images < self.config.total_images:
-                    self._folder.check_room(self._checkpoint_size())
+                    self._folder.check_room(size)
+                self.deadline = Deadline(self.config.time_limit, size)
             except (ValueError, OSError) as error:
                 failure = error
         # So that every process ends with the reason, and none waits.
@@ -154,7 +159,11 @@ class Run:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._stack.close()
+        try:
+            with suppress(OSError, ValueError):  # reported, or an error ends the run anyway
+                self._saver.wait()
+        finally:
+            self._stack.close()
 
     def identity(self) -> dict[str, Any]:
         """Returns all settings, as in config.json and in every manifest."""
@@ -253,11 +262,13 @@ class Run:
                 )
             self.state.microbatch = microbatch
 
-    def log(self, kind: str, **values: Any) -> None:
-        """Sends a record to the metrics file and to all listeners (main process only)."""
+    def log(self, kind: str, images: int | None = None, **values: Any) -> None:
+        """Sends a record, of now or of an earlier moment, to the metrics file and all listeners (main process only)."""
         if not self.ranks.is_main:
             return
-        record = Event(kind=kind, images=self.state.images, steps=self.state.steps, values=values)
+        images = self.state.images if images is None else images
+        steps = self.state.steps - (self.state.images - images) // self.config.batch
+        record = Event(kind=kind, images=images, steps=steps, values=values)
         for listener in ([self._sink] if self._sink else []) + self._listeners:
             listener(record)
 
@@ -360,14 +371,6 @@ class Run:
             save_snapshots(self._folder.path, state.powers, state.images, state.updates, self.manifest())
         self.ranks.barrier()
 
-    def _checkpoint_size(self) -> int:
-        """About the bytes of a checkpoint; optimizers of the user's own are taken to keep two numbers a weight."""
-        tensors = self.state.tensors()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        if not any(name.startswith("optimizer.") for name in tensors):
-            size += 2 * sum(p.numel() * p.element_size() for p in self.task.net.parameters())
-        return size + 200 * len(tensors) + len(json.dumps(self.manifest()))
-
     def save_after_error(self) -> None:
         """Saves the state after the last whole update, if an error ends the run.
 
@@ -375,24 +378,29 @@ class Run:
         cannot be saved, the first error is still the one that is raised.
         """
         state = self.state
-        saved = images_of(self.checkpoint) if self.checkpoint is not None and self.checkpoint.exists() else 0
-        if not (self.ranks.is_main and self.between_updates and state.images > saved):
+        if not (self.ranks.is_main and self.between_updates):
             return
-        if not all(bool(torch.isfinite(p).all()) for p in self.task.net.parameters()):
-            return
-        try:
+        with self.ranks.saving():
+            with suppress(OSError, ValueError):
+                self._saver.wait()
+            saved = images_of(self.checkpoint) if self.checkpoint is not None and self.checkpoint.exists() else 0
+            if state.images <= saved or not all(bool(torch.isfinite(p).all()) for p in self.task.net.parameters()):
+                return
             try:
-                self._folder.check_present()
-            except FolderLostError as error:
-                if not error.free:  # by another run
+                if not self._saver.ready():
                     return
-                self._folder.path.mkdir(parents=True, exist_ok=True)
                 self._folder.write_config(self.identity(), self.content)
-            path = self._folder.save(state.images, state.tensors(), self.manifest(), prune=False)
-            self.log("note", text=f"an error ends the run after {state.images:,} images; its state is saved in {path}")
-        except (OSError, ValueError) as error:
-            with suppress(OSError):
-                self.log("note", text=f"an error ends the run, and its state could not be saved: {error}")
+                path = self._saver.now(state.images, state.tensors(), self.manifest())
+                text = f"an error ends the run after {state.images:,} images; its state is saved in {path}"
+                self.log("note", text=text)
+            except (OSError, ValueError) as error:
+                with suppress(OSError):
+                    self.log("note", text=f"an error ends the run, and its state could not be saved: {error}")
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The newest checkpoint on disk; None in processes other than the main one, which writes no files."""
+        return self._saver.newest
 
     def save_by_clock(self) -> bool:
         """True if `save_seconds` have passed since the last checkpoint, as the main process's clock has it."""
@@ -400,49 +408,26 @@ class Run:
             return False
         return self.ranks.any(self.ranks.is_main and time.monotonic() - self._saved_at >= self.config.save_seconds)
 
-    def save(self) -> None:
-        """One checkpoint, by the main process, once all processes are found to agree."""
+    def check_saved(self) -> None:
+        """Reports a checkpoint that was finished since; OSError if it could not be written."""
+        self._saver.poll()
+
+    def save(self, wait: bool) -> None:
+        """One checkpoint, by the main process, once all processes are found to agree.
+
+        Args:
+            wait: Whether all wait until it is on disk, rather than only until the state is copied.
+        """
         self.state.check_agreement(self.ranks)
         if self.ranks.is_main:
-            self._folder.check_present()
             if self._sink is not None:
                 self._sink.sync()
-            self.checkpoint = self._folder.save(self.state.images, self.state.tensors(), self.manifest())
-            save_loss_curve(self._folder.metrics, self._folder.path / "loss_curve.png")
-            self.log("save", text=str(self.checkpoint))
+            self._saver.begin(self.state.images, self.state.tensors(), self.manifest())
+            if wait:
+                self._saver.wait()
             for text in self.kernels.notes:
                 self.log("note", text=f"the run before used {text}")
             self.kernels.notes.clear()
         self._saved_at = time.monotonic()
-        self.ranks.barrier()
-
-
-def data_card(dataset: ImageDataset | StreamDataset) -> dict[str, Any]:
-    """Returns the data's part of a manifest: fingerprint, source, count, [height, width, channels], preparation."""
-    return {
-        "fingerprint": dataset.source.fingerprint,
-        "source": dataset.source.where,
-        "count": len(dataset) or None,
-        "size": list(dataset.shape),
-        "config": dataset.config.to_dict(),
-    }
-
-
-def _check(task: Task, dataset: ImageDataset | StreamDataset, config: TrainConfig, ranks: DistContext) -> None:
-    """Mistakes that are better found before the first step."""
-    if isinstance(dataset, ImageDataset):
-        check_trainable(dataset, config.batch, conditional=task.labels_count is not None)
-    if config.batch % ranks.world_size:
-        raise ValueError(
-            f"a batch of {config.batch} cannot be shared evenly by {ranks.world_size} processes: "
-            f"choose a multiple of {ranks.world_size}"
-        )
-    if config.total_images > MAX_POSITION:
-        raise ValueError(f"a run can see at most {MAX_POSITION:,} images, got {config.total_images:,}")
-    expected = (*task.spec.size, task.spec.in_channels)
-    if expected != dataset.shape:
-        raise ValueError(
-            f"the network is for images of (height, width, channels) = {expected}, the data's are {dataset.shape}"
-        )
-    if task.labels_count is not None and dataset.num_classes != task.labels_count:
-        raise ValueError(f"the network has {task.labels_count} classes, the data {dataset.num_classes}")
+        if wait:
+            self.ranks.barrier()

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, save, leave. A second one: leave at once."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: finish the step, save, leave. A second one: leave at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -15,15 +16,16 @@ GRACE_SECONDS = 0.5  # launchers may send one signal twice; a person who insists
 
 
 class StopSignals:
-    """A context in which SIGTERM and SIGINT only set `received` to the signal's name.
+    """A context in which SIGTERM, SIGINT and SIGUSR1 (sent by Slurm before its time limit) only set `received`.
 
-    A second signal (half a second or more later) ends the process with status 128 + number, without saving. Outside
-    the main thread, where Python allows no handlers, nothing is installed.
+    A second signal (half a second or more later) ends the process with status 128 + number, without saving; after
+    SIGUSR1, the next one still counts as the first. Outside the main thread, where Python allows no handlers, nothing
+    is installed.
 
-    announce   the first signal is answered at once with a line on stderr: an update may take a minute
+    announce   returns whether the first signal is answered at once with a line on stderr: an update may take a minute
     """
 
-    def __init__(self, announce: bool = False) -> None:
+    def __init__(self, announce: Callable[[], bool] = lambda: False) -> None:
         self.announce = announce
         self.received: str | None = None
         self._time = 0.0
@@ -31,15 +33,15 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.received is None:
+        if self.received in (None, "SIGUSR1") and not (self.received and number == signal.SIGUSR1):
             self.received, self._time = signal.Signals(number).name, now
-            if self.announce:
+            if self.announce():
                 _announce()
         elif now - self._time >= GRACE_SECONDS:
             os._exit(128 + number)  # not sys.exit: that would run the very code the user is tired of waiting for

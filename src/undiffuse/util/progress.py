@@ -8,15 +8,12 @@ import sys
 import time
 from typing import Any, TextIO
 
-__all__ = ["NoProgress", "Progress", "is_main_process"]
+from undiffuse.util.launch import is_main_process
+
+__all__ = ["NoProgress", "Progress"]
 
 PLAIN_EVERY = 15.0  # seconds between two lines where the output is no terminal
 _FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f}{unit} [{elapsed}<{remaining}, {rate_fmt}]"
-
-
-def is_main_process() -> bool:
-    """Whether this process may write to the terminal: rank 0 of a distributed job, or the only process."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 class NoProgress:

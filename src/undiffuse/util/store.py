@@ -163,7 +163,9 @@ class Parts:
 class RowStore(Store):
     """Rows of numbers as lines of JSON: the settings first, then one line for each finished batch.
 
-    A row is a JSON object whose entry "images" lists the numbers it covers.
+    A row is a JSON object whose entry "images" lists the numbers it covers. Several processes may share a job: number 0
+    opens the store first and keeps the file, each of the others writes a file of its own beside it (rows.1.jsonl), and
+    `merge` puts them together, as does the next process that opens the store.
 
     Args:
         file: The file of JSON lines.
@@ -171,16 +173,27 @@ class RowStore(Store):
         what: See `Store`.
         results: Files that are made of the rows. If they exist without rows, the place is refused.
         overwrite: Whether to begin anew; the rows and the files in `results` of an earlier job are removed.
+        process: Number of this process among those that share the job.
 
     Raises:
         ValueError: The place belongs to another job, or nothing says to which.
     """
 
     def __init__(
-        self, file: Path, settings: Mapping[str, Any], what: str, results: Sequence[Path] = (), overwrite: bool = False
+        self,
+        file: Path,
+        settings: Mapping[str, Any],
+        what: str,
+        results: Sequence[Path] = (),
+        overwrite: bool = False,
+        process: int = 0,
     ) -> None:
         super().__init__(file.parent, settings, what)
-        self.file = file
+        self.file, self._process = file, process
+        self.rows: list[dict[str, Any]] = []
+        if process:
+            self.read()
+            return
         lines = [] if overwrite else _json_lines(file)
         strangers = [path.name for path in (*results, file) if path.exists()]
         if strangers and not (lines or overwrite):
@@ -190,12 +203,10 @@ class RowStore(Store):
             )
         if lines:
             self.check(lines[0])
-        self.rows: list[dict[str, Any]] = lines[1:]
-        text = "".join(json.dumps(line) + "\n" for line in [self.settings, *self.rows])
-        with atomic_file(file, overwrite=True) as out:  # without a last line that a kill cut short
-            out.write(text.encode())
-        for path in results if overwrite else ():
+        for path in [*results, *self._beside()] if overwrite else ():
             path.unlink(missing_ok=True)
+        self.rows = lines[1:]
+        self.merge()
 
     def done(self) -> set[int]:
         """See `Store.done`."""
@@ -204,10 +215,36 @@ class RowStore(Store):
     def write(self, row: dict[str, Any]) -> None:
         """Appends one row and waits until it is on disk."""
         self.rows.append(row)
-        with open(self.file, "a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
+        target = self.file.with_name(f"{self.file.stem}.{self._process}{self.file.suffix}")
+        target = target if self._process else self.file
+        lines = [row] if target.exists() else [self.settings, row]
+        with open(target, "a", encoding="utf-8") as out:
+            out.write("".join(json.dumps(line) + "\n" for line in lines))
             out.flush()
             os.fsync(out.fileno())
+
+    def read(self) -> None:
+        """Reads the rows that are in the file now, in the order of their numbers."""
+        self.rows = sorted(_json_lines(self.file)[1:], key=lambda row: row["images"])
+
+    def merge(self) -> None:
+        """Writes the rows of all processes into the file, without a last line that a kill cut short."""
+        done = self.done()
+        for path in self._beside():
+            first, *others = _json_lines(path) or [{}]
+            fresh = [row for row in others if first == self.settings and not done.issuperset(row["images"])]
+            self.rows += fresh
+            done.update(number for row in fresh for number in row["images"])
+        self.rows.sort(key=lambda row: row["images"])
+        with atomic_file(self.file, overwrite=True) as out:
+            out.write("".join(json.dumps(line) + "\n" for line in [self.settings, *self.rows]).encode())
+        for path in self._beside():
+            path.unlink(missing_ok=True)
+
+    def _beside(self) -> list[Path]:
+        """The files of the other processes."""
+        found = self.file.parent.glob(f"{self.file.stem}.*{self.file.suffix}")
+        return [path for path in found if path.stem.rpartition(".")[2].isdecimal()]
 
 
 def whole_numbers(values: Any, name: str, count: int) -> np.ndarray:

@@ -6,18 +6,22 @@ import errno
 import os
 import stat
 import struct
+import time
 import zipfile
 import zlib
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from undiffuse.data import index
 from undiffuse.data.decoding import IMAGE_SUFFIXES
 from undiffuse.data.formats.base import Reading, choose_part, is_folder, kind_of, part_of, peek
+from undiffuse.data.names import Names, Runs
 from undiffuse.data.sources import FileSource, FolderSource, ZipSource
 from undiffuse.util.limits import check_member, check_table, check_zip
 
@@ -27,6 +31,8 @@ _DEEPEST = 4
 """How many levels of folders are searched for those of a data set's parts."""
 _SPOT = 1000
 """Files whose sizes are compared before an index is used."""
+_SETTLED = 2.0
+"""Seconds after which a folder's time of change tells a later change from this one."""
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".xlsx")
 
 
@@ -35,23 +41,16 @@ class Listing:
     """The files under a folder or in a zip.
 
     Attributes:
-        sizes: {name of an image, relative, with "/": bytes}, in sorted order.
+        names: of the images, relative, with "/", sorted.
+        sizes: of the images, in bytes, int64 [N].
         others: files that are no images, by kind.
         tables: names of files that may hold labels; they count among the others.
     """
 
-    sizes: dict[str, int] = field(default_factory=dict)
+    names: Names
+    sizes: NDArray[np.int64]
     others: Counter[str] = field(default_factory=Counter)
     tables: list[str] = field(default_factory=list)
-
-    def add(self, name: str, size: int) -> None:
-        """Count a file."""
-        if _hidden(name):
-            return
-        if is_image(name):
-            self.sizes[name] = size
-        else:
-            self.count(name)
 
     def count(self, name: str) -> None:
         """Count a file that is no picture."""
@@ -86,27 +85,30 @@ def open(path: Path, reading: Reading) -> FileSource:  # noqa: A001
 
 def source_of(path: Path, listing: Listing, reading: Reading) -> FileSource:
     """The images of a listing, of the part that is wanted."""
-    names = sorted(listing.sizes)
-    if not names:
+    names = listing.names
+    if not len(names):
         found = f"; it holds {_listed(listing.others)}" if listing.others else ""
         found += _suggestion(path)
         raise ValueError(f"{path} holds no images: looked everywhere inside for {', '.join(IMAGE_SUFFIXES)}{found}")
-    level, parts = part_level(names)
-    taken, held_out, outside = names, {}, 0
+    level, parts = part_level(names.runs)
+    taken, sizes, held, held_out, outside = names, listing.sizes, names.take([]), {}, 0
     if parts:
         counts = {name: count for name, count in parts.items() if part_of(name)}
         chosen = choose_part(counts, reading, str(path))
-        taken = [name for name in names if _at(name, level) in chosen]
+        runs = names.runs
+        ours = np.repeat([_at(f"{folder}/", level) in chosen for folder in runs.folders], runs.counts)
+        taken, held = names.take(np.flatnonzero(ours)), names.take(np.flatnonzero(~ours))
+        sizes = listing.sizes[ours]
         held_out = {name: count for name, count in counts.items() if name not in chosen}
         outside = len(names) - sum(counts.values())
     elif reading.part not in (None, "all"):
         raise ValueError(f"{path} has no parts such as train/ and test/, so it has no part {reading.part!r}")
     make = FolderSource if path.is_dir() else ZipSource
-    source = make(path, taken, [listing.sizes[name] for name in taken])
+    source = make(path, taken, sizes)
     source.left_out.update(listing.others)
     if parts:
         source.held_out.update(held_out)
-        source.held_names = set(names).difference(taken)
+        source.held = held
         source.where += f" ({', '.join(chosen)})"
         source.notes.append(f"images of the part {', '.join(chosen)}")
         if outside:
@@ -135,13 +137,15 @@ def _at(name: str, level: int) -> str:
     return pieces[level] if len(pieces) > level + 1 else ""
 
 
-def part_level(names: Sequence[str]) -> tuple[int, dict[str, int]]:
+def part_level(runs: Runs) -> tuple[int, dict[str, int]]:
     """(level of the folders that name the parts, {folder at that level: images}); an empty dict if there are none.
 
     Folders are parts if one is named as a training part and another as a validation or test part. They may lie in
     folders that wrap everything, or in the folders of the classes if there is nothing but parts in these.
     """
-    folders = Counter(name.rpartition("/")[0] for name in names)
+    folders = Counter[str]()
+    for folder, count in zip(runs.folders, runs.counts.tolist(), strict=True):
+        folders[folder] += count
     wrapped = True
     for level in range(_DEEPEST):
         found: Counter[str] = Counter()
@@ -156,13 +160,13 @@ def part_level(names: Sequence[str]) -> tuple[int, dict[str, int]]:
     return 0, {}
 
 
-def without_part(names: Sequence[str]) -> list[str]:
-    """The names without the folders of the parts: "train/cat/1.png" -> "cat/1.png"."""
-    level, parts = part_level(names)
+def without_part(runs: Runs) -> Runs:
+    """The folders without those of the parts: "train/cat" -> "cat"."""
+    level, parts = part_level(runs)
     if not parts:
-        return list(names)
-    split = (name.split("/") for name in names)
-    return ["/".join(pieces[:level] + pieces[level + 1 :]) for pieces in split]
+        return runs
+    split = (folder.split("/") for folder in runs.folders)
+    return Runs(["/".join(pieces[:level] + pieces[level + 1 :]) for pieces in split], runs.starts)
 
 
 def list_files(path: Path) -> Listing:
@@ -180,19 +184,18 @@ def _list_folder(root: Path) -> Listing:
     has changed and files looked at here and there have their sizes.
     """
     identity = f"{os.path.realpath(root)}\0{IMAGE_SUFFIXES}"
-    made: list[tuple[Listing, list[str]]] = []
+    began = time.time()
 
     def build() -> index.Arrays:
-        made.append(_walk(root))
-        listing, folders = made[0]
+        listing, folders, changed = _walk(root)
         return {
-            "names": index.joined(list(listing.sizes)),
-            "sizes": np.fromiter(listing.sizes.values(), dtype=np.int64, count=len(listing.sizes)),
+            **listing.names.arrays(),
+            "sizes": listing.sizes,
             "kinds": index.joined(list(listing.others)),
             "counts": np.fromiter(listing.others.values(), dtype=np.int64, count=len(listing.others)),
             "tables": index.joined(listing.tables),
             "folders": index.joined(folders),
-            "changed": np.array([os.stat(root / folder).st_mtime_ns for folder in folders], dtype=np.int64),
+            "changed": np.array(changed, dtype=np.int64),
         }
 
     arrays = index.cached(
@@ -200,59 +203,86 @@ def _list_folder(root: Path) -> Listing:
         identity,
         build,
         valid=lambda found: _unchanged(root, found),
-        keep=lambda found: len(found["sizes"]) >= index.FROM,
+        # A folder that changed a moment ago may change again without a new time.
+        keep=lambda found: len(found["sizes"]) >= index.FROM and int(found["changed"].max()) < (began - _SETTLED) * 1e9,
     )
-    if made:
-        return made[0][0]
-    names = index.split(arrays["names"])
-    listing = Listing(dict(zip(names, arrays["sizes"].tolist(), strict=True)), tables=index.split(arrays["tables"]))
-    listing.others.update(dict(zip(index.split(arrays["kinds"]), arrays["counts"].tolist(), strict=True)))
-    return listing
+    others = Counter(dict(zip(index.split(arrays["kinds"]), arrays["counts"].tolist(), strict=True)))
+    return Listing(Names.of_arrays(arrays), arrays["sizes"], others, index.split(arrays["tables"]))
 
 
 def _unchanged(root: Path, found: index.Arrays) -> bool:
     """Whether every folder has its time of change, and files here and there have their sizes."""
     try:
-        times = [os.stat(root / folder).st_mtime_ns for folder in index.split(found["folders"])]
-        names, sizes = index.split(found["names"]), found["sizes"]
+        times = [os.stat(os.path.join(root, folder)).st_mtime_ns for folder in index.split(found["folders"])]
+        if times != found["changed"].tolist():
+            return False
+        names, sizes = Names.of_arrays(found), found["sizes"]
         chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), _SPOT)).astype(np.int64))
-        same = all(_size(str(root / names[i])) == sizes[i] for i in chosen)
+        return all(_size(os.path.join(root, names[i])) == sizes[i] for i in chosen)
     except (OSError, ValueError, KeyError):
         return False
-    return same and times == found["changed"].tolist()
 
 
-def _walk(root: Path) -> tuple[Listing, list[str]]:
-    """(everything under a folder, all folders). Links are followed; one back to a folder above is not, for it would go
-    round for ever.
+def _walk(root: Path) -> tuple[Listing, list[str], list[int]]:
+    """(everything under a folder, all folders, when each changed). Links are followed; one back to a folder above is
+    not, for it would go round for ever.
+
+    Files are met in the order of their whole names, so that nothing has to be sorted at the end: a sub-folder "a" comes
+    where the names that begin with "a/" do.
     """
-    listing = Listing()
+    text, ends, sizes = bytearray(), array("q"), array("q")
+    listing = Listing(Names.of(()), np.zeros(0, np.int64))
     seen: set[str] = set()
     folders: list[str] = []
-    waiting = [""]
+    changed: list[int] = []
+    runs: list[str] = []
+    starts: list[int] = []
+    waiting: list[Iterator[tuple[str, str, bool]]] = [iter([("", os.fspath(root), True)])]
     while waiting:
-        base = waiting.pop()
-        path = os.path.join(root, base) if base else os.fspath(root)
+        found = next(waiting[-1], None)
+        if found is None:
+            waiting.pop()
+            continue
+        name, path, folder = found
+        if not folder:
+            if not is_image(name):
+                listing.count(name)
+                continue
+            base = name.rpartition("/")[0]
+            if not runs or runs[-1] != base:
+                runs.append(base)
+                starts.append(len(ends))
+            text += name.encode("utf-8", "surrogateescape") + b"\0"
+            ends.append(len(text))
+            sizes.append(_size(path))
+            continue
         real = os.path.realpath(path)
         if real in seen:
             continue
         seen.add(real)
-        folders.append(base)
-        below = []
-        with os.scandir(path) as entries:
-            for entry in entries:
-                file = entry.name
-                if file.startswith(".") or file == "__MACOSX":
-                    continue
-                name = f"{base}/{file}" if base else file
-                if is_folder(entry):
-                    below.append(name)
-                elif is_image(file):
-                    listing.sizes[name] = _size(entry.path)
-                else:
-                    listing.count(name)
-        waiting += sorted(below, reverse=True)
-    return listing, folders
+        folders.append(name)
+        changed.append(os.stat(path).st_mtime_ns)
+        waiting.append(iter(_entries(name, path)))
+    counted = len(ends)
+    listing.names = Names(
+        np.frombuffer(bytes(text), dtype=np.uint8),
+        np.frombuffer(ends, dtype=np.int64) if counted else np.zeros(0, np.int64),
+        Runs(runs, np.array([*starts, counted], dtype=np.int64)),
+    )
+    listing.sizes = np.frombuffer(sizes, dtype=np.int64) if counted else np.zeros(0, np.int64)
+    return listing, folders, changed
+
+
+def _entries(base: str, path: str) -> list[tuple[str, str, bool]]:
+    """(name, path, whether it is a folder) of all that is not hidden in a folder, in the order of whole names."""
+    found = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            file = entry.name
+            if not file.startswith(".") and file != "__MACOSX":
+                folder = is_folder(entry)
+                found.append((f"{file}/" if folder else file, f"{base}/{file}" if base else file, entry.path, folder))
+    return [(name, place, folder) for _, name, place, folder in sorted(found)]
 
 
 def _size(file: str) -> int:
@@ -274,10 +304,14 @@ def _list_zip(path: Path) -> Listing:
             infos = [info for info in archive.infolist() if not info.is_dir()]
     except (zipfile.BadZipFile, struct.error, NotImplementedError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a zip file: {error}") from error
-    listing = Listing()
-    for info in infos:
-        listing.add(info.filename, info.file_size)
-    locked = [info.filename for info in infos if info.flag_bits & 1 and info.filename in listing.sizes]
+    shown = [info for info in infos if not _hidden(info.filename)]
+    images = {info.filename: info.file_size for info in shown if is_image(info.filename)}
+    names = sorted(images)
+    listing = Listing(Names.of(names), np.array([images[name] for name in names], dtype=np.int64))
+    for info in shown:
+        if not is_image(info.filename):
+            listing.count(info.filename)
+    locked = [info.filename for info in infos if info.flag_bits & 1 and info.filename in images]
     if locked:
         raise ValueError(f"{path} is encrypted ({len(locked):,} of its images are); unpack it first")
     return listing

@@ -13,6 +13,7 @@ from PIL import Image
 
 from undiffuse.data.decoding import Picture, PictureInfo, as_stored, decode, describe
 from undiffuse.data.formats.base import Frames, Reading
+from undiffuse.data.headers import known_headers, read_headers
 from undiffuse.data.screening import default_workers
 from undiffuse.data.sources import BrokenImageError, FileSource, FolderSource, Source
 from undiffuse.data.tiff import is_tiff, read_page, read_pixels
@@ -95,10 +96,12 @@ def count_frames(files: FileSource, limit: int | None = None) -> NDArray[np.int6
 
     Above `limit` files only evenly spaced ones are looked at.
     """
+    headers = read_headers(files, default_workers()) if limit is None else known_headers(files)
+    if headers is not None:
+        return np.maximum(headers.pages, 1).astype(np.int64)
     counts = np.ones(len(files), dtype=np.int64)
-    chosen = [i for i in range(len(files)) if files.name(i).lower().endswith(SUFFIXES)]
-    if limit is not None and len(chosen) > limit:
-        chosen = chosen[:: -(-len(chosen) // limit)]
+    step = 1 if limit is None else max(1, len(files) // limit)
+    chosen = [i for i in range(0, len(files), step) if files.name(i).lower().endswith(SUFFIXES)]
 
     def count(i: int) -> int:
         try:

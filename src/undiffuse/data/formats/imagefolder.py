@@ -78,7 +78,8 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
         listing.others[files.kind_of("dataset_info.json")] -= 1
     listing.others = +listing.others
     source = files.source_of(path, listing, reading)
-    absent = [name for name in records if name not in listing.sizes]
+    here = set(listing.names)
+    absent = [name for name in records if name not in here]
     if absent:
         named = f"{path}: {join_names(tables)} list {len(absent):,} files that are not there: {join_names(absent, 5)}"
         if reading.on_broken == "refuse":
@@ -94,7 +95,7 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
     if reading.of_files or reading.labels == "none":
         return source
     if column is None:  # captions and the like are no labels; folders may be
-        folders = folder_labels(files.without_part(source.names), reading.label_names)
+        folders = folder_labels(files.without_part(source.names.runs), reading.label_names)
         source.labels_settled = True
         if None in folders or (len(set(folders)) < 2 and reading.label_names is None):
             return source

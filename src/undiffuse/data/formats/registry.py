@@ -65,6 +65,7 @@ class Format:
 
 
 FORMATS = (
+    Format("samples of undiffuse", "samples", folders=True, parts=False),
     Format("pickle", "pickles", folders=True),
     Format("StyleGAN/EDM data set (dataset_tool)", "edm", folders=True),
     Format("Hugging Face save_to_disk", "arrow", (".arrow",), folders=True, extra="parquet"),

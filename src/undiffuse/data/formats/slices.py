@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from undiffuse.data.decoding import PictureInfo, describe
+from undiffuse.data.decoding import PictureInfo, describe, without_alpha
 from undiffuse.data.formats.base import peek
 from undiffuse.data.formats.stored import Handle
 from undiffuse.data.sources import BrokenImageError, Excluded, Source
@@ -104,12 +104,12 @@ class SliceSource(Source):
             raise BrokenImageError(self.name(i), str(error)) from error
         except Exception as error:
             raise BrokenImageError(self.name(i), f"{type(error).__name__}: {error}") from error
-        return np.asarray(pictures[k])
+        return without_alpha(np.asarray(pictures[k]))
 
     def info(self, i: int) -> PictureInfo:
         about = self.described[self._place(i)[0]]
         one = np.zeros((1, 1, about.channels) if about.channels > 1 else (1, 1), dtype=about.dtype)
-        return replace(describe(one), height=about.size[0], width=about.size[1])
+        return replace(describe(without_alpha(one)), height=about.size[0], width=about.size[1])
 
     def _content_hash(self) -> bytes:
         sha = hashlib.sha256()

@@ -45,7 +45,7 @@ class SpanSource(FileSource):
         shards: Sequence[str],
         shard: NDArray[np.int32],
         offsets: NDArray[np.int64],
-        sizes: Sequence[int],
+        sizes: Sequence[int] | NDArray[np.int64],
         names: Sequence[str],
     ) -> None:
         super().__init__(where, names, sizes)
@@ -54,7 +54,7 @@ class SpanSource(FileSource):
     def open(self, i: int) -> IO[bytes]:
         return io.BytesIO(read_span(self.shards[int(self.shard[i])], int(self.offsets[i]), int(self.sizes[i])))
 
-    def _keep(self, keep: Sequence[int]) -> None:
+    def _keep(self, keep: Sequence[int] | NDArray[np.int64]) -> None:
         chosen = np.asarray(keep, dtype=np.int64)
         self.shard, self.offsets = self.shard[chosen], self.offsets[chosen]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data.array_source import hash_images
-from undiffuse.data.decoding import Picture, PictureInfo, decode, describe, read_header
+from undiffuse.data.decoding import Picture, PictureInfo, decode, describe, read_header, without_alpha
 from undiffuse.data.labels import class_table
 from undiffuse.data.sources import BrokenImageError, Source
 
@@ -83,12 +83,12 @@ class StoredSource(Source):
         if self.flat is not None:
             picture = picture.reshape(self.flat)
         picture = picture.astype(np.uint8) * np.uint8(255) if picture.dtype == bool else picture
-        return picture.transpose(self.axes)
+        return without_alpha(picture.transpose(self.axes))
 
     def info(self, i: int) -> PictureInfo:
         shape = self.flat or self.shape[1:]
         one = np.zeros([1] * 2 + [shape[axis] for axis in self.axes[2:]], dtype=self.dtype)
-        return replace(describe(one), height=int(shape[self.axes[0]]), width=int(shape[self.axes[1]]))
+        return replace(describe(without_alpha(one)), height=int(shape[self.axes[0]]), width=int(shape[self.axes[1]]))
 
     def _content_hash(self) -> bytes:
         return hash_images(self.array())

@@ -1,26 +1,21 @@
-"""Training with several processes. This is the only module that imports `torch.distributed`.
-
-A process started by `torchrun` reads RANK, WORLD_SIZE and LOCAL_RANK from its environment. Without them, or with a
-single process, every operation does nothing. Processes exchange tensors and JSON text, never pickled objects. All
-operations are collective: every rank must call them in the same order.
-"""
+"""Collective operations on tensors. Every process must call them in the same order."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from undiffuse.distributed.job import TIMEOUT, Job, join
+from undiffuse.util.launch import launch
+
 BUCKET_BYTES = 64 * 2**20  # large enough for the link's full speed, small beside the gradients of a large network
-TIMEOUT = timedelta(hours=2)  # rank 0 draws previews and writes checkpoints while the others wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +27,14 @@ class DistContext:
         world_size: Number of processes.
         local_rank: Number of this process on its machine.
         device: Device of this process.
+        job: The processes, watched; None for a process alone.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    job: Job | None = None
 
     @property
     def is_main(self) -> bool:
@@ -47,14 +44,16 @@ class DistContext:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sums `tensor` over all ranks in place; every rank gets the same bits."""
         if self.world_size > 1:
-            dist.all_reduce(tensor)
+            with self._operation():
+                dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
         """Returns True on every rank if `flag` is true on at least one."""
         if self.world_size == 1:
             return flag
-        return bool(self.sum_(torch.tensor(float(flag), device=self.device)).item() > 0)
+        with self._operation():
+            return bool(self.sum_(torch.tensor(float(flag), device=self.device)).item() > 0)
 
     def sum_bucketed_(self, tensors: Sequence[Tensor]) -> None:
         """Sums many tensors (gradients) over all ranks in place, in a few large messages."""
@@ -76,14 +75,15 @@ class DistContext:
         """Concatenates tensors [n_r, ...] of all ranks along the first axis, in order of rank; n_r may differ."""
         if self.world_size == 1:
             return tensor
-        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world_size)]
-        dist.all_gather(lengths, torch.tensor([tensor.shape[0]], dtype=torch.int64, device=self.device))
-        counts = [int(n.item()) for n in lengths]
-        # all_gather requires equal shapes: pad to the longest, then cut
-        padded = torch.zeros((max(counts), *tensor.shape[1:]), dtype=tensor.dtype, device=self.device)
-        padded[: tensor.shape[0]] = tensor
-        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
-        dist.all_gather(parts, padded)
+        with self._operation():
+            lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world_size)]
+            dist.all_gather(lengths, torch.tensor([tensor.shape[0]], dtype=torch.int64, device=self.device))
+            counts = [int(n.item()) for n in lengths]
+            # all_gather requires equal shapes: pad to the longest, then cut
+            padded = torch.zeros((max(counts), *tensor.shape[1:]), dtype=tensor.dtype, device=self.device)
+            padded[: tensor.shape[0]] = tensor
+            parts = [torch.empty_like(padded) for _ in range(self.world_size)]
+            dist.all_gather(parts, padded)
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).to(tensor.device)
 
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
@@ -92,7 +92,8 @@ class DistContext:
             return
         for tensor in tensors:
             sent = tensor.detach().to(self.device).contiguous()
-            dist.broadcast(sent, src=0)
+            with self._operation():
+                dist.broadcast(sent, src=0)
             with torch.no_grad():
                 tensor.copy_(sent)
 
@@ -101,27 +102,52 @@ class DistContext:
         if self.world_size == 1:
             return value
         data = json.dumps(value).encode() if self.is_main else b""
-        length = torch.tensor([len(data)], dtype=torch.int64, device=self.device)
-        dist.broadcast(length, src=0)
-        content = torch.zeros(int(length.item()), dtype=torch.uint8, device=self.device)
-        if self.is_main:
-            content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        dist.broadcast(content, src=0)
-        return json.loads(bytes(content.cpu().numpy()).decode())
+        with self._operation():
+            length = torch.tensor([len(data)], dtype=torch.int64, device=self.device)
+            dist.broadcast(length, src=0)
+            content = torch.zeros(int(length.item()), dtype=torch.uint8, device=self.device)
+            if self.is_main:
+                content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+            dist.broadcast(content, src=0)
+            return json.loads(bytes(content.cpu().numpy()).decode())
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """Returns the JSON values of all ranks, in their order, on every rank."""
+        return [value] if self.job is None else self.job.gather_json(value)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another process has died or failed, so that this one is about to end."""
+        return self.job is not None and self.job.watch is not None and self.job.watch.failure is not None
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """A block in which this process may take a minute although another one has died."""
+        watch = self.job.watch if self.job is not None else None
+        if watch is not None:
+            watch.saving = True
+        yield
+        if watch is not None:
+            watch.saving = False
 
     def barrier(self) -> None:
         """Waits until every rank has arrived."""
         if self.world_size > 1:
-            dist.all_reduce(torch.zeros(1, device=self.device))
+            with self._operation():
+                dist.all_reduce(torch.zeros(1, device=self.device))
+
+    def _operation(self) -> AbstractContextManager[None]:
+        watch = self.job.watch if self.job is not None else None
+        return nullcontext() if watch is None else watch.operation()
 
 
-def resolve_device(name: str | None, local_rank: int = 0) -> torch.device:
+def resolve_device(name: str | None, local_rank: int | None = None) -> torch.device:
     """Returns the device to run on.
 
     Args:
         name: A device for PyTorch ("cpu", "cuda", "cuda:1", "mps"). None and "auto" choose the best available: CUDA,
             then MPS, then CPU.
-        local_rank: Number of this process on its machine, which chooses its GPU.
+        local_rank: Number of this process on its machine, which chooses its GPU; by default as it was started.
 
     Raises:
         ValueError: The device is unknown or not available; the message names what is.
@@ -135,6 +161,10 @@ def resolve_device(name: str | None, local_rank: int = 0) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {name!r} is not available: this PyTorch sees no CUDA device; use the device cpu")
+        if local_rank is None:
+            own = launch()
+            alone = own.by == "srun" and torch.cuda.device_count() == 1  # Slurm can show each task its own GPU only
+            local_rank = 0 if alone else own.local_rank
         index = device.index if device.index is not None else local_rank
         if index >= torch.cuda.device_count():
             raise ValueError(
@@ -150,7 +180,7 @@ def resolve_device(name: str | None, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def session(device: str | None = None) -> Iterator[DistContext]:
-    """Joins the processes that `torchrun` started, if any, and leaves them at the end of the block.
+    """Joins the processes that were started together (see `join`) and opens their process group inside the block.
 
     The backend is gloo on CPU and NCCL on CUDA. An existing process group is used and not destroyed.
 
@@ -160,31 +190,26 @@ def session(device: str | None = None) -> Iterator[DistContext]:
     Raises:
         ValueError: The environment is incomplete, or the device does not support several processes.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    local_rank = int(os.environ.get("LOCAL_RANK", str(rank)))
-    if dist.is_available() and dist.is_initialized():
-        world_size, rank = dist.get_world_size(), dist.get_rank()
-        where = resolve_device(device, local_rank)
-        yield DistContext(rank=rank, world_size=world_size, local_rank=local_rank, device=where)
-        return
-    if world_size == 1:
-        yield DistContext(device=resolve_device(device))
-        return
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise ValueError(
-            f"WORLD_SIZE is {world_size}, but {', '.join(missing)} is not set; start the processes with torchrun"
+    with join() as job:
+        where = resolve_device(device)
+        if job.world_size == 1:
+            yield DistContext(device=where)
+            return
+        if where.type == "mps":
+            raise ValueError("several processes can use cpu or cuda, not mps; use one process or the device cpu")
+        ranks = DistContext(
+            rank=job.rank, world_size=job.world_size, local_rank=job.launch.local_rank, device=where, job=job
         )
-    where = resolve_device(device, local_rank)
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
-    elif where.type == "mps":
-        raise ValueError("several processes can train on cpu or cuda, not on mps; use one process or the device cpu")
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=TIMEOUT)
-    ranks = DistContext(rank=rank, world_size=world_size, local_rank=local_rank, device=where)
-    try:
-        ranks.barrier()  # if a process failed before the others have connected, they would fail too
-        yield ranks
-    finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            yield ranks
+            return
+        if where.type == "cuda":
+            torch.cuda.set_device(where)
+        backend, store = "nccl" if where.type == "cuda" else "gloo", dist.PrefixStore(job.new_key(), job.store)
+        dist.init_process_group(backend, store=store, rank=job.rank, world_size=job.world_size, timeout=TIMEOUT)
+        try:
+            ranks.barrier()
+            yield ranks
+            ranks.barrier()  # a process that ends early would look like one that died
+        finally:
+            dist.destroy_process_group()
