@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from undiffuse import checkpoints
-from undiffuse.cli.console import fail, is_main, say
+from undiffuse.cli.console import fail, say
 from undiffuse.cli.options import given_settings
 from undiffuse.cli.train import STOPPED, request_of
 from undiffuse.cli.training_options import naming_options
@@ -20,6 +20,7 @@ from undiffuse.training.distillation import Distillation
 from undiffuse.training.face import MODEL, run_plan
 from undiffuse.training.plan import plan
 from undiffuse.training.progress import TrainingProgress
+from undiffuse.util.launch import is_main_process
 from undiffuse.util.text import count_of
 
 
@@ -48,14 +49,14 @@ def run(args: argparse.Namespace) -> int:
             say(f"{stage.text}\n{summary(made, task, init)}")
             outcome = run_plan(made, task, [TrainingProgress()], init=init)
             if not outcome.complete:
-                if is_main():
+                if is_main_process():
                     fail(
                         f"stopped by {outcome.stopped_by} after {count_of(outcome.images, 'image')}; saved in "
                         f"{made.out}. Repeat the command to resume",
                         prefix="",
                     )
                 return STOPPED.get(outcome.stopped_by, 1)
-            if is_main():
+            if is_main_process():
                 say(finish(made, outcome))
     return 0
 

@@ -255,9 +255,8 @@ def disk_bytes(parameters: int, config: TrainConfig, beside: int = 0) -> tuple[i
     copies = 3 + beside + len(config.ema_decays) + len(config.posthoc_widths)  # weights, two moments
     one = 4 * parameters * copies
     kept = config.keep + 1 + (config.total_images // config.milestones if config.milestones else 0)
-    snapshots = 0
-    if config.posthoc_every is not None:
-        snapshots = len(config.posthoc_widths) * -(-config.total_images // config.posthoc_every)
+    every = config.posthoc_every
+    snapshots = 0 if every is None else len(config.posthoc_widths) * -(-config.total_images // every)
     return one, one * kept + 4 * parameters * (snapshots + 1)  # and the model at the end
 
 
