@@ -51,6 +51,7 @@ class Point:
         guidance: Scale of classifier guidance.
         guidance_at: Where its gradient is taken.
         label: Name of a grid of many levels in tables and plots, for example "tuned".
+        student: Name of the distilled model that the point belongs to; "" for the frontier's own model.
     """
 
     solver: str
@@ -65,6 +66,7 @@ class Point:
     guidance: float = 0.0
     guidance_at: str = "x_t"
     label: str = ""
+    student: str = ""
 
     @property
     def way(self) -> str:
@@ -82,7 +84,8 @@ class Point:
         parts = [self.solver, self.steps, *([] if self.way == "chain" else [self.way])]
         parts += [self.solver_options] if self.solver_options else []
         parts += [f"eta {self.eta:g}"] if self.eta else []
-        return " ".join(parts) + (f", guidance {self.guidance:g}" if self.guidance else "")
+        who = f"student {self.student}, " if self.student else ""
+        return who + " ".join(parts) + (f", guidance {self.guidance:g}" if self.guidance else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ class Frontier:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def best(self, nfe: int, guidance: float = 0.0, guidance_at: str = "x_t") -> Point:
-        """Returns the best point within a number of network calls.
+        """Returns the best point of the frontier's own model within a number of network calls.
 
         Args:
             nfe: Maximum number of calls per image.
@@ -116,7 +119,7 @@ class Frontier:
         Raises:
             ValueError: Nothing was measured with this guidance, or with so few calls.
         """
-        alike = [p for p in (*self.points, *self.references) if p.guidance == guidance]
+        alike = [p for p in (*self.points, *self.references) if p.guidance == guidance and not p.student]
         alike = [p for p in alike if not guidance or p.guidance_at == guidance_at]
         if not alike:
             known = ", ".join(f"{g:g}" for g in sorted({p.guidance for p in self.points}))
@@ -141,7 +144,7 @@ class Frontier:
             "equal", "better" or "worse"; "" without a reference, or if an error is unknown.
         """
         reference, reach = self.reference_of(point), self.resolution(point)
-        if reference is None or reach is None or point.settings == reference.settings:
+        if reference is None or reach is None or (point.settings, point.student) == (reference.settings, ""):
             return ""
         difference = self._cost(point) - self._cost(reference)
         return "equal" if abs(difference) <= reach else "worse" if difference > 0 else "better"
@@ -245,7 +248,7 @@ def _point(entry: Mapping[str, Any]) -> Point:
         current["solver"] = FORMER_NAMES.get(current["solver"], current["solver"])
     point = Point(**current)
     errors = [value for value in (point.value, point.stderr, point.difference_stderr) if value is not None]
-    texts = (point.solver, point.steps, point.grid, point.solver_options, point.guidance_at, point.label)
+    texts = (point.solver, point.steps, point.grid, point.solver_options, point.guidance_at, point.label, point.student)
     numbers = [*errors, point.eta, point.guidance, point.nfe]
     if not all(isinstance(t, str) for t in texts) or not all(math.isfinite(n) for n in numbers) or point.nfe < 1:
         raise ValueError(f"invalid point {entry!r}"[:120])

@@ -60,6 +60,12 @@ class Level:
         return cls(torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt())
 
     @classmethod
+    def from_ratio(cls, ratio: Tensor) -> Level:
+        """Returns the variance-preserving level with sigma / alpha = `ratio` [B], finite numbers of 0 or more."""
+        norm = (1 + ratio**2).sqrt()
+        return cls(1 / norm, ratio / norm)
+
+    @classmethod
     def clean(cls) -> Level:
         """Returns the level without noise: alpha = 1, sigma = 0."""
         return cls.from_alpha_bar(1.0)

@@ -136,7 +136,7 @@ class EDMPreconditioning:
     def level(self, position: Tensor) -> Level:
         """Returns the levels of positions [B]."""
         root = (self._from + position.double() * self._each).clamp(min=self._from * 1e-3)
-        return _of_ratio(root**RHO)
+        return Level.from_ratio(root**RHO)
 
     def position(self, level: Level) -> Tensor:
         """Returns the positions [B] of levels."""
@@ -213,7 +213,7 @@ class VEPreconditioning:
 
     def level(self, position: Tensor) -> Level:
         """Returns the levels of positions [B]."""
-        return _of_ratio(self.low * (position.double() * self._each).exp())
+        return Level.from_ratio(self.low * (position.double() * self._each).exp())
 
     def position(self, level: Level) -> Tensor:
         """Returns the positions [B] of levels."""
@@ -253,7 +253,7 @@ class VPPreconditioning:
         t = ((position.double() + 1) / self.steps).clamp(min=1e-9)
         squared = -t * (self.rise * t / 2 + self.low)  # ln alpha^2
         ratio = -torch.expm1(squared) * (-squared / 2).exp() if self.sub else torch.expm1(-squared).sqrt()
-        return _of_ratio(ratio)
+        return Level.from_ratio(ratio)
 
     def position(self, level: Level) -> Tensor:
         """Returns the positions [B] of levels."""
@@ -275,12 +275,6 @@ class VPPreconditioning:
     def _t(self, level: Level) -> Tensor:
         wanted = self._minus_log(level)  # rise t^2 / 2 + low t
         return 2 * wanted / (self.low + (self.low**2 + 2 * self.rise * wanted).sqrt())
-
-
-def _of_ratio(s: Tensor) -> Level:
-    """Returns the variance-preserving level with sigma / alpha = s."""
-    norm = (1 + s**2).sqrt()
-    return Level(1 / norm, s / norm)
 
 
 def _chain(preconditioning: Preconditioning, steps: int) -> DiscreteSchedule:

@@ -77,7 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling_defaults": {"denoiser", "noise_levels", "grid_specs", "solvers"},
     "train_config": {"ema", "timesteps"},
     "recipes": BELOW_TRAINING,
-    "training": BELOW_TRAINING | {"recipes", "sampling_defaults"},
+    "training": BELOW_TRAINING | {"recipes", "sampling_defaults", "distillation"},
     "doctor": BELOW_TRAINING | {"training"},
     "reports": BELOW_TRAINING | {"frontiers", "training"},
 }

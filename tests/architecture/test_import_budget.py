@@ -39,7 +39,8 @@ SLOW_LIBRARY = (
 )  # fmt: skip
 NOT_FOR_SAMPLING = ("undiffuse.training", "undiffuse.metrics", "undiffuse.evaluation", "undiffuse.recipes")
 OF_HELP = {
-    "undiffuse", "undiffuse.cli", "undiffuse.cli.console", "undiffuse.cli.editing_options",
+    "undiffuse", "undiffuse.cli", "undiffuse.cli.console", "undiffuse.cli.distillation_options",
+    "undiffuse.cli.editing_options", "undiffuse.distillation", "undiffuse.distillation.registry",
     "undiffuse.cli.evaluation_options", "undiffuse.cli.file_options", "undiffuse.cli.options", "undiffuse.cli.parser",
     "undiffuse.cli.sampling_options", "undiffuse.cli.training_options", "undiffuse.cli.values", "undiffuse.cli.words",
     "undiffuse.config", "undiffuse.config.fields", "undiffuse.config.guidance", "undiffuse.config.kinds",

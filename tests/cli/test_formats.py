@@ -103,7 +103,7 @@ def test_vectors_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     np.savez(tmp_path / "v.npz", x=X, y=np.linspace(0, 1, COUNT * 2).reshape(COUNT, 2))
     told = inspected(capsys, tmp_path / "v.npz")
     assert "none; a vector of 2 numbers per image" in told
-    assert "the numbers are not used" in remarks(commands(told)[0])
+    assert "the numbers (label[0], label[1]) are not used" in remarks(commands(told)[0])
 
 
 def test_pictures_without_a_label_are_left_out_by_the_command_that_is_printed(

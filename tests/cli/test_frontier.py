@@ -12,7 +12,7 @@ import pytest
 from support.cli_runs import call, write_classifier, write_model, write_upsampler
 from support.evaluation_sets import images, save_npz
 from undiffuse.frontiers import Frontier, keep
-from undiffuse.models import load_diffusion
+from undiffuse.models import DiffusionModel, load_diffusion, save_model
 from undiffuse.pictures import read_record
 from undiffuse.tuning import cache as tuned
 from undiffuse.tuning import tune
@@ -62,6 +62,23 @@ def test_a_frontier_is_swept_and_sampled_from(place: Path, capsys: pytest.Captur
     assert "budget" not in record
     assert "FD-judge" in record["measured"]
     assert call("sample", "--from-record", picture, "--out", place / "x.png") == 0
+
+
+def test_students_are_points_of_the_frontier_and_not_chosen_from_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_diffusion(place / "model.safetensors")
+    card = {"method": "moment-matching", "calls": 2, "logsnr": [-200.0, 1.0], "anywhere": True}
+    about = {"sampling": {"solver": "ddpm", "steps": "2", "grid": "trailing"}, "distillation": card}
+    save_model(place / "student.safetensors", DiffusionModel(model.net, model.process, model.labels, about))
+    words = (*SWEEP[:-1], "students", "--solvers", "ddim", "--nfe", "3", "--against", "ddpm:8")
+    assert call(*words, "--students", "student.safetensors") == 0
+    assert "| student student.safetensors, ddpm 2 trailing | 2 |" in capsys.readouterr().out
+    frontier = Frontier.load(place / "students" / "frontier.json")
+    (student,) = (point for point in frontier.points if point.student)
+    assert (student.nfe, student.solver, student.grid) == (2, "ddpm", "trailing")
+    with pytest.raises(ValueError, match="no point has 2 or fewer calls"):
+        frontier.best(2)
 
 
 def test_a_frontier_does_not_replace_another_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

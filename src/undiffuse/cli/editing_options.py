@@ -28,6 +28,7 @@ Fills in the masked part of images. Pixels outside the mask do not change. {_IMA
   dps       take a gradient step towards the known part after each step
   pigdm     guide by the likelihood of the known part (PiGDM)
   mmps      as pigdm, with the model's own covariance: --iterations more backward passes per call
+  projection  insert the known part into every denoised image; for consistency models and other students
 
 {_SOLVERS}""")  # fmt: skip
     _images(parser)
@@ -39,7 +40,7 @@ Fills in the masked part of images. Pixels outside the mask do not change. {_IMA
     rectangle = "fill a rectangle: top, left, height and width in pixels of the model's images"
     hole.add_argument("--hole", type=values.rectangle, metavar="T,L,H,W", help=rectangle)
     method = "method, described above (default repaint)"
-    options.pick(what, "--method", ("repaint", "dps", "pigdm", "mmps"), method, "repaint")
+    options.pick(what, "--method", ("repaint", "dps", "pigdm", "mmps", "projection"), method, "repaint")
     resamples = "repaint: number of times to sample each stretch (default 5)"
     what.add_argument("--resamples", type=values.positive, metavar="R", help=resamples)
     what.add_argument("--jump", type=values.positive, metavar="J", help="repaint: steps per stretch (default 4)")
@@ -56,6 +57,7 @@ Upscales or deblurs images with any model: samples images that match IMAGES when
   mmps      guide by the likelihood of IMAGES: --iterations + 1 backward passes per call
   pigdm     as mmps, without the model's own covariance: one backward pass per call
   dps       take a gradient step towards IMAGES after each step
+  projection  make every denoised image agree with IMAGES; for consistency models and other students
 
 {_SOLVERS}""")  # fmt: skip
     _images(parser)
@@ -68,7 +70,7 @@ Upscales or deblurs images with any model: samples images that match IMAGES when
     degrade = "downscale or blur IMAGES first, and measure the error of the results"
     what.add_argument("--degrade", action="store_true", help=degrade)
     method = "method, described above (default mmps)"
-    options.pick(what, "--method", ("mmps", "pigdm", "dps"), method, "mmps")
+    options.pick(what, "--method", ("mmps", "pigdm", "dps", "projection"), method, "mmps")
     _observation(what)
     _sampling(parser, "restored")
 

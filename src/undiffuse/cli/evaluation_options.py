@@ -90,9 +90,10 @@ def sweep(add: Any, commands: Any) -> None:
     """Adds `undiffuse sweep`."""
     parser = add(commands, "sweep", "REFERENCE ", """\
 Evaluates a model at several guidance scales and shows the trade-off between fidelity and diversity as a table and a
-plot (pip install "undiffuse[plot]"). With --solvers, --nfe or --grids it measures a frontier instead: the quality of
-several solvers within several budgets of network calls. It reports which settings match a long run within the errors,
-and `undiffuse sample --budget` then chooses from them. The same command again resumes a stopped sweep.""")  # fmt: skip
+plot (pip install "undiffuse[plot]"). With --solvers, --nfe, --grids or --students it measures a frontier instead: the
+quality of several solvers within several budgets of network calls. It reports which settings match a long run within
+the errors, and `undiffuse sample --budget` then chooses from them. The same command again resumes a stopped sweep.\
+""")  # fmt: skip
     parser.add_argument("reference", metavar="REFERENCE", help="images or a reference file")
     group = parser.add_argument_group("what to sweep")
     scales = "guidance scales (default 0,0.5,1,2,4,8; with --over cfg or autoguide 1,1.5,2,3,5; for a frontier 0)"
@@ -108,6 +109,8 @@ and `undiffuse sample --budget` then chooses from them. The same command again r
         "optimizes the levels for the model on 32 or N images"
     )
     group.add_argument("--grids", nargs="+", metavar="SPEC", help=grids)
+    students = "frontier: models distilled from the model, each sampled as its file says, without guidance"
+    group.add_argument("--students", nargs="+", metavar="FILE", help=students)
     against = "frontier: long run to compare with, as SOLVER:STEPS, or none (default ddpm:250)"
     group.add_argument("--against", metavar="S:N", help=against)
     by = "frontier: metric to choose by (default: the first Frechet distance)"
@@ -193,7 +196,7 @@ def _model(parser: Any, swept: bool = False) -> None:
         group.add_argument("--model", default=options.SHIPPED, metavar="M", help=what)
     which = "weights to use: net (no EMA) or an EMA decay, for example 0.999 (default: the largest decay)"
     group.add_argument("--model-weights", metavar="W", help=which)
-    options.class_option(group, 'classes to cycle through, repeatable or comma-separated (default "all")')
+    options.class_option(group, 'classes to cycle through, comma-separated (default "all")')
     options.seed_option(group)
     if not swept:
         condition = (

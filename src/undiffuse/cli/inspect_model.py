@@ -45,6 +45,7 @@ def describe_model(path: Path, name: str, as_json: bool = False) -> str:
         ("conditions", ModelConditions.from_dict(manifest.get("conditions")).text() or None),
         ("process", _process(manifest["process"])),
         ("objective", _objective(manifest.get("objective"))),
+        ("distilled", _distilled(manifest.get("distillation"))),
         ("trained", _trained(progress, manifest.get("train") or {})),
         ("data", f"{data['source']}, {count_of(data['count'], 'image')}" if "source" in data else None),
         ("started from", _beginning(manifest.get("init"))),
@@ -180,6 +181,17 @@ def _objective(objective: dict[str, Any] | None) -> str | None:
     if objective.get("clean_fraction"):
         text += f", {100 * objective['clean_fraction']:g}% clean images"
     return text
+
+
+def _distilled(card: Any) -> str | None:
+    """Returns what a student was distilled from, how, and at which levels it is called."""
+    if not isinstance(card, dict):
+        return None
+    origin = (card.get("origin") or {}).get("name")
+    source = f"from {origin}" if origin else f"from a model {str(card.get('teacher', 'of none'))[:12]}"
+    levels = ", ".join(f"{float(value):.3g}" for value in card.get("logsnr", ()))
+    guided = ", guided" if card.get("guidance") else ""
+    return f"{source}{guided}, by {card.get('method')}, {count_of(card.get('calls', 0), 'call')} at log-SNR {levels}"
 
 
 def _beginning(init: Any) -> str | None:

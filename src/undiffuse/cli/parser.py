@@ -14,6 +14,7 @@ COMMANDS = {
     "quickstart": "sample the shipped model with and without guidance: offline, one minute on a CPU",
     "train": "train a diffusion model on your images",
     "train-classifier": "train a noisy-image classifier for guidance",
+    "distill": "train a student of 1 to 4 network calls from a model of hundreds",
     "rerun": "train a finished run again and compare the result",
     "ema": "compute an EMA of any width from the snapshots of a run (post-hoc EMA)",
     "sample": "sample images from a model",
@@ -40,13 +41,14 @@ COMMANDS = {
 }
 
 SHARED = {"train", "train-classifier", "sample", "encode", "decode", "inpaint", "restore", "vary", "translate", "nll"}
-SHARED |= {"rerun", "evaluate", "reference", "sweep"}
+SHARED |= {"distill", "rerun", "evaluate", "reference", "sweep"}
 """The commands that several processes share. Of the others only rank 0 does the work."""
 
 _DEFINED_IN = {
     **dict.fromkeys(("quickstart", "sample", "encode", "decode", "interpolate"), "sampling_options"),
     **dict.fromkeys(("nll", "tune-steps"), "sampling_options"),
     **dict.fromkeys(("train", "train-classifier", "rerun", "ema", "recipes"), "training_options"),
+    "distill": "distillation_options",
     **dict.fromkeys(("inpaint", "restore", "vary", "translate"), "editing_options"),
     **dict.fromkeys(("evaluate", "reference", "compare", "sweep", "report"), "evaluation_options"),
     **dict.fromkeys(("inspect", "doctor", "convert", "models", "export"), "file_options"),

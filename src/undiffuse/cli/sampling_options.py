@@ -50,7 +50,7 @@ depends only on the seed and i, not on --batch or --count. Every PNG records how
     run = parser.add_argument_group("run and output")
     options.seed_option(run)
     run.add_argument("--count", type=values.positive, metavar="N", help="number of images in total (default 20)")
-    options.class_option(run, 'classes to cycle through, repeatable or comma-separated (default "all")')
+    options.class_option(run, 'classes to cycle through, comma-separated (default "all")')
     options.output_options(run, "output folder (default samples), or file with --from-record")
     options.format_option(run)
     options.pick(run, "--animation", ("gif", "apng"), "also animate the denoising of the grid's images")

@@ -1,4 +1,5 @@
-"""`undiffuse sweep`: evaluates guidance scales; with --solvers, --nfe or --grids quality against network calls."""
+"""`undiffuse sweep`: evaluates guidance scales; with --solvers, --nfe, --grids or --students quality
+against network calls."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ SWEPT = {"guidance": ("guidance", 0.0), "cfg": ("cfg", 1.0), "autoguide": ("auto
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     begin = time.monotonic()
-    by_calls = bool(args.solvers or args.nfe or args.grids)
+    by_calls = bool(args.solvers or args.nfe or args.grids or args.students)
     # A frontier varies only the scale of one classifier; --against and --by have a meaning only there.
     own = ("classifier", "guidance", "guidance_at")
     names = [declared.name for _, declared in settings_of(GuidanceConfig) if declared.name not in own]
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     others += ["over"] if args.over != "guidance" else []
     for name in others if by_calls else [name for name in ("against", "by") if getattr(args, name) is not None]:
         what = "cannot be used with" if by_calls else "requires"
-        raise ValueError(f"--{name.replace('_', '-')} {what} a frontier (--solvers, --nfe or --grids)")
+        raise ValueError(f"--{name.replace('_', '-')} {what} a frontier (--solvers, --nfe, --grids or --students)")
     option, neutral = SWEPT[args.over]
     if getattr(args, option):
         raise ValueError(f"--{option.replace('_', '-')} is swept: use --scales to give its values")
@@ -63,6 +64,8 @@ def _guidance(args: argparse.Namespace, config: Any, scales: Any, shared: dict[s
 
 
 def _frontier(args: argparse.Namespace, config: Any, scales: Any, shared: dict[str, Any]) -> FrontierSweep:
-    given = {name: value for name in ("solvers", "nfe", "grids", "against") if (value := getattr(args, name))}
+    given = {
+        name: value for name in ("solvers", "nfe", "grids", "students", "against") if (value := getattr(args, name))
+    }
     given |= {"against": None} if args.against == "none" else {}
     return frontier(args.model, args.reference, scales=scales, by=args.by, config=config, **given, **shared)

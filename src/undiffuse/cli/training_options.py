@@ -86,7 +86,7 @@ Trains a diffusion model, class-conditional if the data has labels. Writes check
 finally model.safetensors to the run folder. The same command again, or --resume RUN, resumes a stopped run. Run it
 with torchrun to train on several devices.{options.DATA}""",
     )
-    what, data = _training(parser)
+    what, data = training_options(parser)
     labelled = what.add_mutually_exclusive_group()
     labelled.add_argument("--unconditional", action="store_true", default=None, help="ignore the labels")
     dropped = "drop labels and other conditions with probability P, for classifier-free guidance (sample --cfg)"
@@ -108,7 +108,7 @@ Trains a classifier of noisy images for guidance (`undiffuse sample --classifier
 level. With --condition numbers:COLUMN it trains a regressor, which guides towards numbers (`undiffuse sample
 --classifier FILE --condition COLUMN=VALUE`). The same command again, or --resume RUN, resumes a stopped run. Run it
 with torchrun to train on several devices.{options.DATA}""", module="train")  # fmt: skip
-    what, data = _training(parser)
+    what, data = training_options(parser)
     partner = "diffusion model to guide; the classifier takes its size, noise levels and classes"
     what.add_argument("--for", dest="partner", metavar="MODEL", help=partner)
     numbers = "predict these numbers of each image instead of its class: numbers:COLUMN[,COLUMN]"
@@ -120,6 +120,15 @@ with torchrun to train on several devices.{options.DATA}""", module="train")  # 
     noise.add_argument("--clean-fraction", type=values.fraction, metavar="P", help=share)
     validation = "held-out images: other data, a share of DATA (default 0.05), or none"
     data.add_argument("--validation", metavar="DATA|SHARE", help=validation)
+
+
+def _network_options(group: Any) -> None:
+    size = "image size (default: from the recipe or the data)"
+    group.add_argument("--size", type=values.size, metavar="S|HxW", help=size)
+    channels = "image channels: 1 grey, 3 RGB, 4 RGBA, or more for multi-channel data (default: as for --size)"
+    group.add_argument("--channels", type=values.positive, metavar="N", help=channels)
+    width = "channels of the network's first level; fewer make it smaller and faster (default: from the recipe)"
+    group.add_argument("--width", type=values.positive, metavar="N", help=width)
 
 
 def rerun(add: Any, commands: Any) -> None:
@@ -165,27 +174,28 @@ def recipes(add: Any, commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
-def _training(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
-    """Adds the options of both kinds of training and returns the groups "model" and "data".
+def training_options(parser: argparse.ArgumentParser, resume: bool = True) -> tuple[Any, Any]:
+    """Adds the options of a training and returns the groups "model" and "data".
 
     The options have no defaults here: the request, or that of the resumed run, supplies what is not given.
+
+    Args:
+        parser: The parser of a command.
+        resume: Whether a run folder can be given in place of the data; without, the network is that of a given model.
     """
     setattr(parser, "hints", HINTS)  # noqa: B010 - an attribute of our own parser
-    begin_or_resume = parser.add_mutually_exclusive_group(required=True)
-    begin_or_resume.add_argument("data", nargs="?", metavar="DATA", help="images to train on")
-    resume = "resume the run in this folder with its own data and options"
-    begin_or_resume.add_argument("--resume", metavar="RUN", help=resume)
+    if resume:
+        begin_or_resume = parser.add_mutually_exclusive_group(required=True)
+        begin_or_resume.add_argument("data", nargs="?", metavar="DATA", help="images to train on")
+        folder = "resume the run in this folder with its own data and options"
+        begin_or_resume.add_argument("--resume", metavar="RUN", help=folder)
     what = parser.add_argument_group("model")
     recipe = "recipe, see `undiffuse recipes` (default: chosen to fit the data)"
     what.add_argument("--recipe", metavar="NAME", help=recipe)
-    begin = "fine-tune this model: a name from `undiffuse models`, a file or a run folder"
-    what.add_argument("--init-from", metavar="MODEL", help=begin)
-    size = "image size (default: from the recipe or the data)"
-    what.add_argument("--size", type=values.size, metavar="S|HxW", help=size)
-    channels = "image channels: 1 grey, 3 RGB, 4 RGBA, or more for multi-channel data (default: as for --size)"
-    what.add_argument("--channels", type=values.positive, metavar="N", help=channels)
-    width = "channels of the network's first level; fewer make it smaller and faster (default: from the recipe)"
-    what.add_argument("--width", type=values.positive, metavar="N", help=width)
+    if resume:
+        begin = "fine-tune this model: a name from `undiffuse models`, a file or a run folder"
+        what.add_argument("--init-from", metavar="MODEL", help=begin)
+        _network_options(what)
     what.add_argument(
         "--set", dest="sets", type=values.assignment, action="append", default=[], metavar="FIELD=VALUE",
         help="set any field of the recipe, for example net.dropout=0.1 or train.weight_decay=0.01; repeatable",

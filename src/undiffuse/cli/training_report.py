@@ -62,6 +62,8 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
         weighting = recipe.objective.weighting
         loss = f", {recipe.objective.loss} loss" + ("" if weighting == "native" else f" weighted by {weighting}")
         loss += "" if config.density == "uniform" else f", levels {config.density}"
+    if method := plan.request.distillation.get("method"):
+        loss = f", {method}"
     newest = checkpoints.latest(plan.out)
     state = f"resumes at {count_of(checkpoints.images_of(newest), 'image')}" if newest else "new"
     total = config.total_images
@@ -79,7 +81,7 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
                      f"({total // config.batch:,} updates, {_epochs(total / len(dataset))} epochs)\n"
                      f"learning rate {config.lr:g}, {config.precision}, "
                      f"{f'{world_size} x ' if world_size > 1 else ''}{device.type}, seed {config.seed}"),
-        ("disk", _disk(plan, parameters)),
+        ("disk", _disk(plan, parameters, getattr(task, "numbers_beside", 0))),
         ("run", f"{plan.out} ({state})"),
     ]  # fmt: skip
     text = f"undiffuse {_command(plan)}\n{fields(rows)}"
@@ -187,6 +189,8 @@ def _beginning(init: Mapping[str, Any]) -> str:
 
 
 def _command(plan: TrainPlan) -> str:
+    if plan.request.distillation:
+        return "distill"
     return "train-classifier" if plan.recipe.kind == "classifier" else "train"
 
 
@@ -205,9 +209,9 @@ def _data_options(plan: TrainPlan) -> str:
     return "".join(f" {part}" for part in parts)
 
 
-def _disk(plan: TrainPlan, parameters: int) -> str:
+def _disk(plan: TrainPlan, parameters: int, beside: int) -> str:
     """Returns the disk space that the run needs, with a warning if less is free."""
-    one, everything = disk_bytes(parameters, plan.config)
+    one, everything = disk_bytes(parameters, plan.config, beside)
     text = f"about {size_text(everything)} in total, {size_text(one)} per checkpoint"
     folder = next(path for path in (plan.out, *plan.out.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free

@@ -50,8 +50,8 @@ def inpaint(
             bool array or tensor, True there, [H, W] or [N, H, W] of the model's size.
         hole: A rectangle to fill instead: top, left, height and width in pixels of the model's images.
         model: A model's file, run folder or name; a config that names it; or a pipeline.
-        method: "repaint" (Lugmayr et al. 2022), "dps" (Chung et al. 2023), "pigdm" (Song et al. 2023) or "mmps" (Rozet
-            et al. 2024).
+        method: "repaint" (Lugmayr et al. 2022), "dps" (Chung et al. 2023), "pigdm" (Song et al. 2023), "mmps" (Rozet
+            et al. 2024) or "projection" (for consistency models and other students, see `projection`).
         resamples, jump: Of repaint: how often each stretch of `jump` steps is sampled, default 5 and 4.
         zeta: Of dps: the length of a step, default 1.
         iterations: Of mmps: conjugate-gradient iterations, default 3.

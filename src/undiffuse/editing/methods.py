@@ -13,6 +13,7 @@ from undiffuse.editing.dps import DPS
 from undiffuse.editing.mask import Mask
 from undiffuse.editing.observation import OBSERVED, ObservationGuidance
 from undiffuse.editing.operators import Operator
+from undiffuse.editing.projection import ProjectedDenoiser
 from undiffuse.editing.repaint import repaint
 from undiffuse.noise import NoiseSource
 from undiffuse.pipelines import Pipeline
@@ -24,7 +25,7 @@ __all__ = [
     "METHODS", "StepCallback", "load_pipeline", "mean_square", "method_settings", "sample_inpainted", "sample_observed",
 ]  # fmt: skip
 
-METHODS = ("repaint", "dps", "pigdm", "mmps")
+METHODS = ("repaint", "dps", "pigdm", "mmps", "projection")
 StepCallback = Callable[[Step], None]
 
 _SOLVERS = {"dps": "ddim", "pigdm": "dpmpp-2m", "mmps": "dpmpp-2m"}
@@ -106,7 +107,7 @@ def sample_observed(
     labels: list[int] | None,
     on_step: StepCallback,
 ) -> Tensor:
-    """Samples images given a linear observation, by dps, pigdm or mmps.
+    """Samples images given a linear observation, by any method but repaint.
 
     Args:
         pipeline: A pipeline with gradients.
@@ -121,7 +122,9 @@ def sample_observed(
         Images [B, C, H, W], about in [-1, 1].
     """
     cond, denoiser, solver = pipeline.condition(labels), pipeline.denoiser, pipeline.solver
-    if settings["method"] == "dps":
+    if settings["method"] == "projection":
+        denoiser = ProjectedDenoiser(denoiser, operator, observed)
+    elif settings["method"] == "dps":
         solver = DPS(solver, operator, observed, settings["zeta"])
     else:
         std, iterations = settings.get("data_std", 1.0), settings.get("iterations", 0)

@@ -21,7 +21,7 @@ from undiffuse.util.errors import ConfigError
 
 __all__ = ["restore"]
 
-METHODS = ("mmps", "pigdm", "dps")
+METHODS = ("mmps", "pigdm", "dps", "projection")
 
 
 def restore(
@@ -47,7 +47,8 @@ def restore(
         deblur: Or they are blurred by a Gaussian of this standard deviation, in pixels of the model's images.
         degrade: Whether the images are whole: they are degraded first, and the results are compared with them.
         model: A model's file, run folder or name; a config that names it; or a pipeline.
-        method: "mmps" (Rozet et al. 2024), "pigdm" (Song et al. 2023) or "dps" (Chung et al. 2023).
+        method: "mmps" (Rozet et al. 2024), "pigdm" (Song et al. 2023), "dps" (Chung et al. 2023) or "projection" (see
+            `inpaint`).
         zeta, iterations, noise, data_std: See `inpaint`.
         device: See `Pipeline.load`.
         **options: The fields of `EditOptions`: classes, out, seed, variants...

@@ -99,7 +99,8 @@ class FrontierSweep:
         series: dict[str, list[Point]] = {}
         for point in sorted(self.frontier.points, key=lambda p: p.nfe):
             guided = f", guidance {point.guidance:g}" if len({p.guidance for p in self.frontier.points}) > 1 else ""
-            series.setdefault(f"{point.solver} {point.way}{guided}", []).append(point)
+            name = "students" if point.student else f"{point.solver} {point.way}{guided}"
+            series.setdefault(name, []).append(point)
         best = self.frontier.pareto()
         levels = {f"{r.text} ({r.nfe} calls)": r.value for r in self.frontier.references}
         if self.floor is not None:
@@ -172,6 +173,7 @@ def frontier(
     nfe: Sequence[int] = CALLS,
     grids: Sequence[str] = ("own",),
     scales: Sequence[float] = (0.0,),
+    students: Sequence[str] = (),
     against: str | None = AGAINST,
     by: str | None = None,
     config: SamplerConfig | None = None,
@@ -193,6 +195,7 @@ def frontier(
         grids: How the steps are spaced: names of grids, "own" for each solver's default, "tuned" or "tuned:images=N"
             for levels that are chosen for the model.
         scales: Strengths of a classifier's guidance.
+        students: Names or paths of models distilled from it, each measured as its file says, without guidance.
         against: A long run, "SOLVER:STEPS", that the others are compared with; None for no comparison.
         by: Name, or beginning of the name, of the metric that decides; by default the first Frechet distance.
         config: How the model is sampled otherwise.
@@ -220,7 +223,7 @@ def frontier(
         raise ConfigError(more[0], "a frontier compares strengths of one classifier, without other guidance")
     about = settings_of(without_strength(base, "guidance"), measured_by, reference, floor) | {
         "solvers": list(solvers), "nfe": list(nfe), "grids": list(grids), "scales": list(scales),
-        "against": against, "by": by,
+        "against": against, "by": by, **({"students": list(students)} if students else {}),
     }  # fmt: skip
     if out is not None:
         check_same_sweep(Path(out) / SETTINGS, about, overwrite)
@@ -233,13 +236,13 @@ def frontier(
             pipeline_of(base.model, point.config, str(ranks.device))
         if left_out and ranks.is_main:
             notify(fields([("left out", text) for text in left_out]))
-        points = _with_levels(points, measured_by, ranks, notify)
+        points = [*_with_levels(points, measured_by, ranks, notify), *_students(students, base)]
         for found, report, pipeline in measured([*points, *long], reference, measured_by, ranks, floor, notify):
             metric = metric or _metric(report, by)  # a mistake in it shows after the first point, not the last
             if found is None or pipeline is None:
                 real = report
             else:
-                rows.append((report, point_of(pipeline, found.label)))
+                rows.append((report, point_of(pipeline, found.label, found.student)))
         count = len(rows) - len(long)
         against_of = {point.guidance: report for report, point in rows[count:]}
         valued = [_valued(point, report, against_of.get(point.guidance), metric) for report, point in rows]
@@ -360,6 +363,20 @@ def _with_levels(
     if ranks.is_main and gains:
         notify(fields(gains))
     return found
+
+
+def _students(students: Sequence[str], config: SamplerConfig) -> list[SweepPoint]:
+    """The distilled models, sampled as their files say."""
+    from undiffuse.config import SamplerConfig
+
+    plain = SamplerConfig(precision=config.precision, compile=config.compile)
+    points = []
+    for student in students:
+        name = Path(student).parent.name if Path(student).stem == "model" else Path(student).name
+        points.append(
+            SweepPoint(title=f"student {name}", config=plain.replace(model=str(student)), scale=0.0, student=name)
+        )
+    return points
 
 
 def _long(config: SamplerConfig, text: str, scale: float) -> SweepPoint:

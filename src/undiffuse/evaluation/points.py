@@ -75,7 +75,7 @@ def guides(config: SamplerConfig) -> list[str]:
     return sorted(name for name, differs in named.items() if differs and name not in single)
 
 
-def point_of(pipeline: Pipeline, label: str = "") -> Point:
+def point_of(pipeline: Pipeline, label: str = "", student: str = "") -> Point:
     """Returns what a pipeline is and costs, as a point of a frontier whose value is still 0.
 
     Raises:
@@ -89,7 +89,7 @@ def point_of(pipeline: Pipeline, label: str = "") -> Point:
         raise ValueError(f"{s.solver} chooses its number of network calls while it runs: choose another solver")
     return Point(
         solver=s.solver, steps=s.steps, grid=s.grid, nfe=nfe, value=0.0, solver_options=s.solver_options,
-        eta=s.eta, guidance=s.guidance.strength, guidance_at=s.guidance.at, label=label,
+        eta=s.eta, guidance=s.guidance.strength, guidance_at=s.guidance.at, label=label, student=student,
     )  # fmt: skip
 
 

@@ -43,12 +43,14 @@ class SweepPoint:
         config: How the model is sampled.
         scale: Strength of guidance.
         label: What its grid is called, where that is not the grid's own name.
+        student: Name of the distilled model that it belongs to; "" for the model itself.
     """
 
     title: str
     config: SamplerConfig
     scale: float
     label: str = ""
+    student: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

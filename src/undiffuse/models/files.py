@@ -244,7 +244,10 @@ def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> Non
         )
     model._check_weights("it cannot be saved")
     state = {f"net.{name}": tensor.contiguous() for name, tensor in model.net.state_dict().items()}
-    kept = ("conditions", "objective", "train", "progress", "seed", "recipe", "init", "source", "posthoc", "sampling")
+    kept = (
+        "conditions", "objective", "train", "progress", "seed", "recipe", "init", "source", "posthoc", "sampling",
+        "distillation",
+    )  # fmt: skip
     manifest = {name: model.manifest[name] for name in kept if name in model.manifest}
     if "init" in manifest:  # the model it began with by its name, not by where it lay
         manifest["init"] = {key: value for key, value in manifest["init"].items() if key != "from"}

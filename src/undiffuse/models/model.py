@@ -196,6 +196,12 @@ class _Model:
 class DiffusionModel(_Model):
     """A diffusion model."""
 
+    @property
+    def distillation(self) -> Mapping[str, Any] | None:
+        """How it was distilled ("method", "calls", "teacher", "logsnr" of its calls); None for other models."""
+        card = self.manifest.get("distillation")
+        return card if isinstance(card, Mapping) else None
+
     def denoiser(
         self,
         clip: str = "static",

@@ -44,6 +44,7 @@ class NetworkRunner:
     Attributes:
         net: The module that is called.
         conditions: Names of the conditions the network accepts.
+        precision: The precision.
         compiled: Whether calls go through `torch.compile`.
     """
 
@@ -51,6 +52,7 @@ class NetworkRunner:
         self.conditions = conditions_of(net)
         self._layout = memory_format(net)
         self._device = device.type
+        self.precision = precision
         self._dtype = AUTOCAST.get(precision)
         self.compiled = compiled
         self._prepared: _Prepared | None = None
@@ -64,6 +66,10 @@ class NetworkRunner:
         self._overwritten = self.compiled and self._device == "cuda"  # the result may lie in a CUDA graph's memory
         if self._graphs is not None:
             self._graphs.clear()  # those that are recorded read other weights
+
+    def beside(self, net: nn.Module) -> NetworkRunner:
+        """Returns a runner of another network on the same device and in the same precision."""
+        return NetworkRunner(net, self.precision, torch.device(self._device), self.compiled)
 
     @cached_property
     def footprint(self) -> Footprint:

@@ -30,6 +30,7 @@ from undiffuse.pipelines.classes import class_names
 from undiffuse.pipelines.conditioning import as_low_res, classes_of, give_conditions
 from undiffuse.pipelines.given import checked
 from undiffuse.pipelines.guidance import check_identity, guide, reference
+from undiffuse.pipelines.students import check_levels
 from undiffuse.sampling import Step, sample
 from undiffuse.solvers import Solver, build_solver
 from undiffuse.solvers.registry import read_options
@@ -168,6 +169,7 @@ class Pipeline:
         )
         denoiser: Denoiser = ChainDenoiser(forward, model.process, config.clip)
         path = grid(denoiser.chain, config.steps, config.grid)
+        check_levels(model, path)
         guides = guide(
             config.guidance, model, denoiser, path,
             clip=config.clip, precision=config.precision, device=where, gradient=gradient,

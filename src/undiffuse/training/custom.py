@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from undiffuse.training.companions import Trained
 from undiffuse.util.errors import ConfigError
 
 __all__ = ["Custom", "Density", "OptimizerFactory", "ScheduleFactory", "qualified_name"]
@@ -49,7 +50,7 @@ class Custom:
         parts = {"optimizer": self.optimizer, "lr_schedule": self.lr_schedule, "density": self.density}
         return {name: qualified_name(part) for name, part in parts.items() if part is not None}
 
-    def make_optimizer(self, net: nn.Module) -> Optimizer:
+    def make_optimizer(self, net: nn.Module | Trained) -> Optimizer:
         """Makes the optimizer.
 
         Raises:

@@ -125,7 +125,7 @@ def train(
 def _loop(run: Run, signals: StopSignals) -> str:
     task, state, config, ranks = run.task, run.state, run.config, run.ranks
     stream = run.batches()
-    parameters = list(task.net.parameters())
+    parameters = list(state.trained.parameters())
     stop = save = False
     reason: str | None = None
     clock = time.monotonic()

@@ -183,7 +183,7 @@ def train(
         given["init_from"] = str(model)
     if isinstance(density, str):
         overrides["train.density"] = density
-    _sort(overrides, given)
+    given |= sorted_settings(overrides)
     if data is None and resume is None:
         raise ConfigError("data", "give images to train on, or resume=RUN")
     source = None
@@ -291,15 +291,16 @@ def _named(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
-def _sort(overrides: Mapping[str, Any], given: dict[str, Any]) -> None:
-    """Puts keyword arguments where they belong: fields of the request, of `TrainConfig`, or paths.
+def sorted_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns keyword arguments as fields of a request, with fields of `TrainConfig` and paths as its overrides.
 
     Raises:
         ConfigError: A name is none of these.
     """
     request = {field.name for field in fields(TrainRequest)} - {"data"}
     config = {field.name for field in fields(TrainConfig)}
-    paths: dict[str, Any] = dict(given.get("overrides") or {})
+    given: dict[str, Any] = {}
+    paths: dict[str, Any] = {}
     for name, value in overrides.items():
         if "." in name:
             paths[name] = value
@@ -313,3 +314,4 @@ def _sort(overrides: Mapping[str, Any], given: dict[str, Any]) -> None:
             raise ConfigError(name, "there is no such setting; see undiffuse.training.TrainRequest and TrainConfig")
     if paths:
         given["overrides"] = paths
+    return given

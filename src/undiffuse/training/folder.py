@@ -42,7 +42,9 @@ _ABANDONED = 600.0
 _OURS = ("config.json", "run.json", "metrics.jsonl", "checkpoints")
 """Files and folders that only a run has."""
 # The parts of a manifest that identify a run; the others (progress, version, hashes) change as it trains.
-IDENTITY = ("kind", "net", "process", "objective", "labels", "conditions", "train", "data", "init", "custom")
+IDENTITY = (
+    "kind", "net", "process", "objective", "labels", "conditions", "train", "data", "init", "custom", "distillation",
+)  # fmt: skip
 
 
 class RunFolder:
@@ -335,9 +337,13 @@ def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     plain["init"] = (plain.get("init") or {}).get("from")
     plain["custom"] = plain.get("custom") or {}
     plain["conditions"] = plain.get("conditions") or {}
+    # Of a distillation its settings; how its students are sampled follows from them.
+    plain.pop("sampling", None)
+    plain["distillation"] = {k: v for k, v in (plain.get("distillation") or {}).items() if k not in _DERIVED}
     return plain
 
 
+_DERIVED = ("logsnr", "anywhere")
 _CONFIGS: dict[str, type] = {"train": TrainConfig, "process": ProcessConfig, "objective": ObjectiveConfig}
 
 

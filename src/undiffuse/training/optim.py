@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.train_config import TrainConfig
+from undiffuse.training.companions import Trained
 from undiffuse.training.custom import plain_state, restored
 
 
-def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(net: nn.Module | Trained, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over all parameters of `net`, fused where this device has it (one pass over memory instead of ten).
 
     The moments are made at once (zeros, as AdamW would at its first step): saving, loading and exchanging them then
@@ -39,7 +40,7 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return optimizer
 
 
-def optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(net: nn.Module | Trained, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state (live tensors) as "optimizer.<parameter>.<state>"."""
     return {
         f"optimizer.{name}.{key}": value
@@ -50,7 +51,7 @@ def optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     }
 
 
-def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def optimizer_state(net: nn.Module | Trained, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Returns what of an optimizer is not in `optimizer_tensors`, JSON-ready: its groups, and numbers by parameter."""
     names = {id(p): name for name, p in net.named_parameters()}
     numbers = {
@@ -62,7 +63,7 @@ def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def load_optimizer(
-    net: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+    net: nn.Module | Trained, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> None:
     """Restores an optimizer from the tensors "optimizer.<parameter>.<state>" and from `optimizer_state`.
 

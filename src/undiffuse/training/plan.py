@@ -114,6 +114,10 @@ class TrainPlan:
         if recipe.low_size is not None:
             height, width = self.dataset.shape[:2]
             low = (recipe.low_size * height // min(height, width), recipe.low_size * width // min(height, width))
+        if self.request.distillation:
+            from undiffuse.training.distillation import task_of
+
+            return task_of(self.request.distillation, net, recipe, self.labels, low)
         assert recipe.objective is not None  # Recipe checks that a diffusion model has one
         return DiffusionTask(
             net,
@@ -232,22 +236,22 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
     return TrainPlan(request, recipe, why, train, validation, out, partner, init, net, spec, found, conditions)
 
 
-def disk_bytes(parameters: int, config: TrainConfig) -> tuple[int, int]:
+def disk_bytes(parameters: int, config: TrainConfig, beside: int = 0) -> tuple[int, int]:
     """Estimates the disk space of a run.
 
     Args:
         parameters: Weights of the network.
         config: The settings of the training.
+        beside: Numbers that a checkpoint keeps for each weight besides, see `Companions`.
 
     Returns:
         Bytes of one checkpoint, and of all that the run will keep at its end (with the one being written).
     """
-    copies = 3 + len(config.ema_decays) + len(config.posthoc_widths)  # weights and the two moments of the optimiser
+    copies = 3 + beside + len(config.ema_decays) + len(config.posthoc_widths)  # weights, two moments
     one = 4 * parameters * copies
     kept = config.keep + 1 + (config.total_images // config.milestones if config.milestones else 0)
-    snapshots = 0
-    if config.posthoc_every is not None:
-        snapshots = len(config.posthoc_widths) * -(-config.total_images // config.posthoc_every)
+    every = config.posthoc_every
+    snapshots = 0 if every is None else len(config.posthoc_widths) * -(-config.total_images // every)
     return one, one * kept + 4 * parameters * (snapshots + 1)  # and the model at the end
 
 

@@ -65,6 +65,7 @@ class TrainRequest:
         device: "auto", "cpu", "cuda" or "mps".
         out: Run folder; None derives one from the data.
         log: Names of loggers, see `undiffuse.training.loggers`.
+        distillation: How a model is distilled, see `undiffuse.training.distillation`; empty for a plain training.
         evaluation: How samples are measured during the run: "every" and "images", and options of the front end.
         overrides: Values by path of a field, for example {"train.lr": 2e-4, "net.dropout": "0.1"}.
     """
@@ -101,6 +102,7 @@ class TrainRequest:
     device: str = "auto"
     out: str | None = None
     log: tuple[str, ...] = ()
+    distillation: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
 

@@ -26,6 +26,7 @@ from undiffuse.noise import NoiseSource
 from undiffuse.pictures.plots import PlottingUnavailable, can_plot
 from undiffuse.pixels import from_pixels
 from undiffuse.train_config import TrainConfig
+from undiffuse.training.companions import Trained, companions_of
 from undiffuse.training.conditions import condition_tensors
 from undiffuse.training.custom import Custom
 from undiffuse.training.deadline import Deadline
@@ -73,10 +74,12 @@ class Run:
         if memory_format(task.net) == torch.channels_last:
             task.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         task.net.train()
+        companions = companions_of(task).to(self.device)
         self.chain_steps = task.process.steps
         place = placement(task.process, self.custom.density or config.density, whole=not task.continuous)
-        self.state = TrainState(task.net, config, self.chain_steps, place, self.custom)
-        self.exchange = GradientExchange(task.net.parameters(), ranks, config.gradient_dtype)
+        self.state = TrainState(task.net, config, self.chain_steps, place, self.custom, companions)
+        trained = Trained(task.net, companions).parameters()
+        self.exchange = GradientExchange(trained, ranks, config.gradient_dtype)
         self._share = config.batch // ranks.world_size
         self.state.microbatch = min(self.state.microbatch, self._share)
         self.forward = NetworkRunner(task.net, config.precision, self.device, config.compile)

@@ -17,6 +17,7 @@ from undiffuse.ema import EMA, PowerEMA
 from undiffuse.timesteps import Place, TimestepSampler, make_timestep_sampler
 from undiffuse.train_config import TrainConfig, learning_rate
 from undiffuse.training.accumulator import MetricAccumulator
+from undiffuse.training.companions import Companions, Trained
 from undiffuse.training.custom import Custom, plain_state, restored
 from undiffuse.training.optim import (
     LossScale,
@@ -47,6 +48,7 @@ class TrainState:
         steps_of_chain: int,
         placement: Place | None = None,
         custom: Custom | None = None,
+        companions: Companions | None = None,
     ) -> None:
         """Makes the state at the start of a run.
 
@@ -56,12 +58,15 @@ class TrainState:
             steps_of_chain: Steps of the process.
             placement: Where among the levels a number of (0, 1) lies; None: evenly over the steps of the chain.
             custom: A user's own optimizer and schedule.
+            companions: Networks that are trained with it or follow it.
         """
         self.net, self.config = net, config
+        self.companions = companions or Companions()
+        self.trained = Trained(net, self.companions)
         custom = custom or Custom()
         self._own_optimizer = custom.optimizer is not None
         self.optimizer: torch.optim.Optimizer = (
-            custom.make_optimizer(net) if self._own_optimizer else make_optimizer(net, config)
+            custom.make_optimizer(self.trained) if self._own_optimizer else make_optimizer(self.trained, config)
         )
         self._base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.schedule = custom.make_schedule(self.optimizer)
@@ -90,6 +95,7 @@ class TrainState:
     def apply_update(self) -> None:
         """Applies the gradients: optimizer, schedule and averages."""
         self.optimizer.step()
+        self.companions.follow(self.net)
         if self.schedule is not None:
             self.schedule.step()
         self.ema.update(self.updates)
@@ -98,7 +104,8 @@ class TrainState:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by their names in a checkpoint; weights, averages and optimiser state are the live ones."""
         named = {f"net.{name}": value for name, value in self.net.state_dict().items()}
-        named |= self.ema.tensors() | self.powers.tensors() | optimizer_tensors(self.net, self.optimizer)
+        named |= self.ema.tensors() | self.powers.tensors() | self.companions.tensors()
+        named |= optimizer_tensors(self.trained, self.optimizer)
         for name, array in self.sampler.state_dict().items():
             named[f"sampler.{name}"] = torch.from_numpy(array)
         return named
@@ -107,7 +114,7 @@ class TrainState:
         """All numbers, JSON-ready: the manifest's "progress"."""
         own: dict[str, Any] = {}
         if self._own_optimizer or self.schedule is not None:
-            own["optimizer"] = optimizer_state(self.net, self.optimizer)
+            own["optimizer"] = optimizer_state(self.trained, self.optimizer)
         if self.schedule is not None:
             own["lr_schedule"] = self._changing(self.schedule.state_dict())
         return {
@@ -132,7 +139,7 @@ class TrainState:
     def _load_own(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Restores an optimizer and a schedule of the user's own."""
         if self._own_optimizer:
-            load_optimizer(self.net, self.optimizer, tensors, progress["optimizer"])
+            load_optimizer(self.trained, self.optimizer, tensors, progress["optimizer"])
         elif self.schedule is not None:
             load_groups(self.optimizer.param_groups, progress["optimizer"]["groups"])
         if self.schedule is not None and "lr_schedule" in progress:
@@ -191,7 +198,7 @@ class TrainState:
 
     def _share_optimizer(self, ranks: DistContext, progress: Mapping[str, Any]) -> None:
         """Gives the optimizers of the other processes tensors to receive those of rank 0."""
-        mine = optimizer_tensors(self.net, self.optimizer)
+        mine = optimizer_tensors(self.trained, self.optimizer)
         shapes = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in mine.items()}
         shapes = ranks.broadcast_json(shapes)
         if not ranks.is_main:
@@ -202,7 +209,7 @@ class TrainState:
         """RuntimeError if the processes' weights differ: they apply the same updates, so this means a fault."""
         if ranks.world_size == 1:
             return
-        total = torch.stack([p.detach().double().sum().cpu() for p in self.net.parameters()]).sum()
+        total = torch.stack([p.detach().double().sum().cpu() for p in self.trained.parameters()]).sum()
         sums = ranks.gather(total.reshape(1).to(ranks.device)).tolist()
         if any(s != sums[0] for s in sums):
             raise RuntimeError(

@@ -11,6 +11,7 @@ from undiffuse.distributed import GradientExchange
 from undiffuse.nets.memory import is_out_of_memory
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.train_config import TrainConfig
+from undiffuse.training.companions import Trained, companions_of
 from undiffuse.training.randomness import derived_seed, seeded
 from undiffuse.training.tasks import Inputs, Task
 
@@ -87,7 +88,8 @@ def accumulate_within_memory(
 
 def _let_go(task: Task, inputs: Inputs) -> None:
     """Frees the memory of an attempt."""
-    task.net.zero_grad(set_to_none=True)
+    for parameter in Trained(task.net, companions_of(task)).parameters():
+        parameter.grad = None
     gc.collect()
     if inputs.x0.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -20,7 +20,7 @@ from undiffuse.nets.registry import check_rebuilds
 from undiffuse.noise import NoiseSource
 from undiffuse.noise_levels import Level, diffuse
 from undiffuse.objectives import Objective, ObjectiveConfig
-from undiffuse.sampling_defaults import default_sampling
+from undiffuse.sampling_defaults import DefaultSampling, default_sampling
 from undiffuse.training.conditions import ConditionRows, check_network, drop_conditions
 from undiffuse.training.custom import qualified_name
 from undiffuse.util.errors import ConfigError
@@ -221,7 +221,8 @@ class DiffusionTask:
         cond, kept = drop_conditions(inputs.cond, labels, self.spec.null_index, self.label_dropout, noise)
         return replace(inputs, cond=cond, labels=inputs.labels if labels is None else kept)
 
-    def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
+    def condition(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Returns the conditions of the network by name: "y" [B], "low_res", "tags", "numbers" and "cond_image"."""
         cond = dict(inputs.cond)
         lacking = [name for name in self.conditions.keywords if name not in cond]
         if lacking:
@@ -232,9 +233,12 @@ class DiffusionTask:
             cond["y"] = inputs.labels
         if self.low_size is not None:
             cond["low_res"] = F.interpolate(inputs.x0, size=self.low_size, mode="area")
+        return cond
+
+    def losses(self, forward: ForwardFn, inputs: Inputs) -> dict[str, Tensor]:
         if self._objective.denoiser.network is not forward:  # the chain's tables are made once, not at every step
             self._objective = self._make_objective(forward)
-        return self._objective(inputs.x0, inputs.t, inputs.normal(), cond)
+        return self._objective(inputs.x0, inputs.t, inputs.normal(), self.condition(inputs))
 
     def manifest(self) -> dict[str, Any]:
         return {
@@ -274,7 +278,7 @@ class DiffusionTask:
         from undiffuse.sampling import generate
 
         spec = self.spec
-        how = default_sampling(self.process, steps)
+        how = self.sampling(steps)
         denoiser = ChainDenoiser(forward, self.process)
         path = grid(denoiser.chain, how.steps, how.grid)
         cond = None
@@ -294,6 +298,10 @@ class DiffusionTask:
     def show_conditions_of(self, dataset: Any, count: int) -> None:
         """Makes previews with the conditions of at most `count` images of a data set."""
         self._shown = (dataset, count) if self.conditions else None
+
+    def sampling(self, steps: int) -> DefaultSampling:
+        """Returns the solver, steps and grid of previews and evaluations."""
+        return default_sampling(self.process, steps)
 
     def preview_labels(self, count: int) -> list[str] | None:
         classes = self.spec.num_classes
