@@ -177,9 +177,7 @@ def test_a_super_resolution_model_enlarges_images(tmp_path: Path, capsys: pytest
     large = write_images(tmp_path / "large", each=1, size=(8, 8))
     assert call(*words[:3], "--out", tmp_path / "o", *FAST, "--low-res", large) == 2
     error = capsys.readouterr().err
-    assert (
-        "--low-res has 3 images of another size than the model enlarges" in error and "is 8x8, expected 4x4" in error
-    )
+    assert "--low-res has 3 images of another size than the model enlarges" in error and "is 8x8, expected 4x4" in error
     assert "undiffuse convert --size 4" in error and not (tmp_path / "o").exists()
 
 

@@ -90,3 +90,13 @@ def test_sixteen_bits_without_a_declared_white(tmp_path: Path) -> None:
     assert source.value_range == (0, 65535)
     brightest = round(DEEP[:2].max() / 257)
     assert any(f"the brightest becomes {brightest} of 255" in note for note in source.notes)
+
+
+def test_channels_of_ome_tiff_have_their_names(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    names = ["DAPI", "GFP"]
+    about = {"axes": "CYX", "Channel": {"Name": names}}
+    tifffile.imwrite(tmp_path / "a.ome.tif", DEEP[:2].astype(np.uint8), metadata=about, photometric="minisblack")
+    source = open_data(tmp_path / "a.ome.tif")
+    assert source.channel_names == ("DAPI", "GFP")
+    assert source.subset(np.array([0])).channel_names == ("DAPI", "GFP")

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from support.cli_runs import one_thread, write_images, write_model
+from support.cli_runs import call, one_thread, write_images, write_model
 from support.training_runs import Recorder, assert_same_run, run
 from undiffuse import checkpoints
+from undiffuse.data import ArraySource
 from undiffuse.models import load_model
 from undiffuse.noise import NoiseSource
 from undiffuse.noise_levels import diffuse
@@ -197,3 +198,14 @@ def test_the_loss_in_the_documentation_of_losses_trains() -> None:
     names: dict[str, Any] = {"diffuse": diffuse, "F": torch.nn.functional}
     exec(textwrap.dedent(text), names)
     assert small(PAIRS, out="run", loss=names["huber"]).outcome.complete
+
+
+def test_names_of_channels_are_kept_in_the_model_file(capsys: pytest.CaptureFixture[str]) -> None:
+    source = ArraySource(torch.randint(0, 256, (24, 8, 8, 5), dtype=torch.uint8).numpy())
+    source.channel_names = ("DAPI", "GFP", "RFP", "CY5", "BF")
+    result = small(source, out="run", channels=5)
+    assert load_model("run/model.safetensors").channel_names == source.channel_names
+    assert call("inspect", "run/model.safetensors") == 0
+    assert "DAPI, GFP, RFP, CY5, BF" in capsys.readouterr().out
+    assert small(PAIRS, out="plain").model.channel_names == ()
+    assert result.outcome.complete

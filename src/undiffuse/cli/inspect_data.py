@@ -43,6 +43,7 @@ def describe_data(args: argparse.Namespace) -> str:
         ("sizes", "height x width: " + join_names((f"{h}x{w} ({n:,})" for (w, h), n in summary.sizes.items()), 6)
                   if summary.sizes else "no image can be read"),
         ("pixels", join_names((f"{_mode(mode)} ({n:,})" for mode, n in summary.modes.items()), 6) or None),
+        ("channels", join_names(source.channel_names, 12) or None),
         ("classes", _classes(source, summary)),
         ("broken", in_options(f"{len(summary.broken):,}: {grouped(summary.broken, 5)}") if summary.broken else "none"),
         ("tiny", f"{len(summary.tiny):,} smaller than the training size {height}x{width}: "

@@ -43,6 +43,7 @@ def describe_model(path: Path, name: str, as_json: bool = False) -> str:
         ("network", f"{count_parameters(path) / 1e6:.2f} million parameters, {layers}"),
         ("classes", _classes(manifest.get("labels"), spec.num_classes)),
         ("conditions", ModelConditions.from_dict(manifest.get("conditions")).text() or None),
+        ("channels", ", ".join(data.get("channel_names") or ()) or None),
         ("process", _process(manifest["process"])),
         ("objective", _objective(manifest.get("objective"))),
         ("distilled", _distilled(manifest.get("distillation"))),

@@ -80,6 +80,7 @@ class Source(ABC):
         vector_names: the D names of the vectors' columns; None where the format does not name them.
         value_range: the values of black and white, for pictures that are not 8-bit; None where they are not declared.
         undeclared: what is known of pixel values whose black and white are not declared ("float32 values -3..900").
+        channel_names: what the file calls its channels; empty where it does not name them.
         augments: True where `draw` augments at random.
         conditions: what models may be conditioned on besides the class; None without.
     """
@@ -90,6 +91,7 @@ class Source(ABC):
     labels_settled = False
     remarks: tuple[str, ...] = ()
     undeclared = ""
+    channel_names: tuple[str, ...] = ()
     found_range: tuple[float, float] | None = None
     format: str
     vectors: NDArray[np.float32] | None
@@ -124,6 +126,7 @@ class Source(ABC):
         self.format, self.notes, self.value_range = other.format, list(other.notes), other.value_range
         self.remarks = other.remarks
         self.undeclared, self.found_range = other.undeclared, other.found_range
+        self.channel_names = other.channel_names
         self.left_out, self.held_out = dict(other.left_out), dict(other.held_out)
         self.vector_names, self.labels_settled = other.vector_names, other.labels_settled
         self.multi_hot = other.multi_hot

@@ -253,7 +253,8 @@ def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> Non
         manifest["init"] = {key: value for key, value in manifest["init"].items() if key != "from"}
     # Of the data what identifies it and how it was prepared, not where it lay on somebody's disk.
     data = model.manifest.get("data") or {}
-    manifest["data"] = {name: data[name] for name in ("fingerprint", "count", "size", "channels") if name in data}
+    names = ("fingerprint", "count", "size", "channels", "channel_names")
+    manifest["data"] = {name: data[name] for name in names if name in data}
     manifest["data"]["config"] = {name: value for name, value in model.preparation.items() if name in _PREPARATION}
     kind = "diffusion" if isinstance(model, DiffusionModel) else "classifier"
     labels = list(model.labels) if model.labels is not None else None

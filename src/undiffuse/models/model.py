@@ -148,6 +148,11 @@ class _Model:
         return (self.manifest.get("data") or {}).get("config") or {}
 
     @property
+    def channel_names(self) -> tuple[str, ...]:
+        """What the files of the training images call their channels; empty where they do not name them."""
+        return tuple((self.manifest.get("data") or {}).get("channel_names") or ())
+
+    @property
     def value_range(self) -> tuple[float, float] | None:
         """(low, high) of the units of the training images, for `undiffuse.pixels.to_units`; None for 8-bit levels."""
         found = self.preparation.get("value_range")

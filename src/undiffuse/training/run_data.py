@@ -13,12 +13,16 @@ __all__ = ["check_data", "data_card"]
 
 
 def data_card(dataset: ImageDataset | StreamDataset) -> dict[str, Any]:
-    """Returns the data's part of a manifest: fingerprint, source, count, [height, width, channels], preparation."""
+    """Returns the data's part of a manifest: fingerprint, source, count, [height, width, channels], preparation, names of
+    the channels where the files have them.
+    """
+    names = dataset.source.channel_names if isinstance(dataset, ImageDataset) else ()
     return {
         "fingerprint": dataset.source.fingerprint,
         "source": dataset.source.where,
         "count": len(dataset) or None,
         "size": list(dataset.shape),
+        **({"channel_names": list(names)} if len(names) == dataset.shape[2] else {}),
         "config": dataset.config.to_dict(),
     }
 

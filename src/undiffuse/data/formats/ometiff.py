@@ -58,7 +58,10 @@ def _describe(path: Path) -> Described:
     if dtype.kind == "u" and dtype != np.uint8:
         # Every file of 16-bit numbers could say 65535; only fewer bits tell what white is.
         value_range = (0.0, float(2 ** int(bits[1]) - 1)) if bits and int(bits[1]) < 8 * dtype.itemsize else None
-    return Described(count, (lengths["Y"], lengths["X"]), dtype, value_range, note, channels, lengths.get("C", 1) > 1)
+    return Described(
+        count, (lengths["Y"], lengths["X"]), dtype, value_range, note, channels, lengths.get("C", 1) > 1,
+        tuple(named) if len(named) == channels else (),
+    )  # fmt: skip
 
 
 def _load(path: Path) -> NDArray[Any]:

@@ -71,6 +71,7 @@ class Described:
     note: str = ""
     channels: int = 1
     planes: bool = False
+    channel_names: tuple[str, ...] = ()
 
 
 class SliceSource(Source):
@@ -95,6 +96,8 @@ class SliceSource(Source):
         super().__init__(where)
         self.root, self.names, self.described, self.load = root, list(names), list(described), load
         self.containers = tuple(str(root / name) for name in self.names)
+        named = {about.channel_names for about in described}
+        self.channel_names = named.pop() if len(named) == 1 else ()
         self.first = np.cumsum([0, *(about.count for about in described)])
         self._kept = Handle(Kept)
 
