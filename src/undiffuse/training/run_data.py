@@ -15,8 +15,8 @@ __all__ = ["check_data", "data_card"]
 def data_card(dataset: ImageDataset | StreamDataset) -> dict[str, Any]:
     """Returns the data's part of a manifest.
 
-    It holds the fingerprint, source, count, [height, width, channels] and preparation, and the names of the channels where
-    the files have them.
+    It holds the fingerprint, source, count, [height, width, channels] and preparation, and the names of the channels
+    where the files have them.
     """
     names = dataset.source.channel_names if isinstance(dataset, ImageDataset) else ()
     return {
