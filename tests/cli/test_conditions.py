@@ -39,7 +39,7 @@ def test_from_training_to_evaluation(capsys: pytest.CaptureFixture[str]) -> None
     assert call("train", "photos", *named, *TRAIN, "--out", "run") == 0
     out = capsys.readouterr().out
     assert "conditioned on numbers age (20 to 31); a map (3 classes)" in out.replace("\n            ", " ")
-    assert "--condition age=25.5 --condition map:FOLDER" in out
+    assert "--condition age=25.5 --condition map:maps" in out
     assert load_diffusion("run").conditions.image is not None
     assert call("inspect", "run/model.safetensors") == 0
     assert "conditions  numbers age (20 to 31); a map (3 classes)" in capsys.readouterr().out

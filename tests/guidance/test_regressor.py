@@ -177,3 +177,20 @@ def test_a_run_of_a_classifier_that_began_before_regressors_is_the_same() -> Non
     assert "regression" not in model.net.config.to_dict()
     assert model.numbers is None
     assert load_diffusion("fashion-mnist-32").conditions.numbers is None
+
+
+def test_on_the_command_line_from_a_folder_and_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos").mkdir()
+    rows = ["file,shade"]
+    for k in range(24):
+        Image.fromarray(IMAGES[k]).save(f"photos/{k:02}.png")
+        rows.append(f"{k:02}.png,{SHADES[k]:.1f}")
+    Path("table.csv").write_text("\n".join(rows) + "\n")
+    train(IMAGES, recipe="tiny", out="model", **{**SMALL, "images": 16})
+    given = ("--labels", "table.csv", "--condition", "numbers:shade", "--for", "model")
+    assert call("train-classifier", "photos", *given, "--images", 16, "--batch", 4, "--width", 16, "--out", "run") == 0
+    out = capsys.readouterr().out
+    assert "regressor of numbers shade" in " ".join(out.split())
+    assert "Explained variance of the numbers" in out
+    command = next(line for line in out.splitlines() if "--classifier" in line).split()
+    assert call(*command[1:], "--count", 1, "--steps", 2, "--out", "samples") == 0

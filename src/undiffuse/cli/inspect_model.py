@@ -217,7 +217,8 @@ def _next(manifest: dict[str, Any], name: str) -> str:
     if manifest.get("kind") == "classifier":
         return f"To guide with it:\n  undiffuse sample --model MODEL --classifier {name} --guidance 1"
     low = " --low-res FOLDER" if manifest["net"].get("super_resolution") else ""
-    given = example_conditions(ModelConditions.from_dict(manifest.get("conditions")))
+    prepared = (manifest.get("data") or {}).get("config") or {}
+    given = example_conditions(ModelConditions.from_dict(manifest.get("conditions")), prepared.get("conditions") or ())
     return f"To sample:\n  undiffuse sample --model {name}{low}{given}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from undiffuse import checkpoints, recipes
 from undiffuse.cli.console import fields, table
 from undiffuse.cli.words import in_options
 from undiffuse.conditions import ModelConditions
+from undiffuse.data.condition_specs import parse_condition
 from undiffuse.distributed import resolve_device
 from undiffuse.pipelines.grids import quoted
 from undiffuse.training import Outcome, Task, read_events
@@ -118,14 +119,20 @@ def finish(plan: TrainPlan, outcome: Outcome) -> str:
     if (plan.out / "previews").is_dir():
         parts[1] += f"\n  previews    {plan.out / 'previews'}"
     low = " --low-res FOLDER" if plan.recipe.low_size is not None else ""
-    given = example_conditions(plan.conditions)
+    given = example_conditions(plan.conditions, plan.request.condition)
     parts.append(f"To sample:\n  undiffuse sample --model {name}{low}{given} --out samples-{quoted(plan.out.name)}")
     return "\n".join(parts)
 
 
-def example_conditions(conditions: ModelConditions) -> str:
-    """Returns options of `undiffuse sample` that give a model its conditions."""
+def example_conditions(conditions: ModelConditions, trained_on: Iterable[str] = ()) -> str:
+    """Returns options of `undiffuse sample` that give a model its conditions.
+
+    Args:
+        conditions: What the model is conditioned on.
+        trained_on: The conditions of its training ("image:sketches"), which name the pictures of the example.
+    """
     out = ""
+    specs = {spec.kind: spec.where for spec in map(parse_condition, trained_on)}
     if conditions.numbers is not None:
         held = conditions.numbers
         given = ",".join(f"{name}={value:.4g}" for name, value in zip(held.names, held.mean, strict=True))
@@ -133,7 +140,8 @@ def example_conditions(conditions: ModelConditions) -> str:
     if conditions.tags:
         out += f" --condition {quoted(f'labels={conditions.tags[0]}')}"
     if conditions.image is not None:
-        out += f" --condition {conditions.image.kind}:FOLDER"
+        where = specs.get(conditions.image.kind) or "FOLDER"
+        out += f" --condition {quoted(f'{conditions.image.kind}:{where}')}"
     return out
 
 

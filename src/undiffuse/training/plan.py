@@ -213,7 +213,8 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
         )
     if recipe is None:
         # Any square of about this size finds the recipe; the size itself is checked with the final network.
-        recipe = recipes.for_data(-(-max(size_pair(size)) // 16) * 16, channels, classes, kind=request.kind)
+        near = -(-max(size_pair(size)) // 16) * 16
+        recipe = recipes.for_data(near, channels, 2 if regression else classes, kind=request.kind)
         why = "chosen by the data"
     if init is not None:
         init.check(request.overrides)
