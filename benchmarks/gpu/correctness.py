@@ -41,7 +41,7 @@ PRECISIONS = {"bf16": 3e-2, "fp16": 5e-3}  # root mean square errors allowed, re
 
 
 def main(device: torch.device, until: float, report: Report) -> None:
-    """All checks, each by itself: one that raises an error is reported and does not stop the others."""
+    """Runs all checks; one that raises an error is reported and does not stop the others."""
     dry = device.type == "cpu"
     for check in (norms, networks, trajectories, graphs, batches, guidance, precisions, resumed):
         if time.monotonic() > until:

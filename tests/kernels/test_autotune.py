@@ -30,7 +30,7 @@ needs_kernel = pytest.mark.skipif(not has_winograd(32, 32, torch.float32), reaso
 
 
 class Times:
-    """Planted times, and what was asked for."""
+    """Planted times, and the shapes that were timed."""
 
     def __init__(self) -> None:
         self.cases: list[Case] = []

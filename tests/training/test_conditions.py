@@ -100,7 +100,7 @@ def test_one_condition_is_dropped_with_its_share_and_several_together_too() -> N
         "y": classes == 7, "age": cond["numbers"][:, 0].isnan(), "side": cond["numbers"][:, 1].isnan(),
         "tags": cond["tags"].isnan().all(1), "image": cond["cond_image"].isnan().flatten(1).all(1),
     }  # fmt: skip
-    for name, dropped in gone.items():  # by itself or with all
+    for name, dropped in gone.items():  # alone or with all
         assert float(dropped.float().mean()) == pytest.approx(1 - 0.8 * 0.8, abs=0.04), name
     every = torch.stack(list(gone.values())).all(0)
     assert float(every.float().mean()) == pytest.approx(0.2, abs=0.03)

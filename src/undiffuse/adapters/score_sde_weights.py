@@ -352,7 +352,7 @@ def _process(
     if sde == "vesde":
         if not layout.fourier:
             raise ValueError(
-                "a network of the VE SDE with a positional embedding is told the number of its noise level, which is "
+                "a network of the VE SDE with a positional embedding takes the number of its noise level, which is "
                 "not supported: use one with Fourier times (embedding_type 'fourier')"
             )
         ends = {} if table is None or table.numel() < 2 else {"sigma_min": table.min(), "sigma_max": table.max()}

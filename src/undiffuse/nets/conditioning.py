@@ -2,7 +2,7 @@
 
 Labels and numbers are added to the time embedding, as the class is (ADM, section 3). A picture is concatenated to the
 noisy image (Saharia et al. 2022, Palette), with one more plane that says whether it is given, so that an all-grey
-picture and none are told apart. What is not given has an embedding of its own, which is learned when conditions are
+picture differs from none. What is not given has an embedding of its own, which is learned when conditions are
 dropped in training; classifier-free guidance (Ho & Salimans 2022) contrasts with it.
 """
 

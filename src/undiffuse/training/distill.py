@@ -1,6 +1,6 @@
 """Distillation in one call, from a model to a model of few calls: `undiffuse.distill`.
 
-It consists of stages, each a run of its own with its own folder, which resumes by itself:
+It consists of stages, each a run with a folder of its own, which can be resumed alone:
 
     OUT-v       the model learns to predict v, if it predicts noise, which says nothing of the image at pure noise
                 (OUT-edm on EDM's levels)
