@@ -28,7 +28,7 @@ Fills in the masked part of images. Pixels outside the mask do not change. {_IMA
   dps       take a gradient step towards the known part after each step
   pigdm     guide by the likelihood of the known part (PiGDM)
   mmps      as pigdm, with the model's own covariance: --iterations more backward passes per call
-  projection  insert the known part into every denoised image; for consistency models and other students
+  projection  insert the known part into every denoised image; also for students
 
 {_SOLVERS}""")  # fmt: skip
     _images(parser)
