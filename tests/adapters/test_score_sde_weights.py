@@ -117,7 +117,7 @@ def test_a_checkpoint_is_sampled(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("ve ncsnpp", "sde=heat image_size=16", "sde heat: expected vesde or vpsde or subvpsde"),
         ("vp ddpmpp", "sde=vpsde image_size=16", "does not record continuous"),
         ("vp ddpmpp", "sde=vpsde image_size=16 continuous=True", "does not record fir, whether"),
-        ("vp ddpmpp", "sde=vesde image_size=16 fir=False continuous=True", "told the number of its noise level"),
+        ("vp ddpmpp", "sde=vesde image_size=16 fir=False continuous=True", "takes the number of its noise level"),
         ("vp ddpmpp", "sde=vpsde image_size=16 fir=False continuous=maybe", "continuous maybe: expected True or False"),
         ("ve ncsnpp", "sde=vesde image_size=16 centered=True", "take sde, image_size, .*, not centered"),
         ("ve ncsnpp", "sde=vesde image_size=16 sigma_max=high", "sigma_max high: expected a number"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import ClassifierFree
 from undiffuse.nets import UNetConfig, conditions_of, config_from_dict, config_to_dict, describe
 from undiffuse.nets.conditioning import NumberEmbedding, TagEmbedding, with_picture
+from undiffuse.nets.registry import check_size
 from undiffuse.nets.runner import prepare_for_inference
 from undiffuse.noise_levels import Level
 
@@ -163,3 +165,12 @@ def test_classifier_free_guidance_contrasts_with_nothing_given() -> None:
         expected = none_eps + 2 * (denoiser(X, level, partly).eps - none_eps)
         assert torch.allclose(found, expected, atol=1e-4)
     assert isinstance(level, Level)
+
+
+def test_more_numbers_than_there_are_weights_for_are_refused_before_they_are_built() -> None:
+    config = UNetConfig(
+        image_size=8, model_channels=8, channel_mult=(1, 2), attention_resolutions=(), num_numbers=10**9
+    )
+    with pytest.raises(ValueError, match="num_numbers is 1e[+]09, but the file holds only 50 tensors"):
+        check_size(config, 50)
+    check_size(replace(config, num_numbers=3), 50)

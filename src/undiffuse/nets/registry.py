@@ -204,15 +204,16 @@ def check_rebuilds(net: nn.Module) -> None:
 
 
 def check_size(config: Any, tensors: int) -> None:
-    """Raises ValueError if a config has more blocks than there are weights for, before time is spent on building them.
+    """Raises ValueError if a config has more parts than there are weights for, before time is spent on building them.
 
     Args:
         config: The config of a network.
         tensors: Number of tensors that the file of the config holds.
     """
-    blocks = getattr(config, "num_res_blocks", 0)
-    if isinstance(blocks, (int, float)) and blocks > tensors:
-        raise ValueError(f"num_res_blocks is {blocks:g}, but the file holds only {tensors} tensors")
+    for name in ("num_res_blocks", "num_numbers"):  # each of which is a module, or several
+        parts = getattr(config, name, 0)
+        if isinstance(parts, (int, float)) and parts > tensors:
+            raise ValueError(f"{name} is {parts:g}, but the file holds only {tensors} tensors")
 
 
 def build(config: Any) -> nn.Module:
