@@ -14,7 +14,7 @@ from PIL import Image
 
 from undiffuse.pictures.arrays import as_picture
 
-__all__ = ["Section", "details", "figure", "findings", "grid", "render", "table", "text"]
+__all__ = ["Section", "details", "figure", "findings", "grid", "render", "table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +62,6 @@ script-src 'unsafe-inline'">
 </body>
 </html>
 """
-
-
-def text(*paragraphs: str) -> str:
-    """Returns paragraphs of plain text as HTML."""
-    return "".join(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()) -> str:
