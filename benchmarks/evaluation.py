@@ -26,8 +26,8 @@ TITLES = {
 }
 INTRODUCTION = """# Benchmarks
 
-Written by `python benchmarks/evaluation.py --write docs/benchmarks`, from docs/benchmarks.json. How the numbers come
-about is told in benchmarks/README.md. A ratio above 1 means that undiffuse takes less.
+Written by `python benchmarks/evaluation.py --write docs/benchmarks`, from docs/benchmarks.json. benchmarks/README.md
+explains how the numbers are measured. A ratio above 1 means that undiffuse takes less.
 """
 
 

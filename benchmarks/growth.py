@@ -51,8 +51,9 @@ TITLES = {
 }
 INTRODUCTION = """# How cost grows
 
-Written by `python benchmarks/growth.py --write docs/benchmarks-growth` from docs/benchmarks-growth.json; how the
-numbers come about is told in benchmarks/README.md. Model S (32x32, 8.0 M parameters) with the calls that the library's
+Written by `python benchmarks/growth.py --write docs/benchmarks-growth` from docs/benchmarks-growth.json;
+benchmarks/README.md explains how the numbers are measured.
+Model S (32x32, 8.0 M parameters) with the calls that the library's
 own commands make. A line, fixed + slope x work, is fitted to the times; a point more than 10 % off it is a bend, whose
 reason is given. Memory is what the work needs beyond weights and inputs.
 """

@@ -205,8 +205,9 @@ INTRODUCTION = """\
 Written by `python benchmarks/guidance.py --write docs/benchmarks-guidance`. The cases of a table took turns, a batch
 each, with the same noise and classes. *ms an image*: median of the processor's time; *x*: median of its ratio to the
 unguided one. *passes* of diffusion models for an image (autoguidance: of both), and of the classifier, each of which is
-followed by a backward pass. Metrics by the classifier `fashion`, which has guided nothing, against the 10,000 test
-images, +- one standard error; distance, precision and recall of so few images compare within a table only."""
+followed by a backward pass. Metrics by the classifier `fashion` (as it was at the commit of the table, see
+docs/evaluation.md), which has guided nothing, against the 10,000 test images, +- one standard error; distance,
+precision and recall of so few images compare within a table only."""
 
 
 def main() -> None:

@@ -190,6 +190,12 @@ class Bench:
         return whole({side: partial(run, side) for side in self.sides}, 1 if self.args.quick else 3)
 
 
+def others(path: Path) -> dict[str, Any]:
+    """Results of other machines, in files beside that one whose names begin alike, by name."""
+    files = sorted(path.parent.glob(f"{'-'.join(path.name.split('-')[:2])}*.json"))
+    return {file.stem: json.loads(file.read_text()) for file in files if file.stem != path.name}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
@@ -210,16 +216,16 @@ def main() -> None:
 
     bench = Bench(args)
     found: dict[str, Any] = {}
+    peaks = bench.worker("roofline", "roofline", "S", 1, [])
     for part in args.parts or PARTS:
         result = bench.result(part)
         about = surroundings(args.threads, ("torch", "numpy"))
         about["versions"] |= PEERS
         about |= {"device": bench.about["device"], "kernels": bench.about["kernels"], "commit": commit()}
         about |= {"quick": args.quick, "sides": bench.about["sides"]}
-        peaks = bench.worker("roofline", "roofline", "S", 1, [])
         found[f"{args.device} {part}"] = {"results": result, "about": about, **peaks}
         if args.write is not None:
-            keep(args.write, found, page)
+            keep(args.write, found, partial(page, others=others(args.write), name=args.write.name))
     print(f"\n{page(found)}")
 
 

@@ -27,8 +27,9 @@ from common.measuring import ROOT, commit, described, keep, surroundings
 STEPS = {"training": 4, "sampling": 12}  # profiled, and as many before them are not looked at
 INTRODUCTION = """# Where a step's time goes
 
-Written by `python benchmarks/profiles.py --write docs/benchmarks-profile` from docs/benchmarks-profile.json; how parts
-are found is told in benchmarks/README.md. A part's time is that of its own operations, by torch.profiler, whose records
+Written by `python benchmarks/profiles.py --write docs/benchmarks-profile` from docs/benchmarks-profile.json;
+benchmarks/README.md explains how parts are found.
+A part's time is that of its own operations, by torch.profiler, whose records
 make a step slower: both times are given. More than 3 % of a step without a reason would have failed the command.
 """
 

@@ -1,7 +1,7 @@
 """Orders and errors of every solver on problems with known answers, for docs/solvers.md; tuned grids, for frontier.md.
 
     python benchmarks/solver_orders.py                   # print the tables
-    python benchmarks/solver_orders.py --write docs      # fill docs/solvers.md, frontier.md and draw docs/solvers.png
+    python benchmarks/solver_orders.py --write docs      # fill docs/solvers.md and frontier.md, write docs/solvers.json
 
 From a checkout with the package importable; about a minute on one core. The problems and measures are those of the
 tests (src/undiffuse/testing/orders.py), which hold every solver to its order.
@@ -10,6 +10,7 @@ tests (src/undiffuse/testing/orders.py), which hold every solver to its order.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from functools import cache
@@ -23,7 +24,6 @@ sys.path.insert(0, str(ROOT / "tests"))
 from support.planted import half_bend  # noqa: E402
 from undiffuse.grids import grid  # noqa: E402
 from undiffuse.noise_levels import named_schedule  # noqa: E402
-from undiffuse.pictures import Panel, draw_plot, save_png  # noqa: E402
 from undiffuse.sampling import sample  # noqa: E402
 from undiffuse.solvers import Bosh3, DPMpp, Restart, Solver, build_solver  # noqa: E402
 from undiffuse.solvers.registry import SOLVERS  # noqa: E402
@@ -145,18 +145,14 @@ def tuned() -> str:
     return "\n".join(rows)
 
 
-def picture(path: Path) -> None:
-    """Strong errors against network calls."""
+def curves(path: Path) -> None:
+    """Writes strong errors against network calls as JSON, of which benchmarks/figures.py draws solvers.png."""
     series = {}
     for name in DRAWN:
         steps = [4, 6, 9, 13, 20, 30, 45, 68, 100]
         series[name] = [strong_error(build_solver(name), smooth_grid(n)) for n in steps]
         print(f"{name}: slope {slope(series[name][-4:]):.2f}", flush=True)
-    panel = Panel(
-        lines=series, title="Solvers of the probability flow", x_label="network calls",
-        y_label="mean distance from the exact flow", log_x=True, log_y=True,
-    )  # fmt: skip
-    save_png(path, draw_plot(panel), {"command": "solver_orders"}, overwrite=True)
+    path.write_text(json.dumps(series, indent=1) + "\n", encoding="utf-8")
 
 
 def filled(text: str, name: str, table: str) -> str:
@@ -169,7 +165,7 @@ def filled(text: str, name: str, table: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = "fill DIR/solvers.md and DIR/frontier.md, draw DIR/solvers.png"
+    what = "fill DIR/solvers.md and DIR/frontier.md, write DIR/solvers.json"
     parser.add_argument("--write", metavar="DIR", help=what)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -187,7 +183,8 @@ def main() -> None:
             for place, table in tables.items():
                 text = filled(text, place, table)
             page.write_text(text, encoding="utf-8")
-        picture(Path(args.write) / "solvers.png")
+        curves(Path(args.write) / "solvers.json")
+        print("now: python benchmarks/figures.py draw solvers.png")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from undiffuse.util.text import count_of
+
 Run = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout
 
@@ -99,6 +101,7 @@ def surroundings(threads: int, packages: Sequence[str]) -> dict[str, Any]:
     return {
         "date": str(date.today()),
         "processor": model[0].split(":")[1].strip() if model else platform.machine(),
+        "instructions": _instructions(flags.split()),
         "bfloat16": any(flag in flags.split() for flag in ("avx512_bf16", "amx_bf16", "bf16")),
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads,
@@ -111,12 +114,20 @@ def surroundings(threads: int, packages: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _instructions(flags: Sequence[str]) -> str:
+    """What decides how fast products are on an x86 processor; empty for others."""
+    if "avx2" not in flags:
+        return ""
+    return f"{'AVX-512' if 'avx512f' in flags else 'AVX2 only'}, {'AMX' if 'amx_tile' in flags else 'no AMX'}"
+
+
 def described(about: dict[str, Any]) -> str:
     """`surroundings` in a sentence."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     natively = "with" if about["bfloat16"] else "without"
+    processor = ", ".join(filter(None, (about["processor"], about.get("instructions"))))
     return (
-        f"{about['date']}; {about['processor']}, {about['cores']} cores, {about['threads']} threads, {natively} "
+        f"{about['date']}; {processor}, {about['cores']} cores, {count_of(about['threads'], 'thread')}, {natively} "
         f"bfloat16 arithmetic, {about['memory_gib']} GiB; load {about['load']} when it ended; {versions}."
     )
 

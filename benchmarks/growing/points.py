@@ -92,7 +92,7 @@ def training_call(
         began = time.perf_counter()
         exchange.finish()
         seconds = time.perf_counter() - began
-        if gradient_norm([p.grad for p in net.parameters() if p.grad is not None]) < float("inf"):
+        if gradient_norm([p.grad for p in net.parameters() if p.grad is not None], ranks) < float("inf"):
             optimizer.step()
             average.update(0)
         return seconds

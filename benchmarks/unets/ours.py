@@ -12,42 +12,42 @@ from unets.sides import DECAY, LEARNING_RATE, Sampling, Setting, Training
 
 from undiffuse import kernels
 from undiffuse.denoiser import ChainDenoiser, ProcessConfig
-from undiffuse.ema import EMA
 from undiffuse.guidance import ClassifierGuidance, LevelClassifier
 from undiffuse.nets import ClassifierConfig, UNetConfig
 from undiffuse.nets.runner import NetworkRunner, prepare_for_inference
 from undiffuse.noise import NoiseSource
-from undiffuse.objectives import ObjectiveConfig
 from undiffuse.sampling import generate
 from undiffuse.solvers import DDIM
-from undiffuse.train_config import TrainConfig
-from undiffuse.training.optim import LossScale, gradient_norm, make_optimizer
-from undiffuse.training.tasks import DiffusionTask, Inputs
 
 GUIDANCE = 1.0
 PROCESS = ProcessConfig(schedule="linear", steps=STEPS, target="eps", variance="learned_range")
 
 
 class Undiffuse:
-    """Our own network. `setting.kernels` chooses the kernels for whatever is called."""
+    """Our own network. `setting.kernels` chooses the kernels for whatever is called.
+
+    What only a training step needs is imported there, as the command line does.
+    """
 
     same = True
 
     def __init__(self, setting: Setting) -> None:
-        kernels.keep_memory()  # as the command line does
         self.setting = setting
         with setting.device:
             self.net = UNetConfig(**setting.model.arguments).build()
         self.net.load_state_dict(load_file(setting.model.weights(setting.folder)))
         self.net.to(setting.device).eval()
         self._forward: Any = None
+        self.consume = False  # gives the weights up, as the command line does; nobody can train them then
 
     def _inference(self) -> Any:
-        if self._forward is None:  # it changes the network's weights, which a training step needs as they are
+        if self._forward is None:
+            kernels.keep_memory()  # as the command line does when the weights are there
             with kernels.using(self.setting.kernels):
                 self._forward = prepare_for_inference(
-                    self.net, self.setting.precision, self.setting.device, compiled=self.setting.compiled
-                )
+                    self.net, self.setting.precision, self.setting.device, compiled=self.setting.compiled,
+                    consume=self.consume,
+                )  # fmt: skip
         return self._forward
 
     def forward(self, batch: Batch) -> Tensor:
@@ -87,8 +87,12 @@ class Undiffuse:
 
         return run
 
-    def task(self, batch: Batch) -> tuple[DiffusionTask, Any, Inputs]:
+    def task(self, batch: Batch) -> tuple[Any, Any, Any]:
         """What a training step of the hybrid loss is made of."""
+        from undiffuse.objectives import ObjectiveConfig
+        from undiffuse.training.tasks import DiffusionTask, Inputs
+
+        kernels.keep_memory()
         self.net.to(memory_format=torch.channels_last)  # as a training run does
         task = DiffusionTask(self.net.train(), PROCESS, ObjectiveConfig(loss="hybrid"))
         with kernels.using(self.setting.kernels):
@@ -108,6 +112,11 @@ class Undiffuse:
             return task.losses(forward, inputs)["loss"].mean(), inputs.normal()
 
     def training(self, batch: Batch) -> Training:
+        from undiffuse.distributed import DistContext
+        from undiffuse.ema import EMA
+        from undiffuse.train_config import TrainConfig
+        from undiffuse.training.optim import LossScale, gradient_norm, make_optimizer
+
         task, forward, inputs = self.task(batch)
         config = TrainConfig(images=1, lr=LEARNING_RATE, ema_decays=(DECAY,), precision=self.setting.precision)
         optimizer, average = make_optimizer(self.net, config), EMA(self.net, config.ema_decays)
@@ -123,7 +132,7 @@ class Undiffuse:
                 gradients = [p.grad for p in parameters if p.grad is not None]
                 scale.unscale_(gradients)
                 # The engine looks at the norm before it dares to update.
-                if gradient_norm(gradients) < float("inf"):
+                if gradient_norm(gradients, DistContext()) < float("inf"):
                     optimizer.step()
                     average.update(updates)
                 optimizer.zero_grad(set_to_none=True)

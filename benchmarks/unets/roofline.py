@@ -8,27 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common.blocks import Pace, interleaved
+from common.blocks import QUICK, Pace, interleaved
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from unets.models import MODELS, batch
 from unets.peers import Guided, Lucidrains
 from unets.sides import DTYPES, Setting
 
+from undiffuse.arithmetic import computes_bfloat16
+
 _CONVOLUTIONS = ((8, 64, 64), (8, 128, 64), (8, 256, 32))  # images, channels, side
 
 
 def peaks(device: torch.device, pace: Pace) -> dict[str, float]:
     """FLOP a second by precision: the fastest block of matrix products and 3x3 convolutions (channels last)."""
-    names = ("fp32", "bf16") if device.type == "cpu" else ("fp32", "bf16", "fp16")
+    names: tuple[str, ...] = ("fp32", "bf16", "fp16")
+    if device.type == "cpu":  # a processor that only emulates bfloat16 would take minutes to show that
+        names = ("fp32", "bf16") if computes_bfloat16() else ("fp32",)
     side, times = (2048, 1) if device.type == "cpu" else (8192, 16)
+    convolutions = _CONVOLUTIONS
+    if pace is QUICK:  # which measures nothing; processors without bfloat16 arithmetic would take minutes
+        side, times, convolutions = 256, 1, ((1, 64, 16),)
     calls: dict[str, Callable[[], Any]] = {}
     flop: dict[str, float] = {}
     for name in names:
         made: dict[str, Any] = {"dtype": DTYPES[name], "device": device}
         a, b = torch.ones(side, side, **made), torch.ones(side, side, **made)
         calls[f"{name} product"], flop[f"{name} product"] = partial(torch.mm, a, b), 2.0 * side**3
-        for images, channels, size in _CONVOLUTIONS:
+        for images, channels, size in convolutions:
             x = torch.ones(images * times, channels, size, size, **made).contiguous(memory_format=torch.channels_last)
             kernel = torch.ones(channels, channels, 3, 3, **made).contiguous(memory_format=torch.channels_last)
             case = f"{name} convolution, {channels} channels"

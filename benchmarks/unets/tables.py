@@ -11,8 +11,9 @@ from unets import imports
 
 INTRODUCTION = """# Benchmarks of the networks
 
-Written by `python benchmarks/networks.py --write docs/benchmarks-networks` from docs/benchmarks-networks.json; how the
-numbers come about is told in benchmarks/README.md. All sides of a table were timed in turns, each in a process of its
+Written by `python benchmarks/networks.py --write docs/{name}` from docs/{name}.json;
+benchmarks/README.md explains how the numbers are measured.
+All sides of a table were timed in turns, each in a process of its
 own, on the same inputs; times are medians. A ratio is guided-diffusion's time over the row's: above 1 is faster.
 `undiffuse evaluate` has a page of its own, benchmarks.md.
 """
@@ -37,15 +38,26 @@ GUIDED, OURS = "guided", "ours"
 Cell = Mapping[str, Any]
 
 
-def page(known: Mapping[str, Any]) -> str:
-    """All tables. `known`: by "DEVICE PART", with results, peaks, work, and what it was measured on."""
-    sections = [INTRODUCTION]
+def page(
+    known: Mapping[str, Any],
+    others: Mapping[str, Mapping[str, Any]] | None = None,
+    name: str = "benchmarks-networks",
+) -> str:
+    """All tables, and the summaries of other machines.
+
+    Args:
+        known: By "DEVICE PART", with results, peaks, work, and what it was measured on.
+        others: The same of other machines, by the page that shows them.
+        name: Of this page.
+    """
+    sections = [INTRODUCTION.format(name=name)]
     for device in dict.fromkeys(key.split()[0] for key in known):
         parts = {part: known[f"{device} {part}"] for part in PARTS if f"{device} {part}" in known}
         compared = {part: of for part, of in parts.items() if part in CELLS}
         sections.append(f"## {'GPU' if device == 'cuda' else 'CPU'}\n")
         if compared:
             sections += [_summary(compared), _roofline(next(iter(compared.values())))]
+            sections += [_elsewhere(title, other, device) for title, other in (others or {}).items()]
         for part, of in parts.items():
             sections += [f"### {PARTS[part]}\n", _surroundings(of["about"])]
             if part == "start":
@@ -55,6 +67,14 @@ def page(known: Mapping[str, Any]) -> str:
             else:
                 sections += [_cell(cell, of) for cell in of["results"]]
     return "\n".join(sections)
+
+
+def _elsewhere(name: str, known: Mapping[str, Any], device: str) -> str:
+    parts = {part: known[f"{device} {part}"] for part in CELLS if f"{device} {part}" in known}
+    if not parts:
+        return ""
+    about = next(iter(parts.values()))["about"]
+    return f"### On another machine ([{name}]({name}.md))\n\n{described(dict(about))}\n\n{_summary(parts)}"
 
 
 def _surroundings(about: Mapping[str, Any]) -> str:
@@ -92,7 +112,8 @@ def _share(cell: Cell, name: str, of: Mapping[str, Any]) -> str:
         return "-"
     work = of["work"][cell["model"] + (" lucidrains" if name == "lucidrains" else "")]["flop"]
     speed = work * cell["batch"] * CALLS[cell["part"]] / cell["timings"][name]["seconds"]
-    return f"{speed / of['peaks'][of['about']['sides'][name]['precision']]:.0%}"
+    peak = of["peaks"].get(of["about"]["sides"][name]["precision"])
+    return f"{speed / peak:.0%}" if peak else "-"
 
 
 def _cell(cell: Cell, of: Mapping[str, Any]) -> str:

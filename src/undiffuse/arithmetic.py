@@ -7,13 +7,17 @@ in the process, on a CPU too: a linear layer then has errors of 2e-3, and result
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-__all__ = ["exact_float32", "float32_switches", "steady_float32"]
+from undiffuse.util.errors import Advice
+
+__all__ = ["advise_on_bfloat16", "computes_bfloat16", "exact_float32", "float32_switches", "steady_float32"]
 
 _PLAIN = ("none", "ieee")
 
@@ -103,3 +107,20 @@ def _legacy_precision() -> str | None:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
         return None
+
+
+def computes_bfloat16() -> bool:
+    """Returns whether this CPU has bfloat16 arithmetic, as far as oneDNN can tell."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is None or not torch.backends.mkldnn.is_available() or bool(supported())
+
+
+@functools.lru_cache
+def advise_on_bfloat16() -> None:
+    """Warns, once in a process, if this CPU has no bfloat16 arithmetic, so that bfloat16 is not faster than float32."""
+    if not computes_bfloat16():
+        warnings.warn(
+            "this CPU has no bfloat16 arithmetic: precision bf16 is emulated, which saves memory but no time",
+            Advice,
+            stacklevel=3,
+        )

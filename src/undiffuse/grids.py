@@ -155,6 +155,8 @@ def grid(chain: DiscreteSchedule, steps: str | int | Sequence[int], spec: str = 
         "karras:rho=7"         even in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5)
         "uniform"              even in t, both ends included; "trailing" leaves out the first trained step (t = 0),
                                "leading" the last (Lin et al. 2023, table 2)
+        "uniform:shift=3"      the same, then sigma / alpha times the shift, as in diffusers' flow-matching schedulers
+                               (Esser et al. 2024, section 5.3.2)
         "quadratic"            even in the root of t (DDIM, D.2)
         "at:-8,-4,-1,2,8"      these log-SNRs; `steps` must be their number
 
@@ -190,7 +192,8 @@ def grid(chain: DiscreteSchedule, steps: str | int | Sequence[int], spec: str = 
             )
         rho = options.get("rho", 7.0)
         return _levels(chain, _spread(first, last, count, rho if name == "karras" else None), spec)
-    return _at_times(chain, _times(name, chain.steps, count), spec)
+    shift = options.get("shift", 1.0)
+    return _at_times(chain, _times(name, chain.steps, count, shift), spec, shift)
 
 
 def _chain_steps(steps: str | int | Sequence[int], spacing: str) -> str | int | Sequence[int]:
@@ -214,20 +217,30 @@ def _spread(first: float, last: float, count: int, rho: float | None) -> Array:
     return np.concatenate([[first], inner[1:-1], [last]])[:count] if count > 1 else np.array([first])
 
 
-def _times(name: str, total: int, count: int) -> Array:
-    """Returns step numbers from noisy to clean, which may be fractional."""
+def _times(name: str, total: int, count: int, shift: float = 1.0) -> Array:
+    """Returns step numbers from noisy to clean, which may be fractional.
+
+    With a shift above 1, the first trained step is shifted before the steps are spread, and again with all others, as
+    in diffusers' flow-matching schedulers.
+    """
     if count > total:
         raise ValueError(f"the grid {name!r} can have at most the {total} trained steps; got {count}")
     if name == "trailing":
         return total - np.arange(count, dtype=np.float64) * (total / count) - 1
     if name == "leading":
         return np.arange(count, dtype=np.float64)[::-1] * (total / count)
+    if shift != 1:
+        last = max(0.0, shift / (1 + (shift - 1) / total) - 1)
+        return np.linspace(total - 1, last, count, dtype=np.float64)
     fractions = np.linspace(1, 0, count, dtype=np.float64)
     return (total - 1) * (fractions**2 if name == "quadratic" else fractions)
 
 
-def _at_times(chain: DiscreteSchedule, times: Array, spec: str) -> Grid:
-    """Builds the grid at step numbers: whole ones are exactly the chain's levels, others interpolate in log-SNR."""
+def _at_times(chain: DiscreteSchedule, times: Array, spec: str, shift: float = 1.0) -> Grid:
+    """Builds the grid at step numbers: whole ones are exactly the chain's levels, others interpolate in log-SNR.
+
+    `shift` is a factor of sigma / alpha.
+    """
     logsnr = chain.level(torch.arange(chain.steps)).logsnr.numpy()
     whole = np.abs(times - np.round(times)) < 1e-9
     below = np.floor(times + 1e-9).astype(np.int64)
@@ -242,6 +255,9 @@ def _at_times(chain: DiscreteSchedule, times: Array, spec: str) -> Grid:
         between = np.where(whole, 0.0, (1 - part) * logsnr[below] + part * logsnr[above])
     level, own = Level.from_logsnr(between), chain.level(torch.from_numpy(np.round(times).astype(np.int64)))
     alpha, sigma = (np.where(whole, a, b) for a, b in ((own.alpha, level.alpha), (own.sigma, level.sigma)))
+    if shift != 1:
+        norm = np.hypot(alpha, shift * sigma)
+        alpha, sigma = alpha / norm, shift * sigma / norm
     return Grid(np.append(alpha, 1.0), np.append(sigma, 0.0), chain, spec)
 
 
@@ -271,7 +287,7 @@ def _explicit(text: str, count: int) -> Array:
 
 
 def _options(name: str, text: str) -> dict[str, float]:
-    known = {"karras": ("from", "to", "rho"), "logsnr": ("from", "to")}.get(name, ())
+    known = {"karras": ("from", "to", "rho"), "logsnr": ("from", "to"), "uniform": ("shift",)}.get(name, ())
     found: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         key, _, value = part.partition("=")
@@ -281,6 +297,7 @@ def _options(name: str, text: str) -> dict[str, float]:
             found[key] = float(value)
         except ValueError:
             raise ValueError(f"the grid {name!r}: {key}={value!r} is not a number") from None
-    if not found.get("rho", 1.0) > 0:
-        raise ValueError(f"the grid {name!r}: rho must be above 0; got {found['rho']:g}")
+    for key in ("rho", "shift"):
+        if not 0 < found.get(key, 1.0) < math.inf:
+            raise ValueError(f"the grid {name!r}: {key} must be above 0; got {found[key]:g}")
     return found

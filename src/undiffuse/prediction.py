@@ -195,7 +195,7 @@ class Prediction:
 
     @cached_property
     def x0(self) -> Tensor:
-        """Returns the denoised images E[x0 | x_t] [B, C, H, W]."""
+        """Returns the denoised images E[x0 | x_t], [B, C, H, W]."""
         if self.kind == "x0":
             return self.value
         if self.kind in ("eps", "score"):

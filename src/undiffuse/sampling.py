@@ -26,6 +26,7 @@ class Step:
         x: Images [B, C, H, W] after the step.
         prediction: The prediction that the step used.
         nfe: Calls of the denoiser since the start, including this step's.
+        level: The noise level of `x`.
     """
 
     index: int
@@ -33,6 +34,7 @@ class Step:
     x: Tensor
     prediction: Prediction
     nfe: int = 0
+    level: Level | None = None
 
 
 def sample(
@@ -84,7 +86,7 @@ def sample(
         with torch.no_grad():
             transition = path.transition(path.steps - 1 - index)
             x, state, prediction = solver.step(denoise, x, transition, state, draw)
-        yield Step(index, path.steps, x, prediction, nfe)
+        yield Step(index, path.steps, x, prediction, nfe, transition.target)
 
 
 def generate(

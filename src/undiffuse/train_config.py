@@ -11,13 +11,14 @@ from undiffuse.timesteps import parse_density
 
 GRADIENT_DTYPES = ("fp32", "bf16")
 PRECISIONS = ("fp32", "bf16", "fp16")
+SHARDINGS = ("none", "fsdp")
 LR_DECAYS = ("none", "linear", "cosine")
 
 # What may differ when a run is continued, because it changes nothing (or only the pace) of what is being trained.
 _OUTPUTS = ["log_every", "preview_every", "preview_count", "preview_steps", "validate_every", "validate_images"]
 _OUTPUTS += ["evaluate_every", "evaluate_images", "evaluate_steps"]
 _SAVING = ["save_every", "save_seconds", "keep", "milestones", "posthoc_every"]
-_PACE = ["images", "steps", "time_limit", "device", "workers", "compile", "max_bad_updates"]
+_PACE = ["images", "steps", "time_limit", "device", "workers", "compile", "sharding", "max_bad_updates"]
 FREE_TO_CHANGE = frozenset([*_PACE, *_OUTPUTS, *_SAVING])
 # What may differ too, but changes the numbers from there on: said in a note.
 CHANGE_WITH_NOTE = frozenset(["lr", "warmup_images", "lr_decay", "grad_clip", "microbatch"])
@@ -48,6 +49,8 @@ class TrainConfig:
         precision: "fp32", "bf16" (autocast) or "fp16" (autocast with a dynamic loss scale); weights stay float32.
         gradient_dtype: In which precision several processes send and sum their gradients, "fp32" or "bf16". One process
             has no use for it.
+        sharding: "none" keeps weights, moments and averages in every process, "fsdp" (FSDP2, `fully_shard`) an equal
+            share of them, for models that do not fit into one device. One process has no use for it.
         compile: Whether to use `torch.compile`.
         seed: Seed of the noise, the time steps and dropout.
         timesteps: How time steps are drawn: "uniform", "antithetic", "stratified" or "loss-second-moment".
@@ -91,6 +94,7 @@ class TrainConfig:
     posthoc_every: int | None = None
     precision: str = "fp32"
     gradient_dtype: str = "fp32"
+    sharding: str = "none"
     compile: bool = False
     seed: int = 0
     timesteps: str = "uniform"
@@ -148,6 +152,10 @@ class TrainConfig:
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}")
         if self.gradient_dtype not in GRADIENT_DTYPES:
             raise ValueError(f"gradient_dtype is one of {', '.join(GRADIENT_DTYPES)}; got {self.gradient_dtype!r}")
+        if self.sharding not in SHARDINGS:
+            raise ValueError(f"sharding is one of {', '.join(SHARDINGS)}; got {self.sharding!r}")
+        if self.sharding != "none" and self.compile:
+            raise ValueError("sharding and compile cannot be combined; choose one of them")
         parse_density(self.density)
         for width in self.posthoc_widths:
             exponent_of(width)  # ValueError for one that no power function has

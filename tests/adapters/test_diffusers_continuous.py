@@ -26,13 +26,14 @@ from undiffuse.solvers import build_solver
 PLAIN = {**BASE, "norm_num_groups": 4}
 FOURIER = {**CASES["ncsnpp"], "layers_per_block": 1}
 NAMES = ("CMStochasticIterativeScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler",
-         "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")  # fmt: skip
+         "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "ScoreSdeVpScheduler")  # fmt: skip
+VE = ("ScoreSdeVeScheduler", "KarrasVeScheduler")
 
 
 def test_processes_and_advice(tmp_path: Path) -> None:
     found = {}
-    for name in (*NAMES, "ScoreSdeVeScheduler"):
-        changes = FOURIER if name.startswith("Score") else {}
+    for name in (*NAMES, *VE):
+        changes = FOURIER if name in VE else {}
         model = load_diffusion(pipeline(tmp_path / name, {"_class_name": name, "sigma_max": 90.0}, **changes))
         process, settings = model.process, SamplerConfig().resolved(model.process, model.advice)
         found[name] = (process.preconditioning, process.target, process.sigma_max, settings.solver, settings.clip)
@@ -42,7 +43,9 @@ def test_processes_and_advice(tmp_path: Path) -> None:
         "EDMDPMSolverMultistepScheduler": ("edm", "edm", 90, "dpmpp-2m", "none"),
         "FlowMatchEulerDiscreteScheduler": ("flow", "velocity", 80, "ddim", "none"),
         "FlowMatchHeunDiscreteScheduler": ("flow", "velocity", 80, "heun", "none"),
+        "ScoreSdeVpScheduler": ("vp", "eps", 80, "heun", "none"),
         "ScoreSdeVeScheduler": ("ve", "score", 180, "heun", "none"),
+        "KarrasVeScheduler": ("ve", "score", 90, "heun", "none"),
     }
 
 
@@ -61,7 +64,9 @@ def test_the_page_has_every_scheduler() -> None:
             "network's time is 1000 t",
         ),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, {"out_channels": 6}, "without a variance"),
-        ({"_class_name": "ScoreSdeVeScheduler"}, {}, "supported for networks with Fourier times"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 0}, {}, "shift = 0 is not possible"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, {}, "VeScheduler is supported for networks with Fourier"),
+        ({"_class_name": "KarrasVeScheduler"}, {}, "KarrasVeScheduler is supported for networks with"),
         ({"_class_name": "ScoreSdeVeScheduler", "sigma_max": "high"}, FOURIER, "sigma_max = 'high'; expected a number"),
     ],
 )
@@ -73,7 +78,8 @@ def test_what_does_not_fit(scheduler: dict[str, Any], changes: dict[str, Any], m
 @pytest.mark.parametrize(
     ("scheduler", "told"),
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "shift = 3 is not followed"),
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler", "use_karras_sigmas": True}, "use_karras_sigmas = True"),
+        ({"_class_name": "ScoreSdeVpScheduler"}, "it is 999 t, as in score_sde"),
         ({"_class_name": "CMStochasticIterativeScheduler", "rho": 5.0}, "rho = 5.0 is not followed"),
         ({"_class_name": "EDMEulerScheduler", "new_setting": 1}, "new_setting = 1 is not known"),
         ({"_class_name": "EDMDPMSolverMultistepScheduler", "solver_order": 3}, "second order"),
@@ -118,11 +124,40 @@ def test_the_score_of_ncsnpp_is_that_of_diffusers(library: Any, centred: bool, t
     assert (found.eps - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
+def test_karras_ve_and_vp_are_their_schedulers(library: Any, tmp_path: Path) -> None:
+    """What their pipelines make of a network's output: the denoised image, and the score."""
+    from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeScheduler
+    from diffusers.schedulers.deprecated.scheduling_sde_vp import ScoreSdeVpScheduler
+
+    sigma = 3.0  # of images in [-1, 1]
+    unet, model = saved(library, tmp_path / "ve", KarrasVeScheduler(), **FOURIER)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        # A tensor: UNet2DModel cuts times that are Python numbers down to whole ones.
+        output = sigma / 2 * unet((x * sigma + 1) / 2, torch.tensor(sigma / 2)).sample
+        theirs = KarrasVeScheduler().step(output, sigma, 0.0, x * sigma).pred_original_sample
+        norm = torch.tensor([(1 + sigma**2) ** 0.5], dtype=torch.float64)
+        found = ChainDenoiser(model.net, model.process, "none")(x * sigma / norm.float(), Level(1 / norm, sigma / norm))
+    assert (found.x0 - theirs).abs().max() < 1e-4 * theirs.abs().max()
+    scheduler = ScoreSdeVpScheduler(beta_max=12.0)
+    unet, model = saved(library, tmp_path / "vp", scheduler)
+    t = torch.tensor([0.4])
+    level = model.process.build_preconditioning().level(t * model.process.steps - 1)
+    scheduler.set_timesteps(1000)
+    with torch.no_grad():
+        _, mean = scheduler.step_pred(unet(x, 999 * t).sample, x, t)
+        score = -ChainDenoiser(model.net, model.process, "none")(x, level).eps / level.sigma.float()
+    beta = 0.1 + 0.4 * 11.9
+    assert (mean - (x + (0.5 * beta * x + beta * score) / 1000)).abs().max() < 1e-5 * mean.abs().max()
+
+
 IMAGES: dict[str, tuple[Callable[[Any], Any], int]] = {
     "consistency": (lambda d: d.CMStochasticIterativeScheduler(), 1),
     "edm": (lambda d: d.EDMEulerScheduler(), 8),
     "edm dpm": (lambda d: d.EDMDPMSolverMultistepScheduler(), 8),
     "flow": (lambda d: d.FlowMatchEulerDiscreteScheduler(), 8),
+    "flow, shifted": (lambda d: d.FlowMatchEulerDiscreteScheduler(shift=3.0), 8),
+    "flow, shifted the other way": (lambda d: d.FlowMatchEulerDiscreteScheduler(shift=0.4), 5),
 }
 
 
@@ -142,8 +177,8 @@ def test_images_are_those_of_diffusers(library: Any, name: str, tmp_path: Path) 
                          x_T=start)  # fmt: skip
         scheduler.set_timesteps(count)
         noisiest = path.transition(path.steps - 1).source
-        x = start if name == "flow" else start / noisiest.alpha.float()  # the scheduler's x is at alpha = 1
+        x = start if name.startswith("flow") else start / noisiest.alpha.float()  # the scheduler's x is at alpha = 1
         for t in scheduler.timesteps:
-            seen = x if name == "flow" else scheduler.scale_model_input(x, t)
+            seen = x if name.startswith("flow") else scheduler.scale_model_input(x, t)
             x = scheduler.step(unet(seen, t.float().reshape(1)).sample, t, x).prev_sample
     assert (image - x).abs().max() < 2e-3 * max(1.0, float(x.abs().max()))

@@ -167,7 +167,10 @@ PROCESSES: dict[str, ProcessConfig] = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+LATER = [pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS if name not in ("adm", "ddpm")]
+
+
+@pytest.mark.parametrize("name", ["adm", "ddpm", *LATER])
 def test_every_architecture_becomes_a_program(name: str, tmp_path: Path) -> None:
     """With a dynamic batch: checked with another number of images than it was traced with, and with one."""
     given = model(CONFIGS[name], PROCESSES.get(name, ProcessConfig(variance="fixed_large")))

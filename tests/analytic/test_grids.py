@@ -65,6 +65,8 @@ def test_what_the_rules_are_even_in() -> None:
     assert np.ptp(np.diff(roots)) < 1e-9
     t = {name: times(grid(LINEAR, 8, name)) for name in ("uniform", "trailing", "leading", "quadratic")}
     assert t["uniform"] == pytest.approx([999 - 999 / 7 * i for i in range(8)])
+    plain, shifted = (logsnrs(grid(LINEAR, 3, f"uniform:shift={shift}")) for shift in (1, 0.5))
+    assert shifted == pytest.approx([value + 2 * math.log(2) for value in plain])
     assert t["trailing"] == pytest.approx([999, 874, 749, 624, 499, 374, 249, 124])
     assert t["leading"] == pytest.approx([875, 750, 625, 500, 375, 250, 125, 0])
     assert np.ptp(np.diff(np.sqrt(t["quadratic"]))) < 1e-5
@@ -148,7 +150,9 @@ def test_a_chain_that_ends_in_pure_noise() -> None:
         ("2", "at:1,b", "cannot read log-SNRs"),
         ("2", "at:1,1", "go from noisy to clean"),
         ("2000", "uniform", "1000 trained"),
-        ("10", "uniform:x=1", "has: none"),
+        ("10", "uniform:x=1", "has: shift"),
+        ("10", "leading:x=1", "has: none"),
+        ("10", "uniform:shift=0", "shift must be above 0"),
     ],
 )
 def test_what_cannot_be_a_grid_is_explained(steps: str, spec: str, message: str) -> None:

@@ -25,10 +25,12 @@ GROUND = {
     "pixels",
     "downloads",
     "distributed",
+    "sharded_checkpoints",
     "checkpoints",
     "timesteps",
     "schedules",
     "grid_specs",
+    "runtime_specs",
 }
 MATHEMATICS = {"noise_levels", "grids", "noise", "prediction", "preconditioning", "denoiser"}
 CORE = MATHEMATICS | {"solvers", "guidance", "weightings", "objectives"}
@@ -41,8 +43,9 @@ BELOW_TRAINING = (
 MAY_IMPORT: dict[str, set[str]] = {
     "util": set(),  # which every room may import
     **{room: set() for room in GROUND},
+    "checkpoints": {"sharded_checkpoints"},
     "conditions": {"pixels"},
-    "config": {"grid_specs", "solvers", "noise_levels"},
+    "config": {"grid_specs", "solvers", "noise_levels", "runtime_specs"},
     "kernels": {"downloads"},
     "nets": {"kernels", "arithmetic"},
     "data": {"conditions", "pixels", "downloads", "adapters", "noise", "pictures"},  # of adapters, ImageNet's classes
@@ -56,30 +59,35 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guidance": MATHEMATICS,
     "weightings": {"noise_levels"},
     "objectives": MATHEMATICS | {"weightings"},
-    "likelihood": MATHEMATICS | {"config", "distributed", "objectives", "data", "pictures", "pipelines", "pixels"},
+    "likelihood": MATHEMATICS
+    | {"config", "distributed", "objectives", "data", "pictures", "pipelines", "pixels", "runtime_specs"},
     "sampling": CORE,
     "testing": CORE | {"sampling"},
     "tuning": CORE | {"sampling", "grid_specs", "solvers", "downloads", "pipelines"},
     "frontiers": {"downloads", "grid_specs", "solvers", "pictures"},
     "pipelines": CORE
     | GROUND
-    | {"conditions", "config", "sampling", "adapters", "data", "kernels", "models", "nets", "pictures", "frontiers"},
+    | {"conditions", "config", "sampling", "adapters", "data", "kernels", "models", "nets", "pictures", "frontiers"}
+    | {"runtimes", "runtime_specs"},
     "editing": MATHEMATICS
     | {"config", "distributed", "solvers", "guidance", "kernels", "sampling", "data", "pictures", "pixels"}
     | {"pipelines"},
     "distillation": MATHEMATICS,
     "adapters": MATHEMATICS | {"config", "nets", "checkpoints", "downloads"},
-    "models": CORE | {"adapters", "checkpoints", "conditions", "config", "nets"},
+    "runtimes": {"adapters", "downloads", "models", "nets", "runtime_specs"},
+    "models": CORE | {"adapters", "checkpoints", "sharded_checkpoints", "conditions", "config", "nets"},
     "metrics": {"arithmetic", "pixels", "downloads", "models"},
     "evaluation": MATHEMATICS
     | {"conditions", "data", "distributed", "downloads", "metrics", "models", "pictures", "pixels"}
-    | {"config", "grid_specs", "solvers", "frontiers", "pipelines", "tuning"},
+    | {"config", "grid_specs", "runtime_specs", "solvers", "frontiers", "pipelines", "tuning"},
     "sampling_defaults": {"denoiser", "noise_levels", "grid_specs", "solvers"},
     "train_config": {"ema", "timesteps"},
     "recipes": BELOW_TRAINING,
     "training": BELOW_TRAINING | {"recipes", "sampling_defaults", "distillation"},
     "doctor": BELOW_TRAINING | {"training"},
     "reports": BELOW_TRAINING | {"frontiers", "training"},
+    "studio": BELOW_TRAINING | {"editing", "recipes", "training", "doctor", "reports"},
+    "reproduce": BELOW_TRAINING | {"recipes", "testing", "training"},
 }
 TOP = {"cli", "__main__", "__init__"}  # may look at everything
 
@@ -88,13 +96,17 @@ EVERYWHERE = {"torch", "numpy"}
 OUTSIDE = {
     "tqdm": {"training", "util"},
     "wandb": {"training"},
-    "PIL": {"data", "pictures", "pixels", "pipelines", "editing", "training", "reports", "cli"},
-    "safetensors": {"evaluation", "checkpoints", "models", "adapters", "metrics", "pipelines", "cli"},
+    "PIL": {"data", "pictures", "pixels", "pipelines", "editing", "training", "reports", "studio", "cli"},
+    "gradio": {"studio"},
+    "starlette": {"studio"},
+    "safetensors": {"evaluation", "checkpoints", "sharded_checkpoints", "models", "adapters", "metrics"}
+    | {"pipelines", "reproduce", "cli"},
     # Extras, imported by the functions that need them: what an export is for, and is checked with.
     "matplotlib": {"pictures"},
     "triton": {"kernels"},
     "diffusers": {"adapters"},
-    "onnxruntime": {"adapters"},
+    "onnxruntime": {"adapters", "runtimes"},
+    "openvino": {"runtimes"},
     "huggingface_hub": {"adapters"},
 }
 ONLY_NUMPY = {"timesteps"}

@@ -1,4 +1,4 @@
-"""The Python examples of the README and of the page on extending run as they are printed, and commands exist."""
+"""The Python examples of the README run as they are printed, and commands exist. tests/docs has those of the pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from support.cli_runs import one_thread
@@ -17,7 +16,6 @@ from undiffuse.solvers.registry import SOLVERS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-EXTENDING = ROOT / "docs" / "extending.md"
 
 
 def blocks(page: Path) -> list[str]:
@@ -52,13 +50,6 @@ def test_the_five_jobs_of_the_readme(photos: Path) -> None:
     assert len(list((photos / "dresses").glob("*_seed0-*.png"))) == 4
     assert len(list((photos / "new_photos").glob("*seed*.png"))) == 12
     assert "my-euler" in SOLVERS
-
-
-def test_the_examples_on_extending_run(photos: Path) -> None:
-    scope: dict[str, object] = {}
-    for block in blocks(EXTENDING):
-        exec(compile(block, str(EXTENDING), "exec"), scope)
-    assert torch.is_tensor(scope["images"])
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import pytest
 
+from undiffuse import cli
 from undiffuse.cli.console import Live, fail, fields, say, table
+from undiffuse.util.errors import Advice
 
 
 class Terminal(io.StringIO):
@@ -80,3 +83,13 @@ def test_only_rank_zero_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert out.getvalue() == ""
     fail("broken")
     assert capsys.readouterr().err == "undiffuse (rank 1): error: broken\n"
+
+
+def test_a_warning_for_users_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(UserWarning, match="another") as others:
+        for speaks in (True, False):  # a process that does not speak for all is silent
+            with cli._advice(speaks):
+                warnings.warn("bf16 is emulated", Advice, stacklevel=1)
+                warnings.warn("another library's", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == "undiffuse: note: bf16 is emulated\n"
+    assert {one.category for one in others} == {UserWarning}

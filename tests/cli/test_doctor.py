@@ -75,3 +75,14 @@ def test_data_with_faults(photos: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("doctor", tmp_path / "nothing") == 2
     assert "there is no" in capsys.readouterr().err
+
+
+def test_a_command_is_never_broken_into_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would fail when it is pasted."""
+    command = "undiffuse train --resume " + " ".join(["runs/a-folder-with-a-long-name"] * 5)
+    finding = doctor.Finding(severity="advice", text="The run is short.", do=f"Train longer: {command}")
+    monkeypatch.setattr("undiffuse.cli.doctor.examine", lambda _: [finding])
+    assert call("doctor", "runs/x") == 0
+    assert command in [line.strip() for line in capsys.readouterr().out.splitlines()]

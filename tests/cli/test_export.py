@@ -207,15 +207,17 @@ def test_staging_removes_companions_that_belong_to_the_old_file(tmp_path: Path) 
     assert not beside.exists()
 
 
-def test_leftovers_of_killed_processes_are_removed_after_a_day(tmp_path: Path) -> None:
-    ancient, recent = tmp_path / ".undiffuse-0123.export", tmp_path / ".undiffuse-4567.export"
-    for folder in (ancient, recent):
-        (folder / "new").mkdir(parents=True)
-    os.utime(ancient, (0, 0))
+def test_leftovers_of_killed_processes_are_removed_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
     with staged(tmp_path / "m.pt") as path:
         path.write_text("x")
-    assert not ancient.exists()
-    assert recent.exists()
+        (working,) = tmp_path.glob(".undiffuse-*.export")
+        left = tmp_path / ".undiffuse-0123.export"
+        (left / "new").mkdir(parents=True)
+        with staged(tmp_path / "other.pt") as other:
+            other.write_text("y")
+        assert working.exists()
+        assert not left.exists()
+    assert ((tmp_path / "m.pt").read_text(), (tmp_path / "other.pt").read_text()) == ("x", "y")
 
 
 def test_differences() -> None:
@@ -223,5 +225,9 @@ def test_differences() -> None:
     assert exporting.relative_difference(one + torch.tensor([0.0, 0.004]), one) == pytest.approx(1e-3, rel=1e-3)
     assert exporting.relative_difference(one[:1], one) == float("inf")
     assert exporting.relative_difference(one / 0, one) == float("inf")
-    with pytest.raises(RuntimeError, match="the export was discarded"):
-        exporting.accept(float("nan"), "x")
+    for nothing_to_compare in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="the export was discarded: check the model's weights for NaN"):
+            exporting.accept(nothing_to_compare, "x")
+    with pytest.raises(RuntimeError, match="relative difference 0.5, .* the export was discarded"):
+        exporting.accept(0.5, "x")
+    assert exporting.accept(1e-6, "x") == 1e-6

@@ -29,7 +29,10 @@ def commands(told: str) -> list[list[str]]:
 
 
 def planned(command: list[str]) -> TrainPlan:
-    """What a command that `inspect` printed will do."""
+    """What a command that `inspect` printed will do; a classifier's is printed after that of the model it is for."""
+    if "--for" in command:
+        at = command.index("--for")
+        command = command[:at] + command[at + 2 :]
     return plan(request_of(build_parser().parse_args(command)))
 
 

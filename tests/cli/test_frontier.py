@@ -49,7 +49,7 @@ def test_a_frontier_is_swept_and_sampled_from(place: Path, capsys: pytest.Captur
     assert call(*words) == 0
     out = capsys.readouterr().out
     assert "| ddpm 8 | 8 |" in out
-    assert "ddim 2 chain, guidance 0 ..." in out
+    assert "ddim 2 chain, guidance 0 (1 of " in out and " left) ..." in out
     frontier = Frontier.load(place / "sw" / "frontier.json")
     assert call(*SAMPLE, "--budget", "4", "--out", "few") == 0
     told = capsys.readouterr().out

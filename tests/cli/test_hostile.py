@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from support.cli_runs import call, one_thread, write_images, write_model
 from undiffuse.config import SamplerConfig
+from undiffuse.data import open_data
+from undiffuse.data.sources import BrokenImageError
 from undiffuse.pictures import SampleWriter, read_record
 from undiffuse.pipelines import latents
 
@@ -235,8 +238,8 @@ def test_damaged_parts_of_latents_are_made_again(tmp_path: Path) -> None:
         (["train", ".", "--size", "0"], "a size, for example 64"),
         (["train", ".", "--channels", "0"], "argument --channels: '0': expected a whole number of at least 1"),
         (["train", ".", "--precision", "fp8"], "argument --precision: 'fp8': expected one of fp32, bf16, fp16\n"),
-        (["smaple"], "there is no command 'smaple'; expected quickstart, train"),
-        (["it's"], 'there is no command "it\'s"; expected quickstart, train'),
+        (["smaple"], "there is no command 'smaple'; expected quickstart, studio, train"),
+        (["it's"], 'there is no command "it\'s"; expected quickstart, studio, train'),
         (["sample", "--steps", ""], "argument --steps: '': expected text"),
         (["sample", "--model", ""], "--model is empty"),
         (["sample", "--weights", " "], "--weights is empty"),
@@ -269,3 +272,24 @@ def test_pictures_of_somebody_else_are_not_replaced(
     assert [file.name for file in tmp_path.iterdir()] == [name]
     assert call(*words, "--overwrite") == 2  # it removes what a run wrote, and this no run did
     assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("error", [struct.error("a buffer"), zlib.error("a stream"), IndexError("a table")])
+def test_what_decoders_raise_for_damaged_pictures(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pillow has no error of its own for a file that is cut short where frames are counted or decoded."""
+    path = tmp_path / "a.gif"
+    frames = [Image.new("L", (8, 8), k) for k in range(2)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    source = open_data(path, frames="all")
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(GifImageFile, "seek", fails)
+    monkeypatch.setattr(GifImageFile, "n_frames", property(fails))
+    with pytest.raises(BrokenImageError, match=str(error)):
+        source.image(1)
+    call("inspect", path)
+    assert "Traceback" not in capsys.readouterr().err

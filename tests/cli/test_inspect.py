@@ -89,7 +89,10 @@ def test_samples_latents_and_pictures(model: Path, tmp_path: Path, capsys: pytes
     assert json.loads(capsys.readouterr().out)["index"] == 0
 
 
-def test_data_and_the_command_to_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_and_the_command_to_type(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("undiffuse.cli.inspect_data.resolve_device", lambda name: torch.device("cpu"))
     images = write_images(tmp_path / "my photos", each=2, size=(20, 10))
     (images / "top" / "bad.png").write_bytes(b"no picture")
     assert call("inspect", images) == 0
@@ -99,6 +102,8 @@ def test_data_and_the_command_to_type(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "3: left (2), right (2), top (3)" in told
     assert "1: top/bad.png" in told
     assert f'undiffuse train "{images}" --on-broken skip' in told
+    assert f'  undiffuse train "{images}" --on-broken skip --recipe tiny\n' in told
+    assert f'  undiffuse train-classifier "{images}" --on-broken skip --for "runs/my photos"\n' in told + "\n"
     assert "The images are not square: they are trained at 8x16" in told
     assert re.search(r"tiny +none", told)
     assert "train-classifier" in told
@@ -117,6 +122,7 @@ def test_tiny_files_and_transparency_are_told(tmp_path: Path, capsys: pytest.Cap
     assert "--on-tiny skip to leave" in told
     assert "1 image has transparency: the background becomes white; --channels 4 keeps alpha" in told
     assert "Not all images are square" in told
+    told = told.replace("--recipe tiny --size 32", "")
     assert "--size" not in told  # nothing keeps images of several shapes whole
 
 

@@ -30,7 +30,7 @@ def test_there_and_back(model: Path, images: Path, tmp_path: Path, capsys: pytes
     words = ("encode", images, "--model", model, *FAST, "--out", file)
     assert call(*words, "--check") == 0
     said = capsys.readouterr().out
-    assert said.startswith("6 images encoded in")
+    assert said.startswith("  disk     about 0.00307 MB, half of it at the end\n6 images encoded in")
     assert f"latents  {file}.safetensors (6 x 1x8x8)" in said
     assert re.search(r"RMS error of decoding is [\d.]+ of 255", said)
     assert call(*words) == 0

@@ -85,6 +85,7 @@ def test_the_same_command_resumes(
         return terms(self, *arguments)
 
     with monkeypatch.context() as patch:
+        patch.setattr("undiffuse.cli.training_report.estimate", lambda *_: None)  # which calls the task too
         patch.setattr(DiffusionTask, "losses", interrupted)
         assert call(*words, "--out", "parts") == 130
     told = capfd.readouterr()

@@ -111,6 +111,28 @@ def test_progressive_distillation_with_a_fault_does_not(
     assert run_progressive(start) > 0.3 * worst_jump(start, 2)
 
 
+def test_progressive_distillation_needs_no_data(start: SmallNet) -> None:
+    made = distil(Progressive(LEVELS, 2, factor=8, inputs="own"), start, updates=300, blank=True)
+    assert worst_jump(made, 2) < 0.3 * worst_jump(start, 2)
+
+
+def test_progressive_distillation_without_data_needs_the_teachers_steps(
+    start: SmallNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without them the student sees noise where it should see the ends of the teacher's first steps."""
+    monkeypatch.setattr(Progressive, "_made_inputs", _only_noise)
+    made = distil(Progressive(LEVELS, 2, factor=8, inputs="own"), start, updates=300, blank=True)
+    assert worst_jump(made, 2) > 0.3 * worst_jump(start, 2)
+
+
+def _only_noise(self: Any, network: Any, batch: Any, *_: Any) -> Tensor:
+    return batch.draw("train") * 3
+
+
+def _nothing(self: Any, networks: Any, batch: Any, *_: Any) -> Tensor:
+    return torch.zeros_like(batch.x0)
+
+
 # Consistency distillation and training
 
 
@@ -184,12 +206,13 @@ def test_multistep_consistency_without_the_jump_to_the_segments_end_does_not(
 # Moment matching
 
 
-def run_moment_matching(start: SmallNet, **more: Any) -> float:
+def run_moment_matching(start: SmallNet, settings: Any = None, **more: Any) -> float:
     auxiliary = SmallNet(0)
     auxiliary.load_state_dict(start.state_dict())
     student = distil(
-        MomentMatching(LEVELS, 2), start, updates=600, lr=1.5e-3, betas=(0.0, 0.99), auxiliary=auxiliary, **more
-    )
+        MomentMatching(LEVELS, 2, **(settings or {})), start, updates=600, lr=1.5e-3, betas=(0.0, 0.99),
+        auxiliary=auxiliary, **more,
+    )  # fmt: skip
     return wasserstein1(samples(student, 2), MIXTURE.sample(4000, 77))
 
 
@@ -226,6 +249,68 @@ def _noise_free(x: Tensor, x0: Tensor, source: Level, target: Level, noise: Tens
 def test_moment_matching_with_a_fault_does_not(start: SmallNet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moment_matching, "posterior_sample", _noise_free)
     assert run_moment_matching(start) > 0.5 * wasserstein1(samples(start, 2), MIXTURE.sample(4000, 77))
+
+
+def test_moment_matching_needs_no_data(start: SmallNet) -> None:
+    before = wasserstein1(samples(start, 2), MIXTURE.sample(4000, 77))
+    assert run_moment_matching(start, {"inputs": "own"}, blank=True) < 0.5 * before
+
+
+def test_moment_matching_without_data_needs_the_students_own_calls(
+    start: SmallNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MomentMatching, "_made_inputs", _nothing)
+    before = wasserstein1(samples(start, 2), MIXTURE.sample(4000, 77))
+    assert run_moment_matching(start, {"inputs": "own"}, blank=True) > 0.5 * before
+
+
+class Critic(torch.nn.Module):
+    """A small discriminator of noisy numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(4)
+            self.layers = torch.nn.Sequential(
+                torch.nn.Linear(3, 64), torch.nn.SiLU(), torch.nn.Linear(64, 64), torch.nn.SiLU(),
+                torch.nn.Linear(64, 1),
+            )  # fmt: skip
+
+    def forward(self, x: Tensor, level: Level, cond: Any = None) -> Tensor:
+        noise = torch.log(level.sigma / level.alpha).float().expand(len(x))
+        flat = x.flatten(1)
+        return self.layers(torch.cat([flat, flat**2, noise[:, None] / 3], dim=1))[:, 0]
+
+
+ADVERSARIAL = {"adversarial": 2.0}
+
+
+@pytest.fixture(scope="module")
+def misguided(start: SmallNet) -> float:
+    """How far from the data a student of a wrong teacher ends without a discriminator."""
+    return run_moment_matching(start, teacher=_Shifted())
+
+
+@pytest.mark.slow
+def test_the_discriminator_draws_the_student_from_a_wrong_teacher_to_the_data(
+    start: SmallNet, misguided: float
+) -> None:
+    helped = run_moment_matching(start, ADVERSARIAL, teacher=_Shifted(), discriminator=Critic())
+    assert helped < 0.85 * misguided
+
+
+@pytest.mark.slow
+def test_a_discriminator_that_is_misled_does_not(
+    start: SmallNet, misguided: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = moment_matching.adversarial_loss
+
+    def reversed_loss(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        loss, towards = right(*arguments, **named)
+        return loss, -towards
+
+    monkeypatch.setattr(moment_matching, "adversarial_loss", reversed_loss)
+    assert run_moment_matching(start, ADVERSARIAL, teacher=_Shifted(), discriminator=Critic()) > 0.85 * misguided
 
 
 def test_the_denoiser_that_students_start_from_is_exact(start: SmallNet) -> None:

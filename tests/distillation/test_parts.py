@@ -6,17 +6,29 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import softplus
 
+from support.distilling import oracle
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.distillation import METHODS, Discretisation, Segments, build_method, read_settings
+from undiffuse.distillation import (
+    METHODS,
+    Batch,
+    Discretisation,
+    MomentMatching,
+    Networks,
+    Segments,
+    build_method,
+    read_settings,
+)
 from undiffuse.distillation.base import ddim_x0, moved
 from undiffuse.distillation.moment_matching import posterior_sample
 from undiffuse.grids import grid
-from undiffuse.noise_levels import Level, diffuse
+from undiffuse.noise_levels import Level, diffuse, expand
 from undiffuse.prediction import Prediction
 from undiffuse.training.distillation import student_process
 
 PROCESS = ProcessConfig(schedule="cosine", steps=64, target="v", variance="fixed_small")
+LEVELS = PROCESS.build_preconditioning()
 
 
 def test_the_improved_number_of_levels_doubles() -> None:
@@ -46,6 +58,108 @@ def test_the_improved_pairs_follow_a_log_normal_distribution() -> None:
     torch.testing.assert_close(weights, 1 / (sigmas[1:] - sigmas[:-1]))
     even = torch.bincount(Discretisation("fixed").pairs(sigmas, u), minlength=3)
     assert even.tolist() == [33333, 33334, 33333]
+
+
+class _Constant:
+    """A denoiser that gives one value for every pixel, plus an error that follows the noise of the image."""
+
+    conditions: frozenset[str] = frozenset()
+
+    def __init__(self, value: float, error: float = 0.0, clip: bool = False) -> None:
+        self.value = torch.tensor(value, requires_grad=True)
+        self.error, self.clip, self.exact = error, clip, oracle()
+        self.chain = self.exact.chain
+
+    def __call__(self, x: torch.Tensor, level: Level, cond: object = None) -> Prediction:
+        found = self.exact(x, level)
+        noise = (x - expand(level.alpha, x) * -1.0) / expand(level.sigma, x)  # of an image that is -1
+        x0 = self.value + self.error * torch.sin(3 * noise)
+        return found.with_x0(x0.clamp(-1, 1) if self.clip else x0)
+
+
+@pytest.mark.parametrize(("clip", "black"), [("static", True), ("none", False)])
+def test_moment_matching_leaves_black_pixels_black(clip: str, black: bool) -> None:
+    """Errors go to both sides of -1, and clipping raises the teacher's mean; so the auxiliary is clipped as well."""
+    method = MomentMatching(PROCESS.build_preconditioning(), 2, clip=clip)
+    student, auxiliary, teacher = _Constant(-0.9), _Constant(-0.9, error=0.2), _Constant(-1.0, error=0.2, clip=True)
+    networks = Networks(student=student, auxiliary=auxiliary, teacher=teacher)
+    optimizer = torch.optim.Adam([student.value, auxiliary.value], lr=0.01, betas=(0.0, 0.99))
+    for number in range(400):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - number / 400)
+        optimizer.zero_grad()
+        batch = Batch(
+            x0=torch.full((32, 1, 2, 2), -1.0),
+            u=(torch.arange(32, dtype=torch.float64) + 0.5) / 32,
+            progress=number / 400,
+            draw=lambda purpose, n=number: torch.randn(
+                32, 1, 2, 2, generator=torch.Generator().manual_seed(2 * n + (purpose == "step"))
+            ),
+        )
+        method.losses(networks, batch)["loss"].mean().backward()
+        optimizer.step()
+    assert (float(student.value.detach()) < -0.99) == black
+
+
+def test_the_discriminator_gives_the_student_the_gradient_of_its_score() -> None:
+    """Where teacher and auxiliary agree, the student's gradient is that of weight softplus(-D(z_s)) alone."""
+    method, weight, slope, count = MomentMatching(LEVELS, 2, adversarial=0.5), 0.5, 0.7, 16
+    student, auxiliary, teacher = _Constant(0.2), _Constant(0.1), _Constant(0.1)
+    seen: list[tuple[torch.Tensor, Level]] = []
+
+    def critic(x: torch.Tensor, level: Level, cond: object = None) -> torch.Tensor:
+        seen.append((x, level))
+        return slope * x.flatten(1).sum(1)
+
+    def draw(purpose: str) -> torch.Tensor:
+        g = torch.Generator().manual_seed(len(purpose))
+        return torch.randn(count, 1, 2, 2, generator=g, dtype=torch.float64)
+
+    u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    batch = Batch(x0=torch.full((count, 1, 2, 2), -0.4, dtype=torch.float64), u=u, progress=0.0, draw=draw)
+    networks = Networks(student=student, auxiliary=auxiliary, teacher=teacher, discriminator=critic)
+    terms = method.losses(networks, batch)
+    (found,) = torch.autograd.grad(terms["loss"].sum(), student.value)
+
+    segments = Segments(LEVELS, grid(PROCESS.chain(), 2, "trailing"))
+    source, (made, level), (real, _) = segments.start(segments.choose(u)[0]), *seen
+    value = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    x = diffuse(batch.x0, source, draw("train"))
+    z = posterior_sample(x, value.expand(batch.x0.shape), source, level, draw("step"))
+    torch.testing.assert_close(z.detach(), made.detach())
+    score = slope * z.flatten(1).sum(1)
+    (expected,) = torch.autograd.grad(weight * softplus(-score).sum(), value)
+    assert float(expected) != 0
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    torch.testing.assert_close(real, diffuse(batch.x0, level, draw("real")))
+    judged = softplus(score.detach()) + softplus(-slope * real.flatten(1).sum(1))
+    torch.testing.assert_close(terms["discriminator"], judged)
+
+
+def test_the_student_waits_and_is_trained_at_every_nth_update() -> None:
+    method = MomentMatching(LEVELS, 2, every=3, wait=4)
+    trained = []
+    for update in range(10):
+        student, auxiliary, teacher = _Constant(0.2), _Constant(0.1), _Constant(-0.5)
+        batch = Batch(
+            x0=torch.zeros(4, 1, 2, 2), u=(torch.arange(4, dtype=torch.float64) + 0.5) / 4, progress=0.0,
+            draw=lambda purpose: torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(1)), update=update,
+        )  # fmt: skip
+        networks = Networks(student=student, auxiliary=auxiliary, teacher=teacher)
+        method.losses(networks, batch)["loss"].sum().backward()
+        assert auxiliary.value.grad is not None
+        if student.value.grad is not None:
+            trained.append(update)
+    assert trained == [6, 9]
+
+
+@pytest.mark.parametrize(("top", "noisiest"), [(1.0, 63), (0.5, 31.5)])
+def test_the_noisiest_levels_can_be_left_out(top: float, noisiest: float) -> None:
+    method = MomentMatching(LEVELS, 1, top=top)
+    segments = Segments(LEVELS, grid(PROCESS.chain(), 1, "trailing"))
+    u = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    positions = LEVELS.position(method._target(segments, *segments.choose(u))).double()
+    assert noisiest - 1 <= float(positions.max()) <= noisiest + 0.5
+    assert float(positions.min()) == 0
 
 
 def test_segments_partition_the_levels() -> None:

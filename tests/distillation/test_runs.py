@@ -17,7 +17,7 @@ from undiffuse import checkpoints
 from undiffuse.config import GuidanceConfig
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.distillation import METHODS
-from undiffuse.models import DiffusionModel, load_diffusion, save_model
+from undiffuse.models import DiffusionModel, load_classifier, load_diffusion, save_model
 from undiffuse.nets import UNetConfig
 from undiffuse.training import seeded
 from undiffuse.training.distillation import Distillation, DistillationTask, student_process
@@ -58,8 +58,9 @@ def write_teacher(path: Path, null_class: bool = False) -> Path:
     return path
 
 
-def task_of(teacher: Path, method: str, seed: int = 0, **how: Any) -> DistillationTask:
+def task_of(teacher: Path, method: str, seed: int = 0, clip: str | None = None, **how: Any) -> DistillationTask:
     settings = {k: v for k, v in METHOD_SETTINGS[method].items() if k != "start"}
+    settings |= {} if clip is None else {"clip": clip}
     made = Distillation(teacher=str(teacher), calls=2, method=method, settings=settings, **how)
     return DistillationTask(network(seed), STUDENT, made, train=tiny_config(), labels=("left", "right", "top"))
 
@@ -104,7 +105,8 @@ def test_the_networks_beside_the_student_are_trained_and_kept(tmp_path: Path) ->
 
 def share(folder: str, teacher: str, method: str) -> None:
     torch.set_num_threads(1)
-    task = task_of(Path(teacher), method, seed=int(os.environ.get("RANK", "0")))
+    # Without clipping, because sums in another order put single values on the other side of its bounds.
+    task = task_of(Path(teacher), method, seed=int(os.environ.get("RANK", "0")), clip="none")
     run(Path(folder), task, steps=4, lr=1e-3, grad_clip=0.5)
 
 
@@ -164,6 +166,77 @@ def test_progressive_distillation_halves(tmp_path: Path) -> None:
     assert last.distillation["calls"] == 1
 
 
+def test_a_discriminator_is_trained_and_a_resumed_run_keeps_it(tmp_path: Path) -> None:
+    teacher = write_teacher(tmp_path / "teacher.safetensors")
+    classifier = write_classifier(tmp_path / "classifier.safetensors")
+    settings = {"inputs": "own", "adversarial": 0.1, "discriminator": str(classifier), "every": 2, "wait": 1}
+
+    def task(seed: int = 0) -> DistillationTask:
+        how = Distillation(teacher=str(teacher), calls=2, method="moment-matching", settings=settings)
+        return DistillationTask(network(seed), STUDENT, how, train=tiny_config(), labels=("left", "right", "top"))
+
+    run(tmp_path / "whole", task(), lr=1e-3)
+    stopped = task()
+    original, calls = stopped.losses, iter(range(10**6))
+
+    def terms(*arguments: Any) -> Any:
+        if next(calls) == 5:
+            raise Interrupt
+        return original(*arguments)
+
+    stopped.losses = terms  # type: ignore[method-assign]
+    with pytest.raises(Interrupt):
+        run(tmp_path / "parts", stopped, lr=1e-3)
+    assert run(tmp_path / "parts", task(5), lr=1e-3).complete
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    tensors, _ = checkpoints.read(checkpoints.latest(tmp_path / "parts") or "")
+    begin = load_classifier(classifier).net.state_dict()
+    names = [name for name in tensors if name.startswith("companion.discriminator.")]
+    assert len(names) == len(begin)
+    assert any(not torch.equal(tensors[name], begin[name.removeprefix("companion.discriminator.")]) for name in names)
+
+
+@pytest.mark.parametrize("method", ["moment-matching", "progressive"])
+def test_a_student_is_distilled_from_noise_alone(tmp_path: Path, method: str) -> None:
+    teacher = write_teacher(tmp_path / "teacher.safetensors")
+    out = tmp_path / "student"
+    words = ["distill", teacher, "--calls", 2, "--method", method, "--images", 16, "--batch", 4, "--out", out]
+    words += ["--set", "train.preview_count=3", *(["--settings", "start=4"] if method == "progressive" else [])]
+    assert call(*words) == 0
+    student = load_diffusion(out / "model.safetensors")
+    assert student.distillation is not None
+    assert student.distillation["settings"]["inputs"] == "own"
+    assert student.labels == ("left", "right", "top")
+    result = undiffuse.distill(
+        teacher, calls=2, method=method, settings={"start": 4} if method == "progressive" else {}, images=16, batch=4,
+        out=tmp_path / "other", progress=False, **{"train.preview_count": 3},
+    )  # fmt: skip
+    assert result.model.digest == student.digest
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--method", "consistency-training"), "DATA: is needed by consistency-training, which trains on images; "),
+        (("--method", "consistency-distillation"), "moment-matching and progressive can do without"),
+        (("--settings", "inputs=data"), "DATA: is needed by these settings"),
+        (("--settings", "adversarial=0.1"), "DATA: is needed by these settings"),
+    ],
+)
+def test_what_needs_images_says_so(
+    tmp_path: Path, words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = write_teacher(tmp_path / "teacher.safetensors")
+    assert call("distill", teacher, *words, "--out", tmp_path / "student") == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_model_of_noise_first_needs_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("distill", write_model(tmp_path / "model.safetensors"), "--out", tmp_path / "student") == 2
+    assert "predicts eps, and first learns from images" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_teachers_guidance_is_baked_in(tmp_path: Path) -> None:
     teacher = write_teacher(tmp_path / "teacher.safetensors", null_class=True)
     classifier = write_classifier(tmp_path / "classifier.safetensors")
@@ -211,7 +284,7 @@ def test_inspect_says_what_a_student_was_distilled_from(tmp_path: Path, capsys: 
     [
         ({"calls": 0}, "calls: expected a whole number of at least 1, got 0"),
         ({"method": "magic"}, "method: 'magic' is unknown; choose one of moment-matching"),
-        ({"settings": {"anker": 1}}, "moment-matching has no setting 'anker'; it has: anchor"),
+        ({"settings": {"anker": 1}}, "moment-matching has no setting 'anker'; it has: anchor, clip"),
         ({"settings": {"anchor": -1}}, "anchor=-1: expected a number of 0 or more"),
         (
             {"method": "consistency-training", "settings": {"curve": "bent"}},

@@ -16,6 +16,7 @@ from support.cli_runs import write_images, write_model
 from support.training_runs import Processes
 from undiffuse import distributed
 from undiffuse.cli import main
+from undiffuse.kernels import autotune, timing_table
 from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.run import SamplingRun
 from undiffuse.util.progress import NoProgress
@@ -23,8 +24,15 @@ from undiffuse.util.progress import NoProgress
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked from a server")
 
 
+CASE, WAYS = ("conv3x3_packed", "fp32", 32, 32, 8, 8), ("winograd", "packed", "torch")
+
+
 def share(folder: str) -> None:
-    """23 items in batches of 4; rank 1 is slow."""
+    """23 items in batches of 4; rank 1 is slow. Each process has timed an implementation of its own as the fastest."""
+    table = timing_table.TimingTable(Path(folder, "no table"))
+    rank = int(os.environ["RANK"])
+    table.entries[str(timing_table.Case.of(*CASE, 8))] = timing_table.Entry(WAYS[rank], {WAYS[rank]: 1.0})
+    autotune._table = table
     with distributed.join() as job:
         bar, mine = NoProgress(), []
         for batch, shared in job.shared(list(range(100, 123)) if job.is_main else [], 4 if job.is_main else 0, bar):
@@ -33,11 +41,12 @@ def share(folder: str) -> None:
             mine.append(batch)
         fails = job.main_first(lambda main: "first" if main else "later")
         gathered, sent = job.gather_json([job.rank]), job.broadcast_json({"é": job.rank})
+        chosen = autotune._decide(CASE, 8, WAYS, lambda *given: lambda: None, 0.0)
         try:
             job.main_first(lambda main: int("x"))
         except ValueError as error:
             fails += f": {error}"
-    found = {"mine": mine, "done": bar.done, "fails": fails, "gathered": gathered, "sent": sent}
+    found = {"mine": mine, "done": bar.done, "fails": fails, "gathered": gathered, "sent": sent, "chosen": chosen}
     Path(folder, f"{job.rank}.json").write_text(json.dumps(found))
 
 
@@ -49,6 +58,7 @@ def test_every_batch_is_taken_once_and_a_fast_process_takes_more(tmp_path: Path)
     assert len(found[1]["mine"]) <= 2
     assert all(len(part["mine"][0]) == 4 for part in found)
     assert found[0]["done"] == 23  # the bar of rank 0 shows the work of all
+    assert len({part["chosen"] for part in found}) == 1 and found[0]["chosen"] in WAYS
     assert [part["fails"][:7] for part in found] == ["first: ", "later: ", "later: "]
     assert all("invalid literal" in part["fails"] for part in found)
     assert all(part["gathered"] == [[0], [1], [2]] and part["sent"] == {"é": 0} for part in found)

@@ -64,6 +64,27 @@ def test_the_end_of_one_process_ends_all_within_ten_seconds(tmp_path: Path, how:
     assert re.fullmatch(rf"undiffuse: error: {text}; the job ends, and the same command resumes it", named[0])
 
 
+def end_with_a_slow_line(folder: str) -> None:
+    into_file(folder)
+    watch._write = lambda line: time.sleep(1)
+    with distributed.join() as job:
+        job.barrier()
+        if job.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job.rank == 2:
+            while True:
+                time.sleep(0.1)
+        job.barrier()
+
+
+def test_all_hear_of_the_end_although_rank_0_leaves_before_it_has_said_so(tmp_path: Path) -> None:
+    processes = Processes(end_with_a_slow_line, str(tmp_path), world_size=3)
+    processes.children[1].join(60)
+    begin = time.monotonic()
+    processes.join(30)
+    assert time.monotonic() - begin < 15
+
+
 def stand(folder: str) -> None:
     into_file(folder)
     watch.STILL = 3.0

@@ -119,6 +119,9 @@ def test_server_that_sends_too_much_is_cut_off(server: Server, tmp_path: Path) -
         ("endless", "more than the expected 5000000 bytes"),
         ("drip", r"bytes in 1 seconds \(3 attempts\)"),
         ("one byte", r"\(3 attempts\)"),
+        ("dripping header", r"sent 0 bytes in 2 seconds \(3 attempts\)"),
+        ("dripping chunk size", r"sent 0 bytes in 2 seconds \(3 attempts\)"),
+        ("endless trailer", r"sent [05] bytes in \d seconds \(3 attempts\)"),
         ("another length", "first said that the file has"),
     ],
 )

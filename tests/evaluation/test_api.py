@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,15 +25,18 @@ from undiffuse.evaluation import (
     compute_metrics,
     evaluate,
     higher_is_better,
+    inputs,
     make_reference,
     open_images,
     register_metric,
 )
 from undiffuse.evaluation.images import StoredImages
-from undiffuse.evaluation.inputs import pipeline_of
+from undiffuse.evaluation.inputs import is_model, pipeline_of
 from undiffuse.metrics import Estimate, MetricError
 from undiffuse.metrics.extractors import build_extractor, default_extractors, register_extractor, registry
 from undiffuse.models import load_diffusion
+from undiffuse.pipelines import Pipeline
+from undiffuse.util.progress import NoProgress
 
 LABELS = np.arange(40) % 3
 NAMES = ["x", "y", "z"]
@@ -88,6 +92,28 @@ def test_every_kind_of_set_gives_the_same_numbers(tmp_path: Path) -> None:
     assert by_folder.get("FD-toy").value == pytest.approx(values(usual)["FD-toy"])  # type: ignore[union-attr]
 
 
+def test_splits_and_formats_of_training_data_are_evaluated(tmp_path: Path) -> None:
+    """What `train` opens can stand on either side; everything else is a model."""
+    home = tmp_path / "photos"
+    for split, pictures in (("train", SAMPLES), ("test", REAL)):
+        for name in "ab":
+            save_folder(home / split / name, pictures[ord(name) - 97 :: 2])
+    settings: dict[str, Any] = {"extractor": Toy(), "metrics": ["fd"], **QUIET}
+    report = evaluate(f"{home}:train", f"{home}:test", **settings)
+    value = report.get("FD-toy")
+    assert value is not None and (value.n, value.n_reference) == (40, 50)
+    archive = shutil.make_archive(str(tmp_path / "shards"), "tar", home / "test")
+    assert evaluate(f"{home}:train", archive, **settings).get("FD-toy") is not None
+    with pytest.raises(ValueError, match="no part 'tset': expected one of test, train"):
+        evaluate(home, f"{home}:tset", **settings)
+    weights = tmp_path / "weights.pt"
+    torch.save({"w": torch.zeros(2)}, weights)
+    for name in (weights, write_model(tmp_path / "model.safetensors"), f"{tmp_path / 'absent'}:test", "hf:x/y"):
+        assert is_model(name), name
+    for name in (home, f"{home}:test", archive, "fashion-mnist:test", "s3://bucket/shard-{0..3}.tar"):
+        assert not is_model(name), name
+
+
 def test_counts_are_taken_of_every_kind_of_set(tmp_path: Path) -> None:
     save_npz(tmp_path / "a.npz", SAMPLES)
     few = values(evaluate(tmp_path / "a.npz", REAL, Toy(), "fd", count=20, reference_count=25, **QUIET))
@@ -121,6 +147,32 @@ def test_a_model_is_evaluated_by_name_loaded_and_as_a_pipeline(tmp_path: Path, m
     assert other.samples["class_counts"] == [0, 12, 0]
 
 
+class Counted(NoProgress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.amounts: list[float] = []
+
+    def advance(self, amount: float) -> None:
+        self.amounts.append(amount)
+
+
+def test_progress_moves_while_a_model_makes_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All samples here are one shard; nothing would move until its end if only finished shards counted."""
+    bars: list[Counted] = []
+
+    def bar(*_: object) -> Counted:
+        bars.append(Counted())
+        return bars[-1]
+
+    monkeypatch.setattr(inputs, "Progress", bar)
+    pipeline = Pipeline.from_pretrained(write_model(tmp_path / "model.safetensors"), steps=4, solver="ddim")
+    judge = str(write_classifier(tmp_path / "judge.safetensors"))
+    real = images(8, 3, channels=1)
+    evaluate(pipeline, real, judge, metrics="fd", count=6, batch=3, device="cpu", cache=False)
+    moved = next(bar.amounts for bar in bars if len(bar.amounts) > 1)
+    assert sum(moved) == pytest.approx(6) and max(moved) < 2 and len(moved) >= 8
+
+
 def test_a_report_is_saved_shown_and_never_overwritten(tmp_path: Path) -> None:
     report = evaluate(SAMPLES, REAL, Toy(), "fd", name="mine", folder=tmp_path / "e", **QUIET)
     assert values(Report.load(tmp_path / "e" / "mine.json")) == values(report)
@@ -134,6 +186,16 @@ def test_a_report_is_saved_shown_and_never_overwritten(tmp_path: Path) -> None:
         evaluate(SAMPLES, REAL, seen, "fd", name="mine", folder=tmp_path / "e", **QUIET)
     assert seen.calls == 0  # refused before the work
     evaluate(SAMPLES, REAL, Toy(), "fd", out=tmp_path / "e" / "mine.json", overwrite=True, **QUIET)
+
+
+def test_the_two_sample_test_is_shown_with_its_interval_and_p() -> None:
+    for real, p in ((REAL, r"p = 0\.\d+|p = 1"), (255 - REAL // 4, "p < 0.0001")):
+        report = evaluate(SAMPLES, real, Toy(), "c2st", **QUIET)
+        (found,) = report.estimates
+        low, high = (f"{100 * found.extra[name]:.1f}" for name in ("low", "high"))
+        for shown in (str(report), report._repr_html_()):
+            assert f"95 % interval {low} to {high} %; " in shown
+            assert re.search(p, shown.replace("&lt;", "<"))
 
 
 def test_html_shows_names_as_text() -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from support.evaluation_sets import Toy, images, save_npz
-from undiffuse.distributed import DistContext
+from support.training_runs import Processes
+from undiffuse.distributed import session
 from undiffuse.evaluation import FeatureCache, MadeImages, extract, open_images
 from undiffuse.evaluation.features import SHARD
 from undiffuse.metrics import MetricError
 from undiffuse.metrics.extractors import Extracted
 
-COUNT = 2 * SHARD + 37
+COUNT, MANY = 2 * SHARD + 37, 9 * SHARD + 37
 
 
 @pytest.fixture
@@ -144,43 +149,45 @@ def test_made_images_are_not_made_again_and_can_be_kept_for_another_extractor(tm
     assert torch.equal(stored.features, first.features)
 
 
-def test_processes_share_the_work_and_get_the_same_bits(stored: Any) -> None:
-    """Every process computes its shards; gathering is played by putting their parts together in order of rank."""
-    alone = extract(stored, [Toy()])[0]
-    for world_size in (2, 3, 5):
-        toys = [Toy() for _ in range(world_size)]
-        results = simulate(stored, toys, world_size)
-        for found in results:
-            assert torch.equal(found.features, alone.features)
-            assert found.about["sha256"] == alone.about["sha256"]
-        assert sum(toy.calls for toy in toys) == COUNT
+def share(folder: str) -> None:
+    """Two sets of images, one made by a model; rank 1 is slow."""
+
+    class Slow(Toy):
+        def __call__(self, pixels: Any) -> Extracted:
+            time.sleep(0.3 if os.environ.get("RANK") == "1" else 0.0)
+            return super().__call__(pixels)
+
+    stored = open_images(Path(folder, "a.npz"))
+    with session("cpu") as ranks:
+        toy, told = Slow(), list[float]()
+        found = extract(stored, [toy, Toy("plain")], ranks=ranks, progress=told.append)
+        made = extract(MadeImages(counting, 3, (8, 8, 3), where="m", identity={}), [Toy()], ranks=ranks)[0]
+        spatial = found[0].spatial
+        assert spatial is not None
+        tensors = {"features": found[0].features, "spatial": spatial, "plain": found[1].features, "made": made.features}
+        about = {"sha256": found[0].about["sha256"], "calls": str(toy.calls), "told": str(round(sum(told)))}
+        save_file(tensors, Path(folder, f"{ranks.world_size}-{ranks.rank}.safetensors"), metadata=about)
 
 
-def simulate(stored: Any, toys: list[Toy], world_size: int) -> list[Any]:
-    import threading
-
-    barrier = threading.Barrier(world_size)
-    table: dict[int, torch.Tensor] = {}
-    results: list[Any] = [None] * world_size
-
-    class Rank(DistContext):
-        def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-            barrier.wait()
-            table[self.rank] = tensor
-            barrier.wait()
-            whole = torch.cat([table[r] for r in range(world_size)])
-            barrier.wait()
-            return whole
-
-    def work(rank: int) -> None:
-        results[rank] = extract(stored, [toys[rank]], ranks=Rank(rank=rank, world_size=world_size))[0]
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    return results
+def test_processes_share_the_work_and_get_the_same_bits(tmp_path: Path) -> None:
+    """Every shard is computed once; a process that is slow takes fewer of them."""
+    save_npz(tmp_path / "a.npz", images(MANY))
+    share(str(tmp_path))
+    whole = load_file(tmp_path / "1-0.safetensors")
+    for world_size in (2, 4):
+        assert Processes(share, str(tmp_path), world_size=world_size).join(120) == [0] * world_size
+        calls = []
+        for rank in range(world_size):
+            path = tmp_path / f"{world_size}-{rank}.safetensors"
+            found = load_file(path)
+            assert all(torch.equal(found[name], whole[name]) for name in whole)
+            with safe_open(path, framework="pt") as file, safe_open(tmp_path / "1-0.safetensors", "pt") as one:
+                about = file.metadata()
+                assert about["sha256"] == one.metadata()["sha256"]
+            calls.append(int(about["calls"]))
+            assert rank or int(about["told"]) == MANY  # the bar of rank 0 shows the work of all
+        assert sum(calls) == MANY
+        assert calls[1] <= 2 * SHARD
 
 
 def test_features_that_are_not_finite_name_the_image(stored: Any) -> None:

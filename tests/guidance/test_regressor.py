@@ -113,6 +113,7 @@ def test_a_regressor_is_trained_saved_and_described(capsys: pytest.CaptureFixtur
     assert "shade" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_samples_obey_the_number_and_can_be_made_again() -> None:
     regressor(images=3200)
     train(IMAGES, recipe="tiny", out="model", **{**SMALL, "images": 3200})

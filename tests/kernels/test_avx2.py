@@ -14,6 +14,7 @@ from undiffuse.kernels import building
 
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 NUMBERS = """
+import warnings
 import torch
 from undiffuse import kernels
 from undiffuse.kernels import Plan, convolution, norm_act, planned
@@ -56,6 +57,11 @@ with torch.no_grad():
     with kernels.using("conv3x3_packed=winograd"), planned(Plan()) as plan:
         assert torch.allclose(prepare_for_inference(net, "fp32", "cpu")(x, t), exact, atol=1e-5)
     assert "winograd" in plan.record(), plan.record()
+if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    with warnings.catch_warnings(record=True) as caught:
+        for precision in ("fp32", "bf16", "bf16"):
+            prepare_for_inference(net, precision, "cpu")
+    assert ["bf16 is emulated" in str(one.message) for one in caught] == [True], caught
 print(kernels.status().reason)
 """
 

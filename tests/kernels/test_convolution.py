@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse import kernels
-from undiffuse.kernels import convolution
+from undiffuse.kernels import autotune, convolution
+from undiffuse.kernels.autotune import Plan, planned
 from undiffuse.kernels.convolution import conv_3x3, filter_3x3, has_winograd, taps
 from undiffuse.nets.packing import PackedConv2d, can_pack
 
@@ -125,6 +126,7 @@ def test_a_weight_that_does_not_fit_is_refused() -> None:
 def test_a_packed_layer_changes_with_its_inputs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """From oneDNN's layout to the kernel's and back, with the same weights, also where kernels are switched off."""
     used: list[bool] = []
+    monkeypatch.setattr(autotune, "processor", lambda: ("a processor", ""))  # which has no matrix unit
     monkeypatch.setattr(
         "undiffuse.nets.packing.filter_3x3", lambda *given: (used.append(True), convolution.filter_3x3(*given))[1]
     )
@@ -215,3 +217,78 @@ def test_without_gradients_nothing_is_kept() -> None:
     assert conv_3x3(x, weight, bias).grad_fn is None
     with torch.no_grad():
         assert not conv_3x3(*leaves(x, weight, bias)).requires_grad
+
+
+@pytest.mark.skipif(not convolution.has_weight_gradient(32, 32, torch.float32), reason="no compiled gradient here")
+class TestWeightGradient:
+    @pytest.mark.parametrize(
+        ("batch", "channels", "out", "height", "width"),
+        [
+            (1, 32, 32, 4, 4),
+            (3, 64, 32, 9, 7),
+            (2, 16, 96, 1, 1),
+            (5, 32, 64, 2, 11),
+            (8, 48, 32, 16, 16),
+            (40, 32, 32, 8, 8),
+        ],
+    )
+    def test_it_is_that_of_a_direct_sum(self, batch: int, channels: int, out: int, height: int, width: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(batch, channels, height, width, generator=generator)
+        grad = torch.randn(batch, out, height, width, generator=generator)
+        exact = torch.ops.aten.convolution_backward(
+            grad.double(), x.double(), torch.empty(out, channels, 3, 3).double(), [out], (1, 1), (1, 1), (1, 1), False,
+            (0, 0), 1, (False, True, True),
+        )  # fmt: skip
+        for found, wanted in zip(convolution.weight_gradient(x, grad), exact[1:], strict=True):
+            assert found.shape == wanted.shape
+            assert (found - wanted).abs().max() < 3e-6 * wanted.abs().max()
+
+    def test_it_does_not_depend_on_threads(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        x, grad = torch.randn(9, 32, 13, 10, generator=generator), torch.randn(9, 64, 13, 10, generator=generator)
+        threads, found = torch.get_num_threads(), []
+        try:
+            for count in (1, 2, 3, 7):
+                torch.set_num_threads(count)
+                found.append(convolution.weight_gradient(x, grad))
+        finally:
+            torch.set_num_threads(threads)
+        for weight, bias in found[1:]:
+            assert torch.equal(weight, found[0][0])
+            assert torch.equal(bias, found[0][1])
+
+    def test_what_it_does_not_take(self) -> None:
+        assert not convolution.has_weight_gradient(32, 48, torch.float32)
+        assert not convolution.has_weight_gradient(24, 32, torch.float32)
+        assert not convolution.has_weight_gradient(32, 32, torch.bfloat16)
+        with pytest.raises(ValueError, match="no compiled gradient"):
+            convolution.weight_gradient(torch.zeros(1, 24, 4, 4), torch.zeros(1, 32, 4, 4))
+
+    @pytest.mark.parametrize(
+        "needs", [(True, True, True), (False, True, True), (True, False, True), (False, True, False)]
+    )
+    def test_training_takes_what_the_plan_says(self, needs: tuple[bool, bool, bool]) -> None:
+        generator = torch.Generator().manual_seed(2)
+        x = torch.randn(2, 32, 8, 8, generator=generator).contiguous(memory_format=torch.channels_last)
+        weight, bias = torch.randn(32, 32, 3, 3, generator=generator), torch.randn(32, generator=generator)
+        found = {}
+        for way in ("winograd", "torch"):
+            inputs = [
+                part.clone().requires_grad_(needed) for part, needed in zip((x, weight, bias), needs, strict=True)
+            ]
+            pins = f"conv3x3=winograd,conv3x3_grad=winograd,conv3x3_weight={way}"
+            with kernels.using(pins), planned(Plan()) as plan:
+                out = convolution.conv_3x3(*inputs)
+                out.square().sum().backward()
+            assert ("conv3x3_weight fp32 32-32 8x8" in plan.record()[way]) == (needs[1] or needs[2])
+            found[way] = [part.grad for part in inputs]
+        for ours, theirs, needed in zip(found["winograd"], found["torch"], needs, strict=True):
+            assert (ours is None, theirs is None) == (not needed, not needed)
+            if ours is not None and theirs is not None:
+                assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+    def test_runs_that_were_recorded_before_go_on_with_pytorchs(self) -> None:
+        old = {"batch": 8, "winograd": ["conv3x3 fp32 32-32 8x8", "conv3x3_grad fp32 32-32 8x8"]}
+        size = torch.Size((8, 32, 8, 8))
+        assert convolution.implementation("conv3x3_weight", Plan(recorded=old), size, 32, torch.float32) == "torch"

@@ -268,3 +268,29 @@ print(first, kept, faults())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     first, kept, after = done.stdout.split()
     assert kept == "False" or int(after) < max(100, int(first) / 5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux")
+def test_weights_leave_no_holes() -> None:
+    """What is allocated in `own_pages` goes back when it is freed; what comes after is kept again."""
+    program = """
+import torch
+from undiffuse.kernels import keep_memory, own_pages
+
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) // 1024
+
+def freed():
+    parts = [torch.ones(2**18) for _ in range(64)]  # 1 MiB each
+    held = resident()
+    del parts
+    return held - resident()
+
+kept = keep_memory()
+with own_pages():
+    given_back = freed()
+print(kept, given_back, freed())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    kept, given_back, later = done.stdout.split()
+    assert kept == "False" or (int(given_back) > 50 and int(later) < 10)

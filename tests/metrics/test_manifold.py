@@ -169,8 +169,8 @@ def test_nearest_neighbours(tile: int) -> None:
 
 def test_memorisation_tells_copies_from_fresh_images() -> None:
     training, held_out, fresh = draw(150), draw(100, seed=1), draw(120, seed=2)
-    copies = memorisation(training[:50] + 1e-3, training, held_out)
-    # The first 100 training images are those compared with: all 50 samples come from them.
+    # 100 training images, evenly spaced from the first to the last, are compared with: these two are among them.
+    copies = memorisation(training[::149] + 1e-3, training, held_out)
     assert copies["authentic"].value == 0
     assert copies["closer_to_train"].value == 1
     assert copies["copies"].value == 0
@@ -184,3 +184,18 @@ def test_memorisation_tells_copies_from_fresh_images() -> None:
     assert memorisation(held_out[:3] * 0 + 7, training, training)["closer_to_train"].value == 0.5
     with pytest.raises(MetricError, match="no samples"):
         memorisation(fresh[:0], training)
+
+
+@pytest.mark.parametrize("larger", ["training", "held_out"])
+def test_sets_that_are_sorted_by_class_are_compared_over_all_classes(larger: str) -> None:
+    """Folders are read class by class; the first images of the larger set would be of one class only."""
+
+    def of_classes(each: int, seed: int) -> torch.Tensor:
+        return torch.cat([draw(each, seed=seed + k) + 100 * k for k in range(4)])
+
+    few, many, fresh = of_classes(40, 0), of_classes(160, 10), of_classes(40, 20)
+    pair = (many, few) if larger == "training" else (few, many)
+    found = memorisation(fresh, *pair)["closer_to_train"]
+    assert found.n_reference == 160
+    assert found.stderr is not None
+    assert abs(found.value - 0.5) < 4 * found.stderr

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from undiffuse import checkpoints
 from undiffuse.checkpoints import CheckpointError
+from undiffuse.util.files import remove_leftovers
 
 
 def tensors(fill: float = 1.0) -> dict[str, torch.Tensor]:
@@ -211,9 +212,9 @@ def test_newest_sound_passes_over_damage_and_says_so(tmp_path: Path) -> None:
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     save_at(tmp_path, 10)
-    stray = tmp_path / "checkpoints" / ".0000000020.safetensors.123.tmp"
+    stray = tmp_path / "checkpoints" / ".undiffuse-0123456789ab.tmp"
     stray.write_bytes(b"half")
-    checkpoints.remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "checkpoints")
     assert not stray.exists()
     assert len(checkpoints.checkpoints(tmp_path)) == 1
 

@@ -52,6 +52,7 @@ def test_a_network_is_made_ready_and_exported(name: str, tmp_path: Path, monkeyp
     assert load_diffusion(tmp_path / "m.pt2").digest == given.digest
 
 
+@pytest.mark.slow
 def test_a_model_of_diffusers_is_trained_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
     folder = pipeline(tmp_path / "p", in_channels=1, out_channels=1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.denoiser import ProcessConfig
+from undiffuse.ema import EMA
 from undiffuse.models import DiffusionModel, load_classifier, load_diffusion, save_model
 from undiffuse.nets import NetworkRunner, NetworkSpec, UNetConfig, prepare_for_inference
 from undiffuse.nets.memory import Footprint, activation_bytes, bytes_per_image
@@ -197,6 +198,42 @@ def test_other_peoples_layers_are_neither_packed_nor_rounded() -> None:
         images = x.contiguous(memory_format=torch.channels_last)
         assert torch.allclose(runner(images, torch.zeros(2)), net(x, torch.zeros(2)), atol=near)
         assert runner.net.conv.weight.dtype == torch.float32
+
+
+def test_weights_that_changed_are_used_inside_a_callers_autocast() -> None:
+    """Autocast keeps 16-bit copies of weights until its outermost context ends; an average would not be seen."""
+    net = UNetConfig(image_size=8, in_channels=1, out_channels=1, model_channels=8, num_res_blocks=1).build()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    average = EMA(net, (0.5,))
+    for parameter in net.parameters():
+        parameter.data += 0.05
+    runner, x, t = NetworkRunner(net, "bf16", CPU), torch.ones(1, 1, 8, 8), torch.zeros(1)
+
+    def answers() -> list[Tensor]:
+        out = [runner(x, t).detach()]
+        with torch.no_grad(), average.applied("0.5"):
+            return [*out, runner(x, t)]
+
+    outside = answers()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = answers()
+    assert not torch.equal(*outside)
+    assert all(torch.equal(a, b) for a, b in zip(outside, inside, strict=True))
+
+
+def test_a_model_in_use_does_not_change_when_its_file_is_saved_again(tmp_path: Path) -> None:
+    """Weights are pages of the file: a save in place would change those of a loaded model."""
+    path = tmp_path / "model.safetensors"
+    save_model(path, load_diffusion(SHIPPED))
+    used, other = load_diffusion(path), load_diffusion(path)
+    before = {name: tensor.clone() for name, tensor in used.net.state_dict().items()}
+    other.net.load_state_dict({name: tensor + 1 for name, tensor in before.items()}, assign=True)
+    save_model(path, other)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in used.net.state_dict().items())
+    again = load_diffusion(path).net.state_dict()
+    assert all(torch.equal(again[name], tensor + 1) for name, tensor in before.items())
 
 
 def test_a_network_must_return_a_tensor() -> None:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse import kernels
+from undiffuse.arithmetic import computes_bfloat16
 from undiffuse.guidance import ClassifierGuidance
+from undiffuse.kernels.autotune import Plan, planned
 from undiffuse.models import load_classifier, load_diffusion
 from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
-from undiffuse.nets.blocks import ResBlock
-from undiffuse.nets.packing import PackedConv2d, can_pack, pack_
+from undiffuse.nets.blocks import GroupNorm, ResBlock
+from undiffuse.nets.packing import PackedConv2d, PackedNorm, can_pack, pack_
 from undiffuse.nets.runner import NetworkRunner, prepare_for_inference
 from undiffuse.noise import NoiseSource
 from undiffuse.sampling import generate
@@ -117,9 +119,9 @@ def test_what_is_packed() -> None:
     assert any(isinstance(module, nn.Conv2d) for module in original.modules())
     assert not any(isinstance(module, (nn.Conv1d, nn.Conv2d)) for module in net.modules())
     asked = []
-    together = next(m for m in net.modules() if isinstance(m, ResBlock)).emb_layers[1].together
+    together = next(m for m in net.modules() if isinstance(m, ResBlock)).emb_layers[1]._together
     weight = together.weight
-    assert len(weight) == sum(2 * m.out_layers[0].num_channels for m in net.modules() if isinstance(m, ResBlock))
+    assert len(weight) == sum(2 * len(m.out_layers[0].weight) for m in net.modules() if isinstance(m, ResBlock))
 
     class Counted(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -138,6 +140,8 @@ def test_what_is_packed() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("inputs_", "outputs", "stride"), [(384, 384, 1), (3, 32, 1), (32, 2, 1), (64, 64, 2)])
 def test_packed_convolutions_follow_the_size(inputs_: int, outputs: int, stride: int, dtype: torch.dtype) -> None:
+    if not can_pack(dtype):
+        pytest.skip(f"oneDNN packs nothing in {dtype} on this CPU")
     conv = nn.Conv2d(inputs_, outputs, 3, stride=stride, padding=1)
     packed = PackedConv2d(conv, dtype)
     plain = conv.to(dtype).float()
@@ -198,7 +202,8 @@ def test_a_compiled_network_is_not_packed_and_keeps_its_results(
     with torch.no_grad():
         plain = NetworkRunner(net, precision, CPU)(*given, **cond)
         forward = prepare_for_inference(net, precision, CPU, compiled=True)
-        assert apart(forward(*given, **cond), plain) < 1e-6
+        emulated = precision == "bf16" and not computes_bfloat16()  # by us, but not in a compiled network
+        assert apart(forward(*given, **cond), plain) < (0.02 if emulated else 1e-6)
     assert compiled == [{"dynamic": False, "mode": None}]
     assert any(isinstance(module, nn.Conv2d) for module in net.modules())
 
@@ -217,3 +222,51 @@ def test_models_ready_to_be_used_sample_the_same(precision: str) -> None:
 
     difference = (images(precision) - images(None)).abs()
     assert float(difference.max()) < 2e-4 if precision == "fp32" else 0 < float(difference.mean()) < 0.03
+
+
+@torch.no_grad()
+def test_a_packed_norm_computes_what_the_norm_does() -> None:
+    """Also where the compiled kernel does not fit: other layouts, and while kernels are switched off."""
+    norm = GroupNorm(32)
+    norm.weight.copy_(torch.linspace(0.5, 2, 32)), norm.bias.copy_(torch.linspace(-1, 1, 32))
+    packed = PackedNorm(norm)
+    x = torch.randn(2, 32, 6, 5, generator=torch.Generator().manual_seed(0))
+    scale, shift = x[:, :, 0, 0], x[:, :, 0, 1]
+    for given in (x, x.contiguous(memory_format=torch.channels_last), x.bfloat16()):
+        for conditions in ((), (scale, shift)):
+            assert torch.equal(packed(given, *conditions, act=True), norm(given, *conditions, act=True))
+    with kernels.using("pure"):
+        assert torch.equal(packed(x), norm(x))
+    with kernels.using("auto"):
+        norm.weight.zero_()  # the parameters in use are those of the norm, in float32 without a copy
+        assert float((packed(x) - norm.bias[:, None, None]).abs().max()) == 0
+
+
+@needs_packing
+@torch.no_grad()
+def test_a_packed_convolution_follows_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A choice is kept for inputs of one size, but neither for other plans nor for another setting of the kernels."""
+    chosen: list[str] = []
+
+    def implementation(*given: Any) -> str:
+        chosen.append("torch")
+        return "torch"
+
+    monkeypatch.setattr("undiffuse.nets.packing.implementation", implementation)
+    packed = PackedConv2d(nn.Conv2d(32, 32, 3, padding=1), torch.float32)
+    x = torch.zeros(1, 32, 4, 4)
+    plan, other = Plan(), Plan()
+    for use, wanted in ((plan, 1), (plan, 1), (other, 2), (plan, 3), (plan, 3)):
+        with planned(use):
+            packed(x)
+        assert len(chosen) == wanted
+    monkeypatch.setenv("UNDIFFUSE_KERNELS", "conv3x3_packed=packed")
+    for wanted in (4, 4):
+        with planned(plan):
+            packed(x)
+        assert len(chosen) == wanted
+    packed(x), packed(x)  # outside of any run
+    assert len(chosen) == 5
+    with kernels.using("pure"):
+        packed(x)
+    assert len(chosen) == 6

@@ -92,6 +92,10 @@ def test_lines_errors_and_levels_are_drawn() -> None:
     assert inked(plain, plots.COLOURS[0]) > 200
     assert inked(draw_plot(Panel(lines=lines, hlines={"real": 3.0})), plots.COLOURS[1]) > 100
     assert draw_plot(Panel(lines=lines, errors={"a": [0.5, 0.0, 0.5]})).tobytes() != plain.tobytes()
+    uneven = draw_plot(Panel(lines=lines, errors={"a": [(0.5, 0.5), (0.0, 0.0), (0.5, 0.5)]}))
+    assert uneven.tobytes() == draw_plot(Panel(lines=lines, errors={"a": [0.5, 0.0, 0.5]})).tobytes()
+    lower = draw_plot(Panel(lines=lines, errors={"a": [(0.5, 0.0), (0.0, 0.0), (0.5, 0.0)]}))
+    assert lower.tobytes() not in (uneven.tobytes(), plain.tobytes())
     single = draw_plot(Panel(lines={"a": [(0, 1.0)]}))
     assert inked(single, plots.COLOURS[0]) > 20
 

@@ -11,17 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from support.cli_runs import call, one_thread, pixels, write_model, write_upsampler
+from support.cli_runs import call, conditional_model, one_thread, pixels, write_model, write_upsampler
 from undiffuse.conditions import ImageCondition, ModelConditions, NumberCondition
 from undiffuse.config import SamplerConfig
-from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import DiffusionModel, load_diffusion, save_model
-from undiffuse.nets import UNetConfig
 from undiffuse.pictures import read_record
 from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.conditioning import give_conditions
 from undiffuse.pipelines.record import regenerate
-from undiffuse.training import seeded
 from undiffuse.util.errors import ConfigError
 
 NUMBERS = NumberCondition.of(("age", "angle"), np.array([[20.0, -90], [40, 0], [60, 90]]))
@@ -36,17 +33,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def model(conditions: ModelConditions = ALL, dropout: float = 0.1, classes: int | None = None) -> DiffusionModel:
-    with seeded(0):
-        net = UNetConfig(
-            image_size=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1, 2), num_res_blocks=1,
-            attention_resolutions=(), num_classes=classes, null_class=classes is not None, **conditions.widths,
-        ).build()  # fmt: skip
-        for parameter in net.parameters():
-            parameter.data += 0.1 * torch.randn(parameter.shape)
-    process = ProcessConfig(schedule="cosine", steps=20, variance="fixed_small")
-    manifest = {"objective": {"label_dropout": dropout}, "conditions": conditions.to_dict()}
-    labels = None if classes is None else ("left", "right", "top")[:classes]
-    return DiffusionModel(net=net, process=process, labels=labels, manifest=manifest)
+    return conditional_model(conditions, dropout, None if classes is None else ("left", "right", "top")[:classes])
 
 
 def pipeline(made: DiffusionModel | None = None, **settings: Any) -> Pipeline:
@@ -237,6 +224,18 @@ def test_super_resolution_takes_its_small_images_as_a_condition() -> None:
         assert call("sample", "up.safetensors", "--steps", 3, "--device", "cpu", *way, "--out", out) == 0
     files = ["0.png", "1.png"]  # the names of the small images
     assert all(np.array_equal(pixels(Path("a") / name), pixels(Path("b") / name)) for name in files)
+    of_folder = up.sample(condition="image:small", progress=False)
+    assert np.array_equal(of_folder.numpy(), expected)
+    one = ("--condition", "image:small/1.png", "--count", 2)  # a single picture, enlarged twice
+    assert call("sample", "up.safetensors", "--steps", 3, "--device", "cpu", *one, "--out", "c") == 0
+    of_one = up.sample(2, condition=["image:small/1.png"], progress=False)
+    assert np.array_equal(of_one.numpy(), up.sample(2, low_res=small[1:], progress=False).numpy())
+    of_one.save("d")
+    made = sorted(Path("c").glob("1*.png"))
+    assert [np.asarray(Image.open(file)).tolist() for file in made] == of_one.images[..., 0].tolist()
+    again = call("sample", "--from-record", sorted(Path("d").glob("*-000001.png"))[0], "--out", "again.png")
+    assert again == 0
+    assert np.array_equal(np.asarray(Image.open("again.png")), of_one.images[1, ..., 0])
 
 
 def test_models_without_conditions_refuse_them() -> None:

@@ -21,7 +21,7 @@ from undiffuse import recipes
 from undiffuse.adapters.openai_flags import classifier_config, loss_name, process_config, unet_config
 from undiffuse.data import DataConfig
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.nets import ClassifierConfig, NoisyClassifier, UNet, UNetConfig
+from undiffuse.nets import ClassifierConfig, NoisyClassifier, ResNet, UNet, UNetConfig
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.recipes import Recipe, for_data, get, names
 from undiffuse.recipes.base import NOT_RUN
@@ -86,7 +86,7 @@ def test_builds_and_fits_together(name: str) -> None:
     """Network, process, objective and pictures agree: the training task accepts them, and the data settings exist."""
     recipe = get(name)
     net = build(recipe.net)
-    assert recipe.kind == ("classifier" if isinstance(net, NoisyClassifier) else "diffusion")
+    assert recipe.kind == ("classifier" if isinstance(net, NoisyClassifier | ResNet) else "diffusion")
     if recipe.objective is not None:
         assert isinstance(net, UNet)
         low = None if recipe.low_size is None else (recipe.low_size, recipe.low_size)
@@ -156,6 +156,33 @@ def test_published_flags(name: str) -> None:
     loss = {("vlb", True): "RESCALED_KL", ("hybrid", True): "RESCALED_MSE", ("hybrid", False): "MSE"}
     assert loss[recipe.objective.loss, recipe.objective.rescale] == loss_name(flags, family)
     assert recipe.low_size == flags.get("small_size")
+
+
+TEACHERS = [name for name in names() if name.startswith("edm-")]
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_teachers_of_consistency_models(name: str) -> None:
+    """Their networks and processes are those of the published files; only dropout, which no file shows, is added."""
+    file = get(name).published["file"].removesuffix(".pt")
+    about = json.loads((GOLDEN / "published_consistency.json").read_bytes())[file]
+    layouts = json.loads(gzip.decompress((GOLDEN / "published_consistency_layouts.json.gz").read_bytes()))
+    recipe, net = get(name), build(get(name).net)
+    ours = [f"{k} {'x'.join(map(str, v.shape))}" for k, v in net.state_dict().items()]
+    theirs = layouts[file.split("_")[1]]  # whose attention has convolutions of images where ours are of sequences
+    assert sorted(re.sub("(x1)+$", "", line) for line in ours) == sorted(re.sub("(x1)+$", "", line) for line in theirs)
+    flags = {**about["flags"], "training_mode": "edm"}
+    assert recipe.process == process_config(flags, "consistency_models")
+    expected = unet_config(flags, "consistency_models")
+    assert {**asdict(recipe.net), "dropout": 0.0} == asdict(expected)
+    assert (recipe.process.target, recipe.process.time_factor, recipe.net.dropout) == ("edm", 250.0, 0.1)
+    assert (recipe.train.density, recipe.train.lr) == ("lognormal:-1.2,1.2", 1e-4)
+    assert "number of updates" in recipe.published["unverified"]
+
+
+def test_there_is_a_recipe_for_every_teacher() -> None:
+    published = json.loads((GOLDEN / "published_consistency.json").read_bytes())
+    assert {get(name).published["file"] for name in TEACHERS} == {f"{n}.pt" for n in published if n.startswith("edm_")}
 
 
 def test_ddpm_sizes() -> None:

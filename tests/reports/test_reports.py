@@ -14,32 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support.cli_runs import one_thread, write_images
+from support.report_material import write_evaluation, write_run, write_sweep
 from undiffuse.cli import main
 from undiffuse.pictures import Panel
-from undiffuse.pipelines import Pipeline
 from undiffuse.reports import kind_of, write_report
 from undiffuse.reports.charts import MOST, chart
 from undiffuse.reports.page import Section, findings, render, table
-from undiffuse.training.face import train
 from undiffuse.util.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run, samples of two kinds, an evaluation and two sweeps."""
-    folder = tmp_path_factory.mktemp("reports")
-    write_images(folder / "photos", each=4)
-    with one_thread():
-        train(
-            str(folder / "photos"), out=folder / "run", recipe="tiny", size=8, width=8, batch=4, images=24,
-            device="cpu", progress=False, ema_decays=(0.9,), preview_steps=2, preview_count=3, preview_every=8,
-            log_every=4,
-            validation=0.2,
-        )  # fmt: skip
-        model = str(folder / "run")
-        Pipeline.from_pretrained(model, solver="ddim", steps=2).sample(6, seed=0).save(folder / "samples")
-    return folder
+    """A folder with images, a run and samples."""
+    return write_run(tmp_path_factory.mktemp("reports"))
 
 
 def charts_of(page: str) -> list[dict[str, Any]]:
@@ -86,32 +73,11 @@ def test_an_evaluation_is_shown_with_errors_and_settings(tmp_path: Path) -> None
 
 
 def test_a_sweep_is_drawn_from_its_evaluations(tmp_path: Path) -> None:
-    folder = tmp_path / "sweep"
-    folder.mkdir()
-    for k, scale in enumerate([0.0, 2.0]):
-        write_evaluation(folder / f"{k}.json", name=f"guidance {scale:g}", value=0.5 - 0.1 * k)
-    rows = [{"scale": scale, "file": f"{k}.json"} for k, scale in enumerate([0.0, 2.0])]
-    settings = {"over": "guidance", "count": 10, "model": "m", "seed": 0}
-    (folder / "sweep.json").write_text(json.dumps({"settings": settings, "rows": rows}))
-    page = write_report([folder], tmp_path / "r.html").read_text()
+    page = write_report([write_sweep(tmp_path / "sweep")], tmp_path / "r.html").read_text()
     [data] = [data for data in charts_of(page) if data["title"] == "KID"]
     assert data["lines"][0]["points"] == [[0.0, 0.5], [2.0, 0.4]]
     assert data["lines"][0]["errors"] == [0.02, 0.02]
     assert page.count("<details><summary>guidance") == 2
-
-
-def write_evaluation(path: Path, name: str = "mine", value: float = 0.5) -> Path:
-    estimate = {
-        "name": "KID", "value": value, "stderr": 0.02, "stderr_method": "jackknife", "n": 10, "n_reference": 10,
-        "bias": None, "extra": {}, "settings": {}, "warnings": ["reference: 1 unreadable image was left out"],
-        "card": None,
-    }  # fmt: skip
-    values = {
-        "format": 1, "kind": "evaluation", "name": name, "samples": {"where": "samples"},
-        "reference": {"where": "folder photos"}, "metrics": [estimate], "skipped": {}, "environment": {}, "seconds": {},
-    }  # fmt: skip
-    path.write_text(json.dumps(values))
-    return path
 
 
 def test_pages_load_nothing_from_elsewhere(place: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from support.training_runs import CLASSES, tiny_classifier, tiny_task
 from undiffuse.cli import main
+from undiffuse.conditions import ModelConditions
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.models import ClassifierModel, DiffusionModel, save_model
 from undiffuse.nets import UNetConfig
@@ -52,6 +53,23 @@ def write_upsampler(path: Path) -> Path:
     manifest = {"objective": {"loss": "simple", "low_size": [4, 4]}}
     save_model(path, DiffusionModel(net=net, process=process, manifest=manifest))
     return path
+
+
+def conditional_model(
+    conditions: ModelConditions, dropout: float = 0.1, labels: tuple[str, ...] | None = None
+) -> DiffusionModel:
+    """A model of 8x8 grey images with conditions, twenty steps."""
+    with seeded(0):
+        net = UNetConfig(
+            image_size=8, in_channels=1, out_channels=1, model_channels=8, channel_mult=(1, 2), num_res_blocks=1,
+            attention_resolutions=(), num_classes=None if labels is None else len(labels),
+            null_class=labels is not None, **conditions.widths,
+        ).build()  # fmt: skip
+        for parameter in net.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    process = ProcessConfig(schedule="cosine", steps=20, variance="fixed_small")
+    manifest = {"objective": {"label_dropout": dropout}, "conditions": conditions.to_dict()}
+    return DiffusionModel(net=net, process=process, labels=labels, manifest=manifest)
 
 
 def write_bands(path: Path, channels: int, value_range: tuple[float, float] | None = WINDOW) -> Path:

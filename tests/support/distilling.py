@@ -78,12 +78,18 @@ def distil(
     batch: int = 256,
     teacher: Any = None,
     auxiliary: SmallNet | None = None,
+    discriminator: nn.Module | None = None,
+    blank: bool = False,
     seed: int = 1,
 ) -> SmallNet:
-    """Trains a student as the engine does, by the losses of a method; returns the average of its last half."""
+    """Trains a student as the engine does, by the losses of a method; returns the average of its last half.
+
+    `blank` gives the method images that say nothing, as a training without data does.
+    """
     student = SmallNet(0)
     student.load_state_dict(start.state_dict())
-    trained = [*student.parameters(), *(auxiliary.parameters() if auxiliary is not None else ())]
+    beside = [net for net in (auxiliary, discriminator) if net is not None]
+    trained = [*student.parameters(), *(p for net in beside for p in net.parameters())]
     optimizer = torch.optim.Adam(trained, lr=lr, betas=betas)
     average = {name: value.clone() for name, value in student.state_dict().items()}
     target = SmallNet(0)
@@ -91,13 +97,13 @@ def distil(
     networks = Networks(
         student=denoiser(student), teacher=teacher or oracle(),
         target=denoiser(target) if method.target_decay else None,
-        auxiliary=denoiser(auxiliary) if auxiliary is not None else None,
+        auxiliary=denoiser(auxiliary) if auxiliary is not None else None, discriminator=discriminator,
     )  # fmt: skip
     for number in range(updates):
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 - number / updates)
         g = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        x0 = MIXTURE.sample(batch, seed * 50_000 + number).float()
+        x0 = torch.zeros(batch, 1, 1, 1) if blank else MIXTURE.sample(batch, seed * 50_000 + number).float()
         u = (torch.randperm(batch, generator=g) + torch.rand(batch, generator=g, dtype=torch.float64)) / batch
         draws: dict[str, Tensor] = {}
 
@@ -105,7 +111,7 @@ def distil(
             return draws.setdefault(purpose, torch.randn(x0.shape, generator=g))
 
         optimizer.zero_grad()
-        terms = method.losses(networks, Batch(x0=x0, u=u, progress=number / updates, draw=draw))
+        terms = method.losses(networks, Batch(x0=x0, u=u, progress=number / updates, draw=draw, update=number))
         terms["loss"].mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 5.0)
         optimizer.step()

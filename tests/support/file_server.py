@@ -17,6 +17,14 @@ CONTENT = np.random.default_rng(3).integers(0, 256, 300_000, dtype=np.uint8).tob
 SHA = hashlib.sha256(CONTENT).hexdigest()
 
 
+_ENDLESS_LINES = {
+    "dripping header": (b"X: ", b"x"),
+    "dripping chunk size": (b"Transfer-Encoding: chunked\r\n\r\n5;", b"x"),
+    "endless trailer": (b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n", b"X: x\r\n"),
+}
+"""Answers that never come to an end in their lines: how they go on after the first one, and what is repeated."""
+
+
 class Server(ThreadingHTTPServer):
     """Serves `content`; `faults` are used up one a request."""
 
@@ -46,6 +54,15 @@ class Handler(BaseHTTPRequestHandler):
         self.server.ranges.append(asked)
         fault = self.server.faults.pop(0) if self.server.faults else self.server.always
         data, start = self.server.content, 0
+        if fault in _ENDLESS_LINES:
+            beginning, line = _ENDLESS_LINES[fault]
+            with suppress(OSError):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n" + beginning)
+                for _ in range(200):
+                    self.wfile.write(line)
+                    time.sleep(0.05)
+            self.close_connection = True
+            return
         if fault.isdigit():
             self.send_error(int(fault))
             return

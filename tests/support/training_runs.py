@@ -38,11 +38,11 @@ def tiny_data(count: int = 24, **config: Any) -> ImageDataset:
     return ImageDataset(source, DataConfig(**{"path": "array", "size": 8, "channels": 1, "flip": True, **config}))
 
 
-def tiny_task(seed: int = 0, dropout: float = 0.1, steps: int = 20) -> DiffusionTask:
+def tiny_task(seed: int = 0, dropout: float = 0.1, steps: int = 20, channels: int = 8) -> DiffusionTask:
     """A conditional diffusion model with a learned variance."""
     with seeded(seed):
         net = UNetConfig(
-            image_size=8, in_channels=1, out_channels=2, model_channels=8, channel_mult=(1, 2), num_res_blocks=1,
+            image_size=8, in_channels=1, out_channels=2, model_channels=channels, channel_mult=(1, 2), num_res_blocks=1,
             attention_resolutions=(2,), num_classes=3, dropout=dropout, use_scale_shift_norm=True,
         ).build()  # fmt: skip
         for parameter in net.parameters():
@@ -75,11 +75,17 @@ def tiny_config(**changes: Any) -> TrainConfig:
 
 
 def run(
-    folder: Path, task: Any = None, data: Any = None, listeners: Sequence[Any] = (), init: Any = None, **changes: Any
+    folder: Path,
+    task: Any = None,
+    data: Any = None,
+    listeners: Sequence[Any] = (),
+    init: Any = None,
+    validation: Any = None,
+    **changes: Any,
 ) -> Outcome:
     """One call of `train` with the tiny parts."""
     task, data = task if task is not None else tiny_task(), data or tiny_data()
-    return train(task, data, tiny_config(**changes), folder, list(listeners), init=init)
+    return train(task, data, tiny_config(**changes), folder, list(listeners), validation, init=init)
 
 
 def assert_same_run(a: Path, b: Path) -> None:

@@ -23,7 +23,7 @@ def run_folder(path: Path, losses: Any, *, count: int = 50_000, total: int | Non
         )  # fmt: skip
     records += more.get("records", [])
     (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    (path / "config.json").write_text(json.dumps({"data": {"count": count}, "train": {}}))
+    (path / "config.json").write_text(json.dumps({"data": {"count": count, "config": {"path": "photos"}}, "train": {}}))
     (path / "checkpoints" / f"{100 * len(losses):010d}.safetensors").write_bytes(b"")
     return path
 
@@ -52,7 +52,7 @@ def test_a_run_that_still_improves_should_be_longer(tmp_path: Path) -> None:
     losses = np.linspace(1.0, 0.2, 80) + 0.001 * np.random.Generator(np.random.PCG64(2)).standard_normal(80)
     found = check_run(run_folder(tmp_path / "run", losses))
     assert "still falling at the end" in said(found, "advice")
-    assert found[0].do == f"Train longer: undiffuse train --resume {tmp_path / 'run'} --images N"
+    assert found[0].do == f"Train longer: undiffuse train --resume {tmp_path / 'run'} --images 16000"
 
 
 def test_a_rising_loss_is_a_problem(tmp_path: Path) -> None:
@@ -102,6 +102,8 @@ def test_few_images_and_damaged_checkpoints(tmp_path: Path) -> None:
     (folder / "checkpoints" / "0000000100.safetensors.damaged").write_bytes(b"")
     found = check_run(folder)
     assert "each of its 40 images about 200 times" in said(found, "advice")
+    command = f"undiffuse sample {folder} --out samples-run && undiffuse report samples-run --training photos"
+    assert command in "".join(item.do for item in found)
     assert "1 checkpoint of this run could not be read: 0000000100.safetensors.damaged" in said(found, "problem")
     assert found[0].severity == "problem"
 

@@ -158,7 +158,6 @@ def test_snapshots_past_a_moment_are_removed(tmp_path: Path) -> None:
     (tmp_path / "posthoc").mkdir()
     for name in ("0000000010-0.05", "0000000020-0.05", "0000000020-0.1", "0000000030-0.05", "notes"):
         (tmp_path / "posthoc" / f"{name}.safetensors").touch()
-    (tmp_path / "posthoc" / ".half.tmp").touch()
     remove_after(tmp_path, 20)
     left = sorted(path.name.removesuffix(".safetensors") for path in (tmp_path / "posthoc").iterdir())
     assert left == ["0000000010-0.05", "0000000020-0.05", "0000000020-0.1", "notes"]

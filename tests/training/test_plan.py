@@ -15,7 +15,8 @@ from undiffuse.data import ArraySource, open_data
 from undiffuse.data.probe import DataProbe
 from undiffuse.training import TrainConfig, TrainPlan, TrainRequest
 from undiffuse.training import plan as make_plan
-from undiffuse.training.plan import disk_bytes
+from undiffuse.training.estimate import disk_bytes
+from undiffuse.training.plan import _default_folder
 from undiffuse.training.request import RunFolderError, is_run_folder, read_request, write_request
 from undiffuse.util.errors import ConfigError
 
@@ -80,6 +81,25 @@ def array(count: int = 20, channels: int = 3, classes: int | None = 2) -> ArrayS
     if classes is None:
         return ArraySource(images)
     return ArraySource(images, np.arange(count) % classes, [str(k) for k in range(classes)])
+
+
+@pytest.mark.parametrize(("ground", "border"), [("white", 255), ("black", 0), ("transparent", 255), ("grey", 0)])
+def test_a_border_continues_the_ground_of_the_pictures(tmp_path: Path, ground: str, border: int) -> None:
+    """Black bars beside pictures on white would be learned."""
+    for k in range(6):
+        picture = Image.new("RGBA", (48, 30), (0, 0, 0, 0) if ground == "transparent" else ground)
+        picture.paste((200, 30, 30, 255), (15, 8, 30, 20))
+        picture.save(tmp_path / f"{k}.png")
+    made = plan(tmp_path, recipe="tiny", size=16, fit="pad", batch=4)
+    assert made.dataset.config.pad_value == border
+    assert set(np.unique(made.dataset.plain(0).image[0])) == {border}
+    (tmp_path / "run").mkdir()
+    begun = {"data": {"config": {"fit": "pad", "pad_value": 9}}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(begun))
+    resumed = plan(tmp_path, recipe="tiny", size=16, fit="pad", batch=4, out=str(tmp_path / "run"))
+    assert resumed.dataset.config.pad_value == 9
+    chosen = plan(tmp_path, recipe="tiny", size=16, fit="pad", batch=4, overrides={"data.pad_value": 7})
+    assert chosen.dataset.config.pad_value == 7
 
 
 def test_data_in_memory_and_a_share_held_out() -> None:
@@ -174,3 +194,14 @@ def test_every_recipe_of_ones_own_data_can_be_planned() -> None:
         if name.startswith(("general", "tiny")):
             made = make_plan(TrainRequest(data="mine", kind=recipe.kind, recipe=name, batch=4), array(40, classes=3))
             assert made.recipe.name == name
+
+
+def test_a_classifier_is_named_after_the_model_that_it_guides(tmp_path: Path) -> None:
+    run = tmp_path / "emo"
+    run.mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        (run / name).write_text("{}\n")
+    recipe = recipes.get("general-32-classifier")
+    named = TrainRequest(data="photos", kind="classifier", partner=str(run))
+    assert _default_folder(named, recipe) == Path("runs/emo-classifier")
+    assert _default_folder(TrainRequest(data="photos", kind="classifier"), recipe) == Path("runs/photos-classifier")

@@ -14,9 +14,10 @@ import torch
 from support.cli_runs import one_thread, write_images
 from undiffuse import checkpoints
 from undiffuse.cli import main
+from undiffuse.cli.rerun import _text
 from undiffuse.training.face import train
-from undiffuse.training.provenance import SESSIONS, environment, read_sessions
-from undiffuse.training.repeat import compare_runs, repeat
+from undiffuse.training.provenance import SESSIONS, command_line, environment, read_sessions
+from undiffuse.training.repeat import Repetition, compare_runs, repeat
 from undiffuse.util.errors import ConfigError
 
 SMALL: dict[str, Any] = {
@@ -156,3 +157,17 @@ def test_command_refuses_what_is_no_run(capsys: pytest.CaptureFixture[str]) -> N
     Path("empty").mkdir()
     assert main(["rerun", "empty"]) == 2
     assert "RUN: empty has no run.json" in capsys.readouterr().err
+
+
+def test_a_recorded_command_can_be_pasted() -> None:
+    assert command_line(["/usr/bin/undiffuse", "train", "my photos"]) == "undiffuse train 'my photos'"
+    assert command_line(["/x/site-packages/undiffuse/__main__.py", "train", "a"]) == "python -m undiffuse train a"
+
+
+def test_a_run_of_several_parts_is_not_said_to_differ_without_a_reason(tmp_path: Path) -> None:
+    lines = [json.dumps({"command": f"undiffuse train {word}"}) for word in ("photos", "--resume run --images 480")]
+    (tmp_path / SESSIONS).write_text("\n".join(lines) + "\n")
+    common = {"folder": Path("again"), "images": 480, "records": 0, "parted": None, "settings": [], "surroundings": []}
+    differs = _text(str(tmp_path), Repetition(identical=False, distance=0.1, **common))  # type: ignore[arg-type]
+    assert "in 2 parts:\n  undiffuse train photos\n  undiffuse train --resume run --images 480\n" in differs
+    assert "was trained in" not in _text(str(tmp_path), Repetition(identical=True, distance=0.0, **common))  # type: ignore[arg-type]

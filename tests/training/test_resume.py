@@ -15,7 +15,8 @@ import torch
 
 from support.training_runs import Processes, Recorder, assert_same_run, run, tiny_data, tiny_task, told, train_tiny
 from undiffuse import checkpoints
-from undiffuse.kernels import Plan
+from undiffuse.kernels import Plan, autotune
+from undiffuse.kernels.convolution import has_winograd
 from undiffuse.training import read_events
 from undiffuse.training import signals as signals_module
 from undiffuse.training.signals import StopSignals
@@ -36,9 +37,9 @@ class Interrupt(BaseException):
     """Stands for a kill in the middle of a run: no exception that anything handles."""
 
 
-def interrupted(folder: Path, at_step: int, **changes: Any) -> None:
+def interrupted(folder: Path, at_step: int, channels: int = 8, **changes: Any) -> None:
     """A run that dies in the middle of an update, after `at_step` of them."""
-    task = tiny_task()
+    task = tiny_task(channels=channels)
     original = task.losses
     calls = iter(range(10**6))
 
@@ -70,9 +71,9 @@ def test_the_kernels_of_a_run_are_kept_in_its_checkpoints(tmp_path: Path, monkey
     seen: list[object] = []
     original = Plan.__init__
 
-    def noted(self: Plan, batch: int | None = None, recorded: object = None) -> None:
+    def noted(self: Plan, batch: int | None = None, recorded: object = None, seconds: float = 0.0) -> None:
         seen.append(recorded)
-        original(self, batch, recorded)
+        original(self, batch, recorded, seconds)
 
     monkeypatch.setattr(Plan, "__init__", noted)
     monkeypatch.setattr(Plan, "note", lambda self: {"kernels": chosen})
@@ -80,6 +81,23 @@ def test_the_kernels_of_a_run_are_kept_in_its_checkpoints(tmp_path: Path, monkey
     assert not any(seen)
     run(tmp_path / "parts")
     assert chosen in seen
+
+
+@pytest.mark.skipif(not has_winograd(32, 32, torch.float32), reason="no compiled convolution here")
+def test_a_resumed_run_keeps_its_choices_whatever_is_timed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDIFFUSE_KERNELS", "timed")
+    fastest = ["winograd"]
+    monkeypatch.setattr(autotune, "_decide", lambda *given: fastest[0])
+    run(tmp_path / "whole", tiny_task(channels=32))
+    interrupted(tmp_path / "parts", 4, channels=32)
+    fastest[0] = "torch"
+    run(tmp_path / "parts", tiny_task(channels=32))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    run(tmp_path / "other", tiny_task(channels=32))
+    with pytest.raises(AssertionError):  # the choice matters here
+        assert_same_run(tmp_path / "whole", tmp_path / "other")
 
 
 def test_loss_second_moment_history_is_saved(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_deadline_leaves_time_to_save(
 ) -> None:
     clock = Clock()
     begin = clock.now
-    deadline = Deadline(limit, size, environ, clock, begin)
+    deadline = Deadline(limit, size, environ, clock, begin, now=begin)
     while not deadline.reached() and clock.now < begin + 4000:
         clock.now += turn
     assert clock.now - begin == pytest.approx(ends_at if ends_at is not None else 4000, abs=turn)

@@ -191,6 +191,30 @@ def test_too_many_bad_updates_stop_with_a_diagnosis(tmp_path: Path) -> None:
     assert left == [12], "the last good checkpoint stays the newest"
     weights, _ = checkpoints.read(checkpoints.checkpoints(tmp_path)[-1], "net")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+    kept, there = tmp_path / "last-finite.safetensors", tmp_path / "checkpoints" / "0000000028.safetensors"
+    assert f"kept in {kept}; to resume from it, move it to {there}" in text
+    kept.rename(there)
+    recorder = Recorder()
+    assert run(tmp_path, listeners=[recorder]).complete
+    assert recorder.of("start")[0].images == 28
+    tensors, manifest = checkpoints.read(there)
+    assert (manifest["progress"]["updates"], manifest["progress"]["skipped"]) == (4, 3)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+
+
+def test_a_run_without_one_finite_update_is_not_complete(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="nothing was trained: all 8 updates"):
+        run(tmp_path, spoiled(set(range(32)), float("nan")), max_bad_updates=20)
+    recorder = Recorder()
+    run(tmp_path / "end", spoiled(set(range(24, 32)), float("nan")), listeners=[recorder])
+    assert recorder.of("end")[0].values["text"].endswith("the last 2 updates were not finite, and were skipped")
+
+
+def test_a_run_that_diverges_at_once_keeps_nothing(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError) as caught:
+        run(tmp_path, spoiled(set(range(32)), float("nan")), max_bad_updates=2)
+    assert "last-finite" not in str(caught.value)
+    assert not (tmp_path / "last-finite.safetensors").exists()
 
 
 def test_gradients_that_are_not_finite_are_found_too(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,23 @@ def test_clean_images_for_the_classifier() -> None:
         assert torch.equal(seen[0][clean], inputs.x0[clean])
         if share < 1:
             assert (seen[0][~clean] - inputs.x0[~clean]).abs().amax(dim=(1, 2, 3)).min() > 0
+
+
+def test_a_classifier_of_clean_images_is_validated_on_clean_images() -> None:
+    """Held-out images come with timesteps of the whole chain and are not prepared as training images are."""
+    for options, clean in (({"noise": False}, True), ({"clean_fraction": 1.0}, True), ({"clean_fraction": 0.5}, False)):
+        task = tiny_classifier(**options)
+        inputs = first_inputs(task, batch=6)
+        inputs = replace(inputs, t=torch.arange(6) * 2, clean=None)
+        seen: list[Any] = []
+
+        def forward(x: torch.Tensor, t: torch.Tensor, seen: list[Any] = seen) -> torch.Tensor:
+            seen.append((x, t))
+            return torch.zeros(len(x), 3)
+
+        task.losses(forward, inputs)
+        assert torch.equal(seen[0][0], inputs.x0) is clean
+        assert bool((seen[0][1] == 0).all()) is clean
 
 
 def test_top5_is_among_the_best_five() -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from undiffuse.data import DataConfig, ImageDataset, open_data
 from undiffuse.data.content import content_index
 from undiffuse.training import TrainConfig
 from undiffuse.training.folder import RunFolder
+from undiffuse.util.files import temporary
 
 FLIPS = int(os.environ.get("UNDIFFUSE_FLIPS", "60"))
 
@@ -160,12 +160,10 @@ def test_temporary_files_of_killed_runs_are_removed(tmp_path: Path) -> None:
     (tmp_path / "previews").mkdir(exist_ok=True)
     for folder in ("checkpoints", "previews"):
         (tmp_path / folder / ".undiffuse-0123456789ab.tmp").touch()
-    old, fresh = tmp_path / ".undiffuse-00.tmp", tmp_path / ".undiffuse-11.tmp"
-    old.touch()
-    fresh.touch()
-    os.utime(old, (time.time() - 3600, time.time() - 3600))
-    run(tmp_path, images=8)
-    assert [path.name for path in tmp_path.rglob(".undiffuse-*")] == [fresh.name], "another command may be writing it"
+    (tmp_path / ".undiffuse-00.tmp").touch()
+    with temporary(tmp_path) as held:
+        run(tmp_path, images=8)
+        assert list(tmp_path.rglob(".undiffuse-*")) == [held], "another command is writing it"
 
 
 def test_a_full_disk_is_found_before_the_first_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

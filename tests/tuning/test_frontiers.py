@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from undiffuse import frontiers
+from undiffuse.config import SamplerConfig
 from undiffuse.frontiers import Frontier, Point
+from undiffuse.pipelines.budget import within_budget
 
 
 def point(calls: int, value: float, stderr: float | None = 0.1, **more: Any) -> Point:
@@ -71,18 +73,35 @@ def test_equality_is_the_stated_test() -> None:
 
 def test_it_is_kept_by_the_weights_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path))
-    assert frontiers.known("a" * 64) is None
+    assert frontiers.known("a" * 64) == []
     path = frontiers.keep(FRONTIER)
-    assert frontiers.known("a" * 64) == FRONTIER
-    assert frontiers.known("b" * 64) is None
-    newer = replace(FRONTIER, metric="FID")
+    assert frontiers.known("a" * 64) == [FRONTIER]
+    assert frontiers.known("b" * 64) == []
+    newer = replace(FRONTIER, points=POINTS[1:])
     assert frontiers.keep(newer) == path
-    assert frontiers.known("a" * 64) == newer
+    assert frontiers.known("a" * 64) == [newer]
     path.write_text(json.dumps({**json.loads(path.read_text()), "model": "c" * 64}))
     with pytest.raises(ValueError, match="of another model: delete it"):
         frontiers.known("a" * 64)
     with pytest.raises(FileExistsError):
         FRONTIER.save(path)
+
+
+def test_a_quick_sweep_does_not_take_the_place_of_a_better_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path))
+    guided = replace(FRONTIER, points=(point(10, 9.0, guidance=4.0),), references=(), about={"samples": 2})
+    fewer = replace(FRONTIER, points=(point(10, 0.1, solver="ddim"),), about={"samples": 2})
+    more = replace(FRONTIER, points=(point(10, 5.0, solver="unipc"),), about={"samples": 4})
+    for measured in (FRONTIER, fewer, guided):
+        frontiers.keep(measured)
+    assert frontiers.known("a" * 64)[0] == FRONTIER
+    frontiers.keep(more)
+    assert frontiers.known("a" * 64)[:2] == [more, FRONTIER]
+    chosen, text = within_budget(SamplerConfig(budget=10), "a" * 64)
+    assert (chosen.solver, chosen.steps) == ("unipc", "10")
+    four = SamplerConfig(budget=10).replace(classifier=("judge",), guidance=(4.0,))
+    chosen, text = within_budget(four, "a" * 64)  # only the sweep of few samples has this guidance
+    assert "guidance 4" in text
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ from PIL import Image
 from undiffuse import checkpoints
 from undiffuse.cli import main
 from undiffuse.data import open_data
+from undiffuse.data.decoding import check_size, decode
 from undiffuse.data.tables import read_table
+from undiffuse.pictures.png import read_png_record
 from undiffuse.util import limits
 from undiffuse.util.limits import LIMITS, limit, npz_headers, open_npz
-from undiffuse.util.text import printable
+from undiffuse.util.text import join_names, printable
 
 
 @pytest.fixture(autouse=True)
@@ -139,3 +141,84 @@ def test_control_characters_are_escaped_on_the_terminal(tmp_path: Path, capsys: 
     told = capsys.readouterr()
     assert "\x1b" not in told.out + told.err
     assert "\\x1b[31m" in told.out + told.err
+
+
+def test_a_name_has_no_lines(tmp_path: Path, capsys: Any) -> None:
+    """A name that holds the end of a line cannot make a message of its own."""
+    assert join_names(["a\nundiffuse: error: b\tc", "d"]) == "a\\nundiffuse: error: b\\tc, d"
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png())
+    (folder / "b\nundiffuse: error: c.png").write_bytes(b"no image")
+    assert main(["train", str(folder), "--recipe", "tiny", "--size", "8", "--out", str(tmp_path / "run")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("undiffuse: error: ") for line in lines) == 1
+    assert any("b\\nundiffuse: error: c.png" in line for line in lines)
+
+
+def test_words_that_a_shell_made_of_names_are_escaped(capsys: Any) -> None:
+    assert main(["inspect", "a", "b\x1b[31m.png"]) == 2
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and "\\x1b[31m" in said
+
+
+def test_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png())
+    monkeypatch.setenv("UNDIFFUSE_MAX_PIXELS", "31")
+    with pytest.raises(ValueError, match=r"64 pixels \(8x8, height x width\), more than the limit of 31"):
+        decode(io.BytesIO(png()))
+    assert np.asarray(decode(io.BytesIO(png()), max_pixels=32)).shape == (8, 8)
+    with pytest.raises(ValueError, match=r"a\.png.*8x8.*more than 31.*UNDIFFUSE_MAX_PIXELS"):
+        read_png_record(path)
+
+
+def test_bytes_of_a_pixel_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of many channels takes the memory of many pixels."""
+    monkeypatch.setenv("UNDIFFUSE_MAX_PIXELS", "1000")
+    check_size(10, 100, bytes_each=8)
+    with pytest.raises(ValueError, match=r"1,000 pixels of 9 bytes .* max_pixels=2000"):
+        check_size(10, 100, bytes_each=9)
+
+
+def test_every_limit_is_in_the_docs() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert [name for name in LIMITS if f"| `{name}` |" not in text] == []
+
+
+def test_datasets_of_hdf5_that_take_no_room_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    h5py = pytest.importorskip("h5py")
+
+    def made(name: str, **arrays: Any) -> Path:
+        with h5py.File(tmp_path / name, "w") as file:
+            for key, options in arrays.items():
+                file.create_dataset(key, **options)
+        return tmp_path / name
+
+    monkeypatch.setenv("UNDIFFUSE_MAX_PIXELS", "10000")
+    large = made("large.h5", images={"shape": (3, 200, 200, 3), "dtype": "u1"})
+    with pytest.raises(ValueError, match=r"images: an image of \[200, 200, 3\] .* 15,000 is more than 10,000"):
+        open_data(large)
+    bomb = made("bomb.h5", images={"data": np.zeros((500, 8, 8, 3), "u1"), "chunks": (500, 8, 8, 3), "compression": 9})
+    with pytest.raises(ValueError, match=r"bomb\.h5: images unpacks to too many times .*UNDIFFUSE_MAX_RATIO"):
+        open_data(bomb)
+    monkeypatch.setenv("UNDIFFUSE_MAX_ROWS", "10")
+    labels = made("labels.h5", images={"shape": (11, 8, 8), "dtype": "u1"}, labels={"shape": (11,), "dtype": "i8"})
+    with pytest.raises(ValueError, match=r"labels has too many rows: 11 is more than 10"):
+        open_data(labels)
+    monkeypatch.setenv("UNDIFFUSE_MAX_ROWS", "11")
+    assert len(open_data(labels)) == 11
+
+
+def test_rows_and_pages_of_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    column = [{"bytes": png() + bytes(10**6), "path": "a.png"}, {"bytes": png(), "path": "b.png"}]
+    parquet.write_table(pyarrow.table({"image": column, "label": [0, 1]}), path, compression="zstd")
+    with pytest.raises(ValueError, match=r"a\.parquet: image\.bytes of row group 0 .*UNDIFFUSE_MAX_RATIO"):
+        open_data(path)
+    monkeypatch.setenv("UNDIFFUSE_MAX_RATIO", "1000000")
+    assert len(open_data(path)) == 2
+    monkeypatch.setenv("UNDIFFUSE_MAX_ROWS", "1")
+    with pytest.raises(ValueError, match=r"a\.parquet.* has too many rows: 2 is more than 1"):
+        open_data(path)

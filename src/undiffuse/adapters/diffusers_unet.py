@@ -201,11 +201,15 @@ def weights(config: UNet2DConfig, state: Mapping[str, Tensor]) -> dict[str, Tens
 
 def multipliers(widths: tuple[int, ...]) -> tuple[float, ...]:
     """Factors whose products with the first width, rounded down, are the widths."""
-    first = widths[0]
-    return tuple(
-        w // first if w % first == 0 else next(m for m in (w / first, (w + 0.5) / first) if int(first * m) == w)
-        for w in widths
-    )
+    first, found = widths[0], []
+    for width in widths:
+        factor = width // first if width % first == 0 else width / first
+        if int(first * factor) != width:
+            factor = (width + 0.5) / first
+        if int(first * factor) != width:
+            raise ValueError(f"block_out_channels has the entry {width}, which is no multiple of {first}")
+        found.append(factor)
+    return tuple(found)
 
 
 def _new_name(name: str) -> str:

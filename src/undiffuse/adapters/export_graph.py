@@ -68,15 +68,7 @@ def export_onnx(model: Model, path: Path) -> Exported:
         raise ValueError(f"ONNX export requires {', '.join(missing)}: pip install 'undiffuse[onnx]'")
     import onnxruntime
 
-    inputs = exporting.example_inputs(model, _TRACED)
-    program = _program(model)
-    with _quiet():
-        graph = torch.onnx.export(program, dynamo=True, verbose=False, input_names=list(inputs), output_names=[OUTPUT])
-        assert graph is not None
-        _name_axes(graph, model)
-        size = sum(value.numel() * value.element_size() for value in model.net.state_dict().values())
-        graph.save(path, external_data=size > EXTERNAL)
-    opset = graph.model.opset_imports.get("", 0)
+    opset = write_onnx(model, path)
     exporting.write_json(exporting.about_path(path), {"format": f"ONNX, opset {opset}", **instructions(model)})
     checked = exporting.example_inputs(model, _CHECKED)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -91,10 +83,34 @@ def export_onnx(model: Model, path: Path) -> Exported:
             "import numpy as np, onnxruntime\n"
             f'network = onnxruntime.InferenceSession("{path.name}")\n'
             f"{_inputs_in_words(model, 'numpy')}\n"
-            f"(out,) = network.run(None, {{{', '.join(f'{n!r}: {n}' for n in inputs)}}})\n{_comment(model, path)}"
+            f"(out,) = network.run(None, {{{', '.join(f'{n!r}: {n}' for n in checked)}}})\n{_comment(model, path)}"
         ),
         notes=(guidance,) if exporting.kind_of(model) == "classifier" else (),
     )
+
+
+def write_onnx(model: Model, path: Path) -> int:
+    """Writes the network as an ONNX file to `path`, and large weights to PATH.data; requires onnx and onnxscript.
+
+    Args:
+        model: The model, its network on the CPU.
+        path: The file.
+
+    Returns:
+        The version of ONNX's operators.
+
+    Raises:
+        ValueError: The network cannot be traced.
+    """
+    inputs = exporting.example_inputs(model, _TRACED)
+    program = _program(model)
+    with _quiet():
+        graph = torch.onnx.export(program, dynamo=True, verbose=False, input_names=list(inputs), output_names=[OUTPUT])
+        assert graph is not None
+        _name_axes(graph, model)
+        size = sum(value.numel() * value.element_size() for value in model.net.state_dict().values())
+        graph.save(path, external_data=size > EXTERNAL)
+    return int(graph.model.opset_imports.get("", 0) or 0)
 
 
 def instructions(model: Model) -> dict[str, Any]:

@@ -7,10 +7,10 @@ output with the model's. `staged` makes the files appear together or not at all.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,10 +23,11 @@ from torch import Tensor
 from undiffuse import __version__
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import NetworkSpec, NoisyClassifier, conditions_of, config_to_dict
+from undiffuse.util.files import sync
+from undiffuse.util.locks import locked
 
 ABOUT = "undiffuse.json"  # the description in an exported folder; next to a file it is at `about_path`
 TOLERANCE = 1e-4  # largest difference of the outputs, relative to the largest output
-_DAY = 86_400.0
 
 
 class Model(Protocol):
@@ -70,7 +71,8 @@ class Exported:
 def staged(target: Path, companions: Sequence[Path] = (), *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a temporary path to write to, and moves the result to `target` if the block ends without an error.
 
-    If the block fails, nothing changes. If the new files cannot be moved, the old ones are restored.
+    If the block fails, nothing changes. If the new files cannot be moved, the old ones are restored; if the process is
+    killed while it moves them, the next export to the folder restores them.
 
     Args:
         target: The file or folder to write.
@@ -80,20 +82,19 @@ def staged(target: Path, companions: Sequence[Path] = (), *, overwrite: bool = F
     Raises:
         FileExistsError: Something exists and `overwrite` is false, or a folder is not an earlier export.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(target.parent)
     names = [*companions, target]  # the target comes last, so that it never exists without its companions
     taken = [path for path in names if path.exists()]
     if taken and not overwrite:
         raise FileExistsError(f"{taken[-1]} already exists: choose another name, or pass overwrite=True to replace it")
     if target.is_dir() and any(target.iterdir()) and not (target / ABOUT).is_file():
         raise FileExistsError(f"{target} is a folder with other files, not an earlier export: choose another name")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(".undiffuse-*.export"):  # of killed processes
-        if time.time() - leftover.stat().st_mtime > _DAY:
-            shutil.rmtree(leftover, ignore_errors=True)
     room = target.parent / f".undiffuse-{secrets.token_hex(6)}.export"
     new, old = room / "new", room / "old"
     new.mkdir(parents=True)
     old.mkdir()
+    lock = locked(room)
     try:
         yield new / target.name
         for file in new.rglob("*"):
@@ -113,8 +114,24 @@ def staged(target: Path, companions: Sequence[Path] = (), *, overwrite: bool = F
             for path in old.iterdir():
                 os.replace(path, target.with_name(path.name))
             raise
+        sync(target.parent)
     finally:
+        if lock is not None:
+            lock.close()
         shutil.rmtree(room, ignore_errors=True)
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what killed exports left in a folder, and puts back what they had moved aside."""
+    for room in folder.glob(".undiffuse-*.export"):
+        lock = locked(room)
+        if lock is None:  # its process is alive
+            continue
+        with lock:
+            for path in (room / "old").glob("*"):
+                if not (folder / path.name).exists():
+                    os.replace(path, folder / path.name)
+            shutil.rmtree(room, ignore_errors=True)
 
 
 def _settle(file: Path, mode: int) -> None:
@@ -253,7 +270,12 @@ def relative_difference(output: Tensor, expected: Tensor) -> float:
 
 
 def accept(difference: float, what: str) -> float:
-    """Returns `difference`; RuntimeError if it is above `TOLERANCE`."""
+    """Returns `difference`; RuntimeError if it is above `TOLERANCE`, ValueError if there is none to compare."""
+    if not math.isfinite(difference):
+        raise ValueError(
+            f"the output of {what} is not finite or has another shape, so the export was discarded: check the model's "
+            "weights for NaN"
+        )
     if not difference <= TOLERANCE:
         raise RuntimeError(
             f"the output of {what} differs from the model's (relative difference {difference:.2g}, allowed "

@@ -29,7 +29,7 @@ from undiffuse.adapters import (
     score_sde_weights,
 )
 from undiffuse.checkpoints import CheckpointError
-from undiffuse.util.limits import check_header
+from undiffuse.util.limits import check_header, is_zip, open_zip
 from undiffuse.util.text import count_of
 
 ALONE = "net"
@@ -128,10 +128,10 @@ def _check(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def problem_with_archive(path: Path) -> str:
     """Checks the checksums inside a PyTorch file and returns what is wrong; "" if nothing, or if it has none."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return ""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         return f"it is damaged: {error}"
@@ -151,7 +151,7 @@ def _open(path: Path) -> Any:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  (not a mapping)
         with warnings.catch_warnings():  # about pickles of unusual kinds; those that matter are errors
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except (OSError, MemoryError, CheckpointError):
         raise
     except Exception as error:  # a file can make its reader raise anything

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,6 +40,8 @@ from undiffuse.checkpoints import CheckpointError
 from undiffuse.config.advice import to_manifest
 from undiffuse.nets import ClassifierConfig
 from undiffuse.nets.registry import config_fields
+from undiffuse.util.errors import reading
+from undiffuse.util.files import atomic_file
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".pkl", ".bin", ".pt2")
 
@@ -122,10 +123,11 @@ def identify(
     digest = _digest(files) if digest is None else digest
     more: Mapping[str, Any] = {}
     try:
-        if folder is not None:
-            found = _of_folder(folder, files, path, said)
-        else:
-            found = _of_file(path, digest, said, which, known)
+        with reading(str(path)):
+            if folder is not None:
+                found = _of_folder(folder, files, path, said)
+            else:
+                found = _of_file(path, digest, said, which, known)
         meaning, state, called, more = found
     except CheckpointError:
         raise
@@ -329,10 +331,8 @@ def content_hash(path: Path) -> str:
         return remembered
     digest = downloads.digest_of(path)
     try:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        new = memo.with_name(f".{memo.name}.{os.getpid()}")
-        new.write_text(digest + "\n", encoding="ascii")
-        os.replace(new, memo)
+        with atomic_file(memo, overwrite=True) as file:
+            file.write(f"{digest}\n".encode())
     except OSError:  # without a writable cache, hashing only takes longer
         pass
     return digest

@@ -14,7 +14,6 @@ import io
 import math
 import pickletools
 import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from torch import Tensor
+
+from undiffuse.util.limits import is_zip, open_zip
 
 
 @dataclass(eq=False)
@@ -77,6 +78,7 @@ _STORAGES: dict[str, torch.dtype] = {
 }
 _DTYPES = {str(dtype): dtype for dtype in _STORAGES.values()}
 _MARK = object()
+_BLOCK = 1 << 16
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first value in a file of `torch.save` before 2020
 
 
@@ -87,8 +89,8 @@ def read(path: Path) -> Any:
         Refused: It is damaged, no pickle, or names what runs commands.
     """
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
+        if is_zip(path):
+            with open_zip(path) as archive:
                 inner = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
                 if inner is None:
                     raise Refused("it is an archive without a pickle of PyTorch")
@@ -114,12 +116,26 @@ def _legacy(file: BinaryIO) -> Any:
         count = int.from_bytes(file.read(8), "little")
         storage = machine.storages[str(key)]
         size = count * storage.element_size()
-        numbers = file.read(size)
+        numbers = file.read(size) if count == storage.numel() else b""
         if count != storage.numel() or len(numbers) != size:
             raise Refused("it is damaged or incomplete (the numbers of a tensor end early)")
         if count:
             storage.copy_(torch.frombuffer(bytearray(numbers), dtype=storage.dtype))
     return content
+
+
+class _Capped:
+    """A file for `pickletools.genops`: a damaged length takes no more memory than the file has bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.readline, self.tell = file.readline, file.tell
+        begin = file.tell()
+        self._file, self._end = file, file.seek(0, io.SEEK_END)
+        file.seek(begin)
+
+    def read(self, size: int) -> bytes:
+        """As that of the file."""
+        return self._file.read(size if size < _BLOCK else min(size, self._end - self._file.tell()))
 
 
 @dataclass
@@ -136,7 +152,7 @@ class _Machine:
     storages: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self, content: BinaryIO) -> Any:
-        for opcode, argument, _ in pickletools.genops(content):
+        for opcode, argument, _ in pickletools.genops(_Capped(content)):  # type: ignore[arg-type]
             if opcode.name == "STOP":
                 return self.stack.pop()
             self._step(opcode.name, argument)

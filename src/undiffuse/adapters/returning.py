@@ -21,6 +21,7 @@ from undiffuse.checkpoints import CheckpointError, weights_hash
 from undiffuse.denoiser import ProcessConfig
 from undiffuse.nets import UNetConfig, config_from_dict
 from undiffuse.nets.meta import build_on_meta
+from undiffuse.util.limits import is_zip, open_zip
 
 WRITTEN = "written_sha256"
 """Key in the JSON of the hash of the written weights, if their rows are in another order than the model's own."""
@@ -113,7 +114,7 @@ def of_program(path: Path) -> Returned:
             f"`undiffuse export` can be read, with {exporting.about_path(path).name} next to them"
         )
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             state = _program_weights(archive)
     except (KeyError, ValueError, TypeError, IndexError, RuntimeError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is damaged, or of an unknown version of torch.export: {error}") from error
@@ -125,10 +126,10 @@ def of_program(path: Path) -> Returned:
 
 def is_program(path: Path) -> bool:
     """Returns whether a file is a program of `torch.export`."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return False
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             return any(name.endswith(_PT2_CONFIG) for name in archive.namelist())
     except (zipfile.BadZipFile, OSError):
         return False

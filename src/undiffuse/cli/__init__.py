@@ -7,7 +7,8 @@ To add a command, declare its options in `parser` and write its function `run` i
 
 Exit status: 0 success; 1 the work failed (training diverged, an image could not be
 repeated, another process of the job died); 2 invalid input, reported
-in one message without a traceback (UNDIFFUSE_DEBUG=1 shows the traceback); 130 interrupted by Ctrl-C.
+in one message without a traceback (UNDIFFUSE_DEBUG=1 shows the traceback); 130 interrupted by Ctrl-C; 143 stopped by
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,21 +17,25 @@ import gc
 import importlib
 import os
 import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from undiffuse.cli.options import settle
 from undiffuse.cli.parser import COMMANDS, SHARED, build_parser
 from undiffuse.cli.words import in_options
-from undiffuse.util.errors import ConfigError
+from undiffuse.util.errors import Advice, ConfigError
 from undiffuse.util.launch import is_main_process, launch
 
 __all__ = ["COMMANDS", "main"]
 
 INTERRUPTED = 130
+TERMINATED = 143
 MISTAKE = 2
 LOST = 1
 _LAST = 2.0  # seconds
@@ -50,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    if shell := os.environ.get("UNDIFFUSE_COMPLETE"):  # a shell asks at a Tab
+        from undiffuse.cli.completion import answer
+
+        return answer(words, shell)
     parser = build_parser(words)
     try:
         args = parser.parse_args(words)
@@ -77,18 +86,21 @@ def _main(argv: Sequence[str] | None) -> int:
         shares = started.world_size > 1 and args.command in SHARED
         speaks = True  # of not finding the others
         with (
+            nullcontext() if started.world_size > 1 else _terminable(),
             _joined() if shares else nullcontext(),
             files.downloading(offline=getattr(args, "offline", False)),
             _kernels(getattr(args, "kernels", None)),
+            _advice(started.is_main),
         ):
             speaks = started.is_main
             status = int(body.run(args))
         sys.stdout.flush()  # here, where a closed pipe can still be handled
         return status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        by = "stopped by SIGTERM" if isinstance(stop, _Terminated) else "interrupted"
         if speaks:
-            fail("interrupted. Files written so far are kept; repeat the command to resume", prefix="")
-        return INTERRUPTED
+            fail(f"{by}. Files written so far are kept; repeat the command to resume", prefix="")
+        return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
     except BrokenPipeError:  # the reader (head, a pager) has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -101,6 +113,28 @@ def _main(argv: Sequence[str] | None) -> int:
         if speaks:
             fail(_message(error, getattr(body, "OPTION_NAMES", {})))
         return known
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came. It ends a command like Ctrl-C, so that unfinished files are removed."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raises `_Terminated` in the block at the first SIGTERM; the second one ends the process at once."""
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _joined() -> Any:
@@ -125,6 +159,22 @@ def _kernels(words: str | None) -> AbstractContextManager[object]:
 
     parse(words, "--kernels")
     return using(words)
+
+
+@contextmanager
+def _advice(speaks: bool) -> Iterator[None]:
+    """Prints warnings that are for users as one line, and only in the main process."""
+    with warnings.catch_warnings():
+        before = warnings.showwarning
+
+        def show(message: Any, category: Any, *more: Any, **also: Any) -> None:
+            if not issubclass(category, Advice):
+                before(message, category, *more, **also)
+            elif speaks:
+                fail(str(message), prefix="note: ")
+
+        warnings.showwarning = show
+        yield
 
 
 def fail(text: str, prefix: str = "error: ") -> None:

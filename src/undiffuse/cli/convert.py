@@ -8,10 +8,12 @@ from undiffuse.cli import containers
 from undiffuse.cli.console import fields, say
 from undiffuse.cli.words import in_options
 from undiffuse.data import convert, open_data
+from undiffuse.data.convert import expected_bytes
 from undiffuse.data.labels import join_names
 from undiffuse.pipelines.grids import quoted
+from undiffuse.util.files import needed_text
 from undiffuse.util.progress import Progress
-from undiffuse.util.text import count_of
+from undiffuse.util.text import count_of, size_text
 
 
 def run(args: argparse.Namespace) -> int:
@@ -22,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
         [("format", source.format), ("images", f"{len(source):,}"),
          ("notes", "\n".join(in_options(text) for text in source.remarks) or None)]
     ))  # fmt: skip
+    expected = expected_bytes(source, args.target, args.to, size=args.size, value_range=opening["value_range"])
+    say(fields([("disk", needed_text(expected, args.target))]))
     with Progress("converting", len(source), "images") as bar:
         seen = 0
 
@@ -43,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     rows: list[tuple[str, object]] = [
         ("written", f"{done.path} ({done.to}): {count_of(done.images, 'image')}"),
         ("copied", f"{count_of(done.copied, 'file')} unchanged, {done.images - done.copied:,} encoded as PNG"),
+        ("disk", f"{size_text(done.bytes)} (estimated {size_text(expected)})"),
         ("8 bits", f"{count_of(done.reduced, 'image')} reduced to 8 bits" if done.reduced else None),
         ("left out", f"{len(done.excluded):,}: " + join_names((f"{e.name} ({e.reason})" for e in done.excluded), 5)
                      if done.excluded else None),

@@ -10,14 +10,15 @@ from undiffuse.cli.console import fail, say
 from undiffuse.cli.options import given_settings
 from undiffuse.cli.train import STOPPED, request_of
 from undiffuse.cli.training_options import naming_options
-from undiffuse.cli.training_report import finish, summary
+from undiffuse.cli.training_report import finish, forecast
 from undiffuse.config import GuidanceConfig
 from undiffuse.config.fields import given
 from undiffuse.data import ImageDataset, check_trainable
 from undiffuse.kernels import keep_memory
-from undiffuse.training.distill import stages
+from undiffuse.training.distill import settings_without_data, stages, without_data
 from undiffuse.training.distillation import Distillation
 from undiffuse.training.face import MODEL, run_plan
+from undiffuse.training.imageless import NOISE
 from undiffuse.training.plan import plan
 from undiffuse.training.progress import TrainingProgress
 from undiffuse.util.launch import is_main_process
@@ -29,14 +30,19 @@ def run(args: argparse.Namespace) -> int:
     keep_memory()
     with naming_options(teacher="MODEL"):
         guidance = GuidanceConfig(**given(GuidanceConfig, given_settings(args)))
+        blank, settings = args.data is None, _pairs(args.settings)
+        if blank:
+            args.data, settings = NOISE, settings_without_data(args.method, settings)
         how = Distillation(
-            teacher=args.model, calls=args.calls, method=args.method, settings=_pairs(args.settings), guidance=guidance
+            teacher=args.model, calls=args.calls, method=args.method, settings=settings, guidance=guidance
         )
         student, adapt = args.init_from, args.adapt_images
         del args.init_from  # of every stage its own
-        request = request_of(args)
+        request, source = request_of(args), None
+        if blank:
+            request, source = without_data(request, how, student)
         for stage in stages(request, how, init_from=student, adapt_images=adapt):
-            made = plan(stage.request)
+            made = plan(stage.request, source)
             newest = checkpoints.latest(made.out)
             seen = checkpoints.images_of(newest) if newest is not None else 0
             if seen >= made.config.total_images and (made.out / MODEL).is_file():
@@ -46,8 +52,11 @@ def run(args: argparse.Namespace) -> int:
             init = made.init.begin(task.net, task.process, made.labels) if made.init is not None else None
             if isinstance(made.dataset, ImageDataset):
                 check_trainable(made.dataset, made.config.batch, conditional=task.labels_count is not None)
-            say(f"{stage.text}\n{summary(made, task, init)}")
-            outcome = run_plan(made, task, [TrainingProgress()], init=init)
+            text, expected = forecast(made, task, init)
+            say(f"{stage.text}\n{text}")
+            progress = TrainingProgress()
+            progress.expect(expected)
+            outcome = run_plan(made, task, [progress], init=init, stored=source is None)
             if not outcome.complete:
                 if is_main_process():
                     fail(

@@ -7,7 +7,7 @@ from typing import Any
 from undiffuse.cli import options, values
 from undiffuse.cli.training_options import training_options
 from undiffuse.config import GuidanceConfig
-from undiffuse.distillation.registry import DEFAULT, METHODS
+from undiffuse.distillation.registry import ANY, DEFAULT, METHODS
 
 
 def distill(add: Any, commands: Any) -> None:
@@ -15,14 +15,15 @@ def distill(add: Any, commands: Any) -> None:
     parser = add(
         commands,
         "distill",
-        "MODEL DATA ",
+        "MODEL [DATA] ",
         f"""\
 Trains a student that makes images in 1, 2, 4 or another small number of network calls from a model that needs hundreds.
-DATA should be the images that MODEL was trained on. Guidance of MODEL becomes part of the student, which needs none.
+DATA should be the images that MODEL was trained on; moment matching and progressive distillation can do without, on
+noise alone. Guidance of MODEL becomes part of the student, which needs none.
 The same command again resumes a stopped run.{options.DATA}""",
     )
     parser.add_argument("model", metavar="MODEL", help="model to distil: a name, file or run folder")
-    parser.add_argument("data", metavar="DATA", help="images to train on")
+    parser.add_argument("data", nargs="?", metavar="DATA", help="images to train on (default: none, noise alone)")
     what, _ = training_options(parser, resume=False)
     calls = "network calls of the student's sampler (default 4)"
     what.add_argument("--calls", type=values.positive, default=4, metavar="N", help=calls)
@@ -44,6 +45,6 @@ def methods_text() -> str:
     for name, method in METHODS.items():
         lines.append(f"  {name}: {method.line}")
         for key, setting in method.settings.items():
-            words = f" ({', '.join(setting.words)})" if setting.words else ""
+            words = f" ({', '.join(setting.words)})" if setting.words not in ((), ANY) else ""
             lines.append(f"      {key}={setting.default}  {setting.line}{words}")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from typing import Any
 
 from undiffuse.cli import options, values
 
-_IMAGES = "IMAGES is a folder, .zip, .npz, fashion-mnist[:test], or image files."
+_IMAGES = "IMAGES is data as for `undiffuse train` (DATA:test selects the test split), or image files."
 _SAME = "Results have the names of the images. The same command again resumes a stopped run."
 _SOLVERS = "The default --solver is dpmpp-2m for pigdm and mmps, and ddim for dps."
 _SHARED = ("classes", "count", "variants", "seed", "labels", "fit", "on_broken", "out", "format", "overwrite", "batch")

@@ -12,7 +12,8 @@ EXTRACTORS = (
     "efflite, fashion, dinov2, clip, cmmd, or the FILE of a classifier"
 )
 _SETS = """\
-a folder, .zip, .npz (arr_0; memory-mapped), fashion-mnist[:test], or the folder of `undiffuse sample`"""
+a folder, .zip, .npz (arr_0; memory-mapped) or any other data of docs/formats.md (DATA:test selects the test split),
+fashion-mnist[:test], or the folder of `undiffuse sample`"""
 
 
 def evaluate(add: Any, commands: Any) -> None:
@@ -156,7 +157,7 @@ def _measured(parser: Any, metrics: bool = True) -> Any:
     options.pick(group, "--grey", ("refuse", "repeat"), GREY, "refuse")
     if metrics:
         names = (
-            "metrics to compute: fd, sfd, is, pr, dc, kid, accuracy (default: those that apply), cmmd, vendi, "
+            "metrics to compute: fd, sfd, is, pr, dc, kid, accuracy (default: those that apply), c2st, cmmd, vendi, "
             "fd-infinity, memorisation, or a metric of an installed package"
         )
         group.add_argument("--metrics", type=values.words, metavar="M[,M]", help=names)

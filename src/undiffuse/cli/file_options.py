@@ -1,4 +1,4 @@
-"""The options of `inspect`, `convert`, `models` and `export`. Imports nothing heavy."""
+"""The options of `inspect`, `doctor`, `convert`, `models`, `export`, `reproduce` and `completion`."""
 
 from __future__ import annotations
 
@@ -102,3 +102,47 @@ the format cannot express the model, the command lists the reasons and writes no
     out = "file or folder to write (default: MODEL's name with the suffix of the format)"
     parser.add_argument("--out", metavar="PATH", help=out)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing export")
+
+
+def completion(add: Any, commands: Any) -> None:
+    """Adds `undiffuse completion`."""
+    parser = add(
+        commands,
+        "completion",
+        "SHELL ",
+        """\
+Prints a script that completes commands, options and values at Tab. To turn it on, run one of these once:
+
+  echo 'eval "$(undiffuse completion bash)"' >> ~/.bashrc
+  echo 'eval "$(undiffuse completion zsh)"' >> ~/.zshrc
+  undiffuse completion fish > ~/.config/fish/completions/undiffuse.fish""",
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish")
+
+
+def reproduce(add: Any, commands: Any) -> None:
+    """Adds `undiffuse reproduce`."""
+    parser = add(
+        commands,
+        "reproduce",
+        "[CLAIM ...] ",
+        """\
+Runs published claims about diffusion models from recipes that were written down beforehand, and gives each a verdict:
+reproduced, refuted, null or untestable here. A stopped run resumes. Without CLAIM: all claims of the tier.
+
+  arithmetic  noise schedules only: seconds
+  oracle      exact scores of Gaussian mixtures: minutes
+  cpu         the shipped model, and small networks trained for minutes each: hours in all
+  gpu         larger networks, in pieces of ten minutes""",
+    )
+    parser.add_argument("claims", nargs="*", metavar="CLAIM", help="ids of claims, for example C17 C69 (default all)")
+    options.pick(parser, "--tier", ("arithmetic", "oracle", "cpu", "gpu"), "tier (default all but gpu)")
+    parser.add_argument("--list", action="store_true", help="show the ledger with the verdicts so far")
+    parser.add_argument("--plan", action="store_true", help="show what would be run, in pieces, and how long it takes")
+    parser.add_argument("--piece", type=values.positive, metavar="N", help="run piece N of the plan only")
+    folder = "folder of records and trained networks (default reproduction)"
+    parser.add_argument("--out", default="reproduction", metavar="DIR", help=folder)
+    page = "write the page of verdicts and its figures from the records"
+    parser.add_argument("--page", metavar="FILE.md", help=page)
+    parser.add_argument("--json", action="store_true", help="print verdicts as JSON")
+    options.device_option(parser, help="device of the tier gpu: cpu, cuda, mps or auto (default auto)")

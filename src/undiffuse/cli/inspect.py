@@ -23,13 +23,15 @@ from undiffuse.data import IMAGE_SUFFIXES, NAMED_SETS, open_npz
 from undiffuse.data.decoding import read_header
 from undiffuse.data.formats import find_format
 from undiffuse.data.labels import join_names
-from undiffuse.data.opening import split_part
+from undiffuse.data.opening import WEIGHT_SUFFIXES, split_part
 from undiffuse.evaluation.summary import is_reference
 from undiffuse.models import SHIPPED, resolve, split_reference
 from undiffuse.pictures import read_record
 from undiffuse.pictures.stored import sample_files
 from undiffuse.pipelines.grids import quoted
 from undiffuse.pipelines.latents import KEY, read_about
+from undiffuse.sharded_checkpoints import is_sharded_folder
+from undiffuse.util.errors import reading
 from undiffuse.util.limits import check_header, npz_headers
 from undiffuse.util.store import BROKEN_NPZ
 from undiffuse.util.text import count_of
@@ -37,7 +39,6 @@ from undiffuse.util.text import count_of
 PICTURES = (*IMAGE_SUFFIXES, ".apng")
 RUN, BITS, BITS_PARTIAL = "run.json", "bits.json", "bits.partial.jsonl"
 MOST_RUNS = 40
-_PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pt2", ".onnx")  # files of weights of other programs
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,6 +79,8 @@ def describe(args: argparse.Namespace) -> str:
             f"there is no file or folder {what}; known names are the data {', '.join(NAMED_SETS)}, the models "
             f"{', '.join(SHIPPED)}, and those listed by `undiffuse models`"
         )
+    if is_sharded_folder(path):
+        return describe_model(path, what, as_json=args.json)
     if path.is_dir():
         return _folder(args, path)
     suffix = path.suffix.lower()
@@ -93,7 +96,7 @@ def describe(args: argparse.Namespace) -> str:
         return describe_evaluation(path, args.json)
     if suffix == ".npz":
         return _npz(args, path)
-    if suffix in _PICKLED:
+    if suffix in WEIGHT_SUFFIXES:
         return describe_foreign(str(path), as_json=args.json)
     return describe_data(args)
 
@@ -112,7 +115,7 @@ def _holds_images(path: Path) -> bool:
     found = find_format(path)
     if found is None or found.module == "pickles":
         return False
-    if found.module == "files" and path.suffix.lower() in _PICKLED:  # a zip of PyTorch's weights, not of images
+    if found.module == "files" and path.suffix.lower() in WEIGHT_SUFFIXES:  # a zip of PyTorch's weights, not of images
         return False
     if found.module == "frames":
         return not _is_ours(path)
@@ -152,7 +155,7 @@ def environment() -> str:
         devices.append(f"cuda:{k} {about.name}, {about.total_memory / 2**30:.0f} GiB; norms by {why}")
     if torch.backends.mps.is_available():
         devices.append("mps")
-    devices.append(f"cpu, {torch.get_num_threads()} threads")
+    devices.append(f"cpu, {count_of(torch.get_num_threads(), 'thread')}")
     there = {True: "installed", False: "missing from this installation"}
     shipped = [f"{name} ({there[resolve(name).is_file()]})" for name in SHIPPED]
     rows: list[tuple[str, object]] = [
@@ -317,10 +320,10 @@ def _safetensors(args: argparse.Namespace, path: Path) -> str:
 def _picture(args: argparse.Namespace, path: Path) -> str:
     about: dict[str, Any]
     try:
-        with Image.open(path) as picture:
+        with reading(str(path)), Image.open(path) as picture:
             frames = getattr(picture, "n_frames", 1)
             about = {"format": picture.format, "height": picture.height, "width": picture.width, "mode": picture.mode}
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         try:
             with open(path, "rb") as file:  # TIFF files of several channels, and very large pictures
                 info = read_header(file)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from pathlib import Path
 from typing import Any
 
 from undiffuse.cli import containers
 from undiffuse.cli.console import fields
 from undiffuse.cli.words import in_options
-from undiffuse.data import DataConfig, DataSummary, Source, open_data, scan
+from undiffuse.data import NAMED_SETS, DataConfig, DataSummary, Source, open_data, scan
 from undiffuse.data.formats.base import part_of
 from undiffuse.data.images import size_pair
 from undiffuse.data.labels import join_names
 from undiffuse.data.probe import DataProbe
 from undiffuse.data.ranges import find_value_range
 from undiffuse.data.screening import grouped
+from undiffuse.distributed import resolve_device
 from undiffuse.pipelines.grids import quoted
 from undiffuse.util.text import count_of
 
@@ -30,11 +32,10 @@ def describe_data(args: argparse.Namespace) -> str:
     look = DataProbe(source, opening["value_range"])
     limit = None if args.count is None else min(args.count, len(source))
     # Prepared as for training, to find the images that are smaller than the training size.
-    size = look.whole_size or look.size
-    fit: Any = "pad" if look.fits_padded(size) else "crop"
-    config = DataConfig(path=str(args.what), size=size, fit=fit, channels=look.channels, **opening)
+    prepared = look.preparation
+    config = DataConfig(path=str(args.what), **prepared, **opening)
     summary = scan(source, config, limit=limit)
-    height, width = size_pair(size)
+    height, width = size_pair(prepared["size"])
     rows: list[tuple[str, object]] = [
         ("format", source.format or None),
         ("images", f"{summary.count:,}" + (
@@ -119,9 +120,16 @@ def _advice(args: argparse.Namespace, look: DataProbe, summary: DataSummary) -> 
     held = parts.get("validation", parts.get("test"))
     if held is not None:
         options += f" --validation {quoted(f'{args.what}:{held}')}"
-    lines += ["To train on them:", f"  undiffuse train {quoted(str(args.what))}{options}"]
-    if sum(n > 1 for n in counts.values()) > 1:  # one image of a class is held out
-        lines.append(f"  undiffuse train-classifier {quoted(str(args.what))}{options}")
+    data = f"{quoted(str(args.what))}{options}"
+    classifier = f"  undiffuse train-classifier {data}"
+    several = sum(n > 1 for n in counts.values()) > 1  # one image of a class is held out
+    lines += ["To train on them:", f"  undiffuse train {data}", *([classifier] if several else [])]
+    if resolve_device("auto").type == "cpu" and str(args.what).partition(":")[0] not in NAMED_SETS:
+        path = Path(args.what).resolve()
+        out = quoted(f"runs/{path.name if path.is_dir() else path.stem}")  # which `train` chooses
+        size = " --size 32" if whole is None and look.size > 32 else ""
+        lines.append("Without a GPU this can take days. A tiny model takes about an hour:")
+        lines += [f"  undiffuse train {data} --recipe tiny{size}", *([f"{classifier} --for {out}"] if several else [])]
     return "\n".join(lines)
 
 

@@ -7,16 +7,23 @@ from pathlib import Path
 
 from undiffuse.cli.console import fields
 from undiffuse.evaluation import Report, read_reference
+from undiffuse.evaluation.summary import Summary
 from undiffuse.evaluation.text import report_text
+from undiffuse.util.errors import reading
 from undiffuse.util.text import count_of
 
 
 def describe_reference(path: Path, as_json: bool = False) -> str:
     """Describes a file of `undiffuse reference`; MetricError (a ValueError) if it is damaged."""
-    summaries = read_reference(path)
-    if as_json:
-        found = [{"card": s.card.to_dict(), "about": s.about, "warnings": s.warnings} for s in summaries]
-        return json.dumps(found, indent=2)
+    with reading(str(path)):
+        summaries = read_reference(path)
+        if as_json:
+            found = [{"card": s.card.to_dict(), "about": s.about, "warnings": s.warnings} for s in summaries]
+            return json.dumps(found, indent=2)
+        return _reference_text(path, summaries)
+
+
+def _reference_text(path: Path, summaries: list[Summary]) -> str:
     about = summaries[0].about
     shape = "x".join(map(str, about.get("shape", ())))
     rows: list[tuple[str, object]] = [
@@ -35,5 +42,6 @@ def describe_reference(path: Path, as_json: bool = False) -> str:
 
 def describe_evaluation(path: Path, as_json: bool = False) -> str:
     """Describes a file of `undiffuse evaluate`; MetricError (a ValueError) for anything else."""
-    report = Report.load(path)
-    return json.dumps(report.to_dict(), indent=2) if as_json else report_text(report)
+    with reading(str(path)):
+        report = Report.load(path)
+        return json.dumps(report.to_dict(), indent=2) if as_json else report_text(report)

@@ -19,6 +19,7 @@ from undiffuse.nets import DDPMConfig, NetworkSpec, config_from_dict, describe
 from undiffuse.nets.config import NetworkConfig
 from undiffuse.nets.registry import UnknownArchitecture
 from undiffuse.pipelines.grids import quoted
+from undiffuse.sharded_checkpoints import ShardedTensors, is_sharded_folder
 from undiffuse.training import read_events
 from undiffuse.training.provenance import read_sessions
 from undiffuse.util.text import count_of
@@ -55,7 +56,7 @@ def describe_model(path: Path, name: str, as_json: bool = False) -> str:
         *_source(manifest.get("source")),
         ("version", manifest.get("version")),
         ("sha256", manifest.get("sha256")),
-        ("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB)"),
+        ("file", f"{path} ({_bytes(path) / 1e6:.1f} MB{_parts(path)})"),
     ]  # fmt: skip
     return f"{what}\n{fields(rows)}\n{_next(manifest, name)}"
 
@@ -148,10 +149,20 @@ def describe_run(folder: Path, as_json: bool = False) -> str:
 
 
 def count_parameters(path: Path) -> int:
-    """Returns the number of parameters, read from the header of the file."""
+    """Returns the number of parameters, read from the headers of a checkpoint."""
+    if is_sharded_folder(path):
+        return ShardedTensors(path).count("net.")
     with safetensors.safe_open(str(path), framework="pt") as file:
         names = [name for name in file.keys() if name.startswith("net.")]  # noqa: SIM118
         return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+
+
+def _bytes(path: Path) -> int:
+    return sum(part.stat().st_size for part in path.iterdir()) if path.is_dir() else path.stat().st_size
+
+
+def _parts(path: Path) -> str:
+    return f", split into {count_of(len(list(path.glob('*.safetensors'))), 'file')}" if path.is_dir() else ""
 
 
 def _classes(labels: list[str] | None, count: int | None) -> str:
@@ -215,7 +226,8 @@ def _trained(progress: dict[str, Any], train: dict[str, Any]) -> str | None:
 def _next(manifest: dict[str, Any], name: str) -> str:
     name = quoted(name)
     if manifest.get("kind") == "classifier":
-        return f"To guide with it:\n  undiffuse sample --model MODEL --classifier {name} --guidance 1"
+        given = example_conditions(ModelConditions.from_dict(manifest.get("conditions")))
+        return f"To guide with it:\n  undiffuse sample --model MODEL --classifier {name} --guidance 1{given}"
     low = " --low-res FOLDER" if manifest["net"].get("super_resolution") else ""
     prepared = (manifest.get("data") or {}).get("config") or {}
     given = example_conditions(ModelConditions.from_dict(manifest.get("conditions")), prepared.get("conditions") or ())

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         pipeline, args.images or None, seeds=args.seeds, classes=args.classes, frames=args.frames, batch=args.batch,
         fit=args.fit, on_broken=args.on_broken,
     )  # fmt: skip
-    found.save(folder, overwrite=True)
+    found.save(folder, overwrite=args.overwrite)
     made = found.images.shape[0] * found.images.shape[1]
     between = " to ".join(found.ends)
     say(f"{count_of(made, 'image')} from {between} in {duration(time.monotonic() - begin)}: {pipeline.text()}")

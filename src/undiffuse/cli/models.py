@@ -181,8 +181,8 @@ def _row(entry: Published) -> list[str]:
 
 def _shipped_row(name: str) -> list[str]:
     about = checkpoints.read_manifest(resolve(name))
-    height, width = recipes.get(name).net.size
-    size = str(height) if height == width else f"{height}x{width}"
+    size = about["net"]["image_size"]
+    size = str(size) if isinstance(size, int) else "x".join(map(str, size))
     return [name, about["kind"], size, f"Fashion-MNIST, {len(about['labels'])} classes", "here", ""]
 
 

@@ -11,6 +11,7 @@ from undiffuse.cli.console import fields, say, table
 from undiffuse.likelihood import FlowConfig, LikelihoodReport, measure
 from undiffuse.likelihood.measurement import CURVE, DEFAULT_TERMS, REPORT
 from undiffuse.likelihood.report import number_text
+from undiffuse.runtime_specs import DEFAULT
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import duration, join_names
 
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         flow=FlowConfig(**given) if given else None,
         clip=getattr(args, "clip", None),
         precision=args.precision or "fp32",
+        runtime=args.runtime or DEFAULT,
         **{name: getattr(args, name) for name in names},
     )
     say(_page(report, Path(args.out), terms, time.monotonic() - begin))

@@ -17,6 +17,7 @@ from undiffuse.config.sampler import RUNTIME, SAMPLER
 from undiffuse.grid_specs import GRIDS
 from undiffuse.solvers.registry import SOLVERS
 from undiffuse.util.launch import is_main_process
+from undiffuse.util.text import printable
 
 SHIPPED = "fashion-mnist-32"
 SHIPPED_CLASSIFIER = "fashion-mnist-32-classifier"
@@ -60,6 +61,8 @@ HINTS = {
     "mixed-precision": ("precision", ""),
     "use-fp16": ("precision", "--precision fp16"),
     "fp16": ("precision", "--precision fp16"),
+    "compile": ("runtime", "--runtime inductor"),
+    "torch-compile": ("runtime", "--runtime inductor"),
     "ema-rate": ("ema", ""),
     "ema-decay": ("ema", ""),
     "resume": ("out", "repeat the command to resume a stopped run"),
@@ -91,7 +94,7 @@ class Parser(argparse.ArgumentParser):
         if "invalid choice" in message:
             message = self._unknown_choice(message)
         if is_main_process():
-            print(f"undiffuse: error: {message}\n(see {self.prog} --help)", file=sys.stderr)
+            print(f"undiffuse: error: {printable(message)}\n(see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 
     def _unknown_choice(self, message: str) -> str:
@@ -191,17 +194,17 @@ def device_option(group: Any, default: str = "auto", help: str = "cpu, cuda, mps
 
 def kernels_option(group: Any) -> None:
     """Adds --kernels."""
-    help = "implementations of operations, as in UNDIFFUSE_KERNELS: auto, pure, compiled, timed, measure, or pins such "
-    help += "as conv3x3=torch, with commas between (default: that variable, or auto)"
+    help = "implementations of operations, as in UNDIFFUSE_KERNELS: auto, pure, compiled, timed, rule, measure, or "
+    help += "pins such as conv3x3=torch, with commas between (default: that variable, or auto,timed)"
     advanced(group.add_argument("--kernels", metavar="WORDS", help=help))
 
 
 def device_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --device, --kernels, --precision and --compile."""
+    """Adds --device, --kernels, --precision and --runtime."""
     group = parser.add_argument_group(RUNTIME)
     device_option(group)
     kernels_option(group)
-    add_settings(parser, SamplerConfig, only=("precision", "compile"))
+    add_settings(parser, SamplerConfig, only=("precision", "runtime"))
 
 
 def model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
@@ -366,7 +369,7 @@ def container_options(group: Any) -> None:
     pick(group, "--layout", ("auto", "hwc", "chw"), "order of the axes in image arrays (default auto)", "auto")
     what = "values of black and white in images that are not 8-bit; auto takes percentiles of the data"
     group.add_argument("--range", dest="value_range", type=values.value_range, metavar="LOW,HIGH|auto", help=what)
-    limit = "refuse images with more than N pixels (default 268M)"
+    limit = "refuse images with more than N pixels (default 100M)"
     group.add_argument("--max-pixels", type=values.pixels, metavar="N", help=limit)
 
 

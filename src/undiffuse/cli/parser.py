@@ -12,6 +12,7 @@ from undiffuse.cli import options, values
 
 COMMANDS = {
     "quickstart": "sample the shipped model with and without guidance: offline, one minute on a CPU",
+    "studio": "open a web page to sample, guide, edit, train and look at data",
     "train": "train a diffusion model on your images",
     "train-classifier": "train a noisy-image classifier for guidance",
     "distill": "train a student of 1 to 4 network calls from a model of hundreds",
@@ -35,9 +36,11 @@ COMMANDS = {
     "inspect": "describe a model, run, picture, evaluation or data set",
     "doctor": "check the installation, a data set or a run, and say what to do",
     "convert": "convert a data set to a folder, .zip, WebDataset or parquet",
+    "reproduce": "run published claims about diffusion models and give each a verdict",
     "recipes": "list the recipes with published and measured results",
     "models": "list the published models, and search ImageNet's classes",
     "export": "export a model to guided-diffusion, diffusers, ONNX or torch.export",
+    "completion": "print a script that completes commands in bash, zsh or fish",
 }
 
 SHARED = {"train", "train-classifier", "sample", "encode", "decode", "inpaint", "restore", "vary", "translate", "nll"}
@@ -45,13 +48,14 @@ SHARED |= {"distill", "rerun", "evaluate", "reference", "sweep"}
 """The commands that several processes share. Of the others only rank 0 does the work."""
 
 _DEFINED_IN = {
-    **dict.fromkeys(("quickstart", "sample", "encode", "decode", "interpolate"), "sampling_options"),
+    **dict.fromkeys(("quickstart", "studio", "sample", "encode", "decode", "interpolate"), "sampling_options"),
     **dict.fromkeys(("nll", "tune-steps"), "sampling_options"),
     **dict.fromkeys(("train", "train-classifier", "rerun", "ema", "recipes"), "training_options"),
     "distill": "distillation_options",
     **dict.fromkeys(("inpaint", "restore", "vary", "translate"), "editing_options"),
     **dict.fromkeys(("evaluate", "reference", "compare", "sweep", "report"), "evaluation_options"),
     **dict.fromkeys(("inspect", "doctor", "convert", "models", "export"), "file_options"),
+    **dict.fromkeys(("completion", "reproduce"), "file_options"),
 }
 """The module whose function of the command's name adds its options."""
 

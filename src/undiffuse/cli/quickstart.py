@@ -1,4 +1,6 @@
-"""`undiffuse quickstart`: samples the shipped model with and without guidance, offline, in a minute on a CPU."""
+"""`undiffuse quickstart`: samples the shipped models offline: the student in a second, the teacher with and without
+guidance in a minute on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from undiffuse.cli.console import duration, say, table
 from undiffuse.cli.options import SHIPPED, SHIPPED_CLASSIFIER
 from undiffuse.config import SamplerConfig
 from undiffuse.data.screening import default_workers
-from undiffuse.models import ClassifierModel, load_classifier, resolve
+from undiffuse.models import ClassifierModel, load_classifier, paired_classifier, resolve
 from undiffuse.noise import NoiseSource
 from undiffuse.noise_levels import Level
 from undiffuse.pictures import draw_grid, save_animation, save_png, spaced, stack
@@ -31,7 +33,9 @@ from undiffuse.pixels import to_uint8
 from undiffuse.sampling import Step
 from undiffuse.util.progress import Progress
 
-FIRST_SOLVER, FIRST_STEPS = "dpmpp-2m-sde", 10  # of the preview: as good as 250 steps of DDPM (docs/frontier.md)
+TITLES = {"fashion-mnist-32": "Fashion-MNIST from noise", "emoji-32": "Emoji from noise"}
+STUDENTS = {"fashion-mnist-32": "fashion-mnist-32-student"}
+TEACHER_SOLVER, TEACHER_STEPS = "dpmpp-2m-sde", 10  # as good as 250 steps of DDPM (docs/frontier.md)
 PATH_ROWS = 8
 FRAMES = 25
 
@@ -54,24 +58,23 @@ class Shown:
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     begin = time.monotonic()
-    for name in (SHIPPED, SHIPPED_CLASSIFIER):
+    classifier = paired_classifier(args.model) or SHIPPED_CLASSIFIER
+    student = STUDENTS.get(args.model)
+    for name in filter(None, (args.model, classifier, student)):
         if not resolve(name).is_file():
             raise FileNotFoundError(
                 f"the shipped model {name} is missing from this installation ({resolve(name)}): reinstall the package "
                 "from a checkout that has src/undiffuse/assets (pip install --force-reinstall --no-deps .)"
             )
-    settings = SamplerConfig(model=SHIPPED, solver=args.solver, steps=args.steps)
+    folder = Path(args.out)
+    settings = SamplerConfig(model=args.model, solver=args.solver, steps=args.steps)
+    look = _first_look(args.model, student, args.device, args.seed, folder)
     plain = Pipeline.load(settings, args.device, keep_weights=False)
     guided = Pipeline.load(settings.replace(guidance=args.guidance), args.device, keep_weights=False)
     names = class_names(plain) or []
     classes = [k for _ in range(args.per_class) for k in range(len(names))]
     say(f"Sampling {len(classes)} images of {len(names)} classes on {plain.device.type}, without and with classifier")
     say(f"guidance ({plain.text()}).")
-    folder = Path(args.out)
-    if plain.path.steps > FIRST_STEPS:
-        _first_look(
-            Pipeline.load(settings.replace(solver=FIRST_SOLVER, steps=FIRST_STEPS), args.device), args.seed, folder
-        )
     with Progress("sampling", 2 * len(classes), "images") as progress:
         first, second = sample_rows([plain, guided], args.seed, args.per_class, len(names), progress)
 
@@ -79,20 +82,29 @@ def run(args: argparse.Namespace) -> int:
     rows = spaced(len(second.path), PATH_ROWS)
     path = np.concatenate([second.path[k] for k in rows])
     figures = [
+        look,
         draw_grid(first.pixels, len(names), column_labels=names),
         draw_grid(second.pixels, len(names), column_labels=names),
         draw_grid(path, len(names), column_labels=names, row_labels=[f"step {k + 1}" for k in rows]),
     ]
-    titles = ["Without guidance", f"Classifier guidance, scale {args.guidance:g}", "Denoising with guidance"]
+    titles = [
+        "Student and teacher" if student else "A first look",
+        "Without guidance",
+        f"Classifier guidance, scale {args.guidance:g}",
+        "Denoising with guidance",
+    ]
     captions = [
+        "The student makes an image in 4 network calls. Below it is its teacher, in 10 calls from the same noise."
+        if student
+        else f"Images of {TEACHER_STEPS} network calls.",
         "The model is class-conditional: each column is one class. The grid below starts from the same noise.",
         "Same noise, with classifier guidance: each step also follows the gradient of log p(class | image).",
         "From noise to the first row of the guided grid.",
     ]
     caption = f"{plain.text()}, seed {args.seed}"
-    page = stack(figures, titles, captions=captions, title="Fashion-MNIST from noise", caption=caption)
+    page = stack(figures, titles, captions=captions, title=TITLES[args.model], caption=caption)
     pictures: dict[str, Image.Image] = {"quickstart.png": page}
-    for name, figure in zip(("unguided.png", "guided.png", "path.png"), figures, strict=True):
+    for name, figure in zip(("unguided.png", "guided.png", "path.png"), figures[1:], strict=True):
         pictures[name] = figure
     for name, picture in pictures.items():
         save_png(folder / name, picture, record, overwrite=True)
@@ -100,22 +112,45 @@ def run(args: argparse.Namespace) -> int:
     save_animation(folder / "path.gif", frames, columns=5, scale=3, frame_ms=80, record=record, overwrite=True)
 
     _report(args, folder, list(pictures), time.monotonic() - begin)
-    judge = load_classifier(SHIPPED_CLASSIFIER, device=plain.device)
+    judge = load_classifier(classifier, device=plain.device)
     _opinion(judge, classes, {"without guidance": first.x, f"guided, scale {args.guidance:g}": second.x})
-    following = [*_NEXT, (f"inspect {quoted(str(folder / 'quickstart.png'))}", "show how this picture was made")]
+    following = list(_NEXT if args.model == SHIPPED else _NEXT_COLOUR)
+    following.append((f"inspect {quoted(str(folder / 'quickstart.png'))}", "show how this picture was made"))
     say("\nNext steps:\n" + table([[f"undiffuse {words}", what] for words, what in following], indent=2))
     return 0
 
 
-def _first_look(sampler: Pipeline, seed: int, folder: Path) -> None:
-    """Samples one image of each class in a few steps, so that there is a picture within seconds."""
-    names = class_names(sampler) or []
-    with Progress("preview", len(names), "images") as progress:
-        (row,) = sample_rows([sampler], seed, 1, len(names), progress)
-    record = {"command": "quickstart", "seed": seed, **sampler.record, **sampler.notes, "per_class": 1}
+def _first_look(model: str, student: str | None, device: str, seed: int, folder: Path) -> Image.Image:
+    """Samples one image of each class in a few calls, so that there is a picture within seconds.
+
+    They are made by the student if the model has one, then by its teacher; both are returned side by side.
+    """
+    settings = SamplerConfig(model=model, solver=TEACHER_SOLVER, steps=str(TEACHER_STEPS))
+    first = Pipeline.load(SamplerConfig(model=student) if student else settings, device)
+    record = {"command": "quickstart", "seed": seed, **first.record, **first.notes, "per_class": 1}
+    row, seconds = _one_row(first, seed)
+    names = class_names(first) or []
     path = folder / "first.png"
-    save_png(path, draw_grid(row.pixels, len(names), column_labels=names), record, overwrite=True)
-    say(f"Preview of {FIRST_STEPS} steps: {path}")
+    look = draw_grid(row, len(names), column_labels=names)
+    save_png(path, look, record, overwrite=True)
+    by = f"by a student of {first.path.steps} network calls" if student else f"by {first.path.steps} network calls"
+    say(f"First picture: {path}\n  {len(names)} images {by}, in {seconds:.2f} seconds")
+    if student is None:
+        return look
+    other, _ = _one_row(Pipeline.load(settings, device), seed)
+    labels = [f"{first.path.steps} calls", f"{TEACHER_STEPS} calls"]
+    page = draw_grid(np.concatenate([row, other]), len(names), column_labels=names, row_labels=labels)
+    save_png(folder / "student.png", page, record, overwrite=True)
+    return page
+
+
+def _one_row(sampler: Pipeline, seed: int) -> tuple[np.ndarray, float]:
+    """One image of each class, uint8 [K, H, W, C], and the seconds of sampling."""
+    count = len(class_names(sampler) or [])
+    begin = time.monotonic()
+    with Progress("preview", count, "images") as progress:
+        (row,) = sample_rows([sampler], seed, 1, count, progress)
+    return row.pixels, time.monotonic() - begin
 
 
 def sample_rows(samplers: list[Pipeline], seed: int, rows: int, row: int, progress: Progress) -> list[Shown]:
@@ -194,4 +229,8 @@ _NEXT = (
     ("inspect FOLDER", "check your own images before training"),
     ("train FOLDER", "train a model on them"),
     ("nll fashion-mnist:test", "measure the model's likelihood in bits per dimension"),
+)
+_NEXT_COLOUR = (
+    ("sample --model emoji-32 --class smileys-emotion --count 16 --cfg 2", "sample smileys, guided by the model alone"),
+    *_NEXT[1:3],
 )

@@ -16,10 +16,12 @@ def quickstart(add: Any, commands: Any) -> None:
         "quickstart",
         "",
         """\
-Samples all ten classes of Fashion-MNIST from the shipped model, with and without classifier guidance on the same noise.
+Samples all classes of a shipped model, with and without classifier guidance on the same noise.
 Writes one labelled page with both grids and the denoising path. Needs no network connection, and runs on the CPU unless
 --device names another device.""",
     )
+    models = (options.SHIPPED, "emoji-32")
+    options.pick(parser, "--model", models, "shipped model: grey clothes (default) or emoji in colour", models[0])
     parser.add_argument("--out", default="quickstart", metavar="DIR", help="output folder (default quickstart)")
     scale = "scale of classifier guidance (default 2)"
     parser.add_argument("--guidance", type=values.scale, default=2.0, metavar="SCALE", help=scale)
@@ -31,6 +33,30 @@ Writes one labelled page with both grids and the denoising path. Needs no networ
     parser.add_argument("--steps", default="20", metavar="SPEC", help=f"number or list of steps: {STEPS} ({steps})")
     options.seed_option(parser)
     options.device_option(parser, "cpu", "cpu (default), cuda, mps or auto")
+
+
+def studio(add: Any, commands: Any) -> None:
+    parser = add(
+        commands,
+        "studio",
+        "[MODEL] ",
+        """\
+Opens a web page to sample and watch the path, compare settings, interpolate, edit pictures, train models and look at
+data. Serves this computer only, works offline, and sends nothing anywhere. Needs pip install "undiffuse[studio]".""",
+    )
+    what = f"model to begin with: a file, run folder or name (default {options.SHIPPED})"
+    parser.add_argument("model", nargs="?", default=options.SHIPPED, metavar="MODEL", help=what)
+    parser.add_argument("--out", default="studio", metavar="DIR", help="folder of the pictures (default studio)")
+    page = parser.add_argument_group("page")
+    page.add_argument("--port", type=values.positive, metavar="N", help="port (default: the first free one from 7860)")
+    host = "address to listen on (default 127.0.0.1: this computer only); anyone who reaches it can use the page"
+    page.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=host)
+    page.add_argument("--open", action="store_true", help="open the page in the browser")
+    workers = "model processes; several users then do not wait for each other (default 1)"
+    page.add_argument("--workers", type=values.positive, default=1, metavar="N", help=workers)
+    run = parser.add_argument_group("device")
+    options.device_option(run)
+    options.offline_option(run)
 
 
 def sample(add: Any, commands: Any) -> None:
@@ -73,7 +99,7 @@ def encode(add: Any, commands: Any) -> None:
         "IMAGES ... ",
         """\
 Encodes images into the noise from which DDIM reproduces them, and stores it with all settings for `undiffuse decode`.
-IMAGES is a folder, .zip, .npz, fashion-mnist[:test], or image files.""",
+IMAGES is data as for `undiffuse train` (DATA:test selects the test split), or image files.""",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="data or image files to encode")
     options.model_options(parser)

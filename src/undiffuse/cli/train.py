@@ -10,7 +10,7 @@ from undiffuse.cli.console import fail, say
 from undiffuse.cli.containers import LAYOUTS
 from undiffuse.cli.train_evaluator import build_evaluator
 from undiffuse.cli.training_options import naming_options
-from undiffuse.cli.training_report import finish, summary
+from undiffuse.cli.training_report import finish, forecast
 from undiffuse.data import ImageDataset, check_trainable
 from undiffuse.data.condition_specs import parse_condition
 from undiffuse.kernels import keep_memory
@@ -39,10 +39,13 @@ def run(args: argparse.Namespace) -> int:
             check_trainable(made.dataset, made.config.batch, conditional=task.labels_count is not None)
         newest = checkpoints.latest(made.out)
         complete = newest is not None and checkpoints.images_of(newest) >= made.config.total_images
-        if not complete:
-            say(summary(made, task, init))
+        expected: float | None = None
+        if not complete and is_main_process():
+            text, expected = forecast(made, task, init)
+            say(text)
         evaluator = None if complete else build_evaluator(made)
         progress = TrainingProgress()
+        progress.expect(expected)
         outcome = run_plan(made, task, [progress], init=init, evaluator=evaluator)
     if not is_main_process():
         return 0 if outcome.complete else STOPPED.get(outcome.stopped_by, 1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,47 @@ from undiffuse.data.condition_specs import parse_condition
 from undiffuse.distributed import resolve_device
 from undiffuse.pipelines.grids import quoted
 from undiffuse.training import Outcome, Task, read_events
+from undiffuse.training.estimate import Estimate, disk_bytes, estimate, first_outlines, peak_memory
 from undiffuse.training.face import MODEL
-from undiffuse.training.plan import TrainPlan, disk_bytes
+from undiffuse.training.plan import TrainPlan
+from undiffuse.util.files import needed_text
 from undiffuse.util.launch import launch
-from undiffuse.util.text import count_of, join_names, size_text
+from undiffuse.util.text import count_of, duration, join_names, size_text
 
 FEW = 50  # with fewer held-out images an accuracy means little
 MODES = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 
-def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) -> str:
-    """Returns a summary of the planned run: data, recipe, network, process, length, disk space and folder.
+def forecast(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) -> tuple[str, float | None]:
+    """Tries a few images and returns the summary of a planned run, and how many seconds it will take, if known.
 
     Args:
         plan: The plan of the run.
         task: Its task.
         init: What became of the weights of the model that the run starts from, if any.
+    """
+    found = estimate(task, plan.dataset, plan.config, resolve_device(plan.config.device))
+    newest = checkpoints.latest(plan.out)
+    left = plan.config.total_images - (checkpoints.images_of(newest) if newest else 0)
+    expected = None if found is None else found.seconds(left, launch().world_size)
+    return summary(plan, task, init, found, expected), expected
+
+
+def summary(
+    plan: TrainPlan,
+    task: Task,
+    init: Mapping[str, Any] | None = None,
+    measured: Estimate | None = None,
+    seconds: float | None = None,
+) -> str:
+    """Returns a summary of the planned run: data, recipe, network, process, length, time, memory, disk and folder.
+
+    Args:
+        plan: The plan of the run.
+        task: Its task.
+        init: What became of the weights of the model that the run starts from, if any.
+        measured: What the run needs, if that could be measured.
+        seconds: How long it will take.
     """
     recipe, config, dataset = plan.recipe, plan.recipe.train, plan.dataset
     device, world_size = resolve_device(config.device), launch().world_size
@@ -38,7 +63,8 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
     parameters = sum(p.numel() for p in net.parameters())
     height, width, channels = dataset.shape
     colours = MODES.get(channels, f"{channels} channels")
-    prepared = [f"{height}x{width} {colours}", "padded" if dataset.config.fit == "pad" else "cropped"]
+    border = {0: " with black", 255: " with white"}.get(dataset.config.pad_value, "")
+    prepared = [f"{height}x{width} {colours}", f"padded{border}" if dataset.config.fit == "pad" else "cropped"]
     prepared += ["randomly cropped"] if dataset.config.random_crop else []
     prepared += ["mirrored at random"] if dataset.config.flip else ["not mirrored (--flip)"]
     if dataset.config.patches:
@@ -82,11 +108,14 @@ def summary(plan: TrainPlan, task: Task, init: Mapping[str, Any] | None = None) 
                      f"({total // config.batch:,} updates, {_epochs(total / len(dataset))} epochs)\n"
                      f"learning rate {config.lr:g}, {config.precision}, "
                      f"{f'{world_size} x ' if world_size > 1 else ''}{device.type}, seed {config.seed}"),
+        ("time", None if measured is None or seconds is None else _time(plan, measured, seconds, newest is None)),
+        ("memory", None if measured is None else f"about {size_text(measured.memory)}{_besides(device)}"),
         ("disk", _disk(plan, parameters, getattr(task, "numbers_beside", 0))),
         ("run", f"{plan.out} ({state})"),
     ]  # fmt: skip
     text = f"undiffuse {_command(plan)}\n{fields(rows)}"
-    if device.type == "cpu" and newest is None and parameters * height * width * total > 2e16:
+    long = parameters * height * width * total > 2e16 if seconds is None else seconds > 24 * 3600
+    if device.type == "cpu" and newest is None and long:
         text += "\n  On a CPU this takes days."
         if recipe.kind == "classifier":
             text += " For a quick try, use a smaller --size or fewer --images."
@@ -103,25 +132,39 @@ def finish(plan: TrainPlan, outcome: Outcome) -> str:
     manifest = checkpoints.read_manifest(path)
     rows: list[tuple[str, object]] = [
         ("model", f"{path} ({size_text(path.stat().st_size)}, weights {manifest.get('weights')})"),
-        ("checkpoint", f"{outcome.checkpoint} (to train further: --resume {quoted(plan.out.as_posix())} --images N)"),
+        ("checkpoint", outcome.checkpoint),
         ("loss curve", plan.out / "loss_curve.png"),
+        ("used", _used(plan)),
     ]
     done = f"{count_of(outcome.images, 'image')}, {count_of(outcome.steps, 'update')}"
     parts = [f"\nComplete: {done}.", fields(rows)]
     name = quoted(path.as_posix())
+    command = f"undiffuse {_command(plan)} --resume {quoted(plan.out.as_posix())} --images {2 * outcome.images}"
+    longer = [] if plan.request.distillation else [f"To train it further:\n  {command}"]
     if plan.recipe.kind == "classifier":
         accuracy = accuracy_table(plan.out, plan.recipe.process.steps)
         parts += [accuracy] if accuracy else []
         partner = quoted(plan.request.partner) if plan.request.partner else "MODEL"
-        given = example_conditions(plan.conditions)
+        given = _guided_conditions(plan)
         parts.append(f"To guide with it:\n  undiffuse sample --model {partner} --classifier {name} --guidance 1{given}")
-        return "\n".join(parts)
+        return "\n".join([*parts, *longer])
     if (plan.out / "previews").is_dir():
         parts[1] += f"\n  previews    {plan.out / 'previews'}"
     low = " --low-res FOLDER" if plan.recipe.low_size is not None else ""
     given = example_conditions(plan.conditions, plan.request.condition)
     parts.append(f"To sample:\n  undiffuse sample --model {name}{low}{given} --out samples-{quoted(plan.out.name)}")
-    return "\n".join(parts)
+    return "\n".join([*parts, *longer])
+
+
+def _guided_conditions(plan: TrainPlan) -> str:
+    """Returns options that give a regressor its numbers, and the model that it guides its own conditions."""
+    out = example_conditions(plan.conditions)
+    if plan.partner is None:
+        return out
+    theirs, own = plan.partner.conditions, plan.conditions.numbers
+    if own is not None and theirs.numbers is not None and set(theirs.numbers.names) <= set(own.names):
+        theirs = replace(theirs, numbers=None)  # one option gives both
+    return out + example_conditions(theirs, plan.partner.preparation.get("conditions") or ())
 
 
 def example_conditions(conditions: ModelConditions, trained_on: Iterable[str] = ()) -> str:
@@ -217,13 +260,35 @@ def _data_options(plan: TrainPlan) -> str:
     return "".join(f" {part}" for part in parts)
 
 
+def _time(plan: TrainPlan, measured: Estimate, seconds: float, new: bool) -> str:
+    """Returns how long the run will take on this machine, and when there will be something to see."""
+    speed = measured.images_per_second
+    text = f"about {duration(seconds)} on this machine ({speed:,.3g} images/s in a trial)"
+    outlines = first_outlines(plan.dataset.shape) if plan.recipe.kind == "diffusion" and new else None
+    if outlines is None or outlines >= plan.config.total_images:
+        return text
+    soon = duration(seconds * outlines / plan.config.total_images)
+    return f"{text}\nfirst outlines after about {outlines:,} images, {soon}"
+
+
+def _besides(device: Any) -> str:
+    """Returns what the process takes without the training, on a CPU, where both share the memory."""
+    own = peak_memory(device) if device.type == "cpu" else None
+    return "" if own is None else f", besides up to {size_text(own)} of Python, PyTorch and data"
+
+
 def _disk(plan: TrainPlan, parameters: int, beside: int) -> str:
     """Returns the disk space that the run needs, with a warning if less is free."""
     one, everything = disk_bytes(parameters, plan.config, beside)
-    text = f"about {size_text(everything)} in total, {size_text(one)} per checkpoint"
-    folder = next(path for path in (plan.out, *plan.out.absolute().parents) if path.exists())
-    free = shutil.disk_usage(folder).free
-    return text if free > everything else f"{text}; only {size_text(free)} free"
+    return needed_text(everything, plan.out, f" in total, {size_text(one)} per checkpoint")
+
+
+def _used(plan: TrainPlan) -> str:
+    """Returns the memory and the disk space that the run took, to be compared with what was expected."""
+    peak = peak_memory(resolve_device(plan.config.device))
+    memory = "" if peak is None else f"{size_text(peak)} of memory with Python and PyTorch, "
+    size = sum(file.stat().st_size for file in plan.out.rglob("*") if file.is_file())
+    return f"{memory}{size_text(size)} of disk"
 
 
 def _reduced(plan: TrainPlan) -> str:

@@ -19,6 +19,7 @@ from undiffuse.config.kinds import (
     clipping,
 )
 from undiffuse.grid_specs import GRIDS, levels_listed
+from undiffuse.runtime_specs import DEFAULT, RUNTIMES
 from undiffuse.solvers.registry import SOLVERS, current_record, read_options, solver_info, write_options
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import shown
@@ -79,9 +80,10 @@ class SamplerConfig:
         "fp32", "precision of the network: fp32 (default), bf16, or fp16 (GPU only)", Choice("fp32", "bf16", "fp16"),
         group=RUNTIME,
     )  # fmt: skip
-    compile: bool = setting(
-        False, "compile the network with torch.compile (with CUDA graphs on GPUs); takes minutes once", Flag(),
-        group=RUNTIME, advanced=True,
+    runtime: str = setting(
+        DEFAULT, "program that runs the network: torch (default, with this package's kernels), inductor "
+        "(torch.compile), onnxruntime or openvino (CPU only); all but torch take a minute or more once per model",
+        Choice(*RUNTIMES), group=RUNTIME, advanced=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -222,7 +224,7 @@ class SamplerConfig:
         return cls(guidance=GuidanceConfig(**guidance), **own)
 
 
-_MODELS = ("classifier", "guidance", "autoguide", "autoguide_weights", "autoguide_scale", "budget", "compile")
+_MODELS = ("classifier", "guidance", "autoguide", "autoguide_weights", "autoguide_scale", "budget")
 """Settings that a record holds as digests of the models, or not at all."""
 _ALWAYS = ("solver", "steps", "eta", "clip", "clip_after_guidance", "precision", "guidance", "guidance_at")
 """Settings that every record holds; the others only where they are not at their defaults."""

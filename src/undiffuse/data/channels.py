@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from undiffuse.data.decoding import Picture, PictureInfo, Planes, describe
+from undiffuse.data.decoding import BAND, Picture, PictureInfo, Planes, bands, describe
 
 __all__ = [
-    "Background", "ValueRange", "check_value_range", "divided", "objection", "to_levels", "to_mode", "upright",
-    "values_of",
+    "Background", "ValueRange", "check_value_range", "divided", "objection", "picture_rows", "to_levels", "to_mode",
+    "upright", "values_of",
 ]  # fmt: skip
 
 Background = int | tuple[int, int, int]
@@ -79,8 +79,32 @@ def to_mode(picture: Picture, channels: int, background: Background = 255) -> Im
     against = objection(describe(picture), channels)
     if against is not None:
         raise ValueError(against)
-    image = _from_array(picture) if isinstance(picture, np.ndarray) else picture
-    image = upright(image)
+    if isinstance(picture, np.ndarray):
+        height, width = picture.shape[:2]
+        if height * width <= BAND:
+            return _to_mode(_from_array(picture), channels, background)
+        parts = ((rows.start, _from_array(picture[rows])) for rows in bands(width, height))
+    else:
+        image = upright(picture)
+        width, height = image.size
+        if height * width <= BAND or (image.mode == _MODES[channels] and "transparency" not in image.info):
+            return _to_mode(image, channels, background)
+        parts = ((rows.start, picture_rows(image, rows)) for rows in bands(width, height))
+    out = Image.new(_MODES[channels], (width, height))  # each pixel separately, so that pieces make the same picture
+    for top, part in parts:
+        out.paste(_to_mode(part, channels, background), (0, top))
+    return out
+
+
+def picture_rows(image: Image.Image, rows: slice) -> Image.Image:
+    """Some rows of an upright picture."""
+    part = image.crop((0, rows.start, image.width, rows.stop))
+    part.format = image.format  # which says what 32-bit integers mean
+    return part
+
+
+def _to_mode(image: Image.Image, channels: int, background: Background) -> Image.Image:
+    """`to_mode` of an upright picture."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _grey_8_bit(image)
     premultiplied = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
@@ -164,7 +188,10 @@ def _opacity(picture: Picture, values: NDArray[Any]) -> NDArray[np.float64]:
 
 def upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF orientation says; an unreadable EXIF block means "not turned", not "broken"."""
+    image.load()  # a PNG keeps its EXIF block behind the pixels
     try:
+        if image.getexif().get(0x0112, 1) == 1:
+            return image
         return ImageOps.exif_transpose(image)
     except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError, struct.error):
         return image
@@ -182,7 +209,10 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 def divided(values: NDArray[Any]) -> NDArray[np.uint8]:
     """0..65535 -> 0..255 by x / 257, rounded."""
-    return ((np.clip(values.astype(np.int64), 0, 65535) + 128) // 257).astype(np.uint8)
+    out = np.empty(values.shape, np.uint8)
+    for rows in bands(math.prod(values.shape[1:]), values.shape[0]) if values.size else ():
+        out[rows] = (np.clip(values[rows].astype(np.int64), 0, 65535) + 128) // 257
+    return out
 
 
 def _grey_8_bit(image: Image.Image) -> Image.Image:

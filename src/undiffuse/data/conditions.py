@@ -143,7 +143,13 @@ def prepare_partner(
     Args:
         picture: As it is stored.
         condition: How a model sees it. Maps are resized by nearest neighbour and padded with their first class.
-        size, fit, flip, crop, patch, background, pad_value: As for the picture, see `prepare`.
+        size: As for the picture, see `prepare`.
+        fit: As for the picture, see `prepare`.
+        flip: As for the picture, see `prepare`.
+        crop: As for the picture, see `prepare`.
+        patch: As for the picture, see `prepare`.
+        background: As for the picture, see `prepare`.
+        pad_value: As for the picture, see `prepare`.
         like: (width, height) of the picture that it belongs to, as stored: a partner of other size is brought to it
             first, so that both are cut alike. None for a condition picture alone.
 

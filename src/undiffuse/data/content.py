@@ -6,7 +6,6 @@ import hashlib
 import os
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from undiffuse.data.names import Names
 from undiffuse.data.patches import TiledSource
 from undiffuse.data.sources import FileSource, FolderSource, Source, SubsetSource
 from undiffuse.data.zips import ZipSource
-from undiffuse.util.text import count_of, join_names, printable
+from undiffuse.util.limits import open_zip
+from undiffuse.util.text import count_of, join_names
 
 __all__ = ["ContentIndex", "Recheck", "content_index"]
 
@@ -73,9 +73,7 @@ class ContentIndex:
             "new": [name for name in after if name not in before],
         }
         parts = [
-            f"{count_of(len(names), now.what)} {kind}: {join_names(map(printable, names), 3)}"
-            for kind, names in kinds.items()
-            if names
+            f"{count_of(len(names), now.what)} {kind}: {join_names(names, 3)}" for kind, names in kinds.items() if names
         ]
         return "; ".join(parts) or "the images have another order"
 
@@ -101,7 +99,7 @@ def content_index(source: Source) -> ContentIndex | None:
     if isinstance(source, ZipSource) and source.places is not None:
         return ContentIndex(source.names, source.places[:, 3].astype(np.uint32))
     if isinstance(source, ZipSource):
-        with zipfile.ZipFile(source.path) as archive:
+        with open_zip(source.path) as archive:
             members = {member.filename: member.CRC for member in archive.infolist()}
         return ContentIndex(source.names, np.array([members[name] for name in source.names], dtype=np.uint32))
     if isinstance(source, SpanSource):

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import secrets
-import shutil
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,8 +23,9 @@ from undiffuse.data.decoding import Picture, describe
 from undiffuse.data.images import prepare
 from undiffuse.data.screening import default_workers
 from undiffuse.data.sources import BrokenImageError, Excluded, Source
+from undiffuse.util import files
 
-__all__ = ["Converted", "Target", "convert"]
+__all__ = ["Converted", "Target", "convert", "expected_bytes"]
 
 Target = Literal["folder", "zip", "webdataset", "parquet"]
 TARGETS = ("folder", "zip", "webdataset", "parquet")
@@ -38,6 +36,8 @@ _AS_IT_IS = {
 }
 """Files that begin so are copied byte by byte where the target takes any."""
 _SHELF = 1000
+_TRIED = 16
+"""Pictures by which the size of all is estimated."""
 
 
 @dataclass
@@ -50,12 +50,14 @@ class Converted:
         images: how many pictures it holds.
         copied: how many of them are the same files, byte by byte; the others became PNG.
         reduced: how many had more than 8 bits in several channels, or numbers with a value range, and have 8 bits now.
+        bytes: how many the pictures take.
         excluded: pictures that could not be read and were left out.
     """
 
     path: Path
     to: Target
     images: int = 0
+    bytes: int = 0
     copied: int = 0
     reduced: int = 0
     excluded: list[Excluded] = field(default_factory=list)
@@ -118,7 +120,8 @@ def convert(
     declared = value_range if value_range is not None else source.value_range
     encode = _Encoder(source, size, declared, kind == "zip" or size is not None)
     count = len(source) - _broken(source, encode, on_broken, done, workers) if kind in ("webdataset", "parquet") else 0
-    with _whole_or_absent(path) as place:
+    single = kind == "zip" or (kind == "parquet" and path.suffix.lower() == ".parquet")
+    with _whole_or_absent(path, not single) as place:
         items = _items(source, encode, on_broken, done, workers, report)
         if kind == "folder":
             _write_folder(place, source, items)
@@ -131,6 +134,31 @@ def convert(
         if not done.images:
             raise ValueError(f"{source.where}: no picture could be read, so nothing was written")
     return done
+
+
+def expected_bytes(
+    source: Source,
+    path: str | Path,
+    to: Target | None = None,
+    *,
+    size: int | tuple[int, int] | None = None,
+    value_range: ValueRange | None = None,
+) -> int:
+    """How many bytes `convert` will write with the same arguments, from a few pictures that are spread over the source.
+
+    Raises:
+        ValueError: as `convert`.
+    """
+    kind = _target(Path(path), to)
+    declared = value_range if value_range is not None else source.value_range
+    encode = _Encoder(source, size, declared, kind == "zip" or size is not None)
+    found = []
+    for i in range(0, len(source), max(1, len(source) // _TRIED)):
+        try:
+            found.append(len(encode(i).data))
+        except BrokenImageError:  # found and named when its turn comes
+            continue
+    return round(sum(found) / len(found) * len(source)) if found else 0
 
 
 def _target(path: Path, to: Target | None) -> Target:
@@ -151,20 +179,13 @@ def _target(path: Path, to: Target | None) -> Target:
 
 
 @contextmanager
-def _whole_or_absent(path: Path) -> Iterator[Path]:
-    """A name beside `path` that gets its name when the block ends without an error, and is removed otherwise."""
+def _whole_or_absent(path: Path, folder: bool) -> Iterator[Path]:
+    """A file or folder beside `path` that gets its name if the block ends without an error, else it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    place = path.parent / f".undiffuse-{secrets.token_hex(6)}.tmp"
-    try:
-        yield place
-        if path.exists():
-            raise FileExistsError(f"{path} exists by now: choose another name")
-        os.rename(place, path)
-    finally:
-        if place.is_dir():
-            shutil.rmtree(place)
-        else:
-            place.unlink(missing_ok=True)
+    with files.temporary(path.parent, folder) as new:
+        yield new
+        files.sync_tree(new) if folder else files.sync(new)
+        files.place(new, path, overwrite=False)
 
 
 class _Encoder:
@@ -257,6 +278,7 @@ def _items(
                         done.excluded.append(Excluded(name=error.name, reason=error.reason))
                         continue
                     done.images += 1
+                    done.bytes += len(item.data)
                     done.copied += item.copied
                     done.reduced += item.reduced
                     yield item
@@ -269,7 +291,6 @@ def _items(
 
 def _write_folder(place: Path, source: Source, items: Iterator[Item]) -> None:
     """Shelves of files, metadata.jsonl, and the class table in dataset_info.json."""
-    place.mkdir()
     with (place / "metadata.jsonl").open("w", encoding="utf-8") as table:
         for item in items:
             file = place / item.file

@@ -9,6 +9,8 @@ TIFF files in which white is zero. Pillow's guard against decompression bombs is
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
@@ -19,10 +21,12 @@ from PIL import Image, UnidentifiedImageError
 from undiffuse.data import recorded
 from undiffuse.data.recorded import RecordedRange
 from undiffuse.data.tiff import TiffPage, count_pages, is_tiff, read_page, read_pixels
+from undiffuse.util.errors import reading
+from undiffuse.util.limits import LIMITS, limit
 
 __all__ = [
-    "IMAGE_SUFFIXES", "MAX_PIXELS", "Picture", "PictureInfo", "Planes", "as_stored", "decode", "describe",
-    "read_header", "without_alpha",
+    "BAND", "IMAGE_SUFFIXES", "MAX_PIXELS", "Picture", "PictureInfo", "Planes", "as_stored", "bands", "check_size",
+    "decode", "describe", "read_header", "without_alpha",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = (
@@ -32,8 +36,13 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 """Endings of the pixel formats that Pillow reads. Vector formats, which need other programs, are not among them."""
 
-MAX_PIXELS = 1 << 28
-"""Pixels of the largest picture that is decoded unless `max_pixels` says otherwise: 16,384 x 16,384."""
+MAX_PIXELS = LIMITS["UNDIFFUSE_MAX_PIXELS"]
+"""Pixels of the largest picture that is decoded unless `max_pixels` or the environment variable says otherwise."""
+
+BAND = 1 << 18
+"""Pixels whose values are converted at a time, so that a large picture needs little more memory than its pixels."""
+_MOST_BYTES = 8
+"""Bytes of a pixel above which it counts as several; one byte counts as half a pixel."""
 
 _FORMATS = (
     "PNG", "JPEG", "MPO", "TIFF", "WEBP", "GIF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "QOI", "PSD", "PCX", "SGI",
@@ -90,24 +99,41 @@ def decode(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> Picture:
         ValueError: the file has more than `max_pixels` pixels, or damaged pixels.
         OSError: it cannot be decoded (PIL.UnidentifiedImageError: it is no image).
     """
+    with _content("the picture"):
+        return _picture(file, max_pixels)
+
+
+@contextmanager
+def _content(what: str) -> Iterator[None]:
+    """Damaged content is a ValueError, and so is what Pillow takes for an attack."""
+    with reading(what):
+        try:
+            yield
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{what} is too large: {error}") from error
+
+
+def _picture(file: IO[bytes], max_pixels: int) -> Picture:
     start = file.read(16)
     file.seek(0)
     page = read_page(file) if is_tiff(start) else None
     if page is not None and page.beyond_pillow:
-        _limit(page.width, page.height, max_pixels)
+        check_size(page.width, page.height, max_pixels, page.samples * page.bits // 8)
         # Pillow unpacks LZW faster, and knows compressions that are not read here.
         colours = page.photometric == 2 and page.bits == 16 and page.kind == "u" and page.samples in (3, 4)
         if not colours or page.planar or page.compression in (1, 8, 32946):
             values = as_stored(read_pixels(file, page), page)
             return values if recorded.of_tiff(page) is None else without_alpha(values)
-        image = _open(file, max_pixels)
-        return as_stored(_sixteen_bits(file, image, _rawmode(image), max_pixels), page)
+        return as_stored(_sixteen_bits(file, max_pixels), page)
     image = _open(file, max_pixels)
     rawmode = _rawmode(image)
     ours = recorded.of_png(image) if image.format == "PNG" else None
     if image.format == "PNG" and rawmode in ("RGB;16B", "RGBA;16B", "LA;16B"):
-        values = _sixteen_bits(file, image, rawmode, max_pixels)
-        return _in_units(values, ours) if ours is not None else _turned(values, _orientation(image))
+        image.load()  # what is stored behind the pixels
+        orientation = _orientation(image)
+        del image  # whose pixels take as much memory as the values
+        values = _sixteen_bits(file, max_pixels)
+        return _in_units(values, ours) if ours is not None else _turned(values, orientation)
     image.load()
     if ours is not None:
         return _in_units(np.asarray(image), ours)
@@ -126,11 +152,16 @@ def read_header(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> PictureInfo:
         ValueError: as `decode`.
         OSError: as `decode`.
     """
+    with _content("the picture's header"):
+        return _header(file, max_pixels)
+
+
+def _header(file: IO[bytes], max_pixels: int) -> PictureInfo:
     start = file.read(16)
     file.seek(0)
     page = read_page(file) if is_tiff(start) else None
     if page is not None and page.beyond_pillow:
-        _limit(page.width, page.height, max_pixels)
+        check_size(page.width, page.height, max_pixels, page.samples * page.bits // 8)
         wide = page.orientation in (5, 6, 7, 8)
         width, height = (page.height, page.width) if wide else (page.width, page.height)
         sample = np.zeros((1, 1, page.samples), f"{page.kind}{page.bits // 8}")
@@ -235,7 +266,7 @@ def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
                 image = factory(file, "")
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue
-            _limit(*image.size, max_pixels)
+            check_size(*image.size, max_pixels, 1 if image.mode in ("1", "L", "P") else 4)
             return image
         if again:
             break
@@ -245,11 +276,22 @@ def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
     raise UnidentifiedImageError("cannot identify image file")
 
 
-def _limit(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
+def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS, bytes_each: int = 4) -> None:
+    """Raises ValueError if a picture is too large.
+
+    Args:
+        width: pixels.
+        height: pixels.
+        max_pixels: the limit; the usual one gives way to the environment variable UNDIFFUSE_MAX_PIXELS.
+        bytes_each: bytes of a pixel as it is decoded. More than eight count as several pixels, one as half.
+    """
+    most = limit("UNDIFFUSE_MAX_PIXELS") if max_pixels == MAX_PIXELS else max_pixels
+    count = width * height * max(1, -(-bytes_each // _MOST_BYTES))
+    if (count + 1) // 2 > most if bytes_each == 1 else count > most:
+        each = f" of {bytes_each:,} bytes" if bytes_each > _MOST_BYTES else ""
         raise ValueError(
-            f"the picture has {width * height:,} pixels ({height}x{width}, height x width), more than the limit of "
-            f"{max_pixels:,}; raise it with max_pixels={width * height}"
+            f"the picture has {width * height:,} pixels{each} ({height}x{width}, height x width), more than the limit "
+            f"of {most:,}; raise it with max_pixels={count}"
         )
 
 
@@ -261,24 +303,30 @@ def _rawmode(image: Image.Image) -> str:
     return arguments if isinstance(arguments, str) else ""
 
 
-def _sixteen_bits(file: IO[bytes], image: Image.Image, rawmode: str, max_pixels: int) -> NDArray[Any]:
+def _sixteen_bits(file: IO[bytes], max_pixels: int) -> NDArray[Any]:
     """uint16 [H, W, C] of a picture that Pillow reads with 8 bits: the high and the low bytes are decoded in turn."""
+    image = _open(file, max_pixels)
+    rawmode, colour = _rawmode(image), image.info.get("transparency")
+    channels = {"LA;16B": 2}.get(rawmode, 4 if rawmode.startswith("RGBA") else 3)
+    values = np.empty((image.height, image.width, channels), np.uint16)
     if rawmode == "LA;16B":  # two channels of two bytes have the layout of four channels of one byte
-        bytes_ = _decoded(image, "RGBA").astype(np.uint16)
-        return (bytes_[..., 0::2] << 8) | bytes_[..., 1::2]
+        for rows, part in _decoded(image, "RGBA"):
+            values[rows] = (part[..., 0::2].astype(np.uint16) << 8) | part[..., 1::2]
+        return values
     rawmode = rawmode.replace(";16N", ";16L" if np.little_endian else ";16B")
-    high = _decoded(image, rawmode)
-    colour = image.info.get("transparency")
-    low = _decoded(_open(file, max_pixels), _LOW_BYTES[rawmode])
-    values = (high.astype(np.uint16) << 8) | low
+    for rows, part in _decoded(image, rawmode):
+        values[rows] = part.astype(np.uint16) << 8
+    del image
+    for rows, part in _decoded(_open(file, max_pixels), _LOW_BYTES[rawmode]):
+        values[rows] |= part
     if isinstance(colour, tuple):  # one colour is transparent
         alpha = np.where((values == np.array(colour, np.uint16)).all(-1), 0, 65535).astype(np.uint16)
         values = np.concatenate([values, alpha[..., None]], axis=-1)
     return values
 
 
-def _decoded(image: Image.Image, rawmode: str) -> NDArray[np.uint8]:
-    """The picture read as another raw mode."""
+def _decoded(image: Image.Image, rawmode: str) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
+    """The picture read as another raw mode, some rows at a time."""
 
     def changed(arguments: Any) -> Any:
         return (rawmode, *arguments[1:]) if isinstance(arguments, tuple) else rawmode
@@ -286,7 +334,14 @@ def _decoded(image: Image.Image, rawmode: str) -> NDArray[np.uint8]:
     tiled: Any = image
     tiled.tile = [tile._replace(args=changed(tile.args)) for tile in tiled.tile]
     image.load()
-    return np.asarray(image)
+    for rows in bands(image.width, image.height):
+        yield rows, np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
+
+
+def bands(width: int, height: int) -> Iterator[slice]:
+    """Rows of a picture in pieces of about `BAND` pixels."""
+    step = max(1, BAND // max(1, width))
+    return (slice(top, min(top + step, height)) for top in range(0, height, step))
 
 
 def as_stored(values: NDArray[Any], page: TiffPage) -> NDArray[Any]:

@@ -6,6 +6,7 @@ bicubically to cover the target, crop.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -17,12 +18,13 @@ from undiffuse.data.channels import (
     ValueRange,
     divided,
     objection,
+    picture_rows,
     to_levels,
     to_mode,
     upright,
     values_of,
 )
-from undiffuse.data.decoding import Picture, PictureInfo, describe
+from undiffuse.data.decoding import Picture, PictureInfo, bands, describe
 
 __all__ = ["Picture", "kept_by_crop", "prepare", "size_pair", "to_mode"]
 
@@ -131,7 +133,7 @@ def prepare(
         picture = cut(picture, window(describe(picture), (height, width), patch))
     layers = _layers(picture, channels, background, value_range)
     if like is not None and patch is None:
-        layers = [layer if layer.size == like else layer.resize(like, _filter(nearest)) for layer in layers]
+        layers = (layer if layer.size == like else layer.resize(like, _filter(nearest)) for layer in layers)
     done = [_placed(layer, height, width, fit, crop, pad_value, nearest) for layer in layers]
     pixels = done[0] if len(done) == 1 else np.concatenate(done, axis=-1)
     pixels = np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
@@ -160,11 +162,10 @@ def cut(picture: Picture, box: tuple[int, int, int, int]) -> Picture:
 
 def _layers(
     picture: Picture, channels: int, background: Background, value_range: ValueRange | None
-) -> list[Image.Image]:
+) -> Iterable[Image.Image]:
     """The picture as PIL images to be resized: one in colour, or one for each channel."""
     if value_range is not None:
-        levels = to_levels(picture, channels, value_range, background)
-        return [Image.fromarray(np.ascontiguousarray(levels[..., k])) for k in range(levels.shape[2])]
+        return _level_layers(picture, channels, background, value_range)
     if channels in _MODES and not describe(picture).planes:
         return [to_mode(picture, channels, background)]
     against = objection(describe(picture), channels)
@@ -173,6 +174,27 @@ def _layers(
     values = values_of(picture)
     values = divided(values) if values.dtype == np.uint16 else values
     return [Image.fromarray(np.ascontiguousarray(values[..., k])) for k in range(values.shape[2])]
+
+
+def _level_layers(
+    picture: Picture, channels: int, background: Background, value_range: ValueRange
+) -> Iterator[Image.Image]:
+    """One layer after the other, each made of pieces: all levels at once would take many times the picture's memory."""
+    whole = picture if isinstance(picture, np.ndarray) else upright(picture)
+    height, width = whole.shape[:2] if isinstance(whole, np.ndarray) else whole.size[::-1]
+    pieces = list(bands(width, height))
+
+    def levels(rows: slice) -> NDArray[np.float32]:
+        part = whole[rows] if isinstance(whole, np.ndarray) else picture_rows(whole, rows)
+        return to_levels(part, channels, value_range, background)
+
+    first = levels(pieces[0])
+    for k in range(first.shape[2]):
+        layer = Image.new("F", (width, height))
+        for rows in pieces:
+            found = first if rows.start == 0 else levels(rows)
+            layer.paste(Image.fromarray(np.ascontiguousarray(found[..., k])), (0, rows.start))
+        yield layer
 
 
 def _placed(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from undiffuse.downloads import cache_dir
 from undiffuse.util.files import atomic_file
+from undiffuse.util.limits import open_zip
 
 __all__ = ["FROM", "Arrays", "cached", "joined", "place", "read", "split", "turn", "write"]
 
@@ -79,7 +80,7 @@ def place(kind: str, identity: str) -> Path:
 def read(path: Path) -> Arrays | None:
     """The arrays of an uncompressed npz file, mapped into memory; None if it is missing or damaged."""
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        with open_zip(path) as archive, path.open("rb") as file:
             return {info.filename.removesuffix(".npy"): _mapped(path, file, info) for info in archive.infolist()}
     except (OSError, ValueError, EOFError, KeyError, struct.error, zipfile.BadZipFile):
         return None

@@ -25,6 +25,7 @@ from undiffuse.data.screening import OnBroken
 from undiffuse.data.sources import Excluded, FileSource, FolderSource, Source
 from undiffuse.data.tables import TABLE_SUFFIXES, TableSpec, parse_spec, read_table
 from undiffuse.data.zips import ZipSource
+from undiffuse.util.limits import open_zip
 
 __all__ = ["label_files", "own_tables", "table_bytes"]
 
@@ -289,7 +290,7 @@ def _inside(source: FileSource, name: str) -> bytes | None:
     if isinstance(source, ZipSource):
         if source.tables is not None and not any(table.endswith(name) for table in source.tables):
             return None
-        with zipfile.ZipFile(source.path) as archive:
+        with open_zip(source.path) as archive:
             held = set(archive.namelist())
             # A zip of one folder has its table in that folder.
             tops = {folder.partition("/")[0] for folder in source.names.runs.folders}

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data.names import Runs
+from undiffuse.util import text
 
 __all__ = ["apply_table", "class_table", "folder_labels", "join_names", "prefix_labels", "shelved"]
 
@@ -24,9 +25,7 @@ _OF_TOOL = re.compile(r"img\d{8}\.\w+")
 
 def join_names(names: Iterable[str], limit: int = 10) -> str:
     """ "a, b, c and 4 more": at most `limit` names of what may be many."""
-    names = list(names)
-    shown = ", ".join(names[:limit])
-    return shown + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+    return text.join_names(names, limit)
 
 
 def class_table(values: Iterable[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,10 +23,13 @@ from undiffuse.data.remarks import remarks_of
 from undiffuse.data.screening import Check, OnBroken, OnTiny, screen
 from undiffuse.data.sources import FileSource, Source
 
-__all__ = ["IMAGE_SUFFIXES", "NAMED_SETS", "open_data", "split_part"]
+__all__ = ["IMAGE_SUFFIXES", "NAMED_SETS", "WEIGHT_SUFFIXES", "is_data", "open_data", "split_part"]
 
 NAMED_SETS = {"fashion-mnist": ("train", "test")}
 """Data sets known by name, with their splits; the first split is meant where none is given."""
+
+WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pt2", ".onnx")
+"""Files of weights of other programs."""
 
 
 def open_data(
@@ -176,6 +180,35 @@ def split_part(text: str) -> tuple[Path | None, str | None]:
         f"there is no folder or file {text}. Expected a folder of images, a file that holds images, or one of the data "
         f"sets known by name: {', '.join(NAMED_SETS)}"
     )
+
+
+def is_data(spec: str | Path) -> bool:
+    """Whether this names images that `open_data` reads, and not a model or nothing at all.
+
+    Looks at names and first bytes only. Any folder counts as images but that of a training run, which has checkpoints.
+
+    Args:
+        spec: A path, an address of shards, a data set known by name, or one of these with a part ("photos:test").
+    """
+    text = os.fspath(spec)
+    if text.partition(":")[0] in NAMED_SETS:
+        return True
+    try:
+        path, _ = split_part(text)
+    except (OSError, ValueError):  # nothing is there, or a name that is too long for a file
+        return False
+    if path is None:
+        from undiffuse.data.formats import webdataset
+
+        return text.partition("?")[0].lower().endswith(webdataset.SUFFIXES)
+    if path.is_dir():
+        return not (path / "checkpoints").is_dir()
+    if path.suffix.lower() in (".npz", ".zip"):
+        return True
+    if path.suffix.lower() in WEIGHT_SUFFIXES and zipfile.is_zipfile(path):  # PyTorch's files are zips
+        return False
+    found = find_format(path)
+    return found is not None and found.module != "pickles"
 
 
 def _unknown(path: Path) -> str:

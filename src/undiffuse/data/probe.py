@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import statistics
+from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 from undiffuse.data.dataset import DataConfig
-from undiffuse.data.images import size_pair
+from undiffuse.data.decoding import describe
+from undiffuse.data.images import prepare, size_pair
 from undiffuse.data.ranges import FoundRange
-from undiffuse.data.sources import Source
+from undiffuse.data.sources import BrokenImageError, Source
 from undiffuse.data.summary import DataSummary, scan
 
 __all__ = ["GREY_MODES", "DataProbe"]
@@ -15,6 +20,8 @@ __all__ = ["GREY_MODES", "DataProbe"]
 _SAMPLED = 64  # images from which size and channels are guessed
 _LARGEST = 64  # largest size that is chosen automatically
 _LARGEST_HALVED_BY_8 = 96  # longest side of the general recipes whose networks need multiples of 8, beyond it of 16
+_OUTLINED = 16  # pixels of the side at which outlines are looked at
+_WHITE = 245
 GREY_MODES = {"1", "L", "LA", "I;16", "I", "I;16B"}
 
 
@@ -86,6 +93,31 @@ class DataProbe:
     def channels(self) -> int:
         """1 if all images are stored grey, 3 if any has colours, else as many as are stored."""
         return self.summary.channels if self.summary.modes else 3
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How a training prepares these images if nothing else is said: arguments of `DataConfig`."""
+        size = self.whole_size or self.size
+        fit = "pad" if self.fits_padded(size) else "crop"
+        pad = {"pad_value": self.pad_value} if fit == "pad" else {}
+        return {"size": size, "fit": fit, "channels": self.channels, **pad}
+
+    @cached_property
+    def pad_value(self) -> int:
+        """The border of fit="pad" that goes on with the images': 255 where most of their outlines are white, else 0."""
+        light = []
+        for i in np.unique(np.linspace(0, len(self.source) - 1, min(len(self.source), _SAMPLED)).astype(np.int64)):
+            try:
+                picture = self.source.image(int(i))
+                info = describe(picture)
+                if info.depth != "8":
+                    return 0
+                pixels = prepare(picture, _OUTLINED, info.channels if info.planes else info.channels - info.alpha)
+            except (BrokenImageError, OSError, ValueError):
+                continue
+            outline = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+            light.append(float((outline >= _WHITE).mean()))
+        return 255 if light and statistics.median(light) > 0.5 else 0
 
     def fits_padded(self, size: int | tuple[int, int]) -> bool:
         """Returns whether all images have one size that is at most a fifth smaller than `size`.

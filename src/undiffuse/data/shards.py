@@ -36,7 +36,6 @@ class Encoded(Protocol):
 
 def write_tars(place: Path, source: Source, items: Iterator[Any], shard_size: int, count: int) -> None:
     """A folder of shards with .png or .jpg, .cls and .json members, and the class table in classes.txt."""
-    place.mkdir()
     names = source.label_names or (source.vector_names if source.multi_hot else None)
     if names is not None:
         (place / CLASSES).write_text("\n".join(names) + "\n", encoding="utf-8")

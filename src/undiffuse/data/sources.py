@@ -26,6 +26,7 @@ from undiffuse.data import index
 from undiffuse.data.containers import kept_hash
 from undiffuse.data.decoding import MAX_PIXELS, Picture, PictureInfo, decode, describe, read_header
 from undiffuse.data.names import Names
+from undiffuse.util.text import one_line
 
 if TYPE_CHECKING:
     from undiffuse.data.conditions import PictureConditions
@@ -44,7 +45,7 @@ class BrokenImageError(ValueError):
     """A stored picture that cannot be read; `name` says which, `reason` why."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"cannot read the image {name}: {reason}")
+        super().__init__(f"cannot read the image {one_line(name)}: {reason}")
         self.name = name
         self.reason = reason
 
@@ -340,7 +341,7 @@ def _blame(name: str, size: int, error: Exception) -> Exception:
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return BrokenImageError(name, "it is a link to itself")
     if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-        return OSError(error.errno, f"cannot read the image {name}: {error.strerror}")
+        return OSError(error.errno, f"cannot read the image {one_line(name)}: {error.strerror}")
     if size == 0:
         return BrokenImageError(name, "the file is empty")
     if isinstance(error, FileNotFoundError):

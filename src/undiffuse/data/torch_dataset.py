@@ -292,7 +292,7 @@ class StreamDataset:
             start: Images that the run has already seen.
             batch: Images per global batch.
             rank: This process.
-            world: The number of processes.
+            world_size: The number of processes.
         """
         each = batch // world_size
         first, items = start, self._endless()

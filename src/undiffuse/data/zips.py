@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data.sources import FileSource
-from undiffuse.util.limits import check_member
+from undiffuse.util.limits import check_member, open_zip
 
 __all__ = ["ZipSource"]
 
@@ -58,7 +58,7 @@ class ZipSource(FileSource):
         handle = self._handle
         if handle is None or handle[0] != os.getpid():
             # Two threads may both come here first; each handle has its own lock, so either one serves.
-            handle = self._handle = (os.getpid(), zipfile.ZipFile(self.path), threading.Lock())
+            handle = self._handle = (os.getpid(), open_zip(self.path), threading.Lock())
         _, archive, lock = handle
         with lock:  # the standard library counts a zip's open members without one
             info = archive.getinfo(self.names[i])

@@ -14,7 +14,8 @@ _PLACES = {
     "Batch": "base", "Method": "base", "Networks": "base", "Segments": "base",
     "ConsistencyDistillation": "consistency", "ConsistencyTraining": "consistency", "consistency_loss": "consistency",
     "heun_teacher": "consistency", "karras_level": "consistency", "straight_teacher": "consistency",
-    "Discretisation": "discretisation", "MomentMatching": "moment_matching", "Progressive": "progressive",
+    "Critic": "base", "Discretisation": "discretisation", "MomentMatching": "moment_matching",
+    "Progressive": "progressive",
 }  # fmt: skip
 """Modules of the names that need torch."""
 

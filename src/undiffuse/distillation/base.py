@@ -16,13 +16,17 @@ from undiffuse.preconditioning import Preconditioning
 from undiffuse.prediction import Prediction
 
 __all__ = [
-    "Batch", "Method", "Networks", "Segments", "ddim_x0", "mean_flat", "moved", "replaced",
+    "Batch", "Critic", "Method", "Networks", "Segments", "ddim_x0", "mean_flat", "moved", "replaced",
     "truncated_snr",
 ]  # fmt: skip
 
-TEACHER, TARGET, AUXILIARY = "teacher", "target", "auxiliary"
+TEACHER, TARGET, AUXILIARY, DISCRIMINATOR = "teacher", "target", "auxiliary", "discriminator"
 """Networks that a method may need besides the student: the model that is distilled, an average of the student that the
-student is compared with, and a second network that is trained together with the student."""
+student is compared with, a second denoiser that is trained together with the student, and a network that is trained to
+tell the student's images from the data."""
+
+Critic = Callable[[Tensor, Level, "Condition | None"], Tensor]
+"""(noisy images [B, C, H, W], levels [B], conditions) -> scores [B], high where an image looks real."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +38,14 @@ class Networks:
         teacher: The denoiser that is distilled, with its guidance. It is never trained.
         target: An average of the student.
         auxiliary: A second denoiser that is trained.
+        discriminator: Tells real from made images; it is trained.
     """
 
     student: Denoiser
     teacher: Denoiser | None = None
     target: Denoiser | None = None
     auxiliary: Denoiser | None = None
+    discriminator: Critic | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,7 @@ class Batch:
         x0: Clean images [B, C, H, W] in [-1, 1].
         u: Numbers in (0, 1) [B], float64 on the CPU, that choose the noise levels.
         progress: How much of the training is done, from 0 to 1.
+        update: Number of the update, from 0.
         draw: Returns standard normal noise of x0's shape; each purpose gives an independent draw.
         cond: Conditions of the denoisers by name.
     """
@@ -59,6 +66,13 @@ class Batch:
     progress: float
     draw: Callable[[str], Tensor]
     cond: Condition | None = None
+    update: int = 0
+
+    def rows(self, x: Tensor, rows: Tensor, level: Level) -> tuple[Tensor, Level, Condition | None]:
+        """Returns what a denoiser takes for some rows [b] of images `x` at levels [b] of these rows."""
+        rows = rows.to(x.device)
+        cond = None if self.cond is None else {name: value[rows] for name, value in self.cond.items()}
+        return x[rows], level, cond
 
 
 class Method(Protocol):

@@ -47,7 +47,8 @@ def karras_level(index: Tensor, scales: int, low: float = 0.002, high: float = 8
     Args:
         index: Numbers on the grid [B], 0 for the noisiest level, `scales` - 1 for the cleanest.
         scales: Length of the grid, at least 2.
-        low, high: sigma at its ends.
+        low: sigma at its clean end.
+        high: sigma at its noisy end.
         rho: Its exponent.
     """
     ends = high ** (1 / rho), low ** (1 / rho)

@@ -11,6 +11,15 @@ Both are computed from the same images, and both networks are updated at once, w
 w(s) is 1 over the mean of |x~ - teacher(z_s)| of each image (Yin et al. 2024, "One-step Diffusion with Distribution
 Matching Distillation", eq. 8), w'(s) is the SNR, from 1 to 100. Where the two denoisers agree at one level, the
 distributions of z_s do. The student is therefore not bound to the teacher's ODE and its errors.
+
+Samplers clip denoised images to [-1, 1], so images here are clipped too: the student's, the teacher's and, where it is
+compared with the teacher, the auxiliary's. Otherwise a pixel that is always black would be compared with a mean that
+clipping has raised, and would settle above black. The gradient of a clipped pixel acts only where it leads back into
+the range.
+
+Two parts of Yin et al. (2024b, "Improved Distribution Matching Distillation for Fast Image Synthesis") can be added.
+The inputs of the student may be what its own earlier calls made instead of noisy data, which needs no data; and a
+discriminator of noisy images may tell the z_s of the student from those of the data, see `adversarial_loss`.
 """
 
 from __future__ import annotations
@@ -21,8 +30,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
-from undiffuse.distillation.base import AUXILIARY, TEACHER, Batch, Networks, Segments, mean_flat, replaced
+from undiffuse.distillation.base import (
+    AUXILIARY,
+    DISCRIMINATOR,
+    TEACHER,
+    Batch,
+    Critic,
+    Networks,
+    Segments,
+    mean_flat,
+    replaced,
+)
 from undiffuse.grids import grid
 from undiffuse.noise_levels import Level, diffuse, expand
 from undiffuse.preconditioning import Preconditioning
@@ -41,14 +61,28 @@ class MomentMatching:
         calls: Steps of the student.
         anchor: Weight of the difference between the auxiliary's and the teacher's prediction in the auxiliary's loss,
             which keeps it near the teacher (the paper's eq. 10 has 1).
+        clip: "static" clips denoised images as samplers do, "none" does not.
+        inputs: What the student is called on: "data" for noisy images of the data, "own" for what its own earlier calls
+            make of noise, as in sampling.
+        every: The student is trained at every such update, the other networks at all (Yin et al. 2024b, "two
+            time-scale update rule").
+        wait: Updates at the beginning in which only the other networks are trained.
+        adversarial: Weight of the adversarial loss, 0 for none.
+        top: The noisiest levels at which moments are compared, as a share of the chain (Yin et al. 2024 have 0.98). A
+            teacher that predicts noise errs at the noisiest levels.
     """
 
     preconditioning: Preconditioning
     calls: int
     anchor: float = 0.0
+    clip: str = "static"
+    inputs: str = "data"
+    every: int = 1
+    wait: int = 0
+    adversarial: float = 0.0
+    top: float = 1.0
 
     name: ClassVar[str] = "moment-matching"
-    needs: ClassVar[frozenset[str]] = frozenset({TEACHER, AUXILIARY})
     solver: ClassVar[str] = "ddpm"
     target_decay: ClassVar[float] = 0.0
     anywhere: ClassVar[bool] = False
@@ -56,13 +90,23 @@ class MomentMatching:
     def __post_init__(self) -> None:
         if not 1 <= self.calls <= self.preconditioning.chain.steps:
             raise ValueError(f"calls must be from 1 to {self.preconditioning.chain.steps}, got {self.calls}")
+        if self.every < 1:
+            raise ValueError(f"every must be 1 or more, got {self.every}")
+        if not 0 < self.top <= 1:
+            raise ValueError(f"top must be above 0 and at most 1, got {self.top}")
         segments = Segments(self.preconditioning, grid(self.preconditioning.chain, self.calls, "trailing"))
         object.__setattr__(self, "_segments", segments)
 
     @classmethod
     def of(cls, preconditioning: Preconditioning, calls: int, settings: Mapping[str, Any]) -> MomentMatching:
         """See `Method.of`."""
-        return cls(preconditioning, calls, anchor=settings["anchor"])
+        names = ("anchor", "clip", "inputs", "every", "wait", "adversarial", "top")
+        return cls(preconditioning, calls, **{name: settings[name] for name in names})
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """See `Method.needs`."""
+        return frozenset({TEACHER, AUXILIARY, *([DISCRIMINATOR] if self.adversarial else [])})
 
     def sampling_grid(self) -> str:
         """See `Method.sampling_grid`."""
@@ -75,29 +119,101 @@ class MomentMatching:
         n, share = segments.choose(batch.u)
         source = segments.start(n)
         target = self._target(segments, n, share)
-        x = diffuse(batch.x0, source, batch.draw("train"))
-        made = networks.student(x, source, batch.cond).x0
-        with torch.no_grad():
-            z = posterior_sample(x, made, source, target, batch.draw("step"))
-            wanted = networks.teacher(z, target, batch.cond).guided_score(clip_after_guidance=True).x0
+        if self.inputs == "own":
+            x = self._made_inputs(networks, batch, segments, n)
+        else:
+            x = diffuse(batch.x0, source, batch.draw("train"))
+        trains = batch.update >= self.wait and batch.update % self.every == 0
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            raw = networks.student(x, source, batch.cond).x0
+        made = self._clipped(raw.detach())
+        z = posterior_sample(x, made, source, target, batch.draw("step"))
         found = networks.auxiliary(z, target, batch.cond).x0
-        with torch.no_grad():
-            gap = found - wanted
-            scale = mean_flat((made - wanted).abs()).clamp(min=_LEAST)
-            direction = gap / expand(scale.double().cpu(), gap)
-        student = mean_flat(made * direction)
         weight = expand((target.alpha / target.sigma).square().clamp(1.0, 100.0), found[:, 0, 0, 0])
-        auxiliary = weight * mean_flat((found - made.detach()).square())
-        if self.anchor:
+        auxiliary = weight * mean_flat((found - made).square())
+        wanted = None
+        if trains or self.anchor:
+            with torch.no_grad():
+                wanted = networks.teacher(z, target, batch.cond).guided_score(clip_after_guidance=True).x0
+        if self.anchor and wanted is not None:
             auxiliary = auxiliary + self.anchor * weight * mean_flat((found - wanted).square())
-        gap_size = mean_flat(gap.square())
-        return {"loss": student + auxiliary, "auxiliary": auxiliary.detach(), "gap": gap_size}
+        none = torch.zeros_like(auxiliary)
+        loss, terms = auxiliary, {"auxiliary": auxiliary.detach(), "gap": none}
+        direction = none
+        if trains:
+            assert wanted is not None
+            with torch.no_grad():
+                gap = self._clipped(found) - wanted
+                scale = mean_flat((made - wanted).abs()).clamp(min=_LEAST)
+                direction = gap / expand(scale.double().cpu(), gap)
+            # Of all updates, so that the mean over a record is that of the updates that train the student.
+            terms["gap"] = self.every * mean_flat(gap.square())
+        if self.adversarial:
+            assert networks.discriminator is not None
+            critic, towards = adversarial_loss(networks.discriminator, z, target, batch, slope=trains)
+            loss = loss + critic
+            terms["discriminator"], terms["pull"] = critic.detach(), none
+            if trains:
+                kept = (source.alpha * target.sigma / (target.alpha * source.sigma)).square()
+                pull = expand(self.adversarial * made[0].numel() * target.alpha * (1 - kept), made) * towards
+                terms["pull"] = self.every * mean_flat(pull.abs()) / mean_flat(direction.abs()).clamp(min=1e-6)
+                direction = direction + pull
+        if trains:
+            # A step against the gradient must not lead further out of the range, where it changes nothing.
+            away = (raw < made) & (direction > 0) | (raw > made) & (direction < 0)
+            loss = loss + mean_flat(raw * direction.masked_fill(away, 0))
+        return {"loss": loss, **terms}
+
+    def _clipped(self, x0: Tensor) -> Tensor:
+        return x0.clamp(-1, 1) if self.clip == "static" else x0
 
     def _target(self, segments: Segments, n: Tensor, share: Tensor) -> Level:
         """Levels s inside the segments, never the clean image itself, whose denoiser is the identity."""
-        inside = segments.inside(n, share)
+        start, end = segments.positions[n], segments.positions[n + 1]
+        most = (self.top * (segments.preconditioning.chain.steps - 1) - end) / (start - end)
+        inside = segments.inside(n, share * most.clamp(0, 1))
         least = segments.preconditioning.level(torch.zeros(1, dtype=torch.int64))
         return replaced(inside, inside.sigma < least.sigma, least)
+
+    @torch.no_grad()
+    def _made_inputs(self, networks: Networks, batch: Batch, segments: Segments, n: Tensor) -> Tensor:
+        """What the student's own calls make of noise, down to the starts of segments n."""
+        x = expand(segments.start(torch.zeros_like(n)).sigma, batch.x0) * batch.draw("train")
+        for call in range(int(n.max())):
+            rows = torch.nonzero(n > call)[:, 0]
+            here = torch.full_like(rows, call)
+            source, target = segments.start(here), segments.end(here)
+            z, _, cond = batch.rows(x, rows, source)
+            made = self._clipped(networks.student(z, source, cond).x0)
+            rows = rows.to(x.device)
+            x[rows] = posterior_sample(z, made, source, target, batch.draw(f"call {call}")[rows])
+        return x
+
+
+def adversarial_loss(
+    critic: Critic, made: Tensor, level: Level, batch: Batch, slope: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Compares made with real images at the same noise levels (Xiao et al. 2022; Yin et al. 2024b, section 4.3).
+
+        L_discriminator = softplus(D(z~)) + softplus(-D(z)),    L_student = softplus(-D(z~))
+
+    Args:
+        critic: The discriminator D.
+        made: Noisy made images z~ [B, C, H, W].
+        level: Their levels [B].
+        batch: Has the real images, to which noise is added here.
+        slope: Whether the student's gradient is needed.
+
+    Returns:
+        The discriminator's loss [B], and the gradient of the student's by `made` (zeros unless `slope`).
+    """
+    z = made.detach().requires_grad_(slope)
+    score = critic(z, level, batch.cond)
+    towards = torch.zeros_like(made)
+    if slope:
+        (towards,) = torch.autograd.grad(softplus(-score).sum(), z, retain_graph=True)
+    real = diffuse(batch.x0, level, batch.draw("real"))
+    return softplus(score) + softplus(-critic(real, level, batch.cond)), towards.detach()
 
 
 def posterior_sample(x: Tensor, x0: Tensor, source: Level, target: Level, noise: Tensor) -> Tensor:

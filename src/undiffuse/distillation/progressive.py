@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from undiffuse.denoiser import Denoiser
 from undiffuse.distillation.base import TEACHER, Batch, Networks, Segments, ddim_x0, mean_flat, moved, truncated_snr
 from undiffuse.grids import grid
 from undiffuse.noise_levels import diffuse, expand
@@ -33,11 +34,14 @@ class Progressive:
         preconditioning: The levels of the student's process.
         calls: Steps of the student.
         factor: Teacher's steps per step of the student; the paper halves (2).
+        inputs: What the student is called on: "data" for noisy images of the data, "own" for what the teacher's steps
+            make of noise.
     """
 
     preconditioning: Preconditioning
     calls: int
     factor: int = 2
+    inputs: str = "data"
 
     name: ClassVar[str] = "progressive"
     needs: ClassVar[frozenset[str]] = frozenset({TEACHER})
@@ -60,7 +64,7 @@ class Progressive:
     @classmethod
     def of(cls, preconditioning: Preconditioning, calls: int, settings: Mapping[str, Any]) -> Progressive:
         """See `Method.of`."""
-        return cls(preconditioning, calls)
+        return cls(preconditioning, calls, inputs=settings["inputs"])
 
     def sampling_grid(self) -> str:
         """See `Method.sampling_grid`."""
@@ -73,7 +77,10 @@ class Progressive:
         finer: Segments = self._finer  # type: ignore[attr-defined]
         n, _ = own.choose(batch.u)
         source, end = own.start(n), own.end(n)
-        x = diffuse(batch.x0, source, batch.draw("train"))
+        if self.inputs == "own":
+            x = self._made_inputs(networks.teacher, batch, finer, n)
+        else:
+            x = diffuse(batch.x0, source, batch.draw("train"))
         with torch.no_grad():
             z = x
             for part in range(self.factor):
@@ -84,3 +91,15 @@ class Progressive:
         error = mean_flat((networks.student(x, source, batch.cond).x0 - aim).square())
         weight = expand(truncated_snr(source), error)
         return {"loss": weight * error, "mse": error.detach()}
+
+    @torch.no_grad()
+    def _made_inputs(self, teacher: Denoiser, batch: Batch, finer: Segments, n: Tensor) -> Tensor:
+        """What the teacher's steps make of noise, down to the starts of segments n."""
+        first = finer.start(torch.zeros_like(n))
+        x = expand(first.sigma, batch.x0) * batch.draw("train")
+        for k in range(self.factor * int(n.max())):
+            rows = torch.nonzero(self.factor * n > k)[:, 0]
+            here = torch.full_like(rows, k)
+            source, end = finer.start(here), finer.end(here)
+            x[rows.to(x.device)] = moved(teacher(*batch.rows(x, rows, source)), source, end)
+        return x

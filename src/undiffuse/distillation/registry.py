@@ -46,6 +46,9 @@ class MethodInfo(NamedTuple):
     halves: bool = False
 
 
+ANY = ("*",)
+"""In the place of allowed words: any text."""
+_INPUTS = ("data", "own")
 _CURVES = ("fixed", "original", "improved")
 _DISTANCES = ("l1", "l2", "pseudo-huber")
 _CONSISTENCY = {
@@ -62,12 +65,24 @@ METHODS: dict[str, MethodInfo] = {
     "moment-matching": MethodInfo(
         "samples of a few ancestral steps get the teacher's moments at every noise level (Salimans et al. 2024)",
         f"{_HERE}.moment_matching:MomentMatching",
-        {"anchor": Setting(0.0, "weight that keeps the auxiliary network near the teacher")},
+        {
+            "anchor": Setting(0.0, "weight that keeps the auxiliary network near the teacher"),
+            "clip": Setting("static", "static: denoised images are clipped, as samplers do", ("static", "none")),
+            "inputs": Setting("data", "what the student is called on: noisy images of the data, or its own", _INPUTS),
+            "every": Setting(1, "train the student at every such update only, the other networks at all"),
+            "wait": Setting(0, "updates at the beginning in which only the other networks are trained"),
+            "top": Setting(1.0, "noisiest levels at which moments are compared, as a share of the chain"),
+            "adversarial": Setting(0.0, "weight of the loss by which a discriminator tells the images from DATA"),
+            "discriminator": Setting("", "classifier of noisy images that the discriminator starts from", ANY),
+        },
     ),
     "progressive": MethodInfo(
         "one step learns two of the teacher, and the number of steps is halved (Salimans & Ho 2022)",
         f"{_HERE}.progressive:Progressive",
-        {"start": Setting(64, "steps of the first student's teacher")},
+        {
+            "start": Setting(64, "steps of the first student's teacher"),
+            "inputs": Setting("data", "start from noisy images of the data, or from what the teacher makes", _INPUTS),
+        },
         halves=True,
     ),
     "consistency-distillation": MethodInfo(
@@ -109,6 +124,8 @@ def read_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(name: str, setting: Setting, value: Any) -> Any:
+    if setting.words == ANY:
+        return str(value)
     if setting.words:
         if value not in setting.words:
             raise ConfigError("settings", f"{name}={value}: expected one of {', '.join(setting.words)}")

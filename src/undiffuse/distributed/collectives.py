@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from undiffuse.distributed.job import TIMEOUT, Job, join
-from undiffuse.util.launch import launch
+from undiffuse.util.launch import Launch, launch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,10 @@ class DistContext:
     def is_main(self) -> bool:
         """Returns whether this is rank 0, the process that writes files and reports."""
         return self.rank == 0
+
+    def only_user(self, folder: str | os.PathLike[str], doing: str) -> AbstractContextManager[None]:
+        """See `Job.only_user`."""
+        return (self.job or Job(Launch())).only_user(folder, doing)
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sums `tensor` over all ranks in place; every rank gets the same bits."""

@@ -87,6 +87,12 @@ class GradientExchange:
         for bucket in self._buckets:
             bucket.missing = {id(parameter) for parameter in bucket.parameters}
 
+    def explain(self, error: BaseException) -> None:
+        """Raises RankLostError if `error` means that another process died: never, as none waits before `finish`."""
+
+    def give_up(self, microbatch: int, problem: str) -> None:
+        """Raises MemoryError if a step that did not fit into memory cannot be repeated with fewer images at once."""
+
     def finish(self, failed: bool = False) -> bool:
         """Sends what is left and waits for all sums, which become the gradients.
 

@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from undiffuse.distributed.watch import Watch
+from undiffuse.util.agreement import deciding
 from undiffuse.util.launch import Launch, launch
+from undiffuse.util.locks import FolderLock
 from undiffuse.util.progress import NoProgress
 
 __all__ = ["Job", "join"]
@@ -34,17 +37,19 @@ T = TypeVar("T")
 class Job:
     """This process among those of the job; see `join`.
 
-    All methods but `check` are collective: every process calls them in the same order.
+    All methods but `check` and `first` are collective: every process calls them in the same order.
 
     Attributes:
         launch: Rank, number of processes and host.
         store: A `torch.distributed.Store` of the job; None for a process alone.
         watch: Notices processes that die or stand still; None for a process alone.
+        meanwhile: Called now and then while this process waits for others; None for nothing.
     """
 
     def __init__(self, started: Launch, store: Any = None, watch: Watch | None = None) -> None:
         self.launch, self.store, self.watch = started, store, watch
         self.rank, self.world_size, self.is_main = started.rank, started.world_size, started.is_main
+        self.meanwhile: Callable[[], object] | None = None
         self._number = 0  # of the operations, which makes their keys
 
     def check(self) -> None:
@@ -63,6 +68,10 @@ class Job:
                 return json.loads(json.dumps(value))
             self._wait(lambda: self.store.check([key]))
             return json.loads(self.store.get(key).decode())
+
+    def first(self, name: str, text: str) -> str:
+        """Returns what the first process that calls this with a name gives; not collective, and nobody waits."""
+        return text if self.store is None else self.store.compare_set(f"first/{name}", "", text).decode()
 
     def barrier(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Waits until every process has arrived.
@@ -113,6 +122,24 @@ class Job:
         if problem is not None:
             raise (OSError if problem[0] else ValueError)(problem[1])
         return result if self.is_main else action(False)
+
+    @contextmanager
+    def only_user(self, folder: str | os.PathLike[str], doing: str) -> Iterator[None]:
+        """A context in which no other job works in a folder.
+
+        Args:
+            folder: The folder, which is created.
+            doing: What this job does there, for the message that another one gets: "sampling".
+
+        Raises:
+            ValueError: Another process works there, or `folder` is a file.
+        """
+        lock = self.main_first(lambda main: FolderLock(Path(folder), doing) if main else None)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.close(remove=True)
 
     def finish(self, action: Callable[[], Any]) -> Any:
         """Calls `action` on rank 0 and returns its JSON value on every rank.
@@ -185,6 +212,8 @@ class Job:
         while not ready():
             self.check()
             meanwhile()
+            if self.meanwhile is not None:
+                self.meanwhile()
             time.sleep(pause)
             pause = min(2 * pause, longest)
 
@@ -256,7 +285,8 @@ def join() -> Iterator[Job]:
     error: BaseException | None = None
     try:
         job.barrier()  # a process that failed before the others have connected would leave them alone
-        yield job
+        with deciding(job.first):
+            yield job
         job.barrier()
     except BaseException as caught:
         error = caught

@@ -64,7 +64,8 @@ class Watch:
     """Watches the processes of a job from a thread of its own, until `close`.
 
     Args:
-        rank, world_size: This process among how many.
+        rank: This process.
+        world_size: How many processes there are.
         host: The host of rank 0.
         exchange: Rank 0's text given, keeps it for the others; given None, returns it. Carries port and secret word.
         say: Writes a line for the user.
@@ -160,7 +161,10 @@ class Watch:
                 self._tell({"failed": text})
                 self._acknowledged.wait(2 * PATIENCE)
         self._closing.set()
-        self._tell({"beat": self._own_beat(), "left": True})
+        farewell = {"beat": self._own_beat(), "left": True}
+        if self.rank == 0 and self.failure is not None:
+            farewell["lost"] = self.failure  # the thread may not have sent it yet, and nothing is read after a farewell
+        self._tell(farewell)
         if self.rank == 0 and error is None:
             end = time.monotonic() + 2 * PATIENCE
             while time.monotonic() < end and not self._all_left():

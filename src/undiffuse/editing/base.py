@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,7 +34,7 @@ from undiffuse.pixels import to_uint8, to_units
 from undiffuse.sampling import Step
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.launch import Launch
-from undiffuse.util.progress import NoProgress, Progress
+from undiffuse.util.progress import NoProgress, progress_of
 from undiffuse.util.text import count_of, duration, join_names
 
 __all__ = ["EditInputs", "EditOptions", "EditResult", "Edited", "edit", "output_names"]
@@ -59,8 +59,9 @@ class EditOptions:
         format: Of the files in `out`, as in `pipelines.run.SamplingRun`.
         overwrite: Whether to remove results of another edit in `out`.
         batch: Images at once; by default what fits into memory.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; or what counts the images instead.
         report: Receives lines on what was done.
+        on_step: Called after each step with its `Step`.
     """
 
     classes: Any = None
@@ -74,8 +75,9 @@ class EditOptions:
     format: Any = None
     overwrite: bool = False
     batch: int | None = None
-    progress: bool = True
+    progress: bool | NoProgress = True
     report: Callable[[str], None] | None = None
+    on_step: StepCallback | None = None
 
     def __post_init__(self) -> None:
         if self.variants < 1:
@@ -231,8 +233,9 @@ def edit(
     folder, writer = None if options.out is None else Path(options.out), None
     made: list[Tensor] = []
     squares: dict[str, dict[int, float]] = {}
-    with join() if folder is not None else nullcontext(Job(Launch())) as job:
+    with join() if folder is not None else nullcontext(Job(Launch())) as job, ExitStack() as stack:
         if folder is not None:
+            stack.enter_context(job.only_user(folder, f"running {command}"))
             form = default_format(pipeline.shape[0]) if options.format is None else options.format
             check_format(form, pipeline.shape[0])
             writer = job.main_first(lambda main: grids.open_writer(
@@ -242,12 +245,14 @@ def edit(
             names = writer.names or names
         todo = list(range(total)) if writer is None else writer.missing(total)
         kernels = Plan(recorded=None if writer is None else job.broadcast_json(recorded_kernels(writer)))
-        with Progress(command, len(todo), "images") if options.progress else NoProgress() as bar, planned(kernels):
+        with progress_of(options.progress, command, len(todo), "images") as bar, planned(kernels):
             for indices, shared in job.shared(todo, pipeline.batch_size(options.batch), bar):
                 numbers = [index // variants for index in indices]
 
                 def on_step(step: Step, count: int = len(indices), shared: NoProgress = shared) -> None:
                     shared.advance(count / step.total)
+                    if options.on_step is not None:
+                        options.on_step(step)
 
                 x0 = model_images(dataset, numbers, pipeline.device)
                 result = make(x0, NoiseSource(options.seed, indices), inputs.labels_at(numbers), numbers, on_step)

@@ -52,7 +52,8 @@ def inpaint(
         model: A model's file, run folder or name; a config that names it; or a pipeline.
         method: "repaint" (Lugmayr et al. 2022), "dps" (Chung et al. 2023), "pigdm" (Song et al. 2023), "mmps" (Rozet
             et al. 2024) or "projection" (for consistency models and other students, see `projection`).
-        resamples, jump: Of repaint: how often each stretch of `jump` steps is sampled, default 5 and 4.
+        resamples: Of repaint: how often each stretch of `jump` steps is sampled, default 5.
+        jump: Of repaint: steps in a stretch, default 4.
         zeta: Of dps: the length of a step, default 1.
         iterations: Of mmps: conjugate-gradient iterations, default 3.
         noise: Of pigdm and mmps: standard deviation of the noise in the images, in 8-bit levels, default 1.

@@ -75,7 +75,7 @@ def repaint(
                     transition = path.transition(k)
                     x, state, prediction = solver.step(denoise, x, transition, state, draw)
                     x = mask.merged(diffuse(known, transition.target, drawn("known", count)), x)
-                yield Step(count, total, x, prediction, nfe)
+                yield Step(count, total, x, prediction, nfe, transition.target)
                 count += 1
 
 

@@ -18,6 +18,7 @@ from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.inputs import Images
 from undiffuse.pixels import from_uint8, to_uint8
 from undiffuse.util.errors import ConfigError
+from undiffuse.util.text import one_line
 
 __all__ = ["restore"]
 
@@ -49,7 +50,10 @@ def restore(
         model: A model's file, run folder or name; a config that names it; or a pipeline.
         method: "mmps" (Rozet et al. 2024), "pigdm" (Song et al. 2023), "dps" (Chung et al. 2023) or "projection" (see
             `inpaint`).
-        zeta, iterations, noise, data_std: See `inpaint`.
+        zeta: See `inpaint`.
+        iterations: See `inpaint`.
+        noise: See `inpaint`.
+        data_std: See `inpaint`.
         device: See `Pipeline.load`.
         **options: The fields of `EditOptions`: classes, out, seed, variants...
 
@@ -114,7 +118,7 @@ def check_sizes(inputs: EditInputs, size: tuple[int, int], factor: int) -> None:
         if (height, width) != size:
             raise ConfigError(
                 "upscale",
-                f"{factor} takes images of {size[1]}x{size[0]} (width x height), but {source.name(i)} is "
+                f"{factor} takes images of {size[1]}x{size[0]} (width x height), but {one_line(source.name(i))} is "
                 f"{width}x{height}: use `degrade` if the images are whole and should be made smaller first, or `fit` "
                 "to bring them to that size",
             )

@@ -66,7 +66,8 @@ def extent(
 
     Args:
         pipeline: The pipeline whose path is meant.
-        strength, logsnr: See `vary`.
+        strength: See `vary`.
+        logsnr: See `vary`.
         default: The strength if neither is given.
     """
     if strength is None and logsnr is None:

@@ -57,10 +57,10 @@ class FeatureCache:
         try:
             data = path.read_bytes()
             tensors = load(data)
-        except (OSError, safetensors.SafetensorError):
+            digest = bytes(tensors.pop(DIGEST).tolist()).hex()
+        except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError):
             return None
-        digest = tensors.pop(DIGEST, None)
-        if digest is None or bytes(digest.tolist()).hex() != tensors_hash(tensors):
+        if digest != tensors_hash(tensors):
             return None
         with contextlib.suppress(OSError):
             os.utime(path)  # used now, so removed last

@@ -17,6 +17,7 @@ from undiffuse.metrics import (
     InceptionScore,
     MetricError,
     VendiScore,
+    c2st,
     check_same_protocol,
     cmmd,
     frechet_estimate,
@@ -389,6 +390,11 @@ def _cmmd(c: Sides) -> list[Estimate]:
     return [cmmd(x, y, card=c.samples.card)]
 
 
+def _two_sample(c: Sides) -> list[Estimate]:
+    x, y = _both(c.samples, c.reference, 8)
+    return [c2st(x, y, seed=c.options.seed, card=c.samples.card)]
+
+
 def _vendi(c: Sides) -> list[Estimate]:
     score = VendiScore(c.options.vendi_order, card=c.samples.card)
     return [score.update(_features(c.samples, "samples' file")).compute()]
@@ -425,6 +431,7 @@ METRICS: dict[str, Metric] = {
         "dc": ("density and coverage", _density_coverage, True),
         "kid": ("kernel distance (KID), unbiased", _kernel, True),
         "cmmd": ("maximum mean discrepancy with a Gaussian kernel (CMMD for CLIP)", _cmmd, False),
+        "c2st": ("classifier two-sample test: share of images whose origin is recognised", _two_sample, False),
         "vendi": ("Vendi score, the effective number of different samples", _vendi, False),
         "accuracy": ("share of samples that the extractor's classifier takes for their class", _accuracy, True),
         "fd-infinity": ("Frechet distance extrapolated to infinitely many samples", _infinity, False),

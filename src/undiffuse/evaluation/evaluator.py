@@ -146,7 +146,7 @@ def evaluate(
 ) -> Report:
     """Evaluates samples against a reference.
 
-    Each side is a path (folder, .zip, .npz), the name of a data set ("fashion-mnist:test"), a uint8 array or tensor
+    Each side is a path (folder, .zip, .npz and others, "photos:test"), the name of a data set, a uint8 array or tensor
     [N, H, W, C], a map-style torch dataset of images, or an `ImageSet`. The samples may also be a model (name, path,
     `DiffusionModel` or `Pipeline`), whose samples go straight to the extractor. The reference may also be a reference
     file, or an .npz with the statistics `mu` and `sigma`.

@@ -1,14 +1,15 @@
 """Extracts features in one pass over images, shard by shard, from the cache where they are known.
 
 Shards have a fixed size, so the features do not depend on how many processes share the work, and a pass that was
-stopped resumes where it was. The features of all processes are put together in the order of the images: every number
-that follows is the same, to the last bit, for one process and for eight.
+stopped resumes where it was. A process that is free takes the next shard. The features of all processes are put
+together in the order of the images: every number that follows is the same, to the last bit, for one process and for
+eight.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,18 +19,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from undiffuse.distributed import DistContext
+from undiffuse.distributed.stopping import Interrupted, together
 from undiffuse.evaluation.cache import FeatureCache
 from undiffuse.evaluation.images import ImageSet
 from undiffuse.metrics import Card, MetricError
 from undiffuse.metrics.extractors import Extracted, Extractor, in_batches
+from undiffuse.util.progress import NoProgress
 
 __all__ = ["Features", "extract"]
 
 SHARD = 256
 BATCH = 64
 
-Progress = Callable[[int], None]
-"""Called with the number of images that were finished since the last call."""
+Progress = Callable[[float], None]
+"""Called with the number of images that were finished since the last call, in parts while a model makes them."""
+
+_SAMPLING = 0.95  # of the work on an image that a model makes; the extractor has the rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,29 +93,30 @@ def extract(
 
     Raises:
         MetricError: Images that an extractor cannot take, or features that are not finite.
+        Interrupted: Making images was cut short in one of the processes.
     """
     if not extractors:
         raise MetricError("at least one extractor is needed")
     ranks = ranks or DistContext()
-    shards = [(start, min(start + SHARD, len(images))) for start in range(0, len(images), SHARD)]
-    if not shards:
+    if not len(images):
         raise MetricError(f"{images.where} holds no images")
-    kept: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in extractors]
-    digests: list[Tensor] = []
-    for first in range(0, len(shards), ranks.world_size):
-        mine = first + ranks.rank
-        parts, digest = (
-            _shard(images, *shards[mine], extractors, cache, batch, keep_images)
-            if mine < len(shards)
-            else ([_nothing(extractor) for extractor in extractors], torch.zeros(0, 32, dtype=torch.uint8))
-        )
-        digests.append(ranks.gather(digest))
-        for whole, part in zip(kept, parts, strict=True):
-            features = ranks.gather(part.features)
-            whole.append((features, None if part.spatial is None else ranks.gather(part.spatial)))
-        if progress is not None:
-            begin, end = shards[first][0], shards[min(first + ranks.world_size, len(shards)) - 1][1]
-            progress(end - begin)
+    mine: dict[int, _Shard] = {}
+    cut: Interrupted | None = None
+    with together(ranks):
+        for start, stop, bar in _taken(len(images), ranks, _Told(len(images), progress)):
+            if cut is not None:  # the rest is taken, so that no process waits for another one
+                continue
+            images.progress = part = _Part(bar)
+            try:
+                mine[start] = _shard(images, start, stop, extractors, cache, batch, keep_images)
+                bar.advance(stop - start - _SAMPLING * part.done)
+            except Interrupted as interruption:
+                cut = interruption
+        if cut is not None:
+            raise cut
+    everything = _of_all(mine, len(images), extractors, ranks)
+    digests = [digest for _, digest in everything]
+    kept = [[parts[k] for parts, _ in everything] for k in range(len(extractors))]
     if cache is not None and ranks.is_main:
         cache.trim()
     about = {
@@ -125,8 +131,10 @@ def extract(
         about["class_counts"] = np.bincount(images.labels, minlength=len(images.label_names or ())).tolist()
     return [
         Features(
-            features=torch.cat([features for features, _ in whole]),
-            spatial=torch.cat([s for _, s in whole if s is not None]) if whole[0][1] is not None else None,
+            features=torch.cat([part.features for part in whole]),
+            spatial=None
+            if whole[0].spatial is None
+            else torch.cat([part.spatial for part in whole if part.spatial is not None]),
             card=extractor.card,
             spatial_card=extractor.spatial_card,
             scores=extractor.scores,
@@ -139,6 +147,73 @@ def extract(
     ]
 
 
+_Shard = tuple[list[Extracted], Tensor]
+"""What each extractor makes of a shard, and the sha256 of its pixels [1, 32]."""
+
+
+class _Told(NoProgress):
+    """Counts images for a function."""
+
+    def __init__(self, total: float, tell: Progress | None) -> None:
+        super().__init__(total)
+        self._tell = tell
+
+    def advance(self, amount: float) -> None:
+        super().advance(amount)
+        if self._tell is not None and amount:
+            self._tell(amount)
+
+
+class _Part(NoProgress):
+    """Counts images that a model makes as a part of the work on them."""
+
+    def __init__(self, bar: NoProgress) -> None:
+        super().__init__()
+        self._bar = bar
+
+    def advance(self, amount: float) -> None:
+        super().advance(amount)
+        self._bar.advance(_SAMPLING * amount)
+
+
+def _taken(count: int, ranks: DistContext, bar: NoProgress) -> Iterator[tuple[int, int, NoProgress]]:
+    """The shards of this process as (first image, end, bar), whenever it is free."""
+    if ranks.job is None:
+        yield from ((start, min(start + SHARD, count), bar) for start in range(0, count, SHARD))
+        return
+    for numbers, common in ranks.job.shared(range(count), SHARD, bar):
+        yield numbers[0], numbers[-1] + 1, common
+
+
+def _of_all(
+    mine: Mapping[int, _Shard], count: int, extractors: Sequence[Extractor], ranks: DistContext
+) -> list[_Shard]:
+    """The shards of all processes in the order of the images. They are exchanged one of each process at a time."""
+    whole = dict(mine)
+    taken = ranks.gather_json(sorted(mine)) if ranks.world_size > 1 else []
+    for turn in range(max(map(len, taken), default=0)):
+        at = taken[ranks.rank][turn] if turn < len(taken[ranks.rank]) else None
+        nothing: _Shard = ([_nothing(extractor) for extractor in extractors], torch.zeros(0, 32, dtype=torch.uint8))
+        parts, digest = nothing if at is None else mine[at]
+        digests = ranks.gather(digest)
+        gathered = [
+            (ranks.gather(part.features), None if part.spatial is None else ranks.gather(part.spatial))
+            for part in parts
+        ]
+        begin = 0
+        for number, start in enumerate(starts[turn] for starts in taken if turn < len(starts)):
+            rows = slice(begin, begin + min(SHARD, count - start))
+            begin = rows.stop
+            whole[start] = (
+                [
+                    Extracted(features[rows], None if spatial is None else spatial[rows])
+                    for features, spatial in gathered
+                ],
+                digests[number : number + 1],
+            )
+    return [whole[start] for start in sorted(whole)]
+
+
 def _shard(
     images: ImageSet,
     start: int,
@@ -147,7 +222,7 @@ def _shard(
     cache: FeatureCache | None,
     batch: int,
     keep_images: bool,
-) -> tuple[list[Extracted], Tensor]:
+) -> _Shard:
     """Returns features of images start..stop-1 for each extractor, and the sha256 of their pixels [1, 32]."""
     known = images.key(start, stop) if cache is not None else None
     pixels = None if known is not None else _checked(images, start, stop)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,7 +192,7 @@ def frontier(
         model: Name or path of a model.
         reference: What the samples are measured against, see `evaluate`.
         solvers: Names of solvers.
-        calls: Budgets of network calls for an image; each solver takes as many steps as fit.
+        nfe: Budgets of network calls for an image; each solver takes as many steps as fit.
         grids: How the steps are spaced: names of grids, "own" for each solver's default, "tuned" or "tuned:images=N"
             for levels that are chosen for the model.
         scales: Strengths of a classifier's guidance.
@@ -228,7 +229,7 @@ def frontier(
     if out is not None:
         check_same_sweep(Path(out) / SETTINGS, about, overwrite)
     real, rows, metric = None, [], ""
-    with session(device) as ranks:
+    with session(device) as ranks, nullcontext() if out is None else ranks.only_user(out, "measuring"):
         first = pipeline_of(base.model, with_guidance(base, "guidance", scales[0]), str(ranks.device))
         points, left_out = planned(base, first, solvers, nfe, grids, scales)
         long = [] if against is None else [_long(base, against, scale) for scale in scales]
@@ -369,7 +370,7 @@ def _students(students: Sequence[str], config: SamplerConfig) -> list[SweepPoint
     """The distilled models, sampled as their files say."""
     from undiffuse.config import SamplerConfig
 
-    plain = SamplerConfig(precision=config.precision, compile=config.compile)
+    plain = SamplerConfig(precision=config.precision, runtime=config.runtime)
     points = []
     for student in students:
         name = Path(student).parent.name if Path(student).stem == "model" else Path(student).name

@@ -26,7 +26,8 @@ from undiffuse.pictures.npz import packed_files
 from undiffuse.pictures.stored import read_file
 from undiffuse.pictures.units import IN_UNITS, load_image, preview
 from undiffuse.util.errors import ConfigError
-from undiffuse.util.text import count_of
+from undiffuse.util.progress import NoProgress
+from undiffuse.util.text import count_of, one_line
 
 __all__ = ["ImageSet", "MadeImages", "StoredImages", "class_warnings", "open_images", "range_of_run"]
 
@@ -61,6 +62,7 @@ class ImageSet(ABC):
         self.labels, self.label_names = labels, label_names
         self.about = dict(about)
         self.warnings = [*warnings, *class_warnings(labels, label_names)]
+        self.progress: NoProgress | None = None  # advanced by one for each image that a model makes, in parts
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -304,7 +306,7 @@ def _undeclared(source: Source) -> list[str]:
         info = describe(picture)
         if info.depth in ("int", "float") or (source.in_memory and info.depth != "8"):
             values = values_of(picture)
-            seen = f", {source.name(int(i))} has {float(np.nanmin(values)):g}..{float(np.nanmax(values)):g}"
+            seen = f", {one_line(source.name(int(i)))} has {float(np.nanmin(values)):g}..{float(np.nanmax(values)):g}"
             raise ConfigError(
                 "value_range",
                 f"is missing: {source.where} holds {info.mode} and not uint8{seen}; give the values of black and "
@@ -399,8 +401,9 @@ def _one_size(source: Source) -> tuple[int, int]:
         if size != sizes[0]:
             raise ConfigError(
                 "size",
-                f"images differ in size: {source.name(0)} is {sizes[0][0]}x{sizes[0][1]}, {source.name(i)} is "
-                f"{size[0]}x{size[1]}; give the size to prepare them to, for example 256 (cuts the centre)",
+                f"images differ in size: {one_line(source.name(0))} is {sizes[0][0]}x{sizes[0][1]}, "
+                f"{one_line(source.name(i))} is {size[0]}x{size[1]}; give the size to prepare them to, "
+                "for example 256 (cuts the centre)",
             )
     return sizes[0][1], sizes[0][0]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from undiffuse.data import NAMED_SETS
+from undiffuse.data.opening import is_data
 from undiffuse.data.screening import OnBroken
 from undiffuse.distributed import DistContext
 from undiffuse.evaluation.arrays import ArrayImages, DatasetImages
@@ -177,17 +176,12 @@ def _of_statistics(statistics: NpzStatistics, extractor: Extractor) -> Summary:
 
 
 def is_model(source: object) -> bool:
-    """Whether something is a model or names one: any text that is no folder of images, archive or known data set."""
+    """Whether something is a model or names one: any text that names neither images nor a reference file."""
     if not isinstance(source, (str, Path)):
         from undiffuse.pipelines.pipeline import Pipeline
 
         return isinstance(source, (DiffusionModel, Pipeline))
-    path = Path(source)
-    if str(source).partition(":")[0] in NAMED_SETS or is_reference(source):
-        return False
-    if os.path.isdir(path):  # os.path: a reference with flags may be longer than a file name can be
-        return (path / "checkpoints").is_dir()
-    return path.suffix.lower() not in (".npz", ".zip")
+    return not is_reference(source) and not is_data(source)
 
 
 def pipeline_of(source: Any, sampler: SamplerConfig | None = None, device: str = "auto") -> Pipeline:
@@ -236,7 +230,7 @@ def made_images(
     source = SampleSource(pipeline, config.seed, classes, given=given)
 
     def make(numbers: list[int]) -> Tensor:
-        images = source.make(numbers)
+        images = source.make(numbers, made.progress)
         if seen is not None:
             seen(numbers, images.numpy())
         return images

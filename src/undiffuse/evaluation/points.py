@@ -13,6 +13,7 @@ from undiffuse.config import GuidanceConfig, SamplerConfig
 from undiffuse.config.fields import settings_of
 from undiffuse.frontiers import Point
 from undiffuse.models import paired_classifier
+from undiffuse.runtime_specs import DEFAULT
 from undiffuse.solvers.registry import read_options, solver_info
 from undiffuse.util.errors import ConfigError
 
@@ -101,6 +102,7 @@ def short_text(pipeline: Pipeline) -> str:
     parts += [s.solver_options] if s.solver_options else []
     parts += s.guidance.text()
     parts += [s.precision] if s.precision != "fp32" else []
+    parts += [s.runtime] if s.runtime != DEFAULT else []
     return ", ".join(parts)
 
 

@@ -18,6 +18,8 @@ from undiffuse.evaluation.summary import Summary
 from undiffuse.evaluation.text import report_html, report_text
 from undiffuse.metrics import Card, Estimate, MetricError
 from undiffuse.util.files import atomic_file
+from undiffuse.util.records import parse_json
+from undiffuse.util.text import shown
 
 __all__ = ["Report", "environment"]
 
@@ -149,17 +151,53 @@ class Report:
     def from_json(cls, text: str, where: str = "the text") -> Report:
         """Reads the text of `to_json`; MetricError, which calls it `where`, for anything else."""
         try:
-            values = json.loads(text)
+            values = parse_json(text, where)
             if not isinstance(values, dict) or values.get("kind") != "evaluation" or values.get("format") != FORMAT:
                 raise MetricError(f"{where} is no evaluation of this version; make it by `undiffuse evaluate`")
             estimates = []
             for entry in values["metrics"]:
                 card = Card.from_dict(entry.pop("card")) if entry.get("card") else None
+                _check_entry(entry)
                 estimates.append(Estimate(**{**entry, "warnings": tuple(entry["warnings"]), "card": card}))
+            for name in ("samples", "reference", "skipped", "environment", "seconds"):
+                _check("a table", values[name], name, dict)
+            _check("a text", values["name"], "name", str)
+            for name, seconds in values["seconds"].items():
+                _check("a number", seconds, name, *_NUMBER)
             names = ("name", "samples", "reference", "skipped", "environment", "seconds")
-            return cls(estimates=estimates, **{name: values[name] for name in names})
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            made = cls(estimates=estimates, **{name: values[name] for name in names})
+            report_text(made)  # what cannot be shown is damaged as well
+            return made
+        except MetricError:
+            raise
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             raise MetricError(f"{where} is no evaluation, or it is damaged ({error})") from error
+
+
+_NUMBER = (int, float)
+
+
+def _check(what: str, value: object, name: str, *types: type) -> None:
+    """Raises TypeError unless a value of the file has one of the types; truth values are no numbers."""
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise TypeError(f"{name} is {shown(value, 40)}, not {what}")
+
+
+def _check_entry(entry: Mapping[str, Any]) -> None:
+    """Raises TypeError unless the fields of an estimate have the types that they are written with."""
+    _check("a text", entry["name"], "name", str)
+    _check("a number", entry["value"], "value", *_NUMBER)
+    _check("a number", entry["n"], "n", int)
+    for name in ("stderr", "bias", "n_reference"):
+        if entry.get(name) is not None:
+            _check("a number", entry[name], name, *_NUMBER)
+    for name in ("extra", "settings"):
+        _check("a table", entry.get(name, {}), name, dict)
+    for name, value in entry.get("extra", {}).items():
+        _check("a number", value, name, *_NUMBER, type(None))
+    _check("a list", entry["warnings"], "warnings", list)
+    for text in entry["warnings"]:
+        _check("a text", text, "warnings", str)
 
 
 def _side(summary: Summary) -> dict[str, Any]:

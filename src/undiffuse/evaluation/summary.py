@@ -7,6 +7,7 @@ their pixels. OpenAI's reference batches (npz with mu, sigma, mu_s, sigma_s) are
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,10 +27,12 @@ from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
 from undiffuse.util.hashing import tensors_hash
 from undiffuse.util.limits import check_header, open_npz
+from undiffuse.util.records import parse_json
 
 __all__ = ["NpzStatistics", "Summary", "is_reference", "npz_statistics", "read_reference", "write_reference"]
 
 FORMAT = 1
+_OWN_HASH = "manifest_sha256"
 KEY = "undiffuse"
 OPENAI = ("mu", "sigma", "mu_s", "sigma_s")
 
@@ -251,10 +254,17 @@ def write_reference(
         entry["kept"] = count
         entries.append(entry)
     manifest = {"format": FORMAT, "kind": "reference", "extractors": entries, "sha256": tensors_hash(tensors)}
+    manifest[_OWN_HASH] = _hash(manifest)
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={KEY: json.dumps(manifest)})
     with atomic_file(path, overwrite=overwrite) as file:
         file.write(data)
     return path
+
+
+def _hash(manifest: dict[str, Any]) -> str:
+    """sha256 of a manifest without its own hash."""
+    rest = json.loads(json.dumps({name: value for name, value in manifest.items() if name != _OWN_HASH}))
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def is_reference(path: str | Path) -> bool:
@@ -273,14 +283,17 @@ def read_reference(path: str | Path) -> list[Summary]:
     try:
         check_header(path)
         with safetensors.safe_open(str(path), framework="pt") as file:
-            manifest = json.loads((file.metadata() or {})[KEY])
+            manifest = parse_json((file.metadata() or {})[KEY], f"the header of {path}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise MetricError(f"{path} is no reference file, or it is damaged ({error})") from error
-    if manifest.get("kind") != "reference" or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("kind") != "reference" or manifest.get("format") != FORMAT:
         raise MetricError(f"{path} is no reference file of this version: make it again")
+    unknown = set(manifest) - {"format", "kind", "extractors", "sha256", _OWN_HASH}
+    if unknown or manifest.get(_OWN_HASH, _hash(manifest)) != _hash(manifest):  # older files have no hash of it
+        raise MetricError(f"{path} is damaged: its description does not have the hash it carries; make it again")
     if tensors_hash(tensors) != manifest.get("sha256"):
         raise MetricError(f"{path} is damaged: its content does not have the hash it carries; make it again")
     out = []
@@ -304,6 +317,6 @@ def read_reference(path: str | Path) -> list[Summary]:
                     warnings=tuple(entry["warnings"]),
                 )
             )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise MetricError(f"{path} lacks {error}: it is damaged, or of another version") from error
     return out

@@ -7,7 +7,9 @@ resumes where it was, because features are cached.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from undiffuse.pictures.names import safe
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
 from undiffuse.util.tables import markdown
+from undiffuse.util.text import duration
 
 if TYPE_CHECKING:
     from undiffuse.config import SamplerConfig
@@ -201,7 +204,7 @@ def sweep(
     if out is not None:
         check_same_sweep(Path(out) / SETTINGS, about, overwrite)
     real, reports, sampler = None, [], ""
-    with session(device) as ranks:
+    with session(device) as ranks, nullcontext() if out is None else ranks.only_user(out, "measuring"):
         for point, report, pipeline in measured(points, reference, measured_by, ranks, floor, notify):
             if point is None or pipeline is None:
                 real = report
@@ -234,12 +237,21 @@ def measured(
     if floor is not None:
         real = evaluator.open(floor, count=config.count or MADE)
         yield None, evaluator.measure("real images", real), None
+    begin, work = time.monotonic(), [_work(point) for point in points]
     for k, point in enumerate(points):
         if notify is not None and ranks.is_main:
-            notify(f"{point.title} ...")
+            spent = time.monotonic() - begin
+            left = f", about {duration(spent * sum(work[k:]) / sum(work[:k]))} left" if k else ""
+            notify(f"{point.title} ({k + 1} of {len(points)}{left}) ...")
         pipeline = pipeline_of(point.config.model, point.config, device) if k else first
         samples = EvaluationSet(images=made_images(pipeline, config))
         yield point, evaluator.measure(point.title, samples), pipeline
+
+
+def _work(point: SweepPoint) -> float:
+    """Returns what a point costs beside others: its number of steps, where that is a plain number."""
+    steps = str(point.config.steps or "")
+    return float(steps) if steps.isdigit() else 1.0
 
 
 def settings_of(config: SamplerConfig, measured_by: EvaluationConfig, reference: Any, floor: Any) -> dict[str, Any]:

@@ -89,11 +89,17 @@ def _remark(e: Estimate) -> str:
     if "std" in extra and "chunks" in extra:
         chunks = int(extra["chunks"])
         parts.append(f"std {number(extra['std'])} over {chunks} chunks" if chunks > 1 else "one chunk")
+    if {"low", "high", "p"} <= set(extra):
+        parts.append(f"95 % interval {100 * extra['low']:.1f} to {100 * extra['high']:.1f} %; {_by_chance(extra['p'])}")
     if "k" in e.settings:
         parts.append(f"k = {e.settings['k']}, {e.settings['distances']}")
     if e.stderr is None and e.name.startswith(("FD", "FID", "sF")):
         parts.append("no error: too few samples, or statistics only")
     return "; ".join(parts)
+
+
+def _by_chance(p: float) -> str:
+    return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
 
 
 def _cards(report: Report) -> list[tuple[str, object]]:

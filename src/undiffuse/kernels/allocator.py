@@ -5,11 +5,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 _LARGEST = 32 * 2**20  # the largest threshold that mallopt accepts
+_OWN = 2**17  # bytes from which on a block has pages of its own inside `own_pages`, glibc's default
 _NEVER = 2**31 - 1
+
+_kept = False  # whether `keep_memory` is in effect
 
 
 def keep_memory() -> bool:
@@ -21,8 +26,27 @@ def keep_memory() -> bool:
     Returns:
         Whether the setting is in effect (glibc only).
     """
+    global _kept
     mallopt = _function("mallopt")
-    return mallopt is not None and bool(mallopt(_TRIM_THRESHOLD, _NEVER)) and bool(mallopt(_MMAP_THRESHOLD, _LARGEST))
+    _kept = mallopt is not None and bool(mallopt(_TRIM_THRESHOLD, _NEVER)) and bool(mallopt(_MMAP_THRESHOLD, _LARGEST))
+    return _kept
+
+
+@contextmanager
+def own_pages() -> Iterator[None]:
+    """Gives large blocks of memory allocated inside the block pages of their own, if `keep_memory` is in effect.
+
+    For weights: what is freed goes back to the operating system at once, instead of leaving holes among activations.
+    """
+    mallopt = _function("mallopt")
+    if mallopt is None or not _kept:
+        yield
+        return
+    mallopt(_MMAP_THRESHOLD, _OWN)
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_THRESHOLD, _LARGEST)
 
 
 def return_memory() -> None:

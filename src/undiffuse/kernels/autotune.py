@@ -2,7 +2,7 @@
 
 Implementations round differently, so a run keeps one choice for each shape, whatever the batch of a call: a `Plan`. It
 chooses for the batch of its first call, and can be recorded and used again. Where there is no plan of a run, a plan for
-batches of eight is used.
+batches of eight is used. The processes of a job choose alike (`util.agreement`).
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from undiffuse.kernels.building import processor
-from undiffuse.kernels.choice import OPERATIONS, setting
+from undiffuse.kernels.choice import OPERATIONS, setting, timing
+from undiffuse.kernels.choice import text as setting_text
+from undiffuse.util.agreement import agreed
 
 if TYPE_CHECKING:  # imported by the functions that need them, since few runs time anything
     from undiffuse.kernels.timing import Trial
-    from undiffuse.kernels.timing_table import Case, Entry, TimingTable
+    from undiffuse.kernels.timing_table import Case, TimingTable
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 LEAST = 256
 """Tiles of 2x2 results from which on our convolution is assumed to be faster, on processors without a matrix unit."""
-START, SHARE = 0.15, 0.03  # seconds a process may spend on timing, or this share of the time since its start
+START, SHARE = 0.2, 0.03
+"""Seconds of processor time that a process may spend on timing, or this share of its processor time."""
 _BATCH = 8  # of calls outside any run
-_MARGIN = 1.03  # a way has to be that many times faster than the assumed one
-_PATIENCE = 2  # such cases until a process stops trying
 _FAR = 3.0  # factors of two up to which cases are near each other
+_PRODUCTS = 512, 16  # tokens up to which plain products are assumed to be faster, and sequences from which on they are
 
-_began = time.monotonic()
+_BEFORE = {"conv1x1_packed": "packed", "conv3x3_weight": "torch"}  # what records mean that are older than a choice
+
 _spent = 0.0
-_disturbed = 0  # cases that could not be timed because the machine is busy
 _table: TimingTable | None = None
-_assumed: set[str] = set()  # cases that stay untimed in this process, so that all its runs decide alike
+_untimed: dict[str, str] = {}  # cases that stay untimed in this process, so that all its runs choose alike
 _again: set[str] = set()  # what UNDIFFUSE_KERNELS=measure has timed in this process
 
 Key = tuple[str, str, int, int, int, int]  # operation, precision, channels, output channels, height, width
@@ -46,20 +48,28 @@ class Plan:
 
     Args:
         batch: Images of a call to choose for; default those of the first call.
-        recorded: What `record` of another plan returned: its choices are used as far as they are possible here.
+        recorded: What `record` of another plan returned: its choices are used as far as they are possible here. For
+            operations that it does not mention, the rule chooses, as it did when the record is older than their
+            choices; {} mentions none.
+        seconds: Processor time that the process may spend on timing for this plan: more than the default for runs that
+            take long.
     """
 
-    def __init__(self, batch: int | None = None, recorded: Any = None) -> None:
-        self.batch = batch
+    def __init__(self, batch: int | None = None, recorded: Any = None, seconds: float = START) -> None:
+        self.batch, self.seconds = batch, seconds
         self.notes: list[str] = []
+        self.token: object = self  # another object whenever the setting of the kernels has changed
+        self._setting: str | None = None
         self._chosen: dict[Key, str] = {}
         self._recorded: dict[Key, str] = {}
+        self._mentioned: set[str] | None = None  # by the record, if there is one
         if isinstance(recorded, Mapping):
             number = recorded.get("batch")
             self.batch = number if isinstance(number, int) and number > 0 else batch
             for way, cases in recorded.items():
                 keys = map(_key_of, cases) if isinstance(cases, list) else ()
                 self._recorded |= {key: way for key in keys if key is not None and way in OPERATIONS[key[0]]}
+            self._mentioned = {_kind(key) for key in self._recorded}
 
     def choose(self, key: Key, batch: int, ways: tuple[str, ...], trial: Trial) -> str:
         """Returns the implementation to use.
@@ -87,9 +97,21 @@ class Plan:
         elif recorded is not None:
             chosen = recorded
         if chosen is None or chosen not in ways:
-            chosen = _decide(key, self.batch, ways, trial)
+            older = self._mentioned is not None and _kind(key) not in self._mentioned
+            by_rule = older or len(ways) < 2 or timing() == "rule"
+            if older and key[0] in _BEFORE:
+                chosen = _BEFORE[key[0]]
+            else:
+                chosen = rule(key, self.batch, ways) if by_rule else _decide(key, self.batch, ways, trial, self.seconds)
         self._chosen.setdefault(key, chosen)
         return chosen
+
+    def refresh(self) -> Plan:
+        """Notices a changed setting of the kernels; those who keep a choice compare `token`. Returns the plan."""
+        text = setting_text()
+        if text != self._setting:
+            self._setting, self.token = text, object()
+        return self
 
     def record(self) -> dict[str, Any]:
         """Returns the choices as JSON values: the batch, and for each implementation what it is used for."""
@@ -109,7 +131,7 @@ _current: ContextVar[Plan | None] = ContextVar("plan", default=None)
 
 def current_plan() -> Plan:
     """Returns the plan that is in use."""
-    return _current.get() or _default
+    return _current.get() or _default.refresh()
 
 
 @contextmanager
@@ -121,7 +143,7 @@ def planned(plan: Plan | None = None, *, outermost: bool = False) -> Iterator[Pl
         outermost: Whether to keep the plan of a surrounding block, if there is one.
     """
     before = _current.get()
-    plan = before if outermost and before is not None else plan or Plan()
+    plan = (before if outermost and before is not None else plan or Plan()).refresh()
     token = _current.set(plan)
     try:
         yield plan
@@ -142,65 +164,64 @@ def timings() -> TimingTable:
 def rule(key: Key, batch: int, ways: tuple[str, ...]) -> str:
     """Returns the implementation to use as far as it can be known without timing.
 
-    Our convolution is assumed to be faster for large inputs, except in bfloat16 on processors with a matrix unit
-    (AMX), which it does not use.
+    Our convolutions are assumed to be faster (3x3: for large inputs), except in bfloat16 on processors with a matrix
+    unit (AMX), which they do not use; plain products for many short sequences, or where they are differentiated.
     """
+    if "products" in ways:
+        length, many = key[4] * key[5], batch * key[3] >= _PRODUCTS[1]
+        return "products" if length <= _PRODUCTS[0] and (many or key[0] == "attention_grad") else "fused"
     tiles = batch * -(-key[4] // 2) * -(-key[5] // 2)
     matrix_unit = key[1] == "bf16" and "amx_bf16" in processor()[1].split()
+    if key[0] == "conv3x3_weight":
+        return "winograd" if "winograd" in ways else "torch"
+    if "blocked" in ways and not matrix_unit:
+        return "blocked"
     if "winograd" in ways and tiles >= LEAST and not matrix_unit:
         return "winograd"
     return "packed" if "packed" in ways else "torch"
 
 
-def _decide(key: Key, batch: int, ways: tuple[str, ...], trial: Trial) -> str:
+def _decide(key: Key, batch: int, ways: tuple[str, ...], trial: Trial, seconds: float) -> str:
     from undiffuse.kernels.timing_table import Case
 
-    assumed, how = rule(key, batch, ways), setting().timing
-    if "winograd" not in ways or how == "rule":  # oneDNN's packed weights are never slower than its others
-        return assumed
-    case, table = Case.of(*key, batch), timings()
-    again = how == "measure" and str(case) not in _again
-    known = None if again else table.entries.get(str(case))
-    if known is None and (again or str(case) not in _assumed):
-        known = _measured(case, assumed, ways, trial, table, again)
-        if known is None:
-            _assumed.add(str(case))
-    return known.way if known is not None and known.way in ways else assumed
+    case, assumed = Case.of(*key, batch), rule(key, batch, ways)
+    chosen = agreed(f"kernels/{case}", lambda: _timed(case, assumed, ways, trial, seconds))
+    return chosen if chosen in ways else assumed
 
 
-def _measured(
-    case: Case, assumed: str, ways: tuple[str, ...], trial: Trial, table: TimingTable, again: bool
-) -> Entry | None:
-    """Times a case, or takes over the choice of a near one if there is no time left; None if neither is possible."""
-    global _disturbed, _spent
-    from undiffuse.kernels import timing
+def _timed(case: Case, assumed: str, ways: tuple[str, ...], trial: Trial, seconds: float) -> str:
+    """Returns the choice of the table; times the case if it is not there, or uses that of a near one."""
+    global _spent
+    from undiffuse.kernels import timing as clock
     from undiffuse.kernels.timing_table import Entry
 
-    begin = time.monotonic()
-    if _disturbed >= _PATIENCE:
-        return None
-    if again or _spent < max(START, SHARE * (begin - _began)):
-        seconds = timing.measure(case, ways, trial, (10 if again else 1) * timing.LIMIT)
-        _spent += time.monotonic() - begin
-        if seconds is None:
-            _disturbed += 1
-            return None
-        best = min(seconds, key=lambda way: seconds[way])
-        way = assumed if seconds[assumed] <= _MARGIN * seconds[best] else best
-        _again.add(str(case))
-        return table.add(case, Entry(way, seconds), replace=again)
-    return _taken_over(case, table)
+    table, text = timings(), str(case)
+    again = timing() == "measure" and text not in _again
+    known = None if again else table.entries.get(text)
+    if known is not None:
+        return known.way
+    if not again and text in _untimed:
+        return _untimed[text]
+    found, begin = None, time.thread_time()
+    if again or _spent < max(seconds, SHARE * time.process_time()):
+        found = clock.measure(case, assumed, ways, trial, (10 if again else 1) * clock.LIMIT)
+        _spent += time.thread_time() - begin
+    if found is None:
+        return _untimed.setdefault(text, _of_a_near_case(case, table) or assumed)
+    _again.add(text)
+    return table.add(case, Entry(*found), replace=again).way
 
 
-def _taken_over(case: Case, table: TimingTable) -> Entry | None:
-    from undiffuse.kernels.timing_table import Entry, case_of
+def _of_a_near_case(case: Case, table: TimingTable) -> str | None:
+    from undiffuse.kernels.timing_table import case_of
 
     others = [(case.distance(other), text) for text in table.entries if (other := case_of(text)) is not None]
-    timed = [(far, text) for far, text in others if far <= _FAR and not table.entries[text].near]
-    if not timed:
-        return None
-    _, text = min(timed)
-    return table.add(case, Entry(table.entries[text].way, {}, text))
+    near = [(far, text) for far, text in others if far <= _FAR]
+    return table.entries[min(near)[1]].way if near else None
+
+
+def _kind(key: Key) -> str:
+    return key[0] if key[0] in _BEFORE else key[0].partition("_")[0]
 
 
 def _text_of(key: Key) -> str:

@@ -148,6 +148,16 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         backward.restype = None
         with contextlib.suppress(AttributeError):  # exists with AVX-512, in float32 also with AVX2
             convolution = getattr(library, f"undiffuse_convolution_{name}")
-            convolution.argtypes = [pointer] * 7 + [count] * 6 + [ctypes.c_int]
+            convolution.argtypes = [pointer] * 6 + [count] * 5 + [ctypes.c_int]
             convolution.restype = None
+            product = getattr(library, f"undiffuse_product_{name}")
+            product.argtypes = [pointer] * 5 + [count] * 3 + [ctypes.c_int]
+            product.restype = None
+    with contextlib.suppress(AttributeError):
+        library.undiffuse_convolution_space.argtypes = [count] * 5 + [ctypes.c_int]
+        library.undiffuse_convolution_space.restype = count
+        library.undiffuse_weights_space.argtypes = [count] * 2
+        library.undiffuse_weights_space.restype = count
+        library.undiffuse_weights_f32.argtypes = [pointer] * 5 + [count] * 5 + [ctypes.c_int]
+        library.undiffuse_weights_f32.restype = None
     return library

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from undiffuse.kernels.building import Unavailable, load
 
 CHOICES = ("auto", "pure", "compiled")
@@ -18,11 +20,18 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "conv3x3": ("winograd", "torch"),
     "conv3x3_packed": ("winograd", "packed", "torch"),
     "conv3x3_grad": ("winograd", "torch"),
+    "conv3x3_weight": ("winograd", "torch"),
+    "conv1x1_packed": ("blocked", "packed"),
+    "attention": ("fused", "products"),
+    "attention_grad": ("fused", "products"),
 }
-"""The operations with several implementations, and these: our kernel, oneDNN with packed weights, PyTorch's operation.
+"""The operations with several implementations, and these: our kernel, oneDNN with packed weights, PyTorch's operation;
+PyTorch's fused attention, two plain products with a softmax between them. "blocked" is our kernel for matrices.
 
 "conv3x3" is a 3x3 convolution with the weights as they are, "conv3x3_packed" one in a network prepared for inference,
-"conv3x3_grad" the gradient of a 3x3 convolution with respect to its input.
+"conv3x3_grad" the gradient of a 3x3 convolution with respect to its input, "conv3x3_weight" to its weights and bias.
+"conv1x1_packed" is a 1x1 convolution in a network prepared for inference. "attention" is attention in bfloat16 without
+gradients, "attention_grad" the same with its backward pass.
 """
 GPU: dict[str, tuple[str, ...]] = {"norm_act": ("triton", "torch"), "graphs": ("on", "off")}
 """What can be pinned on GPUs: who computes norms and what follows them, and whether calls are CUDA graphs."""
@@ -52,13 +61,13 @@ class Setting:
 
     Attributes:
         library: One of `CHOICES`: whether compiled kernels are used.
-        timing: "rule" (the default) times nothing and decides by a rule of thumb, "timed" times implementations once
-            and remembers the times, "measure" times all of them again.
+        timing: "timed" (the default) times implementations once and remembers the times, "measure" times all of them
+            again, "rule" times nothing and decides by a rule of thumb. None if the text has none of these words.
         pins: The implementation to use, by operation.
     """
 
     library: str = "auto"
-    timing: str = "rule"
+    timing: str | None = None
     pins: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -69,7 +78,8 @@ def parse(text: str, name: str = "UNDIFFUSE_KERNELS") -> Setting:
     Raises:
         ValueError: The text has an unknown word.
     """
-    which, timing, pins = "auto", "rule", {}
+    which, pins = "auto", {}
+    timing: str | None = None
     for word in filter(None, (part.strip() for part in text.strip().lower().split(","))):
         operation, pinned, way = (part.strip() for part in word.partition("="))
         if word in CHOICES or word == "off":
@@ -95,9 +105,23 @@ def setting() -> Setting:
     return parse(text())
 
 
+def timing() -> str:
+    """Returns one of `TIMING`: the word of `using`, or else of UNDIFFUSE_KERNELS, or else "timed"."""
+    return setting().timing or parse(os.environ.get("UNDIFFUSE_KERNELS", "")).timing or "timed"
+
+
 def text() -> str:
     """Returns the setting as it was given to `using` or to UNDIFFUSE_KERNELS."""
     return _chosen or os.environ.get("UNDIFFUSE_KERNELS", "")
+
+
+def is_traced() -> bool:
+    """Returns whether the calls being made are recorded by a compiler, an exporter or a transform of functions."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def choice() -> str:

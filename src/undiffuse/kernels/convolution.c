@@ -9,7 +9,12 @@
    cin of 2 W. y = conv(x) + bias + base, the last two where they are given. In bfloat16 the transformed
    inputs and filters are rounded to it, sums are float32.
 
-   A tile's sums are made in one order whatever the number of threads and the other tiles. With AVX-512 its products use
+   Where there are few tiles and many results, all inputs are transformed first and filters panel by panel; else all
+   filters first and inputs block by block. So the larger of the two is never kept whole.
+
+   A 1x1 convolution is one of the products: y [rows][cout] = x [rows][cin] w + bias + base.
+
+   Sums are made in one order whatever the number of threads and the other tiles or rows. With AVX-512 its products use
    32 registers of 16 numbers, with AVX2 16 registers of 8; without either it is not there. In bfloat16 it needs
    AVX-512's products of pairs. */
 
@@ -20,8 +25,27 @@
 #define ROWS 8         /* tiles whose products are summed at once, times two vectors of results */
 #define PANEL (2 * W)  /* results of a panel of filters */
 #define SKEW (2 * W)   /* numbers between rows, against rows that fall on the same lines of the cache */
+#define BLOCK 16       /* tiles that a thread multiplies at a time, a multiple of ROWS */
 
 int omp_get_thread_num(void);
+
+/* Whether all inputs are transformed first; threads then share the panels of results. */
+static int few_tiles(int64_t tiles, int64_t cout, int threads) { return 2 * tiles <= cout && cout >= PANEL * threads; }
+
+/* Floats of a thread: its sums, and its filters or its inputs. */
+static int64_t own_space(int few, int64_t cin)
+{
+    return 16 * BLOCK * PANEL + 16 * (few ? cin * PANEL : BLOCK * (cin + SKEW) + SKEW);
+}
+
+/* Floats that a convolution works in. */
+int64_t undiffuse_convolution_space(int64_t batch, int64_t height, int64_t width, int64_t cin, int64_t cout,
+                                    int threads)
+{
+    int64_t tiles = batch * ((height + 1) / 2) * ((width + 1) / 2), blocks = (tiles + BLOCK - 1) / BLOCK;
+    int few = few_tiles(tiles, cout, threads);
+    return threads * own_space(few, cin) + 16 * (few ? blocks * BLOCK * (cin + SKEW) + SKEW : cin * cout);
+}
 
 /* What transforms work on at once: T numbers, which fill a register. */
 #ifdef __AVX512F__
@@ -165,11 +189,11 @@ ALWAYS void put_bf16(uint16_t *b, int64_t k, int64_t width, int64_t c, vf v, vf 
 
 #define CONVOLUTION(NAME, TYPE, LOAD, STORE)                                                                           \
                                                                                                                        \
-    /* The filters of T results, into their place in panels [cout / PANEL][16][cin][PANEL], the last maybe of W. */    \
-    static void prepare_##NAME(const TYPE *w, TYPE *u, int64_t cin, int64_t cout, int64_t c)                           \
+    /* The filters of T results from c on, into a panel [16][cin][PANEL], the last maybe of W, that begins with those of\
+       result `first`. */                                                                                              \
+    static void prepare_##NAME(const TYPE *w, TYPE *panel, int64_t cin, int64_t cout, int64_t first, int64_t c)        \
     {                                                                                                                  \
-        int64_t first = c / PANEL * PANEL, width = cout - first < PANEL ? W : PANEL;                                   \
-        TYPE *panel = u + 16 * first * cin;                                                                            \
+        int64_t width = cout - first < PANEL ? W : PANEL;                                                              \
         for (int64_t i = 0; i < cin; i += 2) {                                                                         \
             vt g[9], h[9], v[16], next[16];                                                                            \
             for (int k = 0; k < 9; k++) {                                                                              \
@@ -182,11 +206,18 @@ ALWAYS void put_bf16(uint16_t *b, int64_t k, int64_t width, int64_t c, vf v, vf 
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
-    /* A tile's transformed inputs: v [16][...] `plane` apart. What lies beyond the image is 0. */                     \
-    static void gather_##NAME(const TYPE *image, TYPE *v, int64_t plane, int64_t top, int64_t left, int64_t height,    \
+    /* The transformed inputs of tile t: v [16][...] `plane` apart. What lies beyond the image or the tiles is 0. */   \
+    static void gather_##NAME(const TYPE *x, TYPE *v, int64_t plane, int64_t t, int64_t tiles, int64_t height,         \
                               int64_t width, int64_t cin)                                                              \
     {                                                                                                                  \
+        int64_t across = (width + 1) / 2, each = (height + 1) / 2 * across;                                            \
+        int64_t top = t % each / across * 2 - 1, left = t % each % across * 2 - 1;                                     \
+        const TYPE *image = x + t / each * height * width * cin;                                                       \
         int inside = top >= 0 && left >= 0 && top + 4 <= height && left + 4 <= width;                                  \
+        if (t >= tiles) {                                                                                              \
+            for (int k = 0; k < 16; k++) memset(v + k * plane, 0, cin * sizeof(TYPE));                                 \
+            return;                                                                                                    \
+        }                                                                                                              \
         for (int64_t c = 0; c < cin; c += T) {                                                                         \
             vt d[16], o[16];                                                                                           \
             if (inside) {                                                                                              \
@@ -222,52 +253,245 @@ ALWAYS void put_bf16(uint16_t *b, int64_t k, int64_t width, int64_t c, vf v, vf 
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
-    /* u: 16 cin cout numbers; work: for each thread 64 block W + 16 (block (cin + SKEW) + SKEW) floats or as many     \
-       bytes. block: tiles of a thread at a time, a multiple of ROWS. */                                               \
+                                                                                                                       \
+    /* The inputs v of `count` tiles, at most BLOCK, from number `from` on, times the panel f of filters of results from\
+       n on. m: their products, 16 BLOCK PANEL numbers. */                                                             \
+    static void multiply_##NAME(const TYPE *v, int64_t plane, const TYPE *f, int64_t n, float *m, TYPE *y,             \
+                                const float *bias, const TYPE *base, int64_t from, int64_t count, int64_t height,      \
+                                int64_t width, int64_t cin, int64_t cout)                                              \
+    {                                                                                                                  \
+        int64_t across = (width + 1) / 2, each = (height + 1) / 2 * across, stride = cin + SKEW;                       \
+        int64_t panel = cout - n < PANEL ? W : PANEL, rows = (count + ROWS - 1) / ROWS * ROWS, part = rows * panel;    \
+        for (int k = 0; k < 16; k++, f += cin * panel)                                                                 \
+            for (int64_t r = 0; r < rows; r += ROWS) {                                                                 \
+                const TYPE *a = v + k * plane + r * stride;                                                            \
+                if (panel == PANEL) product_##NAME(a, stride, f, m + k * part + r * panel, cin, 2);                    \
+                else product_##NAME(a, stride, f, m + k * part + r * panel, cin, 1);                                   \
+            }                                                                                                          \
+        for (int64_t t = 0; t < count; t++) {                                                                          \
+            int64_t b = (from + t) / each, at = (from + t) % each, image = b * height * width * cout + n;              \
+            scatter_##NAME(m + t * panel, part, y + image, bias ? bias + n : 0, base ? base + image : 0,               \
+                           at / across * 2, at % across * 2, height, width, cout, panel);                              \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    /* work: `undiffuse_convolution_space` floats. */                                                                  \
     void undiffuse_convolution_##NAME(const TYPE *x, TYPE *y, const TYPE *w, const float *bias, const TYPE *base,      \
-                                      TYPE *u, float *work, int64_t batch, int64_t height, int64_t width, int64_t cin, \
-                                      int64_t cout, int64_t block, int threads)                                        \
+                                      float *work, int64_t batch, int64_t height, int64_t width, int64_t cin,          \
+                                      int64_t cout, int threads)                                                       \
     {                                                                                                                  \
         int64_t across = (width + 1) / 2, each = (height + 1) / 2 * across, tiles = batch * each;                      \
-        int64_t stride = cin + SKEW, plane = block * stride + SKEW, own = 16 * (block * PANEL + plane);                \
+        int64_t stride = cin + SKEW, blocks = (tiles + BLOCK - 1) / BLOCK, panels = (cout + PANEL - 1) / PANEL;        \
+        int few = few_tiles(tiles, cout, threads);                                                                     \
+        int64_t plane = (few ? blocks * BLOCK : BLOCK) * stride + SKEW, parts = 1, space = own_space(few, cin);        \
+        TYPE *shared = (TYPE *)(work + threads * space);                                                               \
+        /* Few blocks: threads share a block's panels, and each gathers its inputs. */                                 \
+        if (threads > 1 && blocks < 2 * threads) parts = (2 * threads + blocks - 1) / blocks;                          \
+        if (parts > panels) parts = panels;                                                                            \
         _Pragma("omp parallel num_threads(threads)")                                                                   \
         {                                                                                                              \
-            _Pragma("omp for schedule(static)") for (int64_t c = 0; c < cout; c += T) prepare_##NAME(w, u, cin, cout, c); \
-            float *m = work + own * omp_get_thread_num();                                                              \
-            TYPE *v = (TYPE *)(m + 16 * block * PANEL);                                                                \
-            _Pragma("omp for schedule(static)") for (int64_t from = 0; from < tiles; from += block)                    \
-            {                                                                                                          \
-                int64_t count = tiles - from < block ? tiles - from : block, rows = (count + ROWS - 1) / ROWS * ROWS;  \
-                for (int64_t t = 0; t < count; t++) {                                                                  \
-                    int64_t b = (from + t) / each, at = (from + t) % each;                                             \
-                    gather_##NAME(x + b * height * width * cin, v + t * stride, plane, at / across * 2 - 1,            \
-                                  at % across * 2 - 1, height, width, cin);                                            \
+            float *m = work + space * omp_get_thread_num();                                                            \
+            TYPE *own = (TYPE *)(m + 16 * BLOCK * PANEL);                                                              \
+            if (few) {                                                                                                 \
+                _Pragma("omp for schedule(static)") for (int64_t t = 0; t < blocks * BLOCK; t++)                       \
+                    gather_##NAME(x, shared + t * stride, plane, t, tiles, height, width, cin);                        \
+                _Pragma("omp for schedule(static)") for (int64_t n = 0; n < cout; n += PANEL)                          \
+                {                                                                                                      \
+                    for (int64_t c = n; c < cout && c < n + PANEL; c += T) prepare_##NAME(w, own, cin, cout, n, c);    \
+                    for (int64_t from = 0; from < tiles; from += BLOCK)                                                \
+                        multiply_##NAME(shared + from * stride, plane, own, n, m, y, bias, base, from,                 \
+                                        tiles - from < BLOCK ? tiles - from : BLOCK, height, width, cin, cout);        \
                 }                                                                                                      \
-                for (int64_t t = count; t < rows; t++)                                                                 \
-                    for (int k = 0; k < 16; k++) memset(v + k * plane + t * stride, 0, cin * sizeof(TYPE));            \
-                for (int64_t n = 0; n < cout; n += PANEL) {                                                            \
-                    int64_t panel = cout - n < PANEL ? W : PANEL, part = block * panel;                                \
-                    for (int k = 0; k < 16; k++) {                                                                     \
-                        const TYPE *f = u + 16 * n * cin + k * cin * panel, *a = v + k * plane;                        \
-                        for (int64_t r = 0; r < rows; r += ROWS) {                                                     \
-                            float *to = m + k * part + r * panel;                                                      \
-                            if (panel == PANEL) product_##NAME(a + r * stride, stride, f, to, cin, 2);                 \
-                            else product_##NAME(a + r * stride, stride, f, to, cin, 1);                                \
-                        }                                                                                              \
-                    }                                                                                                  \
-                    for (int64_t t = 0; t < count; t++) {                                                              \
-                        int64_t b = (from + t) / each, at = (from + t) % each, image = b * height * width * cout + n;  \
-                        scatter_##NAME(m + t * panel, part, y + image, bias ? bias + n : 0, base ? base + image : 0,   \
-                                       at / across * 2, at % across * 2, height, width, cout, panel);                  \
-                    }                                                                                                  \
+            } else {                                                                                                   \
+                _Pragma("omp for schedule(static)") for (int64_t c = 0; c < cout; c += T)                              \
+                    prepare_##NAME(w, shared + 16 * (c / PANEL * PANEL) * cin, cin, cout, c / PANEL * PANEL, c);       \
+                _Pragma("omp for schedule(static)") for (int64_t item = 0; item < blocks * parts; item++)              \
+                {                                                                                                      \
+                    int64_t from = item / parts * BLOCK, first = item % parts * panels / parts * PANEL;                \
+                    int64_t last = (item % parts + 1) * panels / parts * PANEL;                                        \
+                    int64_t count = tiles - from < BLOCK ? tiles - from : BLOCK;                                       \
+                    for (int64_t t = 0; t < (count + ROWS - 1) / ROWS * ROWS; t++)                                     \
+                        gather_##NAME(x, own + t * stride, plane, from + t, tiles, height, width, cin);                \
+                    for (int64_t n = first; n < last && n < cout; n += PANEL)                                          \
+                        multiply_##NAME(own, plane, shared + 16 * n * cin, n, m, y, bias, base, from, count, height,   \
+                                        width, cin, cout);                                                             \
                 }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \
-    }
+    }                                                                                                                  \
+                                                                                                                       \
+    /* y [rows][cout] = x [rows][cin] w + bias + base; at least ROWS rows. w: panels [cout / PANEL][cin][PANEL], the last\
+       maybe of W, in bfloat16 with each two rows of it interleaved. */                                                \
+    void undiffuse_product_##NAME(const TYPE *x, TYPE *y, const TYPE *panels, const float *bias,                       \
+                                  const TYPE *base, int64_t rows, int64_t cin, int64_t cout, int threads)              \
+    {                                                                                                                  \
+        int64_t tall = rows < 8 * ROWS * threads ? ROWS : 8 * ROWS, count = (rows + tall - 1) / tall;                  \
+        int64_t all = (cout + PANEL - 1) / PANEL, parts = 1;                                                           \
+        if (threads > 1 && count < 2 * threads) parts = (2 * threads + count - 1) / count;                             \
+        if (parts > all) parts = all;                                                                                  \
+        _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")                             \
+        for (int64_t item = 0; item < count * parts; item++)                                                           \
+        {                                                                                                              \
+            int64_t from = item / parts * tall, to = from + tall < rows ? from + tall : rows;                          \
+            int64_t last = (item % parts + 1) * all / parts * PANEL;                                                   \
+            for (int64_t n = item % parts * all / parts * PANEL; n < last && n < cout; n += PANEL) {                   \
+                int64_t width = cout - n < PANEL ? W : PANEL;                                                          \
+                const TYPE *f = panels + n * cin;                                                                      \
+                for (int64_t r = from; r < to; r += ROWS) {                                                            \
+                    float m[ROWS * PANEL];                                                                             \
+                    /* The last rows together with some before them: once more, to the same numbers. */                \
+                    int64_t row = r + ROWS <= rows ? r : rows - ROWS;                                                  \
+                    if (width == PANEL) product_##NAME(x + row * cin, cin, f, m, cin, 2);                              \
+                    else product_##NAME(x + row * cin, cin, f, m, cin, 1);                                             \
+                    for (int64_t i = r - row; i < ROWS; i++)                                                           \
+                        for (int64_t c = 0; c < width; c += T) {                                                       \
+                            vt v = load_t(m + i * width + c);                                                          \
+                            if (bias) v += load_t(bias + n + c);                                                       \
+                            if (base) v += LOAD(base + (row + i) * cout + n + c);                                      \
+                            STORE(y + (row + i) * cout + n + c, v);                                                    \
+                        }                                                                                              \
+                }                                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+    }                                                                                                                  \
 
 CONVOLUTION(f32, float, load_t, store_t)
 #ifdef __AVX512BF16__
 CONVOLUTION(bf16, uint16_t, load_bf16, store_bf16)
 #endif
+
+/* The gradient with respect to w is the adjoint of the same transforms:
+
+   dw = G^T [ sum over tiles of (B^T x B) * (A dy A^T) ] G
+
+   in float32. Tiles are transformed CHUNK at a time; each sum is made by one thread, over the tiles in their order. */
+
+#define CHUNK 128 /* tiles that are transformed at a time */
+#ifdef __AVX512F__
+#define TALL 8    /* channels of x whose sums are made at once, times two vectors of results */
+#else
+#define TALL 4
+#endif
+
+/* A y A^T of 2x2 gradients y */
+ALWAYS void gradients(const vt y[4], vt m[16])
+{
+    vt t[8];
+    for (int j = 0; j < 2; j++) {
+        t[j] = y[j], t[2 + j] = y[j] + y[2 + j];
+        t[4 + j] = y[j] - y[2 + j], t[6 + j] = -y[2 + j];
+    }
+    for (int i = 0; i < 4; i++) {
+        m[4 * i] = t[2 * i], m[4 * i + 1] = t[2 * i] + t[2 * i + 1];
+        m[4 * i + 2] = t[2 * i] - t[2 * i + 1], m[4 * i + 3] = -t[2 * i + 1];
+    }
+}
+
+/* G^T u G of 4x4 sums u */
+ALWAYS void taps_of(const vt u[16], vt g[9])
+{
+    vt t[12];
+    for (int j = 0; j < 4; j++) {
+        vt sum = (u[4 + j] + u[8 + j]) * 0.5f;
+        t[j] = u[j] + sum, t[4 + j] = (u[4 + j] - u[8 + j]) * 0.5f, t[8 + j] = sum + u[12 + j];
+    }
+    for (int i = 0; i < 3; i++) {
+        vt sum = (t[4 * i + 1] + t[4 * i + 2]) * 0.5f;
+        g[3 * i] = t[4 * i] + sum, g[3 * i + 1] = (t[4 * i + 1] - t[4 * i + 2]) * 0.5f;
+        g[3 * i + 2] = sum + t[4 * i + 3];
+    }
+}
+
+/* The transformed gradients of tile t: d [16][...] `plane` apart. */
+static void spread(const float *dy, float *d, int64_t plane, int64_t t, int64_t height, int64_t width, int64_t cout)
+{
+    int64_t across = (width + 1) / 2, each = (height + 1) / 2 * across;
+    int64_t top = t % each / across * 2, left = t % each % across * 2;
+    const float *image = dy + t / each * height * width * cout;
+    for (int64_t c = 0; c < cout; c += T) {
+        vt y[4], m[16];
+        for (int k = 0; k < 4; k++) {
+            int64_t i = top + k / 2, j = left + k % 2;
+            y[k] = i < height && j < width ? load_t(image + (i * width + j) * cout + c) : (vt){0};
+        }
+        gradients(y, m);
+        for (int k = 0; k < 16; k++) store_t(d + k * plane + c, m[k]);
+    }
+}
+
+/* u [TALL][2 T], rows `cout` apart, += the sum over rows of v [depth][TALL] times d [depth][2 T]. */
+ALWAYS void outer(const float *v, int64_t vs, const float *d, int64_t ds, float *u, int64_t cout, int64_t depth)
+{
+    vt s[TALL][2];
+#pragma GCC unroll 8
+    for (int r = 0; r < TALL; r++) s[r][0] = load_t(u + r * cout), s[r][1] = load_t(u + r * cout + T);
+    for (int64_t t = 0; t < depth; t++, v += vs, d += ds) {
+        vt left = load_t(d), right = load_t(d + T);
+#ifndef __AVX512F__
+        __asm__("" : "+x"(left), "+x"(right)); /* once into registers, not again for every product */
+#endif
+#pragma GCC unroll 8
+        for (int r = 0; r < TALL; r++) {
+#ifdef __AVX512F__
+            vt a = spread_f32(v + r);
+#else
+            vt a = (vt)_mm256_broadcast_ss(v + r);
+#endif
+            s[r][0] += a * left;
+            s[r][1] += a * right;
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < TALL; r++) store_t(u + r * cout, s[r][0]), store_t(u + r * cout + T, s[r][1]);
+}
+
+/* Floats that the gradient of the weights works in. */
+int64_t undiffuse_weights_space(int64_t cin, int64_t cout)
+{
+    return 16 * (cin * cout + CHUNK * (cin + SKEW) + SKEW + CHUNK * (cout + SKEW) + SKEW);
+}
+
+/* dw [3][3][cin][cout], db [cout]; work: `undiffuse_weights_space` floats. */
+void undiffuse_weights_f32(const float *x, const float *dy, float *dw, float *db, float *work, int64_t batch,
+                           int64_t height, int64_t width, int64_t cin, int64_t cout, int threads)
+{
+    int64_t tiles = batch * ((height + 1) / 2) * ((width + 1) / 2), vs = cin + SKEW, ds = cout + SKEW;
+    int64_t vplane = CHUNK * vs + SKEW, dplane = CHUNK * ds + SKEW;
+    float *u = work, *v = u + 16 * cin * cout, *d = v + 16 * vplane;
+    memset(db, 0, cout * sizeof *db);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t k = 0; k < 16 * cin; k++) memset(u + k * cout, 0, cout * sizeof *u);
+        for (int64_t from = 0; from < tiles; from += CHUNK) {
+            int64_t count = tiles - from < CHUNK ? tiles - from : CHUNK;
+#pragma omp for schedule(static)
+            for (int64_t t = 0; t < count; t++) {
+                gather_f32(x, v + t * vs, vplane, from + t, tiles, height, width, cin);
+                spread(dy, d + t * ds, dplane, from + t, height, width, cout);
+            }
+#pragma omp for schedule(static)
+            for (int64_t item = 0; item < 16 * (cin / W); item++) {
+                int64_t k = item / (cin / W), i = item % (cin / W) * W;
+                if (k == 5 && i == 0) /* the transform's second row and column is the sum of the tile */
+                    for (int64_t t = 0; t < count; t++)
+                        for (int64_t n = 0; n < cout; n += T)
+                            store_t(db + n, load_t(db + n) + load_t(d + k * dplane + t * ds + n));
+                for (int64_t n = 0; n < cout; n += 2 * T)
+                    for (int64_t r = i; r < i + W; r += TALL)
+                        outer(v + k * vplane + r, vs, d + k * dplane + n, ds, u + (k * cin + r) * cout + n, cout,
+                              count);
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < cin; i++)
+            for (int64_t c = 0; c < cout; c += T) {
+                vt sums[16], g[9];
+                for (int k = 0; k < 16; k++) sums[k] = load_t(u + (k * cin + i) * cout + c);
+                taps_of(sums, g);
+                for (int k = 0; k < 9; k++) store_t(dw + (k * cin + i) * cout + c, g[k]);
+            }
+    }
+}
 
 #endif

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,13 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from undiffuse.kernels.autotune import PRECISIONS, Plan, current_plan
-from undiffuse.kernels.choice import OPERATIONS, library
+from undiffuse.kernels.choice import OPERATIONS, is_traced, library
 from undiffuse.kernels.norm_act import LANES
 
-BLOCK, ROWS, PANEL, SKEW = 16, 8, 32, 32  # tiles per block, and constants of the C source
+PANEL = 32  # a constant of the C source
 PLAIN = ([1, 1], [1, 1], [1, 1], 1)
 """Padding, stride, dilation and groups of these convolutions, as oneDNN's operations take them."""
+KEPT = 2**22
+"""Numbers of a workspace up to which a thread keeps it, 16 MiB."""
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_local = threading.local()
 
 
 def conv_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -36,9 +41,7 @@ def conv_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         dtype not in _NAMES
         or x.device.type != "cpu"
         or x.ndim != 4
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
+        or is_traced()
         or implementation("conv3x3", current_plan(), x.shape, weight.shape[0], dtype) != "winograd"
     ):
         return F.conv2d(x, weight, bias, padding=1)
@@ -68,12 +71,20 @@ class _Conv3x3(torch.autograd.Function):
         grad = grad.to(x.dtype)
         way = implementation("conv3x3_grad", ctx.plan, grad.shape, x.shape[1], x.dtype) if needs[0] else ""
         fast = way == "winograd"
-        gx, gw, gb = torch.ops.aten.convolution_backward(
-            grad, x, weight, None if bias is None else bias.shape, (1, 1), (1, 1), (1, 1), False, (0, 0), 1,
-            (needs[0] and not fast, needs[1], needs[2]),
-        )  # fmt: skip
+        wanted = needs[1] or needs[2]
+        way = implementation("conv3x3_weight", ctx.plan, x.shape, grad.shape[1], x.dtype) if wanted else ""
+        light = way == "winograd"
+        gx = gw = gb = None
+        if (needs[0] and not fast) or (wanted and not light):
+            gx, gw, gb = torch.ops.aten.convolution_backward(
+                grad, x, weight, None if bias is None else bias.shape, (1, 1), (1, 1), (1, 1), False, (0, 0), 1,
+                (needs[0] and not fast, needs[1] and not light, needs[2] and not light),
+            )  # fmt: skip
         if fast:
             gx = filter_3x3(grad, turned(weight), None)
+        if light:
+            parts = weight_gradient(x, grad)
+            gw, gb = (part if needed else None for part, needed in zip(parts, needs[1:3], strict=True))
         return gx, gw, None if gb is None else gb.to(bias.dtype), None
 
 
@@ -96,6 +107,8 @@ def implementation(
     ways = OPERATIONS[operation]
     if 0 in size or not suits_winograd(channels, out_channels, dtype):
         return ways[1]
+    if operation == "conv3x3_weight" and not has_weight_gradient(channels, out_channels, dtype):
+        return ways[1]
     if _function(dtype) is None:
         ways = ways[1:]
     key = (operation, PRECISIONS[dtype], channels, out_channels, height, width)
@@ -105,6 +118,43 @@ def implementation(
 def has_winograd(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
     """Returns whether there is a compiled convolution between these numbers of channels in that precision."""
     return suits_winograd(channels, out_channels, dtype) and _function(dtype) is not None
+
+
+def has_weight_gradient(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
+    """Returns whether there is a compiled gradient of the weights, see `weight_gradient`."""
+    suits = dtype == torch.float32 and not channels % LANES and not out_channels % PANEL
+    return suits and _weights() is not None
+
+
+def weight_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of a convolution's weights [out, in, 3, 3] and bias [out], for stride 1 and padding 1.
+
+    They do not depend on the number of threads.
+
+    Args:
+        x: Input [B, in, H, W] in float32.
+        grad: Gradient with respect to the output [B, out, H, W], likewise.
+
+    Raises:
+        ValueError: There is no kernel for this precision or shape.
+    """
+    batch, channels, height, width = x.shape
+    out, lib = grad.shape[1], library()
+    if lib is None or not has_weight_gradient(channels, out, x.dtype) or grad.dtype != x.dtype:
+        raise ValueError(f"no compiled gradient for {channels} and {out} channels in {x.dtype} and {grad.dtype}")
+    x, grad = (part.contiguous(memory_format=torch.channels_last) for part in (x, grad))
+    found, bias = torch.empty((3, 3, channels, out), dtype=x.dtype), torch.empty(out, dtype=x.dtype)
+    work = _workspace(int(lib.undiffuse_weights_space(channels, out)))
+    lib.undiffuse_weights_f32(
+        x.data_ptr(), grad.data_ptr(), found.data_ptr(), bias.data_ptr(), work.data_ptr(), batch, height, width,
+        channels, out, torch.get_num_threads(),
+    )  # fmt: skip
+    return found.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last), bias
+
+
+def _weights() -> ctypes._NamedFuncPointer | None:
+    lib = library()
+    return None if lib is None else getattr(lib, "undiffuse_weights_f32", None)
 
 
 def suits_winograd(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
@@ -121,6 +171,12 @@ def _trial(operation: str, dtype: torch.dtype) -> Callable[[str, int, int, int, 
         weight = torch.full((channels, channels, 3, 3), 1 / channels, dtype=dtype)
         weight = weight.contiguous(memory_format=torch.channels_last)
         bias = torch.zeros(channels, dtype=dtype)
+        if operation == "conv3x3_weight":
+            if way == "winograd":
+                return lambda: weight_gradient(x, x)
+            return lambda: torch.ops.aten.convolution_backward(
+                x, x, weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (False, True, False)
+            )
         if operation == "conv3x3_grad":
             if way == "winograd":
                 return lambda: filter_3x3(x, turned(weight), None)
@@ -177,19 +233,35 @@ def filter_3x3(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | No
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty((batch, out, height, width), dtype=x.dtype, memory_format=torch.channels_last)
     threads = torch.get_num_threads()
-    own = 16 * (BLOCK * PANEL + BLOCK * (channels + SKEW) + SKEW)
-    work = torch.empty(threads * own, dtype=torch.float32)
-    transformed = torch.empty(16 * channels * out, dtype=x.dtype)
+    size = (batch, height, width, channels, out)
+    work = _workspace(_space(*size, threads))
     if bias is not None:
         bias = bias.float()
     if base is not None:
         base = base.to(x.dtype).contiguous(memory_format=torch.channels_last)
     function(
         x.data_ptr(), y.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(),
-        None if base is None else base.data_ptr(), transformed.data_ptr(), work.data_ptr(),
-        batch, height, width, channels, out, BLOCK, threads,
+        None if base is None else base.data_ptr(), work.data_ptr(), *size, threads,
     )  # fmt: skip
     return y
+
+
+@functools.lru_cache(1024)
+def _space(*size: int) -> int:
+    lib = library()
+    return 0 if lib is None else int(lib.undiffuse_convolution_space(*size))
+
+
+def _workspace(count: int) -> Tensor:
+    """Returns a thread's workspace of `count` or more float32 numbers: blocks of ever other sizes would leave holes."""
+    kept: Tensor | None = getattr(_local, "workspace", None)
+    if kept is not None and len(kept) >= count:
+        return kept
+    if count > KEPT:
+        return torch.empty(count, dtype=torch.float32)
+    _local.workspace = kept = None  # before there is another
+    _local.workspace = torch.empty(count, dtype=torch.float32)
+    return _local.workspace
 
 
 def _function(dtype: torch.dtype) -> ctypes._NamedFuncPointer | None:

@@ -16,8 +16,7 @@
 /* exp(-z), by a polynomial on [-ln 2 / 2, ln 2 / 2]; to about 1e-7, or 1e-4 if `rough`. */
 ALWAYS vf exp_minus(vf z, int rough)
 {
-    vf x = choose(z > 87.0f, all(-87.0f), -z);
-    x = choose(x > 87.0f, all(87.0f), x); /* NaN fails both comparisons and stays */
+    vf x = clamp(-z, 87.0f);
     vf n = x * 1.44269504f + 12582912.0f; /* adding 1.5 2^23 rounds to a whole number, left in the lowest bits */
     vi whole = (vi)n - 0x4b400000;
     n -= 12582912.0f;
@@ -95,6 +94,19 @@ static void moments(float *mean, float *rstd, const float *sums, const float *fi
     *rstd = (float)(1.0 / sqrt((variance > 0 ? variance : variance == variance ? 0 : variance) + eps));
 }
 
+/* Mean, 1 / standard deviation, factors and summands of the groups [from, to) of an image, from its sums in `mine`. */
+static void all_moments(float *mean, float *rstd, float *mine, const float *weight, const float *bias,
+                        const float *scale, const float *shift, int64_t first, int64_t from, int64_t to, int64_t chunks,
+                        int64_t pixels, int64_t channels, int64_t size, float eps)
+{
+    for (int64_t group = from; group < to; group++) {
+        float *m = mean + first + group, *r = rstd + first + group;
+        moments(m, r, mine + 3 * channels, mine, chunks, pixels, channels, group, size, eps);
+        coefficients(mine + channels, mine + 2 * channels, weight, bias, scale, shift, *m, *r, group * size,
+                     (group + 1) * size);
+    }
+}
+
 #define KERNELS(NAME, TYPE, LOAD, STORE)                                                                               \
                                                                                                                        \
     /* Sums over a chunk of x - first and of its square, for W channels a time. */                                     \
@@ -126,42 +138,67 @@ static void moments(float *mean, float *rstd, const float *sums, const float *fi
             }                                                                                                          \
     }                                                                                                                  \
                                                                                                                        \
+    /* The sums of chunks [from, to) of an image; the first one also notes what they are differences to. */            \
+    static void part_sums_##NAME(const TYPE *x, float *mine, int64_t from, int64_t to, int64_t pixels, int64_t channels)\
+    {                                                                                                                  \
+        int64_t most = chunk_pixels(channels);                                                                         \
+        float own[channels];                                                                                           \
+        for (int64_t c = 0; c < channels; c += W) store_f32(own + c, LOAD(x + c));                                     \
+        if (from == 0) memcpy(mine, own, sizeof own);                                                                  \
+        for (int64_t k = from; k < to; k++) {                                                                          \
+            int64_t first = k * most, rows = pixels - first < most ? pixels - first : most;                            \
+            sums_##NAME(x + first * channels, own, mine + (3 + 2 * k) * channels, rows, channels);                     \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    /* The results of chunks [from, to) of an image. */                                                                \
+    static void part_apply_##NAME(const TYPE *x, TYPE *y, const float *mine, int64_t from, int64_t to, int64_t pixels, \
+                                  int64_t channels, int act)                                                           \
+    {                                                                                                                  \
+        int64_t most = chunk_pixels(channels), first = from * most, last = to * most < pixels ? to * most : pixels;    \
+        const float *a = mine + channels;                                                                              \
+        apply_##NAME(x + first * channels, y + first * channels, a, a + channels, last - first, channels, act);        \
+    }                                                                                                                  \
+                                                                                                                       \
     /* x [batch][pixels][channels] -> y, mean and rstd [batch][groups]. scale, shift: rows of `stride` or null.        \
-       work: batch * (2 * chunks + 3) * channels floats. */                                                            \
+       work: batch * (2 * chunks + 3) * channels floats. An image that one thread has to itself is done at once, while \
+       it lies in the cache. */                                                                                        \
     void undiffuse_forward_##NAME(const TYPE *x, TYPE *y, const float *weight, const float *bias, const float *scale,  \
                                   const float *shift, int64_t stride, float *mean, float *rstd, float *work,           \
                                   int64_t batch, int64_t pixels, int64_t channels, int64_t groups, float eps, int act, \
                                   int threads)                                                                         \
     {                                                                                                                  \
-        int64_t size = channels / groups, most = chunk_pixels(channels), chunks = chunk_count(pixels, channels);  \
+        int64_t size = channels / groups, chunks = chunk_count(pixels, channels);                                      \
         int64_t plane = pixels * channels, need = (2 * chunks + 3) * channels;                                         \
         if (batch * plane < 16384) threads = 1;                                                                        \
+        int64_t parts = batch % threads == 0 || batch >= 4 * threads ? 1 : chunks; /* into which an image is cut */    \
+        int64_t each = chunks / parts;                                                                                 \
         _Pragma("omp parallel num_threads(threads)")                                                                   \
         {                                                                                                              \
-            _Pragma("omp for schedule(static)") for (int64_t i = 0; i < batch * chunks; i++)                           \
+            _Pragma("omp for schedule(static)") for (int64_t i = 0; i < batch * parts; i++)                            \
             {                                                                                                          \
-                int64_t b = i / chunks, k = i % chunks, from = k * most;                                               \
-                int64_t rows = pixels - from < most ? pixels - from : most;                                            \
-                float *mine = work + b * need;                                                                           \
-                float own[channels];                                                                                   \
-                for (int64_t c = 0; c < channels; c += W) store_f32(own + c, LOAD(x + b * plane + c));                 \
-                if (k == 0) memcpy(mine, own, sizeof own);                                                             \
-                sums_##NAME(x + b * plane + from * channels, own, mine + (3 + 2 * k) * channels, rows, channels);      \
-            }                                                                                                          \
-            _Pragma("omp for schedule(static)") for (int64_t i = 0; i < batch * groups; i++)                           \
-            {                                                                                                          \
-                int64_t b = i / groups, group = i % groups;                                                            \
+                int64_t b = i / parts, from = i % parts * each;                                                        \
                 float *mine = work + b * need;                                                                         \
-                moments(mean + i, rstd + i, mine + 3 * channels, mine, chunks, pixels, channels, group, size, eps);    \
-                coefficients(mine + channels, mine + 2 * channels, weight, bias, scale ? scale + b * stride : 0,       \
-                             shift ? shift + b * stride : 0, mean[i], rstd[i], group * size, (group + 1) * size);      \
+                part_sums_##NAME(x + b * plane, mine, from, from + each, pixels, channels);                            \
+                if (parts > 1) continue;                                                                               \
+                all_moments(mean, rstd, mine, weight, bias, scale ? scale + b * stride : 0,                            \
+                            shift ? shift + b * stride : 0, b * groups, 0, groups, chunks, pixels, channels, size, eps);\
+                part_apply_##NAME(x + b * plane, y + b * plane, mine, 0, chunks, pixels, channels, act);               \
             }                                                                                                          \
-            _Pragma("omp for schedule(static)") for (int64_t i = 0; i < batch * chunks; i++)                           \
-            {                                                                                                          \
-                int64_t b = i / chunks, from = i % chunks * most, at = b * plane + from * channels;                    \
-                int64_t rows = pixels - from < most ? pixels - from : most;                                            \
-                const float *a = work + b * need + channels;                                                           \
-                apply_##NAME(x + at, y + at, a, a + channels, rows, channels, act);                                    \
+            if (parts > 1) {                                                                                           \
+                _Pragma("omp for schedule(static)") for (int64_t i = 0; i < batch * groups; i++)                       \
+                {                                                                                                      \
+                    int64_t b = i / groups, group = i % groups;                                                        \
+                    all_moments(mean, rstd, work + b * need, weight, bias, scale ? scale + b * stride : 0,             \
+                                shift ? shift + b * stride : 0, b * groups, group, group + 1, chunks, pixels, channels,\
+                                size, eps);                                                                            \
+                }                                                                                                      \
+                _Pragma("omp for schedule(static)") for (int64_t i = 0; i < batch * parts; i++)                        \
+                {                                                                                                      \
+                    int64_t b = i / parts, from = i % parts * each;                                                    \
+                    part_apply_##NAME(x + b * plane, y + b * plane, work + b * need, from, from + each, pixels,        \
+                                      channels, act);                                                                  \
+                }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \
     }                                                                                                                  \

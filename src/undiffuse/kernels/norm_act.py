@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from undiffuse.kernels.choice import library
+from undiffuse.kernels.choice import is_traced, library
 
 LANES = 16  # channels per vector in the compiled kernels
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -43,7 +43,7 @@ def norm_act(
         shift: Per-image shift [B, C] in float32, or None.
         act: Whether to apply SiLU.
     """
-    fused = _library(x) if x.device.type == "cpu" else _triton(x)
+    fused = _library(x) if x.is_cpu else _triton(x)
     if fused is None:
         return norm_act_pure(x, groups, weight, bias, eps, scale, shift, act)
     inputs = (x, weight, bias, scale, shift)
@@ -52,6 +52,29 @@ def norm_act(
     if isinstance(fused, ModuleType):
         return fused.forward(*inputs, groups, eps, act)[0]
     return _forward(fused, *inputs, groups, eps, act)[0]
+
+
+class FixedNorm:
+    """`norm_act` with parameters that never change, without gradients: what does not depend on the input is done once.
+
+    Args:
+        groups: Number of groups.
+        weight: Scale of the norm [C].
+        bias: Shift of the norm [C].
+        eps: Constant added to the variance.
+    """
+
+    def __init__(self, groups: int, weight: Tensor, bias: Tensor, eps: float) -> None:
+        self.groups, self.eps = groups, eps
+        self.weight, self.bias = weight.detach().float().contiguous(), bias.detach().float().contiguous()
+        self._addresses = self.weight.data_ptr(), self.bias.data_ptr()
+
+    def __call__(self, x: Tensor, scale: Tensor | None, shift: Tensor | None, act: bool) -> Tensor:
+        """See `norm_act`."""
+        lib = _library(x)
+        if lib is None:
+            return norm_act(x, self.groups, self.weight, self.bias, self.eps, scale=scale, shift=shift, act=act)
+        return _call(lib, x, *self._addresses, scale, shift, self.groups, self.eps, act)[0]
 
 
 def norm_act_pure(
@@ -79,13 +102,12 @@ def norm_act_pure(
 
 def _library(x: Tensor) -> ctypes.CDLL | None:
     if (
-        x.dtype not in _NAMES
+        not x.is_cpu
+        or x.dtype not in _NAMES
         or x.ndim != 4
         or x.shape[1] % LANES
         or not x.is_contiguous(memory_format=torch.channels_last)
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
+        or is_traced()
     ):
         return None
     return library()
@@ -111,15 +133,30 @@ def _forward(
     act: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns the result, and a tensor that starts with mean and 1 / standard deviation, both [B, groups]."""
+    kept: list[Tensor] = []
+    return _call(lib, x, _float(weight, kept), _float(bias, kept), scale, shift, groups, eps, act)
+
+
+def _call(
+    lib: ctypes.CDLL,
+    x: Tensor,
+    weight_at: int,
+    bias_at: int,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    groups: int,
+    eps: float,
+    act: bool,
+) -> tuple[Tensor, Tensor]:
     b, c, height, width = x.shape
     pixels, count = height * width, b * groups
     y = torch.empty_like(x)
     moments = torch.empty(2 * count + _work(b, pixels, c, 3), dtype=torch.float32)
     at = moments.data_ptr()
-    scale_at, shift_at, stride, kept = _conditions(scale, shift)
+    scale_at, shift_at, stride, _kept = _conditions(scale, shift)
     function = lib.undiffuse_forward_f32 if x.dtype == torch.float32 else lib.undiffuse_forward_bf16
     function(
-        x.data_ptr(), y.data_ptr(), _float(weight, kept), _float(bias, kept), scale_at, shift_at, stride,
+        x.data_ptr(), y.data_ptr(), weight_at, bias_at, scale_at, shift_at, stride,
         at, at + 4 * count, at + 8 * count, b, pixels, c, groups, eps, act, torch.get_num_threads(),
     )  # fmt: skip
     return y, moments

@@ -30,9 +30,9 @@ class Case:
     Attributes:
         operation: A key of `OPERATIONS`.
         precision: "fp32" or "bf16".
-        channels: Mean of input and output channels, a power of two.
+        channels: Mean of input and output channels, a power of two. Of attention, those of a head.
         side: Height and width in pixels, a power of two.
-        batch: Images, a power of two.
+        batch: Images, a power of two. Of attention, images times heads.
     """
 
     operation: str
@@ -43,7 +43,9 @@ class Case:
 
     @classmethod
     def of(cls, operation: str, precision: str, channels: int, out: int, height: int, width: int, batch: int) -> Case:
-        """Returns the class that a call belongs to."""
+        """Returns the class that a call belongs to. Of attention, `out` is the number of heads."""
+        if operation.startswith("attention"):
+            batch, out = batch * out, channels
         return cls(operation, precision, _power(channels * out, 2), _power(height * width, 2), _power(batch, 1))
 
     def __str__(self) -> str:
@@ -63,13 +65,11 @@ class Entry:
 
     Attributes:
         way: The implementation to use.
-        seconds: The time of each implementation; empty if it was not timed.
-        near: The case whose choice was taken over because there was no time to measure; "" if it was timed.
+        seconds: The time of each implementation.
     """
 
     way: str
     seconds: Mapping[str, float]
-    near: str = ""
 
 
 def machine() -> dict[str, Any]:
@@ -136,7 +136,7 @@ class TimingTable:
         lines = [f"milliseconds of a call, in {self.path}"]
         for text, entry in sorted(self.entries.items()):
             times = [f"{way} {1000 * seconds:.3g}" for way, seconds in entry.seconds.items()]
-            lines.append(f"{text}: {entry.way} ({', '.join(times) or f'not timed, as {entry.near}'})")
+            lines.append(f"{text}: {entry.way} ({', '.join(times)})")
         return "\n".join(lines)
 
     @contextlib.contextmanager
@@ -170,11 +170,11 @@ def _read(path: Path) -> dict[str, Entry]:
         case = case_of(text)
         if case is None or not isinstance(value, dict):
             continue
-        seconds, near, ways = value.get("seconds"), value.get("near", ""), OPERATIONS[case.operation]
-        if not (isinstance(seconds, dict) and isinstance(near, str) and value.get("way") in ways):
+        seconds, ways = value.get("seconds"), OPERATIONS[case.operation]
+        if not (isinstance(seconds, dict) and seconds and value.get("way") in ways):
             continue
         if all(name in ways and _is_time(time) for name, time in seconds.items()):
-            entries[text] = Entry(value["way"], seconds, near)
+            entries[text] = Entry(value["way"], seconds)
     return entries
 
 
@@ -183,10 +183,7 @@ def _is_time(value: object) -> bool:
 
 
 def _text(entries: Mapping[str, Entry]) -> str:
-    listed = {}
-    for text, entry in sorted(entries.items()):
-        near = {"near": entry.near} if entry.near else {}
-        listed[text] = {"way": entry.way, "seconds": dict(entry.seconds), **near}
+    listed = {text: {"way": entry.way, "seconds": dict(entry.seconds)} for text, entry in sorted(entries.items())}
     return json.dumps({"machine": machine(), "entries": listed}, indent=1)
 
 

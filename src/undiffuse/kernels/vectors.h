@@ -21,6 +21,17 @@ ALWAYS vf all(float value) { return (vf){0} + value; }
 
 ALWAYS vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
 
+/* x between -most and most; NaN stays. */
+ALWAYS vf clamp(vf x, float most)
+{
+#ifdef __AVX512F__ /* of two numbers one of which is not a number, the instructions return the second */
+    return (vf)_mm512_min_ps((__m512)all(most), _mm512_max_ps((__m512)all(-most), (__m512)x));
+#else
+    x = choose(x < -most, all(-most), x);
+    return choose(x > most, all(most), x);
+#endif
+}
+
 ALWAYS vf load_f32(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
 
 ALWAYS void store_f32(float *p, vf v) { memcpy(p, &v, sizeof v); }

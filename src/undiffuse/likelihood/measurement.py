@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from undiffuse.pictures import Panel, PlottingUnavailable, draw_plot, save_png
 from undiffuse.pipelines import Pipeline
 from undiffuse.pipelines.classes import class_numbers
 from undiffuse.pipelines.inputs import Images, labels_of, model_images, open_images
+from undiffuse.runtime_specs import DEFAULT
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.launch import Launch
 from undiffuse.util.progress import NoProgress, Progress
@@ -54,6 +55,7 @@ def measure(
     batch: int | None = None,
     device: str = "auto",
     precision: str = "fp32",
+    runtime: str = DEFAULT,
     weights: str | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -79,10 +81,15 @@ def measure(
             the flow with uniform dequantization, which puts pixels beyond -1 and 1.
         flow: How the flow is measured; its `decoder` is replaced by `decoder`.
         classes: The class of all images, or one for each; by default what `labels_of` finds.
-        labels, fit, on_broken: See `open_images`; unreadable images that are skipped are listed in the report.
+        labels: See `open_images`.
+        fit: See `open_images`.
+        on_broken: See `open_images`; unreadable images that are skipped are listed in the report.
         seed: Random seed. What is drawn for an image depends on the seed and the image's number only.
         batch: Images at once; by default what fits into memory.
-        device, precision, weights: See `Pipeline.from_pretrained`; of a `Pipeline` its own.
+        device: See `Pipeline.from_pretrained`; of a `Pipeline` its own.
+        precision: See `Pipeline.from_pretrained`; of a `Pipeline` its own.
+        runtime: See `Pipeline.from_pretrained`; of a `Pipeline` its own.
+        weights: See `Pipeline.from_pretrained`; of a `Pipeline` its own.
         out: A folder for bits.json, bits.png and the rows measured so far, so that the same call resumes, and that
             processes which torchrun or srun started share the images.
         overwrite: Whether to replace another measurement in `out`.
@@ -104,7 +111,12 @@ def measure(
         pipeline = model
     else:
         chosen = SamplerConfig(
-            model=str(model), weights=weights, solver="ddim", precision=precision, clip=clip or "static"
+            model=str(model),
+            weights=weights,
+            solver="ddim",
+            precision=precision,
+            runtime=runtime,
+            clip=clip or "static",
         )
         pipeline = Pipeline.load(chosen, device, gradient=config is not None, keep_weights=False)
     denoiser = _unguided(pipeline)
@@ -146,9 +158,10 @@ def measure(
         return row
 
     rows: list[dict[str, Any]] = []
-    with join() if out is not None else nullcontext(Job(Launch())) as job:
+    with join() if out is not None else nullcontext(Job(Launch())) as job, ExitStack() as stack:
         store = None
         if out is not None:
+            stack.enter_context(job.only_user(out, "measuring"))
             file, results = Path(out) / PARTIAL, [Path(out) / REPORT, Path(out) / CURVE]
             store = job.main_first(
                 lambda main: RowStore(file, about, "measurements", results, overwrite and main, process=job.rank)
@@ -232,7 +245,12 @@ def _flow_record(method: str, clip: str, config: FlowConfig) -> dict[str, Any]:
 
 
 def _bound_row(bound: Bound) -> dict[str, Any]:
-    """A batch as JSON: the totals of each image, the sums of each level."""
+    """A batch as JSON: the totals of each image, the sums of each level. ValueError if they are not finite."""
+    if not bool(torch.isfinite(bound.total).all()):
+        raise ValueError(
+            "the bound of an image is not finite: the network diverged. Check the weights, or measure in float32 if "
+            "you used half precision"
+        )
     row: dict[str, Any] = {"total": bound.total.tolist(), "prior": bound.prior.tolist(), "l0": bound.vb[:, 0].tolist()}
     row |= {name: torch.nansum(getattr(bound, name), 0).tolist() for name in TERMS}
     return row | {"measured": (~bound.vb.isnan()).sum(0).tolist()}

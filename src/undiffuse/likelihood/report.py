@@ -16,6 +16,7 @@ from undiffuse.likelihood.bound import mean_and_error
 from undiffuse.likelihood.flow import FlowConfig, flow_ends
 from undiffuse.noise_levels import DiscreteSchedule
 from undiffuse.util.files import atomic_file
+from undiffuse.util.notebook import card
 
 __all__ = ["TERMS", "LikelihoodReport", "certain_pixel", "grouped", "per_step", "summarize_bound", "summarize_flow"]
 
@@ -114,6 +115,12 @@ class LikelihoodReport:
             f"pixel known exactly costs {certain_pixel(s):.2f} bits. With dequantization by noise both have the same "
             "decoder."
         )
+
+    def _repr_html_(self) -> str:
+        """The measurement for notebooks."""
+        values = {name: v for name, v in self.summary.items() if isinstance(v, (int, float, str))}
+        facts = [(k.replace("_", " "), f"{v:.6g}" if isinstance(v, float) else v) for k, v in values.items()]
+        return card(f"{number_text(self.summary)} bits/dim", facts)
 
     def __repr__(self) -> str:
         return f"LikelihoodReport({number_text(self.summary)} bits/dim, {self.summary['images']:,} images)"

@@ -22,6 +22,7 @@ from undiffuse.metrics.memorisation import memorisation
 from undiffuse.metrics.moments import FeatureStore, Moments, Statistics
 from undiffuse.metrics.neighbours import kth_neighbour, nearest
 from undiffuse.metrics.precision_recall import PrecisionRecall, manifold_metrics
+from undiffuse.metrics.two_sample import c2st
 from undiffuse.metrics.vendi import VendiScore
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PrecisionRecall",
     "Statistics",
     "VendiScore",
+    "c2st",
     "check_same_protocol",
     "cmmd",
     "frechet_bias",

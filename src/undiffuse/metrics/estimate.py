@@ -59,6 +59,10 @@ class Card:
         try:
             if unknown := sorted(set(values) - names):
                 raise TypeError(f"unknown fields {', '.join(unknown)}")
+            for name, value in values.items():
+                expected = {"dimension": int, "details": Mapping, "weights_sha256": str | None}.get(name, str)
+                if not isinstance(value, expected):  # type: ignore[arg-type]
+                    raise TypeError(f"{name} is {value!r:.60}")
             return cls(**values)
         except TypeError as error:
             raise MetricError(f"this is not a card of features: {error}") from error

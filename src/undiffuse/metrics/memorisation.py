@@ -31,8 +31,9 @@ def memorisation(
     - "authentic": share of samples farther from their nearest training image than that one is from its own nearest
       training neighbour. 0 for copies, near 1/2 for fresh data.
     - "closer_to_train": share of samples whose nearest training image is nearer than their nearest held-out image, ties
-      half. 1/2 is the aim, 1 means copying. The larger set is cut to the size of the smaller (its first images), since
-      among more images one is nearer by chance.
+      half. 1/2 is the aim, 1 means copying. Of the larger set as many images as the smaller has are taken, evenly
+      spaced (folders are sorted by class, so the first images would be of a few classes only), since among more images
+      one is nearer by chance.
     - "copies": share of samples whose features equal those of a training image.
 
     Args:
@@ -61,8 +62,8 @@ def memorisation(
         count = min(len(training), len(held_out))
         near = found.squared
         if count < len(training):
-            near = nearest(samples, training[:count], precision=precision, tile=tile).squared
-        other = nearest(samples, held_out[:count], precision=precision, tile=tile).squared
+            near = nearest(samples, _spaced(training, count), precision=precision, tile=tile).squared
+        other = nearest(samples, _spaced(held_out, count), precision=precision, tile=tile).squared
         # Two values: nearer and tied; a share of halves is the mean of (nearer + not farther) / 2.
         shares["closer_to_train"] = ((near < other).double() + (near <= other).double()) / 2
         counts["closer_to_train"] = count
@@ -82,3 +83,10 @@ def memorisation(
         )
 
     return {name: estimate(name, values) for name, values in shares.items()}
+
+
+def _spaced(features: Tensor, count: int) -> Tensor:
+    """Returns `count` rows, evenly spaced from the first to the last; all of them if there are no more."""
+    if count >= len(features):
+        return features
+    return features[torch.linspace(0, len(features) - 1, count, dtype=torch.float64).round().long()]

@@ -6,6 +6,7 @@
 
 from undiffuse.models.files import (
     SHIPPED,
+    current_digest,
     load_classifier,
     load_diffusion,
     load_model,
@@ -22,6 +23,7 @@ __all__ = [
     "ClassifierModel",
     "DiffusionModel",
     "check_pair",
+    "current_digest",
     "load_classifier",
     "load_diffusion",
     "load_model",

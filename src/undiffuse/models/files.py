@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,20 +18,39 @@ from undiffuse.denoiser import ProcessConfig
 from undiffuse.models.model import ClassifierModel, DiffusionModel
 from undiffuse.nets import registry
 from undiffuse.nets.protocol import NetworkSpec, describe, memory_format
+from undiffuse.sharded_checkpoints import is_sharded_folder
 
 # How images are prepared for a model: what other images need to be treated like those it was trained on.
 _PREPARATION = ("size", "channels", "fit", "pad_value", "background", "value_range")
 
-SHIPPED = ("fashion-mnist-32", "fashion-mnist-32-classifier", "fashion-mnist-32-judge")
+_Kind = TypeVar("_Kind", DiffusionModel, ClassifierModel)
+
+SHIPPED = (
+    "fashion-mnist-32", "fashion-mnist-32-classifier", "fashion-mnist-32-judge", "fashion-mnist-32-student",
+    "emoji-32", "emoji-32-classifier",
+)  # fmt: skip
+
+_ROUNDED = {
+    "b7c647f8c67dbca79acbe597570090ae2ff562f2ede504a089d40a260d9a1134":
+        "4e2a89f9b3fdaeafc79c29c780914d98060c5b0b81309c1fda91bd9567d9e74f",
+    "ee587edce2b8f0c3b0fc067dfe609277d37b0ab7094cdda02b756b7e6516c832":
+        "e18cd558eab21703d7c4369061895ded0b22043c8946aff695647ca86ff843fd",
+}  # fmt: skip
+"""Digests of shipped weights before and after they were rounded to 16 bits, which changes images by rounding only."""
+
+
+def current_digest(digest: Any) -> Any:
+    """Return the digest by which weights go now: shipped ones whose file was rounded to 16 bits have a new one."""
+    return _ROUNDED.get(digest, digest)
 
 
 def resolve(reference: str | Path, weights: str | None = None) -> Path:
     """Return the file of a model, downloaded or converted if necessary.
 
     Args:
-        reference: A file, a run folder (its newest checkpoint), the name of a shipped or published model, a file or
-            diffusers folder of another program's weights, hf:OWNER/NAME on the Hub, or "FILE@LIKE", where LIKE is a
-            published model or the flags that the weights were trained with.
+        reference: A file, a run folder (its newest checkpoint), the folder of a sharded checkpoint, the name of a
+            shipped or published model, a file or diffusers folder of another program's weights, hf:OWNER/NAME on the
+            Hub, or "FILE@LIKE", where LIKE is a published model or the flags that the weights were trained with.
         weights: Which weights to convert, if another program's file holds several.
 
     Returns:
@@ -43,6 +62,8 @@ def resolve(reference: str | Path, weights: str | None = None) -> Path:
     path = Path(reference)
     if os.path.isfile(path):  # os.path, because flags may be longer than any file's name, which pathlib calls an error
         return path if checkpoints.is_ours(path) else _importing().convert(path, which=weights)
+    if is_sharded_folder(path):
+        return path
     if os.path.isdir(path):
         newest = checkpoints.latest(path)
         if newest is not None:
@@ -94,8 +115,8 @@ def split_reference(reference: str | Path) -> tuple[str, str | None]:
 
 def paired_classifier(reference: str | Path) -> str | None:
     """Return the reference of the classifier made for a model: a name, or a file beside the model's, or None."""
-    if str(reference) == SHIPPED[0]:
-        return SHIPPED[1]
+    if str(reference) in SHIPPED and f"{reference}-classifier" in SHIPPED:
+        return f"{reference}-classifier"
     file, like = split_reference(reference)
     entry = published.ENTRIES.get(like or file) or published.of_file(file)
     if entry is None or entry.sampling is None or not entry.sampling.guidance.classifier:
@@ -198,44 +219,42 @@ def _with_weights(net: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Modul
     return net
 
 
-def load_diffusion(
-    reference: str | Path,
-    *,
-    weights: str | None = None,
-    device: torch.device | str = "cpu",
-    net: nn.Module | None = None,
-) -> DiffusionModel:
-    """Load a diffusion model, see `load_model`. Raises ValueError if the file holds a classifier."""
-    model = load_model(reference, weights=weights, device=device, net=net)
-    if not isinstance(model, DiffusionModel):
-        raise ValueError(f"{reference} is a classifier; a diffusion model is needed here")
+def load_diffusion(reference: str | Path, **options: Any) -> DiffusionModel:
+    """Load a diffusion model; the arguments are those of `load_model`. Raises ValueError for a classifier."""
+    return _expect(DiffusionModel, load_model(reference, **options), reference)
+
+
+def load_classifier(reference: str | Path, **options: Any) -> ClassifierModel:
+    """Load a classifier of noisy images; the arguments are those of `load_model`.
+
+    Raises:
+        ValueError: The file holds a diffusion model.
+    """
+    return _expect(ClassifierModel, load_model(reference, **options), reference)
+
+
+def _expect(kind: type[_Kind], model: DiffusionModel | ClassifierModel, reference: str | Path) -> _Kind:
+    if not isinstance(model, kind):
+        found, needed = "a classifier", "a diffusion model"
+        if kind is ClassifierModel:
+            found, needed = needed, "a noisy-image classifier"
+        raise ValueError(f"{reference} is {found}; {needed} is needed here")
     return model
 
 
-def load_classifier(
-    reference: str | Path,
-    *,
-    weights: str | None = None,
-    device: torch.device | str = "cpu",
-    net: nn.Module | None = None,
-) -> ClassifierModel:
-    """Load a classifier of noisy images, see `load_model`. Raises ValueError if the file holds a diffusion model."""
-    model = load_model(reference, weights=weights, device=device, net=net)
-    if not isinstance(model, ClassifierModel):
-        raise ValueError(f"{reference} is a diffusion model; a noisy-image classifier is needed here")
-    return model
-
-
-def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> None:
+def save_model(path: str | Path, model: DiffusionModel | ClassifierModel, *, dtype: torch.dtype | None = None) -> None:
     """Write the weights alone, with everything needed to use them: the slim form of a checkpoint, to share.
 
     Args:
         path: The file, a .safetensors.
         model: The model.
+        dtype: Rounds the weights to torch.float16 or torch.bfloat16, for a file of half the size. Loading makes them
+            float32 again, and the loaded model has a digest of its own.
 
     Raises:
         TypeError: `model` is something else, for example because the arguments are in the other order.
-        ValueError: The model's weights were given up (`consume=True`), or its config cannot be written as JSON.
+        ValueError: The model's weights were given up (`consume=True`), its config cannot be written as JSON, or a
+            weight is too large for float16.
     """
     if not isinstance(model, DiffusionModel | ClassifierModel):
         raise TypeError(
@@ -243,7 +262,7 @@ def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> Non
             "network is saved by DiffusionModel(net, process)"
         )
     model._check_weights("it cannot be saved")
-    state = {f"net.{name}": tensor.contiguous() for name, tensor in model.net.state_dict().items()}
+    state = {f"net.{name}": _rounded(tensor, dtype).contiguous() for name, tensor in model.net.state_dict().items()}
     kept = (
         "conditions", "objective", "train", "progress", "seed", "recipe", "init", "source", "posthoc", "sampling",
         "distillation",
@@ -260,6 +279,15 @@ def save_model(path: str | Path, model: DiffusionModel | ClassifierModel) -> Non
     labels = list(model.labels) if model.labels is not None else None
     about = {"kind": kind, "net": _net_card(model), "process": asdict(model.process), "labels": labels}
     checkpoints.write(path, state, {**manifest, **about, "ema": [], "weights": model.weights, "version": _version()})
+
+
+def _rounded(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    made = tensor.to(dtype)
+    if not bool(torch.isfinite(made).all()):
+        raise ValueError(f"a weight of {float(tensor.abs().max()):.3g} cannot be written as {dtype}: use bfloat16")
+    return made
 
 
 def _net_card(model: DiffusionModel | ClassifierModel) -> dict[str, Any]:

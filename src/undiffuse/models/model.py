@@ -17,6 +17,7 @@ from undiffuse.denoiser import ChainDenoiser, ProcessConfig
 from undiffuse.guidance import LevelClassifier, LevelRegressor
 from undiffuse.nets.protocol import NetworkSpec, describe, memory_format
 from undiffuse.nets.runner import is_consumed, prepare_for_inference, weights_version
+from undiffuse.util.notebook import card
 
 if TYPE_CHECKING:
     from undiffuse.conditions import ModelConditions, NumberCondition
@@ -87,6 +88,26 @@ class _Model:
         classes = f", {len(self.labels)} classes" if self.labels is not None else ""
         network = f"{type(self.net).__name__} of {count / 1e6:.3g}M parameters"
         return f"{name}({network}, {shape}{classes}, weights {self.weights!r})"
+
+    def _repr_html_(self) -> str:
+        """The model for notebooks: network, process, classes, what it was trained on."""
+        shape: str | None
+        try:
+            shape = "x".join(map(str, self.image_shape))
+        except ValueError:
+            shape = None
+        count = sum(parameter.numel() for parameter in self.net.parameters())
+        process, trained = self.process, (self.manifest.get("progress") or {}).get("images")
+        facts = [
+            ("network", f"{type(self.net).__name__}, {count / 1e6:.3g} million parameters"),
+            ("images", shape),
+            ("classes", None if self.labels is None else some_names(self.labels)),
+            ("conditions", self.conditions.text() or None),
+            ("process", f"{process.levels_text}, predicts {process.target}, variance {process.variance}"),
+            ("weights", self.weights),
+            ("trained on", f"{trained:,} images" if isinstance(trained, int) else None),
+        ]
+        return card(type(self).__name__, facts)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

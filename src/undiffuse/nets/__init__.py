@@ -12,6 +12,7 @@ from undiffuse.nets.edm2_unet import EDM2UNet, EDM2UNetConfig
 from undiffuse.nets.edm_unet import EDMUNet, EDMUNetConfig
 from undiffuse.nets.protocol import Network, NetworkSpec, conditions_of, describe
 from undiffuse.nets.registry import config_from_dict, config_to_dict, register_network
+from undiffuse.nets.resnet import ResNet, ResNetConfig
 from undiffuse.nets.runner import NetworkRunner, prepare_for_inference
 from undiffuse.nets.unet import UNet, UNetConfig
 from undiffuse.nets.unet2d import UNet2D, UNet2DConfig
@@ -31,6 +32,8 @@ __all__ = [
     "NoisyClassifier",
     "RMSUNet",
     "RMSUNetConfig",
+    "ResNet",
+    "ResNetConfig",
     "UNet",
     "UNet2D",
     "UNet2DConfig",

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from undiffuse.kernels import conv_3x3, norm_act
+from undiffuse.kernels import attention, conv_3x3, norm_act
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -28,7 +28,7 @@ def norm_groups(channels: int) -> int:
     """
     if channels % 32 == 0:
         return 32
-    return max(groups for groups in range(1, max(1, channels // 4) + 1) if channels % groups == 0)
+    return next((channels // size for size in range(4, channels + 1) if channels % size == 0), 1)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -169,14 +169,15 @@ class ResBlock(nn.Module):
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv_in(h)
-        conditioning = projected(self.emb_layers[1], emb)
         norm_out, _, dropout, conv_out = self.out_layers
         if self.use_scale_shift_norm:
-            scale, shift = conditioning.chunk(2, dim=1)
+            scale, shift = projected_halves(self.emb_layers[1], emb)
             h = norm_out(h, scale, shift, act=True)
         else:
-            h = norm_out(h + conditioning[:, :, None, None].to(h.dtype), act=True)
-        out = convolved_onto(self.skip_connection(x), conv_out, dropout(h))
+            h = norm_out(h + projected(self.emb_layers[1], emb)[:, :, None, None].to(h.dtype), act=True)
+        if dropout.training:
+            h = dropout(h)
+        out = convolved_onto(self.skip_connection(x), conv_out, h)
         return out * self.gain if self.gain != 1.0 else out
 
 
@@ -218,15 +219,23 @@ def tokens_of(conv: nn.Module, x: Tensor) -> Tensor:
     """Apply a 1x1 convolution to x [B, C, H, W]; return tokens [B, H W, C'], of a channels-last x without a copy."""
     if isinstance(conv, nn.Conv1d):
         return pointwise(conv, x.permute(0, 2, 3, 1).flatten(1, 2))
+    if (tokens := getattr(conv, "tokens", None)) is not None:
+        return tokens(x)
     return conv(x).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def projected(linear: nn.Module, emb: Tensor) -> Tensor:
     """Return linear(emb) in float32, also under autocast: these products are tiny and steer every channel."""
-    if not torch.is_autocast_enabled(emb.device.type):
+    if getattr(linear, "leaves_autocast", False) or not torch.is_autocast_enabled(emb.device.type):
         return linear(emb)
     with torch.autocast(emb.device.type, enabled=False):
         return linear(emb)
+
+
+def projected_halves(linear: nn.Module, emb: Tensor) -> Sequence[Tensor]:
+    """Return the two halves of `projected`'s columns, for example scale and shift."""
+    halves = getattr(linear, "halves", None)
+    return projected(linear, emb).chunk(2, dim=1) if halves is None else halves(emb)
 
 
 def convolved_onto(base: Tensor, conv: nn.Module, x: Tensor) -> Tensor:
@@ -247,11 +256,9 @@ def pointwise(conv: nn.Conv1d, tokens: Tensor) -> Tensor:
 
 
 def multi_head_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
-    """Return softmax attention [B, L, C] of projections qkv [B, L, 3C], by the framework's fused kernel.
+    """Return softmax attention [B, L, C] of projections qkv [B, L, 3C], see `kernels.attention`.
 
     Each head computes softmax(q k^T / sqrt(C / heads)) v; `new_order` is the layout of the 3C columns, see `Attention`.
-    In bfloat16 on a CPU plain products are faster for short sequences, up to eight times with the backward pass
-    (measured in docs/experiments.md).
     """
     b, length, width = qkv.shape
     d = width // (3 * heads)
@@ -259,21 +266,7 @@ def multi_head_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
         q, k, v = qkv.view(b, length, 3, heads, d).permute(2, 0, 3, 1, 4)
     else:
         q, k, v = qkv.view(b, length, heads, 3, d).permute(3, 0, 2, 1, 4)
-    if _plain_products(qkv, b * heads):
-        q, k, v = (part.reshape(b * heads, length, d) for part in (q, k, v))
-        scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=1 / math.sqrt(d))
-        attended = torch.bmm(torch.softmax(scores, dim=-1), v).view(b, heads, length, d)
-    else:
-        attended = F.scaled_dot_product_attention(q, k, v)
-    return attended.transpose(1, 2).reshape(b, length, heads * d)
-
-
-def _plain_products(qkv: Tensor, sequences: int) -> bool:
-    """Return whether plain products beat the fused kernel: in bfloat16 on a CPU for short sequences, if there are many
-    or gradients are needed."""
-    if qkv.device.type != "cpu" or qkv.dtype != torch.bfloat16:
-        return False
-    return qkv.shape[1] <= 512 and (qkv.requires_grad or sequences >= 16)
+    return attention(q, k, v).transpose(1, 2).reshape(b, length, heads * d)
 
 
 def maybe_checkpointed(function, use_checkpoint: bool, *inputs: Tensor) -> Tensor:  # type: ignore[no-untyped-def]

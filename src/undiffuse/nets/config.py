@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
+
+_MOST = {"in_channels": 1 << 16, "model_channels": 1 << 16, "out_channels": 1 << 24, "num_res_blocks": 1000}
+"""The largest values of fields. They are far beyond any network, and a damaged file builds nothing for hours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +50,21 @@ class NetworkConfig:
             object.__setattr__(self, "image_size", tuple(self.image_size))
         if not self.channel_mult:
             raise ValueError("channel_mult is empty; give one multiplier a level, for example (1, 2, 2, 2)")
-        for name in ("in_channels", "model_channels", "out_channels", "num_res_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be 1 to {most:,}, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for mult in self.channel_mult:
+            if not math.isfinite(mult * self.model_channels):
+                raise ValueError(f"channel_mult has the entry {mult}; expected numbers above 0")
         for mult, width in zip(self.channel_mult, self.widths, strict=True):
             if width < 1:
                 raise ValueError(f"multiplier {mult} of {self.model_channels} channels leaves no channel")
+            if width > _MOST["model_channels"]:
+                raise ValueError(
+                    f"multiplier {mult} of {self.model_channels} channels makes more than {_MOST['model_channels']:,}"
+                )
         self.check_size(*self.size)
 
     @property

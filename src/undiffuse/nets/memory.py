@@ -260,7 +260,7 @@ class _Walk:
         e = self.element
         # Tokens, their three projections, the attended values in two layouts, the result.
         working = max(8 * (not self.fused), 7 * e) * channels
-        # In 16 bits with copies for plain products, see `blocks.multi_head_attention`.
+        # In 16 bits with copies for plain products, see `kernels.attention`.
         self._pass(held, working, (7 * e if e == 4 else 11 * e + 4 * (not self.fused)) * channels, factor)
 
     def _pass(self, held: float, working: float, kept: float, factor: int) -> None:

@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from undiffuse.kernels import return_memory
+from undiffuse.kernels import own_pages, products, return_memory
 from undiffuse.kernels.autotune import current_plan
 from undiffuse.kernels.convolution import PLAIN, filter_3x3, implementation, pack_filters, taps
-from undiffuse.nets.blocks import Attention, Conv3x3, ResBlock
+from undiffuse.kernels.norm_act import FixedNorm
+from undiffuse.nets.blocks import Attention, Conv3x3, GroupNorm, ResBlock
 from undiffuse.nets.ddpm import ResBlock as DDPMResBlock
 from undiffuse.nets.memory import is_last
 
-_ROWS = 1024  # the number of rows for which products are laid out, which matters little
+_PRODUCT: tuple[str, list[Any], str] = ("none", [], "")  # nothing follows the operation
 _PLAIN = (nn.Conv2d.forward, Conv3x3.forward)  # a convolution that computes something else keeps its weights
 
 
 def pack_(net: nn.Module, dtype: torch.dtype) -> None:
     """Replace the layers of one of the library's networks, on a CPU, by packed ones without gradients.
 
-    Embeddings, norms and the last layers stay in float32. Does nothing if this version of PyTorch cannot pack.
+    Embeddings, norms and the last layers stay in float32; norms only lose what gradients need. Does nothing if this
+    version of PyTorch cannot pack.
 
     Args:
         net: The network.
@@ -36,17 +39,26 @@ def pack_(net: nn.Module, dtype: torch.dtype) -> None:
     """
     if not can_pack(dtype):
         return
-    for name, module in list(net.named_modules()):
-        for child, layer in module.named_children():
-            precision = torch.float32 if is_last(f"{name}.{child}".lstrip(".")) else dtype
-            if isinstance(layer, nn.Conv2d) and type(layer).forward not in _PLAIN:
-                continue
-            if isinstance(layer, nn.Conv2d) and set(layer.kernel_size) != {1}:
-                setattr(module, child, PackedConv2d(layer, precision))
-            elif isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.Conv1d) and isinstance(module, Attention)):
-                setattr(module, child, PackedPointwise(layer, precision))
-    _pack_projections(net)
+    with own_pages():
+        for name, module in list(net.named_modules()):
+            for child, layer in module.named_children():
+                precision = torch.float32 if is_last(f"{name}.{child}".lstrip(".")) else dtype
+                if isinstance(layer, nn.Conv2d) and type(layer).forward not in _PLAIN:
+                    continue
+                if isinstance(layer, nn.Conv2d) and set(layer.kernel_size) != {1}:
+                    setattr(module, child, PackedConv2d(layer, precision))
+                elif isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.Conv1d) and isinstance(module, Attention)):
+                    setattr(module, child, PackedPointwise(layer, precision))
+                elif type(layer) is GroupNorm:
+                    setattr(module, child, PackedNorm(layer))
+        _pack_projections(net)
     return_memory()
+
+
+@functools.lru_cache
+def _operation(name: str, overload: str = "default") -> Any:
+    """Return an operation of oneDNN in PyTorch, its overload resolved, which takes longer than the call."""
+    return getattr(getattr(torch.ops.mkldnn, name), overload)
 
 
 @functools.lru_cache
@@ -66,17 +78,17 @@ def can_pack(dtype: torch.dtype) -> bool:
             x = x.contiguous(memory_format=torch.channels_last)
             plain = conv.to(dtype)(x).float()
             near = 1e-5 if dtype == torch.float32 else 0.02
-            single = nn.Conv2d(16, 16, 1).to(dtype)
-            product, other = PackedPointwise(single, dtype), single(x).float()
+            single, base = nn.Conv2d(16, 8, 1).to(dtype), x[:, :8].contiguous(memory_format=torch.channels_last)
+            product, other = PackedPointwise(single, dtype), single(x).float()  # of a size that only oneDNN takes
             results = [(packed(x), plain), (packed.onto(x, x), plain + x.float())]
-            results += [(product(x), other), (product.onto(x, x), other + x.float())]
+            results += [(product(x), other), (product.onto(base, x), other + base.float())]
             return all(torch.allclose(a.float(), b, near, near * float(b.abs().max())) for a, b in results)
     except (AttributeError, RuntimeError, TypeError):
         return False
 
 
 class _Packed(nn.Module):
-    """A layer whose packed weights never change: copies of it share them, since oneDNN's tensors cannot be copied."""
+    """A layer whose weights never change: copies share them, since oneDNN's tensors cannot be copied."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         return copy.copy(self)
@@ -97,27 +109,35 @@ class PackedConv2d(_Packed):
         self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
         self._out = conv.out_channels if self.how == PLAIN and conv.kernel_size == (3, 3) else None
         self._laid_out: tuple[torch.Size | None, str, Tensor] = (None, "torch", conv.weight.detach().to(dtype))
+        self._token: object = None  # of the plan that chose for that size
 
     def weight_for(self, size: torch.Size) -> tuple[str, Tensor]:
         """Return the implementation for inputs of a size, and the weights in its layout."""
+        made_for, before, weight = self._laid_out
+        plan = current_plan()
+        if made_for == size and plan.token is self._token:
+            return before, weight
         way = "packed"
         if self._out is not None:
-            way = implementation("conv3x3_packed", current_plan(), size, self._out, self.dtype)
-        made_for, before, weight = self._laid_out
+            way = implementation("conv3x3_packed", plan, size, self._out, self.dtype)
+        self._token = plan.token
         if (made_for, before) != (size, way):
-            plain = weight.to_dense() if weight.layout != torch.strided else weight
-            if before == "winograd":
-                plain = plain.permute(3, 2, 0, 1).contiguous()
-            if way == "winograd":
-                weight = taps(plain)
-            elif way == "packed":
-                weight = pack_filters(plain, size, self.how)
-            else:
-                weight = plain.contiguous(memory_format=torch.channels_last)
+            with own_pages():
+                weight = self._lay_out(way, size)
             self._laid_out = (size, way, weight)
-            del plain
             return_memory()
         return way, weight
+
+    def _lay_out(self, way: str, size: torch.Size) -> Tensor:
+        _, before, weight = self._laid_out
+        plain = weight.to_dense() if weight.layout != torch.strided else weight
+        if before == "winograd":
+            plain = plain.permute(3, 2, 0, 1).contiguous()
+        if way == "winograd":
+            return taps(plain)
+        if way == "packed":
+            return pack_filters(plain, size, self.how)
+        return plain.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         way, weight = self.weight_for(x.shape)
@@ -125,7 +145,7 @@ class PackedConv2d(_Packed):
             return filter_3x3(x.to(self.dtype), weight, self.bias)
         if way == "torch":
             return nn.functional.conv2d(x.to(self.dtype), weight, self.bias, padding=1)
-        return torch.ops.mkldnn._convolution_pointwise(x.to(self.dtype), weight, self.bias, *self.how, "none", [], "")
+        return _operation("_convolution_pointwise")(x.to(self.dtype), weight, self.bias, *self.how, *_PRODUCT)
 
     def onto(self, base: Tensor, x: Tensor) -> Tensor:
         """Return base + conv(x)."""
@@ -134,30 +154,78 @@ class PackedConv2d(_Packed):
             return filter_3x3(x.to(self.dtype), weight, self.bias, base)
         if way == "torch":
             return nn.functional.conv2d(x.to(self.dtype), weight, self.bias, padding=1).add_(base.to(self.dtype))
-        return torch.ops.mkldnn._convolution_pointwise.binary(
+        return _operation("_convolution_pointwise", "binary")(
             x.to(self.dtype), base.to(self.dtype), weight, self.bias, *self.how, "add", 1.0, None, [], None
         )
 
 
+class PackedNorm(_Packed):
+    """A group norm with what follows it (`kernels.norm_act`), whose parameters do not change."""
+
+    def __init__(self, norm: GroupNorm) -> None:
+        super().__init__()
+        self.weight = norm.weight  # whose precision some networks look at
+        self._compute = FixedNorm(norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, *, act: bool = False
+    ) -> Tensor:
+        return self._compute(x, scale, shift, act)
+
+
 class PackedPointwise(_Packed):
-    """A 1x1 convolution of channels-last images as a product, whose layout hardly depends on the number of pixels."""
+    """A 1x1 convolution of channels-last images as a product, by the implementation that the run's plan chooses."""
 
     def __init__(self, conv: nn.Conv1d | nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        weight = conv.weight.detach().to(dtype).flatten(1)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
         self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        self._exact = None if self.bias is None else self.bias.float()
+        self._out = conv.out_channels
+        self._laid_out: tuple[str, Tensor] = ("torch", conv.weight.detach().to(dtype).flatten(1))
+        self._made_for: tuple[torch.Size, object] | None = None  # size of the input, and the plan's token
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights in their present layout; some networks look at their precision."""
+        return self._laid_out[1]
+
+    def weight_for(self, size: torch.Size) -> tuple[str, Tensor]:
+        """Return the implementation for inputs [B, C, H, W] of a size, and the weights in its layout."""
+        plan = current_plan()
+        if self._made_for != (size, plan.token):
+            way, (before, weight) = products.implementation(plan, size, self._out, self.dtype), self._laid_out
+            if way != before:
+                with own_pages():
+                    plain = products.matrix(weight, self._out) if before == "blocked" else weight
+                    plain = plain.to_dense() if plain.layout != torch.strided else plain
+                    laid_out = products.panels(plain) if way == "blocked" else products.pack_matrix(plain)
+                self._laid_out = (way, laid_out)
+            self._made_for = (size, plan.token)
+        return self._laid_out
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._rows(x).permute(0, 3, 1, 2)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return conv(x) as tokens [B, H W, C]."""
+        return self._rows(x).flatten(1, 2)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        way, weight = self.weight_for(x.shape)
         rows = x.to(self.dtype).permute(0, 2, 3, 1)
-        out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
-        return out.permute(0, 3, 1, 2)
+        if way == "blocked":
+            return products.product(rows, weight, self._out, self._exact)
+        return _operation("_linear_pointwise")(rows, weight, self.bias, *_PRODUCT)
 
     def onto(self, base: Tensor, x: Tensor) -> Tensor:
         """Return base + conv(x)."""
+        way, weight = self.weight_for(x.shape)
         rows, others = (part.to(self.dtype).permute(0, 2, 3, 1) for part in (x, base))
-        out = torch.ops.mkldnn._linear_pointwise.binary(rows, others, self.weight, self.bias, "add")
+        if way == "blocked":
+            out = products.product(rows, weight, self._out, self._exact, others)
+        else:
+            out = _operation("_linear_pointwise", "binary")(rows, others, weight, self.bias, "add")
         return out.permute(0, 3, 1, 2)
 
 
@@ -172,10 +240,8 @@ def _pack_projections(net: nn.Module) -> None:
     if not owners:
         return
     together = _Together([linear for _, _, linear in owners])
-    start = 0
-    for owner, name, linear in owners:
-        setattr(owner, name, _Part(together, start, start + linear.out_features))
-        start += linear.out_features
+    for number, (owner, name, _) in enumerate(owners):
+        setattr(owner, name, _Part(together, number))
 
 
 class _Together:
@@ -184,22 +250,35 @@ class _Together:
     def __init__(self, layers: list[nn.Linear]) -> None:
         self.weight = torch.cat([layer.weight.detach() for layer in layers])
         self.bias = torch.cat([layer.bias.detach() for layer in layers])
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._sizes = [layer.out_features for layer in layers]
+        self._halves = [size // 2 for size in self._sizes for _ in range(2)]
+        self._last: tuple[Tensor, Tensor, dict[bool, Sequence[Tensor]]] | None = None
 
-    def __call__(self, emb: Tensor) -> Tensor:
+    def __call__(self, emb: Tensor, number: int, halves: bool) -> Sequence[Tensor]:
+        """Return the result of a layer, or its halves."""
         last = self._last
         if last is None or last[0] is not emb:
-            last = (emb, nn.functional.linear(emb, self.weight, self.bias))
+            with torch.autocast("cpu", enabled=False):
+                last = (emb, nn.functional.linear(emb, self.weight, self.bias), {})
             self._last = last
-        return last[1]
+        parts = last[2].get(halves)
+        if parts is None:  # all at once, since cutting takes as long as computing
+            parts = last[2][halves] = last[1].split(self._halves if halves else self._sizes, dim=1)
+        return parts[2 * number : 2 * number + 2] if halves else parts[number : number + 1]
 
 
 class _Part(nn.Module):
-    """Returns columns `start` to `stop` of layers that are computed together."""
+    """Returns the columns of one of the layers that are computed together, in float32."""
 
-    def __init__(self, together: _Together, start: int, stop: int) -> None:
+    leaves_autocast = True
+
+    def __init__(self, together: _Together, number: int) -> None:
         super().__init__()
-        self.together, self.start, self.stop = together, start, stop
+        self._together, self._number = together, number
 
     def forward(self, emb: Tensor) -> Tensor:
-        return self.together(emb)[:, self.start : self.stop]
+        return self._together(emb, self._number, False)[0]
+
+    def halves(self, emb: Tensor) -> Sequence[Tensor]:
+        """Return the first and the second half of the columns."""
+        return self._together(emb, self._number, True)

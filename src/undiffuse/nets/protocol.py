@@ -19,18 +19,6 @@ from torch import Tensor, nn
 class Network(Protocol):
     """A diffusion network, called as `net(x, t, **conditions)`.
 
-    Args:
-        x: Noisy images [B, C, H, W], scaled as the process says.
-        t: The time input [B], float32: step numbers of a chain, or a function of the noise level (see
-        `preconditioning`).
-        **conditions: Tensors by name: `y` [B] int64 class indices, `low_res` [B, C, h, w] small images, `tags` [B, L]
-            of 0 and 1 (labels of which an image has any number), `numbers` [B, K] normalised, `cond_image`
-            [B, planes, H, W] a picture. In the last three NaN means "not given".
-
-    Returns:
-        [B, C_out, H, W], where C_out is C, or 2 C if the process learns the variance. A classifier of noisy images
-        returns scores [B, num_classes].
-
     A network may have these attributes. None is required.
 
         conditions: Names of the conditions it accepts, a set of strings. Without it they are read from the names of the
@@ -41,7 +29,22 @@ class Network(Protocol):
         channels_last: True if images and weights should be in the channels-last memory layout.
     """
 
-    def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        """Predicts what the process says: the noise, the image, ...
+
+        Args:
+            x: Noisy images [B, C, H, W], scaled as the process says.
+            t: The time input [B], float32: step numbers of a chain, or a function of the noise level (see
+                `preconditioning`).
+            **conditions: Tensors by name: `y` [B] int64 class indices, `low_res` [B, C, h, w] small images, `tags`
+                [B, L] of 0 and 1 (labels of which an image has any number), `numbers` [B, K] normalised, `cond_image`
+                [B, planes, H, W] a picture. In the last three NaN means "not given".
+
+        Returns:
+            [B, C_out, H, W], where C_out is C, or 2 C if the process learns the variance. A classifier of noisy images
+                returns scores [B, num_classes].
+        """
+        ...
 
 
 _WIDTHS = {"tags": "num_tags", "numbers": "num_numbers", "cond_image": "cond_channels"}

@@ -1,6 +1,6 @@
 """Architectures by name: what files call a network, and how it is built again.
 
-The library's own are `UNetConfig` (its files give no architecture), `DDPMConfig` ("ddpm") and `ClassifierConfig`.
+The library's own are `UNetConfig` and `ClassifierConfig` (their files give no architecture), and those of `_NAMED`.
 Others are added by `register_network`, or by packages that declare an entry point:
 
     [project.entry-points."undiffuse.networks"]
@@ -27,6 +27,7 @@ from undiffuse.nets.edm2_unet import EDM2UNetConfig
 from undiffuse.nets.edm_unet import EDMUNetConfig
 from undiffuse.nets.meta import build_on_meta
 from undiffuse.nets.protocol import NetworkSpec, describe
+from undiffuse.nets.resnet import ResNetConfig
 from undiffuse.nets.unet import UNetConfig
 from undiffuse.nets.unet2d import UNet2DConfig
 from undiffuse.nets.unet_rms import RMSUNetConfig
@@ -36,6 +37,7 @@ _NAMED: dict[str, Any] = {
     "ddpm": DDPMConfig,
     "edm": EDMUNetConfig,
     "edm2": EDM2UNetConfig,
+    "resnet": ResNetConfig,
     "unet2d": UNet2DConfig,
     "unet-rms": RMSUNetConfig,
 }
@@ -136,7 +138,7 @@ def config_to_dict(net: nn.Module, spec: NetworkSpec | None = None) -> dict[str,
         return config_fields(config)
     name = architecture_of(net)
     if name is None:
-        return {"architecture": _origin(type(net)), **(spec or describe(net)).to_dict()}
+        return {"architecture": _origin(_class_of(net)), **(spec or describe(net)).to_dict()}
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         fields = asdict(config)
     elif isinstance(config, Mapping):
@@ -163,7 +165,7 @@ def architecture_of(net: nn.Module) -> str | None:
     named = getattr(net, "architecture", None)
     if isinstance(named, str) and _find(named) is not None:
         return named
-    classes = (type(getattr(net, "config", None)), type(net))
+    classes = (type(getattr(net, "config", None)), _class_of(net))
     for name, builder in _registered.items():
         if builder in classes:
             return name
@@ -172,6 +174,11 @@ def architecture_of(net: nn.Module) -> str | None:
         if point.value in origins and _find(point.name) in classes:
             return point.name
     return None
+
+
+def _class_of(net: nn.Module) -> type[Any]:
+    """Return a network's own class, also if it is split over processes, where PyTorch makes it a subclass of it."""
+    return next(cls for cls in type(net).__mro__ if not cls.__module__.startswith("torch.distributed"))
 
 
 def is_registered(net: nn.Module) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from undiffuse.arithmetic import steady_float32
+from undiffuse.arithmetic import advise_on_bfloat16, computes_bfloat16, steady_float32
 from undiffuse.kernels.autotune import Plan, planned
 from undiffuse.nets.ddpm import DDPMUNet
 from undiffuse.nets.edm2_unet import EDM2UNet
@@ -55,7 +56,10 @@ class NetworkRunner:
         self.precision = precision
         self._dtype = AUTOCAST.get(precision)
         self.compiled = compiled
-        self._prepared: _Prepared | None = None
+        self._emulates = precision == "bf16" and device.type == "cpu" and not compiled and not computes_bfloat16()
+        if precision == "bf16" and device.type == "cpu":
+            advise_on_bfloat16()
+        self._prepared: Prepared | None = None
         self._plan = Plan()  # for calls outside a run, which has a plan of its own
         self._graphs: Graphs | None = None
         self._use(net)
@@ -127,10 +131,15 @@ class NetworkRunner:
         return function(*inputs) if self._graphs is None else self._graphs(function, *inputs)
 
     def _run(self, x: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        if torch.is_autocast_enabled(self._device):
+            # Inside a caller's autocast, 16-bit copies of weights live on until it ends: those of other weights, if
+            # an update or an average was copied into the network since.
+            torch.clear_autocast_cache()
         with (
             planned(self._plan, outermost=True),
             steady_float32(self._device),
             torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None),
+            _emulation() if self._emulates else nullcontext(),
         ):
             out = self._call(x, t, **conditions)
         if not isinstance(out, Tensor):
@@ -139,6 +148,12 @@ class NetworkRunner:
                 "module whose forward returns the tensor"
             )
         return out
+
+
+def _emulation() -> AbstractContextManager[object]:
+    from undiffuse.nets.emulation import EmulatedBFloat16  # most processors do not need it
+
+    return EmulatedBFloat16()
 
 
 def prepare_for_inference(
@@ -186,7 +201,7 @@ def prepare_for_inference(
     def prepared(original: nn.Module) -> nn.Module:
         shared = _shared_copy(original)
         if consume:
-            _give_up_weights(original)
+            give_up_weights(original)
         footprints.append(_prepare_(shared, precision, device))
         if pack:
             pack_(shared, AUTOCAST.get(precision, torch.float32))
@@ -200,7 +215,7 @@ def prepare_for_inference(
 
         runner._graphs = Graphs()
     runner.footprint = footprints[0]  # packed layers have no parameters
-    runner._prepared = _Prepared(None if consume else net, prepared, not pack)
+    runner._prepared = Prepared(None if consume else net, prepared, not pack)
     return runner
 
 
@@ -217,11 +232,22 @@ def weights_version(net: nn.Module) -> tuple[tuple[int, int], ...]:
     return tuple(map(_version, net.parameters()))
 
 
-class _Prepared:
+def plain_copy(net: nn.Module) -> tuple[nn.Module, Footprint]:
+    """Return a copy of a network for export: on the CPU, in float32, for evaluation, its weights shared with `net`."""
+    shared = _shared_copy(net)
+    return shared, _prepare_(shared, "fp32", torch.device("cpu"))
+
+
+class Prepared:
     """Notices changes of the network that a prepared one was made from, without keeping its memory alive.
 
     The check runs at every call, so it is made of the cheapest parts: version counters of the parameters (in-place
     changes), their identities (other parameters), and their deaths (because identities are used again).
+
+    Args:
+        original: The network; None if its weights were given up, so that they cannot change.
+        prepare: Makes the prepared network from the original.
+        gradient: Whether the prepared network has gradients with respect to the image.
     """
 
     def __init__(self, original: nn.Module | None, prepare: Callable[[nn.Module], nn.Module], gradient: bool) -> None:
@@ -235,19 +261,19 @@ class _Prepared:
         parameters = [p for module in modules for p in module._parameters.values() if p is not None]
         self._deaths: list[Any] = []
         self._watched = [weakref.ref(parameter, self._deaths.append) for parameter in parameters]
-        self._identities = [(weakref.ref(module), _identities(module)) for module in modules]
+        self._modules = [weakref.ref(module) for module in modules]
+        self._identities = _identities(modules)
         self._counters = [_counter(p) for p in parameters if not p.is_inference()]
         self._versions = [counter._version for counter in self._counters]
 
     def outdated(self) -> bool:
         """Return whether the original's weights have changed; False if it does not exist any more."""
-        if not self._deaths and self._versions == [counter._version for counter in self._counters]:
-            for reference, before in self._identities:
-                module = reference()
-                if module is None or _identities(module) != before:
-                    break
-            else:
-                return False
+        if (
+            not self._deaths
+            and self._versions == [counter._version for counter in self._counters]
+            and _identities([reference() for reference in self._modules]) == self._identities
+        ):
+            return False
         original = self._original() if self._original is not None else None
         if original is None or is_consumed(original):
             self._note(None)
@@ -263,8 +289,11 @@ class _Prepared:
         return net
 
 
-def _identities(module: nn.Module) -> tuple[int, ...]:
-    return tuple(map(id, module._parameters.values()))
+def _identities(modules: Iterable[nn.Module | None]) -> list[int]:
+    """The identities of all parameters; -1 stands for a module that does not exist any more."""
+    return [
+        number for module in modules for number in ((-1,) if module is None else map(id, module._parameters.values()))
+    ]
 
 
 def _counter(parameter: Tensor) -> Tensor:
@@ -313,7 +342,7 @@ def _shared_copy(net: nn.Module) -> nn.Module:
         raise ValueError(f"the modules of {type(net).__name__} cannot be copied by copy.deepcopy: {error}") from error
 
 
-def _give_up_weights(net: nn.Module) -> None:
+def give_up_weights(net: nn.Module) -> None:
     """Replace the parameters of `net` by empty ones, tied parameters by the same."""
     empty: dict[int, nn.Parameter] = {}
     for module in net.modules():

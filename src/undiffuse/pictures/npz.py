@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 
 from undiffuse.util.files import atomic_file
-from undiffuse.util.limits import open_npz
+from undiffuse.util.limits import open_npz, open_zip
 from undiffuse.util.store import BROKEN_NPZ
 
 __all__ = ["load_npz", "open_rows", "pack", "packed_files", "packed_name"]
@@ -74,7 +74,7 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 def open_rows(path: Path, count: int) -> Iterator[np.ndarray]:
     """Yields the first `count` images of a packed file one at a time, without reading the file into memory."""
-    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+    with open_zip(path) as archive, archive.open("arr_0.npy") as file:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # the version that `pack` writes
         row = int(np.prod(shape[1:])) * dtype.itemsize
@@ -127,7 +127,7 @@ def pack(
 def _holds(path: Path, shape: tuple[int, ...]) -> bool:
     """Returns whether a packed file matches its name, by its table of contents (at its end) and its header."""
     try:
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+        with open_zip(path) as archive, archive.open("arr_0.npy") as file:
             np.lib.format.read_magic(file)
             return np.lib.format.read_array_header_1_0(file) == (shape, False, np.dtype(np.uint8))
     except BROKEN_NPZ:

@@ -58,7 +58,7 @@ class Panel:
         y_label: Name of the vertical axis.
         log_x: Makes the horizontal axis logarithmic.
         log_y: Makes the vertical axis logarithmic.
-        errors: Half length of the error bar of each point, by the line's name.
+        errors: Half length of the error bar of each point, or its lengths below and above, by the line's name.
         notes: Text beside each point, by the line's name.
         hlines: Named values that are drawn as dashed horizontal lines.
         smooth: Memory in [0, 1) of an exponential average, which is drawn over a pale line of the values. A short line
@@ -71,7 +71,7 @@ class Panel:
     y_label: str = ""
     log_x: bool = False
     log_y: bool = False
-    errors: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    errors: Mapping[str, Sequence[float | tuple[float, float]]] = field(default_factory=dict)
     notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     hlines: Mapping[str, float] = field(default_factory=dict)
     smooth: float = 0.0
@@ -181,9 +181,10 @@ def _fill(cell: Any, panel: Panel, width: float) -> tuple[Any, list[tuple[float,
             points = average
         (line,) = axes.plot(*points.T, color=colour, linestyle=style, marker=marker, markersize=3.5)
         if name in panel.errors:
-            bars = np.nan_to_num(np.asarray(panel.errors[name], dtype=np.float64), posinf=0.0)
+            pairs = [np.broadcast_to(np.asarray(error, dtype=np.float64), 2) for error in panel.errors[name]]
+            bars = np.nan_to_num(np.stack(pairs, axis=1), posinf=0.0)  # [below and above, points]
             if panel.log_y:  # a bar that reaches zero or less has no end on a logarithmic axis
-                bars = np.stack([np.minimum(bars, 0.999 * np.nan_to_num(points[:, 1], nan=1.0)), bars])
+                bars[0] = np.minimum(bars[0], 0.999 * np.nan_to_num(points[:, 1], nan=1.0))
             axes.errorbar(*points.T, yerr=bars, fmt="none", ecolor=colour, elinewidth=1.1, capsize=2.5)
         handles[name] = line
     for k, (name, value) in enumerate(panel.hlines.items()):

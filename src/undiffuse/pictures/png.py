@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from undiffuse.pictures.arrays import Images, as_picture
 from undiffuse.util.files import atomic_file
+from undiffuse.util.limits import check_pixels
 from undiffuse.util.records import check_record, parse_json
 
 __all__ = ["RECORD_KEY", "is_whole_png", "open_picture", "read_png_record", "record_text", "save_png"]
@@ -91,6 +92,10 @@ def open_picture(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """Opens a picture; decoder errors for damaged or huge files become an OSError or ValueError that names the file."""
     try:
         with Image.open(path) as picture:
+            try:
+                check_pixels(picture.width, picture.height, "it")
+            except ValueError as error:
+                raise Image.DecompressionBombError(str(error)) from error
             yield picture
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large to be opened safely: {error}") from error

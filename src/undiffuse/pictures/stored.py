@@ -179,8 +179,14 @@ def _all_labels(labels: Sequence[int | None]) -> np.ndarray | None:
 
 
 def is_whole(file: Path) -> bool:
-    """Whether a file of one image is complete, as far as a look at its end can tell."""
-    return is_whole_png(file) if file.suffix == ".png" else file.is_file() and file.stat().st_size > 0
+    """Whether a file of one image is complete: a PNG as far as a look at its end can tell, others by reading them."""
+    if file.suffix == ".png":
+        return is_whole_png(file)
+    try:
+        load_image(file)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def read_file(path: Path) -> np.ndarray:

@@ -107,9 +107,8 @@ class SampleWriter(Store):
         if not (ours or claimed):
             claim_output(self.folder)
         self.claim(run_file, not run_file.exists() and ours)
-        # Old enough that no other process of this run is still writing them.
         for place in (self.folder, self.parts.folder):
-            remove_leftovers(place, older_than=3600)
+            remove_leftovers(place)
 
     @property
     def in_units(self) -> bool:

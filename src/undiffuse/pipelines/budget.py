@@ -39,19 +39,24 @@ def within_budget(config: SamplerConfig, digest: str) -> tuple[SamplerConfig, st
             "works without guidance or with one classifier only, as frontiers are measured: give `solver` and `steps` "
             "instead",
         )
-    frontier = frontiers.known(digest)
-    if frontier is None:
+    measured = frontiers.known(digest)
+    if not measured:
         raise ConfigError(
             "budget",
             "needs a measured frontier of quality against network calls, and there is none for this model. Measure one "
             f"on test images that the model was not trained on (DATA): {command}",
         )
-    try:
-        point = frontier.best(config.budget, guidance.strength, guidance.at)
-    except ValueError as error:
+    found, error = None, None
+    for frontier in measured:  # the best measured one that has a point within the budget
+        try:
+            found = frontier, frontier.best(config.budget, guidance.strength, guidance.at)
+            break
+        except ValueError as why:
+            error = error or why
+    if found is None:
         scales = f" --scales {guidance.strength:g}" if guidance.strength else ""
-        why = f"{config.budget} network calls: {error}; measure it by {command}{scales}"
-        raise ConfigError("budget", why) from None
+        raise ConfigError("budget", f"{config.budget} network calls: {error}; measure it by {command}{scales}")
+    frontier, point = found
     names = ("solver", "steps", "grid", "solver_options", "eta")
     return config.replace(budget=None, **{name: point.settings[name] for name in names}), _describe(frontier, point)
 

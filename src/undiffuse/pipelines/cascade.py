@@ -54,12 +54,12 @@ class Cascade:
 
     @classmethod
     def load(cls, base: SamplerConfig, upsampler: SamplerConfig, device: str = "auto", low_size: Any = None) -> Cascade:
-        """Loads both stages; the upsampler is unguided, and takes clipping and precision from the base."""
+        """Loads both stages; the upsampler is unguided, and takes clipping, precision and runtime from the base."""
         first = Pipeline.load(base, device, keep_weights=False)
         reference = upsampler.model
         if reference in (None, AUTO):
             reference = upsampler_of(str(base.model))
-        second = replace(upsampler, model=reference, clip=base.clip, precision=base.precision)
+        second = replace(upsampler, model=reference, clip=base.clip, precision=base.precision, runtime=base.runtime)
         return cls(first, Pipeline.load(second, device, keep_weights=False), low_size)
 
     def small_source(self, seed: int, classes: list[int] | None) -> SampleSource:
@@ -112,7 +112,13 @@ def run_cascade(
     Args:
         cascade: The two stages. Its base may be released from memory after the first one.
         folder: Where the large images go; the small ones go into its sub-folder base.
-        count, classes, seed, format, animation, batch, overwrite: As in `SamplingRun`.
+        count: As in `SamplingRun`.
+        classes: As in `SamplingRun`.
+        seed: As in `SamplingRun`.
+        format: As in `SamplingRun`.
+        animation: As in `SamplingRun`.
+        batch: As in `SamplingRun`.
+        overwrite: As in `SamplingRun`.
         report: Receives lines on what is done.
 
     Returns:
@@ -170,7 +176,8 @@ def source_of_record(
 
     Args:
         record: The record of the large image, with its notes.
-        index, seed: The image's number and seed.
+        index: The image's number.
+        seed: Its random seed.
         labels: Returns the class of the image, given the base's pipeline.
         where: What messages call the record.
         device: As in `Pipeline.load`.

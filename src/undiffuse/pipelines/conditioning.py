@@ -23,7 +23,7 @@ from undiffuse.models import DiffusionModel
 from undiffuse.pipelines.classes import choose_classes
 from undiffuse.pipelines.given import GivenConditions, checked
 from undiffuse.util.errors import ConfigError
-from undiffuse.util.text import join_names, shown
+from undiffuse.util.text import join_names, one_line, shown
 
 if TYPE_CHECKING:
     from undiffuse.pipelines.pipeline import Pipeline
@@ -388,7 +388,7 @@ class _Prepared:
                 pad_value=trained.get("pad_value", 0),
             )
         except ValueError as error:
-            raise ConfigError("condition", f"the picture {self.source.name(i)}: {error}") from error
+            raise ConfigError("condition", f"the picture {one_line(self.source.name(i))}: {error}") from error
 
 
 def _number(name: str, value: Any) -> float:

@@ -14,7 +14,7 @@ from undiffuse import checkpoints
 from undiffuse.conditions import NumberCondition, target_key
 from undiffuse.config import GuidanceConfig
 from undiffuse.config.kinds import interval
-from undiffuse.denoiser import Denoiser
+from undiffuse.denoiser import ChainDenoiser, Denoiser
 from undiffuse.grids import NoisePath as Levels
 from undiffuse.guidance import (
     GUIDANCE_SCHEDULES,
@@ -30,6 +30,8 @@ from undiffuse.guidance import (
 from undiffuse.models import ClassifierModel, DiffusionModel, check_pair, load_classifier, load_diffusion
 from undiffuse.nets.memory import Footprint
 from undiffuse.nets.runner import prepare_for_inference
+from undiffuse.runtime_specs import DEFAULT
+from undiffuse.runtimes import load_runner
 from undiffuse.util.errors import ConfigError
 
 __all__ = ["Guides", "check_identity", "guide", "guidance_schedule", "reference"]
@@ -68,6 +70,7 @@ def guide(
     precision: str,
     device: torch.device,
     gradient: bool,
+    runtime: str = DEFAULT,
 ) -> Guides:
     """Wraps a denoiser: classifier-free guidance innermost, then autoguidance, then the classifiers in their order.
 
@@ -80,6 +83,7 @@ def guide(
         precision: Precision of the guiding networks.
         device: Where they run.
         gradient: Whether the result is differentiated with respect to the image.
+        runtime: Runtime of a guiding model; classifiers, whose gradients are needed, run in PyTorch.
 
     Raises:
         ConfigError: For a setting that the model does not allow.
@@ -100,7 +104,7 @@ def guide(
         null, rescale = model.null_conditions, config.cfg_rescale
         out.denoiser = ClassifierFree(out.denoiser, config.cfg, null, rescale=rescale, together=together, **shared)
     if config.autoguide is not None:
-        _autoguide(out, config, model, clip, precision, device, gradient, shared)
+        _autoguide(out, config, model, clip, precision, runtime, device, gradient, shared)
     _classifiers(out, config, model, precision, device, shared)
     return out
 
@@ -111,6 +115,7 @@ def _autoguide(
     model: DiffusionModel,
     clip: str,
     precision: str,
+    runtime: str,
     device: torch.device,
     gradient: bool,
     shared: Mapping[str, Any],
@@ -118,8 +123,10 @@ def _autoguide(
     assert config.autoguide is not None
     weak = load_diffusion(config.autoguide, weights=config.autoguide_weights)
     _check_weak(model, weak)
-    guiding = weak.denoiser(clip, precision=precision, device=device, gradient=gradient, consume=True)
-    out.footprints.append(guiding.network.footprint)
+    _ = weak.digest  # of the weights as they are in the file, before they are made ready
+    network = load_runner(weak, runtime, precision, device, gradient=gradient, consume=True)
+    guiding = ChainDenoiser(network, weak.process, clip)
+    out.footprints.append(network.footprint)
     out.denoiser = Autoguidance(out.denoiser, guiding, config.autoguide_scale, rescale=config.cfg_rescale, **shared)
     out.others.append(weak)
     out.record |= {"autoguide": weak.digest, "autoguide_weights": weak.weights}

@@ -27,7 +27,7 @@ from undiffuse.pixels import from_pixels, to_uint8, to_units
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import count_of, join_names
 
-__all__ = ["Images", "file_of", "labels_of", "model_images", "open_images", "subsample"]
+__all__ = ["Images", "file_of", "finite", "labels_of", "model_images", "open_images", "subsample"]
 
 Images = str | Path | Sequence[str | Path] | np.ndarray | Tensor | Source | ImageDataset
 """A folder, .zip, .npz or name of a data set; one or several image files; uint8 [N, H, W, C]; numbers
@@ -207,3 +207,14 @@ def _background(value: object) -> int | tuple[int, int, int]:
         r, g, b = value
         return int(r), int(g), int(b)
     return int(str(value))
+
+
+def finite(latents: Tensor, indices: Sequence[int]) -> Tensor:
+    """Returns the latents of images on the CPU, in float32; ValueError with the images' numbers if not finite."""
+    latents = latents.float().cpu()
+    if not bool(torch.isfinite(latents).all()):
+        raise ValueError(
+            f"latents of images {indices[0]} to {indices[-1]} are not finite: the network or the solver diverged. "
+            "Check the weights, or encode in float32 if you used half precision"
+        )
+    return latents

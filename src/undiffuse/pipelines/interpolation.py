@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from undiffuse.pipelines.classes import class_numbers
 from undiffuse.pipelines.inputs import Images, labels_of, open_images
 from undiffuse.pipelines.pipeline import Pipeline
 from undiffuse.pixels import to_uint8
-from undiffuse.sampling import slerp
+from undiffuse.sampling import Step, slerp
 from undiffuse.util.errors import ConfigError
-from undiffuse.util.progress import NoProgress, Progress
+from undiffuse.util.locks import FolderLock
+from undiffuse.util.progress import NoProgress, progress_of
 
 __all__ = ["Interpolation", "arc", "check_absent", "interpolate"]
 
@@ -64,17 +65,22 @@ class Interpolation:
 
         Raises:
             FileExistsError: The files exist, and `overwrite` is false.
+            ValueError: Another process works in the folder.
         """
         out = Path(folder)
-        check_absent(out, overwrite)
-        save_png(out / GRID, self.grid(), self.record, overwrite=True)
         rows, frames = self.images.shape[:2]
         scale = max(1, 128 // max(self.images.shape[2:4]))
         there = [self.images[:, k] for k in range(frames)]
-        save_animation(
-            out / MOVIE, [*there, *there[-2::-1]], columns=min(rows, 5), scale=scale, frame_ms=110, hold_ms=600,
-            record=self.record, overwrite=True,
-        )  # fmt: skip
+        lock = FolderLock(out, "saving")  # both files are those of one call
+        try:
+            check_absent(out, overwrite)
+            save_animation(
+                out / MOVIE, [*there, *there[-2::-1]], columns=min(rows, 5), scale=scale, frame_ms=110, hold_ms=600,
+                record=self.record, overwrite=True,
+            )  # fmt: skip
+            save_png(out / GRID, self.grid(), self.record, overwrite=True)  # the last, for which `check_absent` looks
+        finally:
+            lock.close(remove=True)
 
 
 def interpolate(
@@ -85,7 +91,8 @@ def interpolate(
     classes: Any = None,
     frames: int = 9,
     batch: int | None = None,
-    progress: bool = True,
+    progress: bool | NoProgress = True,
+    on_step: Callable[[Step], None] | None = None,
     **inputs: Any,
 ) -> Interpolation:
     """Makes the images on the arc between two images, which are encoded first, or between the samples of two seeds.
@@ -97,7 +104,8 @@ def interpolate(
         classes: Classes, a row each; by default all with seeds, and otherwise those that `labels_of` finds.
         frames: Images in a row, both ends included; at least 2.
         batch: Images at once; by default what fits into memory.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; or what counts the images instead.
+        on_step: Called after each step with its `Step`.
         **inputs: Other arguments of `open_images`.
 
     Raises:
@@ -123,11 +131,10 @@ def interpolate(
         )
     rows: list[int | None] = [None] if chosen is None else list(chosen)
     made = []
-    shown = Progress("interpolating", len(rows) * frames, "images") if progress else NoProgress()
-    with shown as bar, planned() as kernels:
+    with progress_of(progress, "interpolating", len(rows) * frames, "images") as bar, planned() as kernels:
         for row in rows:
             ends = _seed_ends(pipeline, seeds) if dataset is None else _image_ends(pipeline, dataset, row)
-            made.append(arc(pipeline, ends, frames=frames, label=row, batch=batch, progress=bar))
+            made.append(arc(pipeline, ends, frames=frames, label=row, batch=batch, progress=bar, on_step=on_step))
     settings = {"command": "interpolate", **pipeline.record, **pipeline.notes, **kernels.note()}
     record = {**settings, "classes": chosen, "frames": frames, "ends": names}
     row_names = [pipeline.model.label_name(row) for row in rows if row is not None]
@@ -142,6 +149,7 @@ def arc(
     label: int | None = None,
     batch: int | None = None,
     progress: NoProgress | None = None,
+    on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:
     """Makes images on the arc between two latents (DDIM, Appendix D.5).
 
@@ -152,6 +160,7 @@ def arc(
         label: The class of all images; None without classes.
         batch: Images at once; by default what fits into memory.
         progress: Advanced by one for each image, in parts.
+        on_step: Called after each step.
 
     Returns:
         uint8 [frames, H, W, C], evenly spaced by angle.
@@ -163,15 +172,15 @@ def arc(
     for part in way.split(pipeline.batch_size(batch)):
         labels = None if label is None else [label] * len(part)
         noise = NoiseSource(0, range(len(part)))  # no deterministic step draws from it
-        made.append(to_uint8(pipeline.from_noise(noise, labels, x_T=part, progress=progress).float()).cpu())
+        x = pipeline.from_noise(noise, labels, x_T=part, on_step=on_step, progress=progress)
+        made.append(to_uint8(x.float()).cpu())
     return torch.cat(made)
 
 
 def check_absent(folder: Path, overwrite: bool) -> None:
     """Raises FileExistsError if the folder holds an interpolation that may not be replaced."""
-    for name in (GRID, MOVIE):
-        if (folder / name).exists() and not overwrite:
-            raise FileExistsError(f"{folder / name} already exists: choose another folder, or pass overwrite=True")
+    if (folder / GRID).exists() and not overwrite:
+        raise FileExistsError(f"{folder / GRID} already exists: choose another folder, or pass overwrite=True")
 
 
 def _seed_ends(pipeline: Pipeline, seeds: Sequence[int] | None) -> tuple[Tensor, Tensor]:

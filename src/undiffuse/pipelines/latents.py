@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from undiffuse.pictures import save_png
 from undiffuse.pictures.units import check_format, default_format
 from undiffuse.pipelines import grids
 from undiffuse.pipelines.classes import class_names, class_numbers
-from undiffuse.pipelines.inputs import Images, labels_of, model_images, open_images
+from undiffuse.pipelines.inputs import Images, finite, labels_of, model_images, open_images
 from undiffuse.pipelines.pipeline import Pipeline
 from undiffuse.pipelines.run import recorded_kernels
 from undiffuse.pipelines.samples import Samples
@@ -51,6 +51,7 @@ __all__ = [
 
 KEY = "undiffuse.latents"
 SUFFIX = ".safetensors"
+PARTS = ".parts"  # behind the file's name: the folder of finished batches while a job runs
 GRID = "grid.png"
 
 
@@ -130,7 +131,9 @@ def encode(
         "labels": labels,
         "label_names": class_names(pipeline),
     }
-    with join() if out is not None else nullcontext(Job(Launch())) as job:
+    with join() if out is not None else nullcontext(Job(Launch())) as job, ExitStack() as stack:
+        if out is not None:
+            stack.enter_context(job.only_user(f"{latents_path(out)}{PARTS}", "encoding"))
         writer = None if out is None else job.main_first(lambda main: LatentsWriter(out, about, overwrite and main))
         todo = list(range(len(dataset))) if writer is None else writer.missing(len(dataset))
         size, made = pipeline.batch_size(batch), []
@@ -138,7 +141,7 @@ def encode(
             for indices, shared in job.shared(todo, size, bar):
                 x0 = model_images(dataset, indices, pipeline.device)
                 cond = pipeline.condition(None if labels is None else [labels[i] for i in indices])
-                latents = sampling.encode(pipeline.denoiser, pipeline.path, x0, cond=cond).float().cpu()
+                latents = finite(sampling.encode(pipeline.denoiser, pipeline.path, x0, cond=cond), indices)
                 if writer is None:
                     made.append(latents)
                 else:
@@ -214,7 +217,11 @@ def decode_into(
 
     Args:
         folder: Where the images go.
-        pipeline, encoded, classes, batch, progress: See `decode`.
+        pipeline: See `decode`.
+        encoded: See `decode`.
+        classes: See `decode`.
+        batch: See `decode`.
+        progress: See `decode`.
         format: As in `pipelines.run.SamplingRun`.
         overwrite: Whether to remove images of another job.
         notes: What records of the images also say.
@@ -223,13 +230,12 @@ def decode_into(
         The folder or npz file, and the number of images that were missing.
     """
     stored = encoded if isinstance(encoded, Latents) else read(encoded)
-    labels = _decoding_labels(stored, pipeline, classes)
-    run = _decoding_run(pipeline, stored, classes)
+    labels, run = _decoding_labels(stored, pipeline, classes), _decoding_run(pipeline, stored, classes)
     about, place = {**pipeline.notes, **(notes or {})}, Path(folder)
     names = class_names(pipeline)
     format = default_format(pipeline.shape[0]) if format is None else format
     check_format(format, pipeline.shape[0])
-    with join() as job:
+    with join() as job, job.only_user(place, "decoding"):
         writer = job.main_first(lambda main: grids.open_writer(
             place, format, overwrite and main, (GRID,), run=run, notes=about, label_names=names,
             value_range=pipeline.model.value_range,
@@ -372,10 +378,10 @@ class LatentsWriter(Store):
 
     def __init__(self, path: str | Path, about: Mapping[str, Any], overwrite: bool = False) -> None:
         super().__init__(latents_path(path), about, "latents")
-        self.parts = Parts(self.place.with_name(self.place.name + ".parts"))
+        self.parts = Parts(self.place.with_name(self.place.name + PARTS))
         if overwrite:
             self.place.unlink(missing_ok=True)
-            shutil.rmtree(self.parts.folder, ignore_errors=True)
+            self.parts.clear()
         self.finished = self.place.exists()
         if self.finished:
             self.check(read_about(self.place))

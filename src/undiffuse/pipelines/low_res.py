@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from undiffuse.data import DataConfig, ImageDataset, Source
+from undiffuse.data import IMAGE_SUFFIXES, DataConfig, FolderSource, ImageDataset, Source
 from undiffuse.data.headers import known_headers
 from undiffuse.models import DiffusionModel
 from undiffuse.pictures.names import output_names
 from undiffuse.pipelines.inputs import model_images
 from undiffuse.util.errors import ConfigError
-from undiffuse.util.text import count_of, printable
+from undiffuse.util.text import count_of, one_line
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,14 @@ class LowRes:
     labels: list[int] | None
     fingerprint: str
     made: bool = False  # by an earlier stage, so that the names mean nothing to anybody
+    where: str | None = None  # their path, for the notes of records; None where somebody else notes it
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def notes(self) -> dict[str, Any]:
+        """Returns which images they are and where, for records."""
+        return {} if self.where is None else {"low_res": self.fingerprint, "low_res_data": self.where}
 
     @classmethod
     def open(
@@ -37,7 +43,7 @@ class LowRes:
 
         Args:
             model: The model.
-            path: A folder, zip, npz or known name.
+            path: A folder, zip, npz or known name, or one picture.
             size: Their height and width, where the model does not say it.
             labelled: Whether a class-conditional model takes their labels.
 
@@ -50,14 +56,20 @@ class LowRes:
                 raise ConfigError("low_res", "was given, but this model does not enlarge images: leave it out")
             return None
         if path is None:
-            raise ConfigError("low_res", "is missing: this model enlarges images; give a folder or npz of them")
+            raise ConfigError(
+                "low_res", "is missing: this model enlarges images; give a folder or npz of them, or a picture"
+            )
         wanted = low_size(model, size)
         conditional = model.num_classes is not None and labelled
         config = DataConfig(
             path=path, labels="auto" if conditional else "none", size=wanted, channels=model.image_shape[0],
             value_range=model.value_range,
         )  # fmt: skip
-        source = config.open(model.labels if conditional else None)
+        file = Path(path).expanduser()
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
+            source: Source = FolderSource(file.parent, [file.name], [file.stat().st_size])
+        else:
+            source = config.open(model.labels if conditional else None)
         _check_sizes(source, wanted)
         if conditional and source.labels is None:
             raise ValueError(f"{source.where} has no labels, which the model needs: give a class for all images")
@@ -104,7 +116,7 @@ def _check_sizes(source: Source, wanted: tuple[int, int]) -> None:
         raise ConfigError(
             "low_res",
             f"has {count_of(len(others), 'image')} of another size than the model enlarges: "
-            f"{printable(source.name(others[0]))} is {height}x{width}, expected {wanted[0]}x{wanted[1]} (height x "
+            f"{one_line(source.name(others[0]))} is {height}x{width}, expected {wanted[0]}x{wanted[1]} (height x "
             f"width). Images are not made smaller or larger first; `undiffuse convert --size {wanted[0]}` does that",
         )
 

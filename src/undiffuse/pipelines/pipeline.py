@@ -21,9 +21,9 @@ from undiffuse.distributed import resolve_device
 from undiffuse.grid_specs import brief
 from undiffuse.grids import NoisePath, grid
 from undiffuse.kernels import keep_memory, planned
-from undiffuse.models import ClassifierModel, DiffusionModel, load_diffusion, paired_classifier
+from undiffuse.models import ClassifierModel, DiffusionModel, current_digest, load_diffusion, paired_classifier
 from undiffuse.nets.memory import Footprint, bytes_per_image
-from undiffuse.nets.runner import is_consumed, prepare_for_inference
+from undiffuse.nets.runner import is_consumed
 from undiffuse.noise import NoiseSource
 from undiffuse.pipelines import budget, memory
 from undiffuse.pipelines.classes import class_names
@@ -31,11 +31,13 @@ from undiffuse.pipelines.conditioning import as_low_res, classes_of, give_condit
 from undiffuse.pipelines.given import checked
 from undiffuse.pipelines.guidance import check_identity, guide, reference
 from undiffuse.pipelines.students import check_levels
+from undiffuse.runtime_specs import DEFAULT, check_runtime, runs_on_cpu, runtime_notes
+from undiffuse.runtimes import load_runner
 from undiffuse.sampling import Step, sample
 from undiffuse.solvers import Solver, build_solver
 from undiffuse.solvers.registry import read_options
 from undiffuse.util.errors import ConfigError
-from undiffuse.util.progress import NoProgress, Progress
+from undiffuse.util.progress import NoProgress, progress_of
 
 if TYPE_CHECKING:
     from undiffuse.pipelines.samples import Samples
@@ -146,9 +148,10 @@ class Pipeline:
             ConfigError: For settings that are not possible together.
             FileNotFoundError, ValueError: If a model cannot be loaded, or does not suit the others.
         """
-        where = resolve_device(device)
+        where = torch.device("cpu") if device == "auto" and runs_on_cpu(config.runtime) else resolve_device(device)
         if config.precision == "fp16" and where.type == "cpu":
             raise ConfigError("precision", "fp16 requires a GPU; on a CPU use bf16, which is as small, or fp32")
+        check_runtime(config.runtime, config.precision, where.type, gradient)
         if model is None:
             if config.model is None:
                 raise ConfigError("model", "is missing: give a model file, a run folder, or a name")
@@ -164,15 +167,15 @@ class Pipeline:
         assert config.solver and config.steps and config.grid and config.clip  # `resolved` names them
         keep_memory()
         gradient = gradient or bool(config.guidance.judges) and config.guidance.at == "x0"  # through the network too
-        forward = prepare_for_inference(
-            model.net, config.precision, where, gradient=gradient, compiled=config.compile, consume=not keep_weights
+        forward = load_runner(
+            model, config.runtime, config.precision, where, gradient=gradient, consume=not keep_weights
         )
         denoiser: Denoiser = ChainDenoiser(forward, model.process, config.clip)
         path = grid(denoiser.chain, config.steps, config.grid)
         check_levels(model, path)
         guides = guide(
             config.guidance, model, denoiser, path,
-            clip=config.clip, precision=config.precision, device=where, gradient=gradient,
+            clip=config.clip, precision=config.precision, runtime=config.runtime, device=where, gradient=gradient,
         )  # fmt: skip
         record = {
             "model": model.digest,
@@ -183,7 +186,7 @@ class Pipeline:
         }
         notes: dict[str, Any] = {"model_file": reference(config.model)} if config.model is not None else {}
         notes["version"] = undiffuse.__version__
-        notes |= {"torch": torch.__version__, **guides.notes, "device": where.type}
+        notes |= {"torch": torch.__version__, **guides.notes, **runtime_notes(config.runtime), "device": where.type}
         if where.type != "cpu" and (switches := float32_switches(where)):
             notes["float32"] = switches
         if where.type == "cuda":
@@ -235,7 +238,7 @@ class Pipeline:
         low_res: Any = None,
         condition: Any = None,
         batch: int | None = None,
-        progress: bool = True,
+        progress: bool | NoProgress = True,
         on_step: Callable[[Step], None] | None = None,
         **settings: Any,
     ) -> Samples:
@@ -246,14 +249,14 @@ class Pipeline:
             classes: A class by name or number, several of them, or "all" (the default); images cycle through them.
             seed: Seed of the noise, from 0 to 2^64 - 1.
             first: Number of the first image.
-            low_res: For a super-resolution model: the images to enlarge, [N, C, h, w] in [-1, 1] or uint8
-                [N, h, w, C]; image i enlarges number i mod N.
+            low_res: For a super-resolution model: the images to enlarge, [N, C, h, w] in [-1, 1], uint8
+                [N, h, w, C], or the path of a picture or of a data set; image i enlarges number i mod N.
             condition: For a model with conditions besides the class: "age=30,angle=45", "labels=hat|scarf",
                 "image:PATH", the path of a table with a row for each image, several of these, or a mapping whose values
                 may be lists, {"age": [20, 30], "image": array [N, H, W, C]}; image i has row i mod n. Numbers are in
                 the units of the training data. For a super-resolution model, "image:PATH" is the same as `low_res`.
             batch: Images at once; by default what fits into memory.
-            progress: Whether to show a progress bar.
+            progress: Whether to show a progress bar; or what counts the images instead.
             on_step: Called after each step with its `Step`.
             **settings: Settings for this call only, by name as in `from_pretrained`.
 
@@ -265,7 +268,7 @@ class Pipeline:
             ValueError: For a class the model does not have, or low-resolution images it does not need or lacks.
         """
         from undiffuse.pipelines.samples import Samples
-        from undiffuse.pipelines.source import FixedLowRes, SampleSource
+        from undiffuse.pipelines.source import SampleSource, small_images
 
         if settings:
             return self.replace(**settings).sample(
@@ -274,9 +277,9 @@ class Pipeline:
             )  # fmt: skip
         names = class_names(self)
         low_res, condition = as_low_res(self.model, low_res, condition)
-        low = FixedLowRes.of(low_res, self)
+        low = small_images(low_res, self, classes)
         given = give_conditions(self.model, condition, self.targets)
-        chosen = classes_of(self, classes, given)
+        chosen = classes_of(self, classes, given) if low is None or low.labels is None else None
         if count is None:
             rows = 0 if given is None else len(given)
             count = len(low) if low is not None else rows if rows > 1 else len(chosen) if chosen else rows or 16
@@ -287,7 +290,7 @@ class Pipeline:
         size = min(count, self.batch_size(batch))
         watch = None if on_step is None else lambda step, _: on_step(step)
         images = []
-        bar = Progress("sampling", count, "images") if progress else NoProgress()
+        bar = progress_of(progress, "sampling", count, "images")
         with bar, planned() as kernels:
             for start in range(0, count, size):
                 images.append(source.make_float(indices[start : start + size], bar, watch=watch))
@@ -322,7 +325,7 @@ class Pipeline:
         """
         ours = (("model", self.config.model), ("classifier", next(iter(self.config.guidance.classifier), None)))
         for name, file in ours:
-            if record.get(name) != self.record[name]:
+            if current_digest(record.get(name)) != self.record[name]:
                 called = role if name == "model" else name
                 raise ValueError(
                     f"the {called} {file} is not the one of {where}: its weights are {_short(self.record[name])}, "
@@ -423,6 +426,7 @@ class Pipeline:
         parts += c.guidance.text()
         parts += [f"clip {c.clip}"] if c.clip not in (None, "static") else []
         parts += [c.precision] if c.precision != "fp32" else []
+        parts += [c.runtime] if c.runtime != DEFAULT else []
         return ", ".join(parts)
 
     def __repr__(self) -> str:

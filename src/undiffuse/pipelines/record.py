@@ -41,7 +41,7 @@ class Regenerated:
         text: The sampler in a few words.
         format: The format of the original, see `pictures.save_image`.
         value_range: (low, high) of the units; None is (0, 255).
-        remarks: Kernels of the record that are not available here, in words.
+        remarks: Why pixels may differ: kernels of the record that are not available here, weights that were rounded.
     """
 
     image: np.ndarray
@@ -96,8 +96,11 @@ def regenerate(
 
     Args:
         path: The PNG or TIFF.
-        model, classifier, autoguide, upsampler, low_res: Where the models and images are now, if not where the record
-            says; of a cascade, model, classifier and autoguide are the base's.
+        model: Where the model is now, if not where the record says; of a cascade the base's, as below.
+        classifier: Where the classifiers are now.
+        autoguide: Where the weaker model is now.
+        upsampler: Where the upsampler of a cascade is now.
+        low_res: Where the small images are now.
         low_size: See `Cascade`.
         condition: Where the condition picture is now, a file or folder, if not where the record says.
         device: As in `Pipeline.load`.
@@ -115,7 +118,7 @@ def regenerate(
     where = f"the record in {original}"
     index, seed = _whole(record, "index", 2**32, where), _whole(record, "seed", 2**64, where)
     now: dict[str, Any] = {"model": model, "classifier": classifier, "autoguide": autoguide}
-    kernels = Plan(recorded=record.get("kernels"))
+    kernels = Plan(recorded=record.get("kernels", {}))
     with planned(kernels):
         x, source = _made(record, original, now, index, seed, upsampler, low_res, low_size, condition, device)
     form, values = format_of(original), source.pipeline.model.value_range
@@ -124,7 +127,14 @@ def regenerate(
     else:
         image, before = as_stored(to_units(x, values)[0].numpy(), form, values), load_image(original)[0]
     about, text = {**record, **source.pipeline.notes, **kernels.note()}, source.pipeline.text()
-    return Regenerated(image, before, about, index, seed, text, form, values, tuple(kernels.notes))
+    remarks = (*kernels.notes, *_rounded_since(record, source.pipeline.record))
+    return Regenerated(image, before, about, index, seed, text, form, values, remarks)
+
+
+def _rounded_since(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Says which weights of a picture were rounded to 16 bits after it was made (`models.current_digest`)."""
+    names = [name for name in ("model", "classifier") if record.get(name) != now.get(name)]
+    return [f"the weights of the {name} were rounded to 16 bits since, which changes pixels" for name in names]
 
 
 def _made(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import textwrap
 import time
 from collections.abc import Callable, Mapping
@@ -33,6 +35,8 @@ __all__ = ["SamplingRun"]
 
 GRID = "grid.png"
 COUNT = 20
+_BYTES = {"both": 2, "png16": 2, "tiff": 4, "npy": 4}  # of a value; 1 in other formats
+_MUCH = 100_000_000  # bytes from which the disk space is reported beforehand
 _LONG = 20.0  # seconds of a whole run from which on its duration is reported beforehand
 
 Report = Callable[[str], None]
@@ -164,7 +168,7 @@ class SamplingRun:
         Returns:
             The npz, or the folder of PNG files.
         """
-        with join() as job:
+        with join() as job, job.only_user(self.folder, "sampling"):
             writer = self.open() if writer is None else writer
             return self._run(job, writer, report if job.is_main else _silent, progress)
 
@@ -182,6 +186,9 @@ class SamplingRun:
                 report(f"  note    {line}")
             size = max(1, min(len(todo), pipeline.batch_size(self.batch)))
             report(textwrap.fill(plan(pipeline, size), 100, initial_indent="  plan    ", subsequent_indent=" " * 10))
+            space = disk(len(todo), pipeline.shape, self.format, self.folder)
+            if space is not None:
+                report(f"  disk    {space}")
             with Progress("sampling", len(todo), "images") if progress else NoProgress() as bar, planned(kernels):
                 watch = _Watch(len(todo), bar, report, job.world_size)
                 # The path of the first images is drawn by the main process, which therefore makes them.
@@ -232,10 +239,11 @@ class SamplingRun:
 
 
 def recorded_kernels(writer: SampleWriter) -> Any:
-    """The kernels that made the samples that are there already, so that the others are rounded alike."""
+    """The kernels that made the samples that are there already, so that the others are rounded alike; None if there are
+    none, {} if their records are older than such notes."""
     for file in writer.done().values():
         try:
-            return read_record(file).get("kernels")
+            return read_record(file).get("kernels", {})
         except (OSError, SyntaxError, ValueError):  # samples in an npz have no records
             return None
     return None
@@ -267,7 +275,9 @@ class _Watch:
         if step.x.device.type == "cuda":
             torch.cuda.synchronize(step.x.device)
         self._reported = True
-        line = expected_time(time.monotonic() - self._begin, step.total, batch, self.images, self.processes)
+        seconds = time.monotonic() - self._begin
+        self.progress.expect(seconds * step.total / batch / self.processes * self.images)
+        line = expected_time(seconds, step.total, batch, self.images, self.processes)
         if line is not None:
             if step.x.device.type == "cuda":
                 line += f"; {size_text(torch.cuda.max_memory_allocated(step.x.device))} in use at most"
@@ -285,6 +295,24 @@ def plan(pipeline: Pipeline, batch: int) -> str:
         f"{count} parameters, {size_text(sum(net.weights for net in pipeline.footprints))} weights; batch {batch}, "
         f"about {size_text(needed)}{left}; {pipeline.path.steps} steps"
     )
+
+
+def disk(images: int, shape: tuple[int, int, int], format: str, folder: Path) -> str | None:
+    """Returns how much disk space images take at most, with a warning if less is free; None if it is little.
+
+    Args:
+        images: How many.
+        shape: (channels, height, width).
+        format: As in `SamplingRun`.
+        folder: Where they go.
+    """
+    needed = images * math.prod(shape) * _BYTES.get(format, 1)
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed < _MUCH and needed < free:
+        return None
+    text = f"up to {size_text(needed)}"
+    return text if needed < free else f"{text}; only {size_text(free)} free"
 
 
 def expected_time(seconds: float, steps: int, batch: int, images: int, processes: int = 1) -> str | None:

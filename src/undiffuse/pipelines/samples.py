@@ -17,6 +17,7 @@ from undiffuse.pictures.names import output_names
 from undiffuse.pictures.units import IN_UNITS, check_format, default_format, preview, preview_text
 from undiffuse.pipelines import grids
 from undiffuse.pixels import from_uint8, to_uint8, to_units
+from undiffuse.util.notebook import card
 from undiffuse.util.text import count_of
 
 if TYPE_CHECKING:
@@ -172,6 +173,12 @@ class Samples(Sequence[Image.Image]):
         text += f", {self.given.text()}" if self.given is not None else ""
         shows = preview_text(self.images.shape[-1], self.value_range)
         return f"{text}, {shows}" if shows else text
+
+    def _repr_html_(self) -> str:
+        """The grid for notebooks, with the settings and what is good to know."""
+        facts = [("conditions", None if self.given is None else self.given.text())]
+        title = f"{count_of(len(self), 'sample')}: {self._described}"
+        return card(title, facts, notes=self.remarks, picture=self._repr_png_())
 
     def _repr_png_(self) -> bytes:
         out = io.BytesIO()

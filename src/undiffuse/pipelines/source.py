@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from undiffuse.noise import NoiseSource
 from undiffuse.pictures import spaced
 from undiffuse.pixels import Rounding, from_uint8, to_uint8
 from undiffuse.sampling import Step
+from undiffuse.util.errors import ConfigError
 from undiffuse.util.progress import NoProgress
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from undiffuse.pipelines.low_res import LowRes
     from undiffuse.pipelines.pipeline import Pipeline
 
-__all__ = ["FixedLowRes", "Frames", "SampleSource"]
+__all__ = ["FixedLowRes", "Frames", "SampleSource", "small_images"]
 
 _FRAMES = 24
 
@@ -64,6 +66,11 @@ class FixedLowRes:
     """Low-resolution images in memory, [N, C, h, w] in [-1, 1]; image i of a run enlarges number i mod N."""
 
     images: Tensor
+    labels: None = None
+
+    def notes(self) -> dict[str, Any]:
+        """Images in memory leave no note."""
+        return {}
 
     @classmethod
     def of(cls, images: Any, pipeline: Pipeline) -> FixedLowRes | None:
@@ -79,7 +86,7 @@ class FixedLowRes:
         needed = pipeline.model.spec.super_resolution
         if images is None:
             if needed:
-                raise ValueError("this is a super-resolution model: give the images to enlarge as low_res")
+                raise ConfigError("low_res", "is missing: this model enlarges images, so give the images to enlarge")
             return None
         if not needed:
             raise ValueError("low_res was given, but this model does not enlarge images: leave it out")
@@ -100,6 +107,22 @@ class FixedLowRes:
     def images_of(self, indices: Sequence[int]) -> Tensor:
         """Returns [B, C, h, w] in [-1, 1]."""
         return self.images[[i % len(self) for i in indices]]
+
+
+def small_images(given: Any, pipeline: Pipeline, classes: Any) -> LowRes | FixedLowRes | None:
+    """Opens or takes the images that a super-resolution model enlarges.
+
+    Args:
+        given: A path, what `LowRes.open` takes, or images, what `FixedLowRes.of` takes; None for other models.
+        pipeline: The pipeline that enlarges them.
+        classes: The classes that were chosen; with None, images at a path have their own.
+    """
+    if not isinstance(given, (str, Path)):
+        return FixedLowRes.of(given, pipeline)
+    from undiffuse.pipelines.low_res import LowRes
+
+    low = LowRes.open(pipeline.model, str(given), labelled=classes is None)
+    return None if low is None else replace(low, where=str(given))
 
 
 class SampleSource:
@@ -138,9 +161,10 @@ class SampleSource:
         return None if self.low is None else self.low.labels_of(indices)
 
     def notes(self) -> dict[str, Any]:
-        """Returns where the condition pictures are, for the notes of records."""
+        """Returns where the condition pictures and the images to enlarge are, for the notes of records."""
         where = None if self.given is None or self.given.picture is None else self.given.where
-        return {} if not where else {"condition_data": where}
+        low = {} if self.low is None else self.low.notes()
+        return low if not where else {**low, "condition_data": where}
 
     def entries(self, indices: Sequence[int]) -> list[dict[str, Any]] | None:
         """Returns what the records of some images say of their conditions; None without conditions."""

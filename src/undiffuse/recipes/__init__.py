@@ -1,9 +1,10 @@
 """Recipes: Python functions that return frozen configurations, by name.
 
-    fashion-mnist-32, smoke     the shipped models, and a run of two minutes
-    tiny                        a small model of any images, grey or colour, for a CPU
-    general-*                   models of your own images; -v, -edm, -flow with newer processes than ADM's
-    ddpm-*, improved-*, adm-*   the published models, with the papers' settings and results; not run here
+    fashion-mnist-32, smoke            the shipped models, and a run of two minutes
+    emoji-*                            models of emoji in colour (examples/emoji.py makes the data set)
+    tiny                               a small model of any images, grey or colour, for a CPU
+    general-*                          models of your own images; -v, -edm, -flow with newer processes than ADM's
+    ddpm-*, improved-*, adm-*, edm-*   the published models, with the papers' settings and results; not run here
 
 A recipe holds everything about a run except the data. Looking one up builds nothing.
 """
@@ -14,7 +15,7 @@ import difflib
 import re
 from collections.abc import Callable
 
-from undiffuse.recipes import adm, classifiers, ddpm, fashion_mnist, general, improved, modern
+from undiffuse.recipes import adm, classifiers, consistency, ddpm, emoji, fashion_mnist, general, improved, modern
 from undiffuse.recipes.base import Preparation, Recipe
 from undiffuse.recipes.general import for_data
 
@@ -23,12 +24,14 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "fashion-mnist-32-classifier": fashion_mnist.fashion_mnist_32_classifier,
     "fashion-mnist-32-judge": fashion_mnist.fashion_mnist_32_judge,
     "smoke": fashion_mnist.smoke,
+    **emoji.RECIPES,
     **general.RECIPES,
     **modern.RECIPES,
     **ddpm.RECIPES,
     **improved.RECIPES,
     **adm.RECIPES,
     **classifiers.RECIPES,
+    **consistency.RECIPES,
 }
 
 

@@ -10,12 +10,13 @@ from undiffuse.adapters import published
 from undiffuse.config import SamplerConfig
 from undiffuse.config.advice import advice, to_manifest
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.nets import ClassifierConfig, DDPMConfig, UNetConfig
+from undiffuse.nets import ClassifierConfig, DDPMConfig, ResNetConfig, UNetConfig
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.train_config import TrainConfig
 from undiffuse.util.errors import ConfigError
 
 NOT_RUN = "not run here"
+_CLASSIFIERS = (ClassifierConfig, ResNetConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +43,15 @@ class Recipe:
         advice: The authors' sampling settings; guidance names the recipe of the classifier.
         low_size: For an upsampler, the shorter side of its low-resolution images in pixels.
         clean_fraction: For a classifier, the share of clean images, 0 to 1.
+        shift: For a classifier, the largest random shift of training images in pixels.
+        erase: For a classifier, the probability of erasing a random rectangle of a training image, 0 to 1.
+        smoothing: For a classifier, the label smoothing, 0 to below 1.
     """
 
     name: str
     summary: str
     data: Preparation
-    net: UNetConfig | DDPMConfig | ClassifierConfig
+    net: UNetConfig | DDPMConfig | ClassifierConfig | ResNetConfig
     process: ProcessConfig
     train: TrainConfig
     measured: str
@@ -58,19 +62,22 @@ class Recipe:
     low_size: int | None = None
     label_dropout: float = 0.0
     clean_fraction: float = 0.0
+    shift: int = 0
+    erase: float = 0.0
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if (self.objective is None) != isinstance(self.net, ClassifierConfig):
+        if (self.objective is None) != isinstance(self.net, _CLASSIFIERS):
             raise ValueError(f"recipe {self.name}: a diffusion model requires an objective, a classifier has none")
 
     @property
     def kind(self) -> str:
         """The kind of model, "diffusion" or "classifier"."""
-        return "classifier" if isinstance(self.net, ClassifierConfig) else "diffusion"
+        return "classifier" if isinstance(self.net, _CLASSIFIERS) else "diffusion"
 
     def with_classes(self, classes: int | None) -> Recipe:
         """Returns the recipe for another number of classes; None makes a diffusion model unconditional."""
-        if isinstance(self.net, ClassifierConfig):
+        if isinstance(self.net, _CLASSIFIERS):
             if classes is None:
                 raise ValueError("a classifier requires labelled images")
             return replace(self, net=replace(self.net, out_channels=classes))
@@ -128,8 +135,8 @@ class Recipe:
     def with_shape(self, size: int | tuple[int, int], channels: int) -> Recipe:
         """Returns the recipe for another image size and number of channels; the widths of the network stay."""
         data = replace(self.data, size=size, channels=channels)
-        net: UNetConfig | DDPMConfig | ClassifierConfig
-        if isinstance(self.net, ClassifierConfig):
+        net: UNetConfig | DDPMConfig | ClassifierConfig | ResNetConfig
+        if isinstance(self.net, _CLASSIFIERS):
             net = replace(self.net, image_size=size, in_channels=channels)
         else:
             out = self.process.out_channels(channels)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from undiffuse.config.advice import advice
 from undiffuse.denoiser import ProcessConfig
-from undiffuse.nets import ClassifierConfig, UNetConfig
+from undiffuse.nets import ClassifierConfig, ResNetConfig, UNetConfig
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.recipes.base import Preparation, Recipe
 from undiffuse.train_config import TrainConfig
@@ -59,7 +59,7 @@ def fashion_mnist_32() -> Recipe:
         advice=advice("100", guidance=2.0, classifier="fashion-mnist-32-classifier"),
         measured=(
             "2.444 +/- 0.026 bits/dim on 500 test images (50 of 1000 terms each); on 1,536 unguided samples (25 steps "
-            "of ddpm) the judge's accuracy is 91.4 +/- 0.7 % and FD-fashion 0.089 +/- 0.043"
+            "of ddpm) the first judge's accuracy is 91.4 +/- 0.7 % and its FD-fashion 0.089 +/- 0.043"
         ),
     )
 
@@ -119,36 +119,36 @@ def fashion_mnist_32_judge() -> Recipe:
         name="fashion-mnist-32-judge",
         summary="clean-image classifier whose features define FD-fashion; its weights ship with the package",
         data_path="fashion-mnist",
-        data=Preparation(size=32, channels=1, fit="pad"),
-        net=ClassifierConfig(
+        data=Preparation(size=32, channels=1, fit="pad", flip=True),
+        net=ResNetConfig(
             image_size=32,
             in_channels=1,
             out_channels=10,
-            model_channels=24,
-            channel_mult=(1, 2, 4),
+            model_channels=32,
+            channel_mult=(1, 1, 3, 5),
             num_res_blocks=1,
-            attention_resolutions=(),
-            dropout=0.2,
-            pool="adaptive",
+            dropout=0.1,
         ),
         process=_PROCESS,
         clean_fraction=1.0,
+        shift=2,
         train=TrainConfig(
             batch=128,
-            images=300_000,
-            lr=2e-3,
-            warmup_images=10_000,
+            images=400_000,
+            lr=3e-3,
+            warmup_images=40_000,
             lr_decay="cosine",
             weight_decay=0.05,
             grad_clip=1.0,
             ema_decays=(0.999,),
+            precision="bf16",
             log_every=12_800,
             preview_every=None,
             validate_every=None,
             save_every=None,
             save_seconds=300.0,
         ),
-        measured="accuracy 90.2 +/- 0.3 % on the 10,000 test images; 96 features",
+        measured="92.0 +/- 0.3 % of the 10,000 test images; 288 features, the means of three levels",
     )
 
 

@@ -10,7 +10,7 @@ from undiffuse.reports.page import Section, render
 from undiffuse.reports.runs import run_section
 from undiffuse.reports.samples import is_samples, samples_section
 from undiffuse.training.request import is_run_folder
-from undiffuse.util.errors import ConfigError
+from undiffuse.util.errors import ConfigError, reading
 from undiffuse.util.files import atomic_file
 
 __all__ = ["KINDS", "kind_of", "write_report"]
@@ -76,7 +76,10 @@ def write_report(
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} already exists; choose another name, or pass overwrite=True to replace it")
     kinds = [kind_of(place) for place in places]
-    sections = [_section(kind, place, training) for kind, place in zip(kinds, places, strict=True)]
+    sections = []
+    for kind, place in zip(kinds, places, strict=True):
+        with reading(str(place)):
+            sections.append(_section(kind, place, training))
     names = ", ".join(place.resolve().name for place in places)
     with atomic_file(target, overwrite=overwrite) as file:
         file.write(render(title or f"undiffuse report: {names}", sections).encode("utf-8"))

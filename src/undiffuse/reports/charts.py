@@ -54,7 +54,7 @@ def charts(panels: Sequence[Panel]) -> str:
     """Returns several charts side by side where the window is wide, with a line that says how to zoom."""
     if not panels:
         return ""
-    hint = "Drag across a chart to zoom; double-click it or press Escape for the whole range."
+    hint = "Drag across a chart to zoom, or use + and - and the arrow keys; a double click or Escape shows all of it."
     return f'<p class="readout">{hint}</p><div class="charts">{"".join(map(chart, panels))}</div>'
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from undiffuse.pictures.arrays import as_picture
 
-__all__ = ["Section", "details", "figure", "findings", "grid", "render", "table"]
+__all__ = ["Section", "asset", "details", "figure", "findings", "grid", "render", "table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +51,14 @@ def render(title: str, sections: Sequence[Section], about: str = "") -> str:
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
 script-src 'unsafe-inline'">
 <title>{escape(title)}</title>
-<style>{_asset("page.css")}</style>
+<style>{asset("charts.css")}{asset("page.css")}</style>
 </head>
 <body>
 <header><h1>{escape(title)}</h1><p class="about">{escape(about)}</p>
 <button id="theme" type="button" aria-label="Switch between light and dark">light / dark</button></header>
 {f'<nav aria-label="Contents"><ul>{contents}</ul></nav>' if len(entries) > 1 else ""}
 <main>{body}</main>
-<script>{_asset("page.js")}</script>
+<script>{asset("page.js")}{asset("charts.js")}</script>
 </body>
 </html>
 """
@@ -129,5 +129,6 @@ def _img(picture: Image.Image | np.ndarray, alternative: str, scale: int) -> str
     return f'<img {size} alt="{escape(alternative)}" src="data:image/png;base64,{data}">'
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Returns a style sheet or script of the page: "page.css", "charts.css", "page.js" or "charts.js"."""
     return resources.files("undiffuse.reports").joinpath(name).read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from undiffuse.training.provenance import read_sessions
 from undiffuse.util.records import flat, read_json
 from undiffuse.util.text import count_of, duration
 
-__all__ = ["run_section"]
+__all__ = ["preview_files", "run_panels", "run_section", "run_summary", "settings_of_run"]
 
 FRAMES = 24
 """Moments of the run whose previews are embedded, evenly spaced."""
@@ -35,10 +35,10 @@ def run_section(folder: Path) -> Section:
         ValueError: The folder's config.json is damaged.
     """
     records = list(read_events(folder / "metrics.jsonl"))
-    settings = _settings(folder)
+    settings = settings_of_run(folder)
     body = findings([(item.severity, item.text, item.do) for item in check_run(folder)])
-    body += table([], _summary(settings, records))
-    panels = _panels(records)
+    body += table([], run_summary(settings, records))
+    panels = run_panels(records)
     body += "<h3>Curves</h3>" + charts(panels) if panels else ""
     body += _previews(folder / "previews")
     body += _evaluations(records)
@@ -54,18 +54,29 @@ def run_section(folder: Path) -> Section:
     return Section(title=f"Training run {folder.resolve().name}", body=body)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def settings_of_run(folder: Path) -> dict[str, Any]:
+    """Returns the config.json of a run folder; {} if it has none yet.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
     path = folder / "config.json"
     return read_json(path.read_bytes(), str(path)) if path.is_file() else {}
 
 
-def _summary(settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def run_summary(settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Returns rows (name, value) on a run: data, classes, process, training, progress and time.
+
+    Args:
+        settings: Its config.json.
+        records: The events of its metrics.jsonl.
+    """
     rows = []
     data, train = settings.get("data") or {}, settings.get("train") or {}
     if data.get("source"):
         height, width, channels = data["size"]
         count = f", {data['count']:,} images" if data.get("count") else ""
-        rows.append(("data", f"{data['source']}{count}, {height}x{width}, {channels} channels"))
+        rows.append(("data", f"{data['source']}{count}, {height}x{width}, {count_of(channels, 'channel')}"))
     labels = settings.get("labels")
     rows.append(("classes", ", ".join(map(str, labels)) if labels else "none"))
     process = settings.get("process") or {}
@@ -88,8 +99,12 @@ def _summary(settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) 
     return rows
 
 
-def _panels(records: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """The curves of a run, those without points left out."""
+def run_panels(records: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Returns the curves of a run, those without points left out.
+
+    Args:
+        records: The events of its metrics.jsonl.
+    """
     error, name = ("mse", "mean squared error") if _points(records, "train", "mse") else ("loss", "loss")
     panels = [
         Panel(
@@ -143,15 +158,20 @@ def _lines(lines: Mapping[str, list[tuple[float, float]]]) -> dict[str, list[tup
     return {name: points for name, points in lines.items() if points}
 
 
-def _previews(folder: Path) -> str:
-    """A slider for each kind of weights; the averages first, because they are what is sampled."""
+def preview_files(folder: Path) -> dict[str, list[tuple[int, Path]]]:
+    """Returns (images seen, file) of the previews in a folder, by kind of weights; the trained weights come last."""
     found: dict[str, list[tuple[int, Path]]] = {}
     for path in sorted(folder.glob("*.png")) if folder.is_dir() else []:
         match = _PREVIEW.match(path.name)
         if match is not None:
             found.setdefault(match[2], []).append((int(match[1]), path))
+    return dict(sorted(found.items(), key=lambda item: item[0] == "raw"))
+
+
+def _previews(folder: Path) -> str:
+    """A slider for each kind of weights; the averages first, because they are what is sampled."""
     out = ""
-    for kind, files in sorted(found.items(), key=lambda item: item[0] == "raw"):
+    for kind, files in preview_files(folder).items():
         chosen = [files[round(k * (len(files) - 1) / max(1, FRAMES - 1))] for k in range(min(FRAMES, len(files)))]
         if len(files) <= FRAMES:
             chosen = files

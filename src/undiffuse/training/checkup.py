@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from undiffuse import checkpoints
+from undiffuse.pipelines.grids import quoted
 from undiffuse.training.events import read_events
+from undiffuse.util.errors import reading
 from undiffuse.util.records import read_json
 from undiffuse.util.text import count_of, duration
 
@@ -47,21 +49,22 @@ def check_run(folder: Path | str) -> list[Finding]:
         folder: The run folder.
 
     Raises:
-        ValueError: The folder's config.json is damaged.
+        ValueError: The folder's config.json or records are damaged.
     """
     folder = Path(folder).expanduser()
     records = list(read_events(folder / "metrics.jsonl"))
     train = [r for r in records if r.get("kind") == "train"]
     path = folder / "config.json"
     settings = read_json(path.read_bytes(), str(path)) if path.is_file() else {}
-    found = [
-        *_progress(folder, records, train),
-        *_damaged(folder),
-        *_skipped(records, train),
-        *_loss(train, folder),
-        *_validation(records),
-        *_amount(train, settings),
-    ]
+    with reading(f"the records of {folder}"):
+        found = [
+            *_progress(folder, records, train),
+            *_damaged(folder),
+            *_skipped(records, train),
+            *_loss(train, folder),
+            *_validation(records),
+            *_amount(train, settings, folder),
+        ]
     if not any(item.severity == PROBLEM for item in found) and train:
         found.append(Finding(severity=FINE, text="Nothing is wrong that the records of this run can show."))
     return sorted(found, key=lambda item: (PROBLEM, ADVICE, FINE).index(item.severity))
@@ -92,7 +95,7 @@ def _progress(folder: Path, records: Sequence[Mapping[str, Any]], train: Sequenc
             text=f"The run has seen {seen:,} of {total:,} images; the rest takes about {left}"
             + (f". It was {ends[-1].get('text', 'stopped')}" if stopped else "")
             + ".",
-            do=f"To resume it, if it is not running: undiffuse train --resume {folder.as_posix()}",
+            do=f"To resume it, if it is not running: undiffuse train --resume {quoted(folder.as_posix())}",
         )
     ]
 
@@ -147,14 +150,15 @@ def _loss(train: Sequence[Mapping[str, Any]], folder: Path) -> list[Finding]:
                 do="Lower the learning rate (--lr), and resume from an earlier checkpoint.",
             )
         ]
-    ends = len(train) and train[-1]["images"] >= train[-1]["total_images"]
+    ends_at = train[-1]["total_images"]
+    ends = train[-1]["images"] >= ends_at
     if change < -_SIGMAS * error:
         if ends and _mean(after) < 0.98 * _mean(before):
             return [
                 Finding(
                     severity=ADVICE,
                     text=f"The {name} was still falling at the end: {_mean(before):.4g} became {_mean(after):.4g}.",
-                    do=f"Train longer: undiffuse train --resume {folder.as_posix()} --images N",
+                    do=f"Train longer: undiffuse train --resume {quoted(folder.as_posix())} --images {2 * ends_at}",
                 )
             ]
         return []
@@ -187,12 +191,14 @@ def _validation(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
     ]
 
 
-def _amount(train: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[Finding]:
+def _amount(train: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], folder: Path) -> list[Finding]:
     """Whether there are enough images for what the model sees of them."""
     count = (settings.get("data") or {}).get("count")
     if not isinstance(count, int) or not train:
         return []
     epochs = train[-1]["images"] / count
+    data = ((settings.get("data") or {}).get("config") or {}).get("path") or "DATA"
+    samples = quoted(f"samples-{folder.name}")
     if count >= _SMALL and epochs < 500:
         return []
     return [
@@ -200,7 +206,9 @@ def _amount(train: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> 
             severity=ADVICE,
             text=f"The run has seen each of its {count:,} images about {epochs:,.3g} times; a model may mostly repeat "
             "them.",
-            do="Compare samples with their nearest training images: undiffuse report SAMPLES --training DATA",
+            do="Compare samples with their nearest training images: "
+            f"undiffuse sample {quoted(folder.as_posix())} --out {samples} && "
+            f"undiffuse report {samples} --training {quoted(data)}",
         )
     ]
 

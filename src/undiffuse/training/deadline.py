@@ -28,8 +28,9 @@ class Deadline:
         limit: Seconds after the start of this process; None for the end of the Slurm job (SLURM_JOB_END_TIME), if any.
         size: About the bytes of a checkpoint.
         environ: The environment; by default that of the process.
-        clock: The wall clock.
+        clock: A clock that never jumps.
         started: Time of the start of this process on that clock.
+        now: The time of day, on which the end of the Slurm job is given, at this moment; by default it is asked for.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class Deadline:
         limit: float | None,
         size: float = 0.0,
         environ: Mapping[str, str] | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         started: float = STARTED,
+        now: float | None = None,
     ) -> None:
         self._clock = clock
         self._end: float | None = None
@@ -48,7 +50,8 @@ class Deadline:
         else:
             end = (os.environ if environ is None else environ).get("SLURM_JOB_END_TIME", "")
             # One that has passed already was extended meanwhile, of which the environment does not know.
-            self._end = float(end) if end.isdecimal() and float(end) > self._last else None
+            left = float(end) - (time.time() if now is None else now) if end.isdecimal() else 0.0
+            self._end = self._last + left if left > 0 else None
         whole = 0.0 if self._end is None else self._end - started
         self._margin = min(_MARGIN, _SHARE * whole) + size / _BYTES_PER_SECOND
         self._longest = 0.0

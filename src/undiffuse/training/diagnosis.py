@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.distributed import DistContext
+from undiffuse.distributed.sharding import rows_of
 from undiffuse.train_config import TrainConfig
 from undiffuse.training.tasks import Inputs
 
@@ -39,6 +40,7 @@ def find_broken_parts(
     where = torch.stack([inputs.positions[images], inputs.t[images].round().long(), indices[images]], dim=1)
     where = ranks.gather(where.to(ranks.device)).cpu()
     counts = ranks.sum_(bad.sum(dim=1).float().to(ranks.device)).cpu()
+    gradients = _broken({n: p.grad for n, p in net.named_parameters() if p.grad is not None}, ranks)
     every = ranks.gather(inputs.positions.to(ranks.device)).cpu()
     return {
         "first": int(every.min()),
@@ -47,19 +49,29 @@ def find_broken_parts(
         "t": where[:, 1].tolist(),
         "files": [source.name(i) for i in where[:, 2].tolist()],
         "terms": [name for name, count in zip(names, counts.tolist(), strict=True) if count > 0],
-        "gradients": [
-            n for n, p in net.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())
-        ],
-        "weights": [n for n, p in net.named_parameters() if not bool(torch.isfinite(p).all())],
+        "gradients": gradients,
+        "weights": _broken(dict(net.named_parameters()), ranks),
         "bad_in_a_row": bad_in_a_row,
     }
 
 
-def describe(problem: Mapping[str, Any], config: TrainConfig, checkpoint: Path | None) -> str:
-    """The diagnosis in words, with what to do."""
+def _broken(tensors: Mapping[str, Tensor], ranks: DistContext) -> list[str]:
+    """The names of tensors that are not finite in some process; each may hold only some rows of them."""
+    if not tensors:
+        return []
+    flags = torch.stack([~torch.isfinite(rows_of(t).local).all() for t in tensors.values()])
+    flags = ranks.sum_(flags.float().to(ranks.device))
+    return [name for name, flag in zip(tensors, flags.tolist(), strict=True) if flag]
+
+
+def describe(problem: Mapping[str, Any], config: TrainConfig, checkpoint: Path | None, kept: str = "") -> str:
+    """The diagnosis in words, with what to do; `kept` says where the state is kept."""
+    bad = problem["bad_in_a_row"]
     lines = [
-        f"training stopped: {problem['bad_in_a_row']} updates in a row had a loss or gradient that is not finite "
-        f"(the limit is max_bad_updates={config.max_bad_updates}); none of them was applied.",
+        f"training stopped: {bad} updates in a row had a loss or gradient that is not finite "
+        f"(the limit is max_bad_updates={config.max_bad_updates}); none of them was applied."
+        if bad > config.max_bad_updates
+        else f"nothing was trained: all {bad} updates had a loss or gradient that is not finite, and none was applied.",
         f"last batch: images {problem['first']} to {problem['last']} of the stream",
     ]
     if problem["positions"]:
@@ -74,6 +86,7 @@ def describe(problem: Mapping[str, Any], config: TrainConfig, checkpoint: Path |
     if problem["weights"]:
         lines.append(f"weights that are not finite ({len(problem['weights'])}): {_some(problem['weights'])}")
     lines.append(f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet")
+    lines += [kept] if kept else []
     advice = ["lower the learning rate (or warm up longer)", "clip gradients (grad_clip=1.0)"]
     if config.precision == "fp16":
         advice.append("use bf16 or fp32")

@@ -26,12 +26,13 @@ from undiffuse.training.distillation import UNDEFINED_AT_NOISE, Distillation, st
 from undiffuse.training.events import Listener
 from undiffuse.training.face import MODEL, TrainResult, run_plan, sorted_settings
 from undiffuse.training.finetune import default_folder
+from undiffuse.training.imageless import NOISE, BlankImages, preparation_of
 from undiffuse.training.plan import plan
 from undiffuse.training.progress import TrainingProgress
 from undiffuse.training.request import TrainRequest
 from undiffuse.util.errors import ConfigError
 
-__all__ = ["IMAGES", "Stage", "distill", "stages"]
+__all__ = ["IMAGES", "Stage", "distill", "settings_without_data", "stages", "without_data"]
 
 IMAGES = 200_000
 """Images of a student's training where nothing is said."""
@@ -55,7 +56,7 @@ class Stage:
 
 def distill(
     model: str | Path,
-    data: Any,
+    data: Any = None,
     *,
     calls: int = 4,
     method: str = DEFAULT,
@@ -77,7 +78,8 @@ def distill(
 
     Args:
         model: The model: a name, a file or a run folder.
-        data: Images like those that it was trained on, as for `undiffuse.train`.
+        data: Images like those that it was trained on, as for `undiffuse.train`. None trains on noise alone, where the
+            method allows it.
         calls: Network calls of the student.
         method: "moment-matching", "progressive", "consistency-distillation" or "consistency-training".
         settings: Settings of the method, see `undiffuse.distillation.METHODS`.
@@ -104,12 +106,17 @@ def distill(
     in_files = isinstance(data, (str, Path))
     if in_files and labels is not None:
         rest["labels"] = str(labels)
-    source = as_data(data, labels=labels)
-    name = str(data) if in_files else type(data).__name__
-    request = TrainRequest(data=name).changed(
-        {**sorted_settings(rest), "images": images, "out": None if out is None else str(out)}
-    )
-    how = Distillation(teacher=str(model), calls=calls, method=method, settings=settings or {}, guidance=guidance)
+    changes = {**sorted_settings(rest), "images": images, "out": None if out is None else str(out)}
+    settings = dict(settings or {})
+    if data is None:
+        settings, source = settings_without_data(method, settings), None
+        request = TrainRequest(data=NOISE).changed(changes)
+    else:
+        source = as_data(data, labels=labels)
+        request = TrainRequest(data=str(data) if in_files else type(data).__name__).changed(changes)
+    how = Distillation(teacher=str(model), calls=calls, method=method, settings=settings, guidance=guidance)
+    if data is None:
+        request, source = without_data(request, how, init_from)
     made = None
     for stage in stages(request, how, init_from=init_from, adapt_images=adapt_images):
         made = run_stage(stage, [*callbacks, *([TrainingProgress()] if progress else [])], source)
@@ -117,6 +124,39 @@ def distill(
             return made
     assert made is not None
     return made
+
+
+def settings_without_data(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a method for a training without data; ConfigError if it needs images."""
+    known = METHODS[method].settings if method in METHODS else {}  # an unknown method is an error of `Distillation`
+    if method in METHODS and "inputs" not in known:
+        able = " and ".join(name for name, info in METHODS.items() if "inputs" in info.settings)
+        raise ConfigError(
+            "data",
+            f"is needed by {method}, which trains on images; {able} can do without. If you have no images, sample them "
+            "from the model and distil on these",
+        )
+    return {**({"inputs": "own"} if "inputs" in known else {}), **settings}
+
+
+def without_data(
+    request: TrainRequest, how: Distillation, init_from: str | Path | None = None
+) -> tuple[TrainRequest, Source]:
+    """Returns the request of a training on noise alone, and what takes the place of the images.
+
+    Raises:
+        ConfigError: The method, its settings or the model need images.
+    """
+    teacher = load_diffusion(how.teacher)
+    if how.settings.get("inputs") != "own" or how.settings.get("adversarial"):
+        raise ConfigError("data", "is needed by these settings: only inputs=own without adversarial=... can do without")
+    if init_from is None and teacher.process.target in UNDEFINED_AT_NOISE:
+        raise ConfigError(
+            "data",
+            f"is needed: {how.teacher} predicts {teacher.process.target}, and first learns from images what to predict "
+            "of pure noise. Give images, or a student to start from (init_from)",
+        )
+    return request.changed({**preparation_of(teacher), "data": NOISE}), BlankImages(teacher)
 
 
 def run_stage(stage: Stage, listeners: Sequence[Listener], data: Source | StreamDataset | None = None) -> TrainResult:

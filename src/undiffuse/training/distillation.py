@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from undiffuse.config import GuidanceConfig
 from undiffuse.config.advice import advice, to_manifest
 from undiffuse.config.fields import given, settings_of
-from undiffuse.denoiser import ChainDenoiser, Denoiser, ProcessConfig
+from undiffuse.denoiser import ChainDenoiser, Condition, Denoiser, ProcessConfig, TimeAdapter
 from undiffuse.distillation import Batch, Networks, build_method, read_settings
-from undiffuse.distillation.base import AUXILIARY, TARGET, TEACHER
+from undiffuse.distillation.base import AUXILIARY, DISCRIMINATOR, TARGET, TEACHER
 from undiffuse.grids import grid
-from undiffuse.models import DiffusionModel, load_diffusion, paired_classifier
+from undiffuse.models import ClassifierModel, DiffusionModel, load_classifier, load_diffusion, paired_classifier
 from undiffuse.nets.runner import NetworkRunner, is_own
+from undiffuse.noise_levels import Level
 from undiffuse.objectives import ObjectiveConfig
 from undiffuse.pipelines.guidance import guide
 from undiffuse.recipes import Recipe
@@ -143,6 +144,9 @@ class DistillationTask(DiffusionTask):
             self._check_teacher(self.teacher)
         elif how.guidance.judges or how.guidance.compares:
             raise ConfigError("guidance", f"of a teacher cannot be baked in by {how.method}, which has no teacher")
+        self._discriminator: ClassifierModel | None = None
+        if DISCRIMINATOR in self.method.needs:
+            self._discriminator = self._classifier(str(how.settings["discriminator"]))
         self._networks: tuple[Any, Networks] | None = None
         self._device = torch.device("cpu")
 
@@ -158,10 +162,30 @@ class DistillationTask(DiffusionTask):
         if theirs.steps != ours.steps or abs(theirs.alphas_cumprod - ours.alphas_cumprod).max() > 1e-9:
             raise ConfigError("teacher", "was trained on other noise levels than the student's")
 
+    def _classifier(self, name: str) -> ClassifierModel:
+        """The classifier that a discriminator starts from; ConfigError unless it fits the student."""
+        name = name or str(paired_classifier(self.how.teacher) or "")
+        if not name:
+            raise ConfigError(
+                "settings", "adversarial=... needs a classifier of noisy images to start from: discriminator=CLASSIFIER"
+            )
+        found = load_classifier(name)
+        classes = self.spec.num_classes
+        if found.image_shape != self.spec.image_shape or classes not in (None, found.num_classes):
+            raise ConfigError("settings", f"discriminator={name} is for other images or classes than the student")
+        theirs, ours = found.process.chain(), self._preconditioning.chain
+        if theirs.steps != ours.steps or abs(theirs.alphas_cumprod - ours.alphas_cumprod).max() > 1e-9:
+            raise ConfigError("settings", f"discriminator={name} was trained on other noise levels than the student's")
+        return found
+
     @property
     def numbers_beside(self) -> int:
         """How many numbers a checkpoint keeps for each weight of the student in its companions."""
-        return 3 * (AUXILIARY in self.method.needs) + (TARGET in self.method.needs)
+        judged = 0
+        if self._discriminator is not None:
+            sizes = [sum(p.numel() for p in net.parameters()) for net in (self._discriminator.net, self.net)]
+            judged = -(-3 * sizes[0] // sizes[1])
+        return 3 * (AUXILIARY in self.method.needs) + (TARGET in self.method.needs) + judged
 
     @cached_property
     def companions(self) -> Companions:
@@ -173,6 +197,8 @@ class DistillationTask(DiffusionTask):
             if teacher is not None and teacher.process == self.process and _same_layout(auxiliary, teacher.net):
                 auxiliary.load_state_dict(teacher.net.state_dict())
             trained[AUXILIARY] = auxiliary.requires_grad_(True).train()
+        if self._discriminator is not None:
+            trained[DISCRIMINATOR] = copy.deepcopy(self._discriminator.net).requires_grad_(True).train()
         if TARGET in self.method.needs:
             averages[TARGET] = (copy.deepcopy(self.net).requires_grad_(False), self.method.target_decay)
         return Companions(trained, averages)
@@ -187,6 +213,7 @@ class DistillationTask(DiffusionTask):
             progress=min(1.0, begin / self.train.total_images),
             draw=inputs.normal,
             cond=self.condition(inputs),
+            update=begin // self.train.batch,
         )
         return self.method.losses(networks, batch)
 
@@ -194,10 +221,14 @@ class DistillationTask(DiffusionTask):
         """The denoisers, which are made again when the engine calls the student in another way."""
         if self._networks is None or self._networks[0] is not forward:
             beside = forward.beside if isinstance(forward, NetworkRunner) else lambda net: net
-            others: dict[str, Denoiser] = {
+            others: dict[str, Any] = {
                 name: ChainDenoiser(beside(module), self.process, "none")
                 for name, module in self.companions.modules.items()
+                if name != DISCRIMINATOR
             }
+            if self._discriminator is not None:
+                module = self.companions.trained[DISCRIMINATOR]
+                others[DISCRIMINATOR] = ClassCritic(beside(module), self._discriminator.process)
             if self.teacher is not None:
                 others[TEACHER] = self._guided(self.teacher, beside, forward, device)
             student = ChainDenoiser(forward, self.process, "none")
@@ -227,9 +258,30 @@ class DistillationTask(DiffusionTask):
         about = {name: value for name, value in self.how.to_dict().items() if name != "teacher"}
         if self.teacher is not None:
             about["teacher"] = self.teacher.digest
+        if self._discriminator is not None:
+            about["settings"] = {**about["settings"], "discriminator": self._discriminator.digest}
         made["objective"] = {"loss": self.how.method, "low_size": made["objective"]["low_size"]}
         made["distillation"] = {**about, "logsnr": starts, "anywhere": self.method.anywhere}
         return made
+
+
+class ClassCritic:
+    """A classifier as a discriminator: the score of an image is the output for its class, or the first one.
+
+    Args:
+        network: (images, times) -> outputs [B, K].
+        process: The process of the classifier.
+    """
+
+    def __init__(self, network: Any, process: ProcessConfig) -> None:
+        self.network = network
+        self._time = TimeAdapter(process.chain(), process.rescale_timesteps)
+
+    def __call__(self, x: Tensor, level: Level, cond: Condition | None = None) -> Tensor:
+        """See `undiffuse.distillation.Critic`."""
+        scores = self.network(x, self._time(level, x)).float()
+        y = (cond or {}).get("y")
+        return scores[:, 0] if y is None else scores.gather(1, y[:, None])[:, 0]
 
 
 def task_of(

@@ -20,6 +20,7 @@ from undiffuse import distributed
 from undiffuse.data import ImageDataset
 from undiffuse.data.torch_dataset import StreamDataset
 from undiffuse.train_config import TrainConfig, due
+from undiffuse.training import reviews
 from undiffuse.training.accumulator import QUARTILES, binned_sums
 from undiffuse.training.custom import Custom
 from undiffuse.training.deadline import OUT_OF_TIME
@@ -28,9 +29,11 @@ from undiffuse.training.evaluation import Evaluator
 from undiffuse.training.events import Listener
 from undiffuse.training.optim import gradient_norm
 from undiffuse.training.run import Run
+from undiffuse.training.sharded import ShardedRun
 from undiffuse.training.signals import StopSignals
 from undiffuse.training.step import accumulate_within_memory
 from undiffuse.training.tasks import Task
+from undiffuse.util.text import count_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,9 @@ def train(
     with (
         distributed.session(config.device) as ranks,
         StopSignals(announce=lambda: ranks.is_main and not ranks.is_lost) as signals,
-        Run(task, dataset, config, Path(run_dir), ranks, listeners, validation, recipe, init, evaluator, custom) as run,
+        (ShardedRun if config.sharding == "fsdp" and ranks.world_size > 1 else Run)(
+            task, dataset, config, Path(run_dir), ranks, listeners, validation, recipe, init, evaluator, custom
+        ) as run,
     ):
         try:
             stopped_by = _loop(run, signals)
@@ -128,6 +133,12 @@ def _loop(run: Run, signals: StopSignals) -> str:
     parameters = list(state.trained.parameters())
     stop = save = False
     reason: str | None = None
+    every = {"preview": config.preview_every, "validate": config.validate_every, "evaluate": config.evaluate_every}
+    missed = state.pending  # what a signal kept the run from showing before
+    reviews.review(run, missed, signals)
+    stop = bool(state.pending)
+    if missed and not stop and state.images >= config.total_images:
+        run.save_reviewed()
     clock = time.monotonic()
 
     while state.images < config.total_images and not stop:
@@ -146,7 +157,7 @@ def _loop(run: Run, signals: StopSignals) -> str:
         state.scale.unscale_(gradients)
 
         # A finite check that counts and never hides.
-        norm = gradient_norm(gradients)
+        norm = gradient_norm(gradients, ranks)
         sums = binned_sums(terms, inputs.t, inputs.weights, run.chain_steps, QUARTILES)
         not_finite = float((~torch.isfinite(terms["loss"])).sum())
         reason = signals.received or (OUT_OF_TIME if run.deadline.reached() else None)
@@ -176,23 +187,23 @@ def _loop(run: Run, signals: StopSignals) -> str:
         now = time.monotonic()
         state.seconds, clock = state.seconds + now - clock, now
         run.between_updates = True
+        done = state.images >= config.total_images
         if problem is not None:
             run.log("skipped", **brief(problem))
-            if state.bad_in_a_row > config.max_bad_updates:
+            if state.bad_in_a_row > config.max_bad_updates or (done and not state.updates):
                 raise NonFiniteError(run.diagnosis_text(problem), problem)
-        done = state.images >= config.total_images
         run.show(lr)
         if due(config.log_every, before, state.images) or done:
             run.log_progress(lr)
         # Pictures and validation before the checkpoint: what a kill interrupts is done again from the one before.
-        if due(config.preview_every, before, state.images) or done:
-            run.preview()
-        if due(config.validate_every, before, state.images) or done:
-            run.validate()
-        if due(config.evaluate_every, before, state.images) or done:
-            run.evaluate()
+        looks = [name for name, images in every.items() if due(images, before, state.images) or done]
+        if stop:
+            state.pending = looks  # done when the run resumes
+        else:
+            reviews.review(run, looks, signals)
         if due(config.posthoc_every, before, state.images) or done:
-            run.snapshot()
+            reviews.snapshot(run)
+        stop = stop or bool(state.pending)
         save = save or due(config.save_every, before, state.images) or due(config.milestones, before, state.images)
         save = save or run.save_by_clock()
         # A run in trouble must not push out its good checkpoints.
@@ -201,10 +212,13 @@ def _loop(run: Run, signals: StopSignals) -> str:
             save = False
         clock = time.monotonic()  # looking at the run is not training: speed and time left are those of the steps
 
-    if state.images >= config.total_images:
-        run.log("end", text=f"complete after {state.images:,} images")
+    if state.images >= config.total_images and not state.pending:
+        bad = state.bad_in_a_row
+        skipped = f"; the last {count_of(bad, 'update')} were not finite, and were skipped" if bad else ""
+        run.log("end", text=f"complete after {state.images:,} images{skipped}")
         return "complete"
-    stopped_by = next(filter(None, ranks.gather_json(reason)))  # the signal may have reached another process only
+    reasons = ranks.gather_json(signals.received or reason)  # the signal may have reached another process only
+    stopped_by = next(filter(None, reasons))
     run.log("end", text=f"stopped by {stopped_by} after {state.images:,} images")
     return str(stopped_by)
 

@@ -8,7 +8,7 @@ other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,11 +120,15 @@ class Evaluator:
         )
 
 
+def evaluated_weights(task: DiffusionTask, ema: EMA, which: str) -> dict[str, torch.Tensor]:
+    """The tensors of a model with the weights that were evaluated."""
+    with ema.applied(which) if ema.names else nullcontext():
+        return {f"net.{name}": tensor.detach().clone() for name, tensor in task.net.state_dict().items()}
+
+
 def keep_best(
-    folder: Path, task: DiffusionTask, ema: EMA, which: str, manifest: dict[str, Any], evaluation: dict[str, Any]
+    folder: Path, tensors: Mapping[str, torch.Tensor], which: str, manifest: dict[str, Any], evaluation: dict[str, Any]
 ) -> None:
     """Write the weights that were evaluated as a model of their own, in place of the best ones before."""
-    with ema.applied(which) if ema.names else nullcontext():
-        tensors = {f"net.{name}": tensor.detach().clone() for name, tensor in task.net.state_dict().items()}
     about = {**manifest, "ema": [], "weights": which, "evaluation": evaluation}
     checkpoints.write(folder / BEST, tensors, about)

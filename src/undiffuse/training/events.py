@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from undiffuse.util.files import atomic_file
 from undiffuse.util.text import duration
 
 
@@ -65,9 +66,8 @@ class JsonlSink:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [] if resume_at is None else [r for r in read_events(path) if r["images"] <= resume_at]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-        os.replace(temporary, path)
+        with atomic_file(path, overwrite=True) as file:
+            file.write("".join(json.dumps(r) + "\n" for r in kept).encode())
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - stays open for the whole run, see close
 
     def __call__(self, record: Event) -> None:

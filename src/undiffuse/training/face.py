@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from undiffuse import checkpoints
-from undiffuse.data import Source
+from undiffuse.data import ImageDataset, Source
 from undiffuse.data.given_conditions import sorted_conditions, with_arrays
 from undiffuse.data.memory import as_data
 from undiffuse.data.torch_items import ValueRange
@@ -27,8 +27,10 @@ from undiffuse.training.plan import TrainPlan, plan
 from undiffuse.training.progress import TrainingProgress
 from undiffuse.training.provenance import add_session
 from undiffuse.training.request import TrainRequest, read_request, write_request
+from undiffuse.training.sharded import on_meta
 from undiffuse.training.tasks import LossFn, Task
 from undiffuse.util.errors import ConfigError
+from undiffuse.util.notebook import card
 from undiffuse.util.text import count_of, duration
 
 __all__ = ["MODEL", "TrainResult", "run_plan", "train"]
@@ -89,6 +91,12 @@ class TrainResult:
             lines.append(f"  time    {duration(float(last['seconds']))} of training")
         what = f"{self.folder / MODEL}" if (self.folder / MODEL).is_file() else "none yet; resume the run"
         return "\n".join([*lines, f"  model   {what}"])
+
+    def _repr_html_(self) -> str:
+        """The run for notebooks: the lines of its text, and the loss curve."""
+        title, *lines = repr(self).splitlines()
+        facts = [(name, value.strip()) for name, _, value in (line.strip().partition(" ") for line in lines)]
+        return card(title, facts, picture=self._repr_png_())
 
     def _repr_png_(self) -> bytes | None:
         path = self.folder / "loss_curve.png"
@@ -218,7 +226,15 @@ def train(
     made = plan(request, source, net)
     custom = Custom(optimizer=optimizer, lr_schedule=lr_schedule, density=None if isinstance(density, str) else density)
     task = made.build_task(loss)
-    listeners: list[Listener] = [*callbacks, *([TrainingProgress()] if progress else [])]
+    if made.net is not None and made.config.sharding != "none":
+        made = replace(made, net=on_meta(made.net))  # the network itself will be split; this takes the trained weights
+    listeners: list[Listener] = list(callbacks)
+    if progress:
+        shown = TrainingProgress()
+        if isinstance(made.dataset, ImageDataset):
+            for remark in plan_conditions.unused(made.dataset.source, made.spec, made.conditions):
+                shown.say(f"note: {remark}")
+        listeners.append(shown)
     outcome = run_plan(made, task, listeners, custom=custom, stored=source is None)
     return TrainResult(made.out, outcome, made)
 

@@ -3,7 +3,7 @@
 config.json       the resolved settings          metrics.jsonl     one record a line
 loss_curve.png    drawn anew at every save       previews/         grids from raw and averaged weights
 checkpoints/      0000123456.safetensors, by images seen
-data_index.npz    checksums of the images' files
+data_index.npz    checksums of the images' files    last-finite.safetensors  the state of a run that diverged
 run.json          the settings as they were given sessions.jsonl   command, versions and hardware of every start
 """
 
@@ -13,10 +13,8 @@ import errno
 import json
 import os
 import shutil
-import sys
-import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 from torch import Tensor
 
-from undiffuse import checkpoints
+from undiffuse import checkpoints, sharded_checkpoints
 from undiffuse.data import index
 from undiffuse.data.content import ContentIndex, Recheck
 from undiffuse.data.decoding import IMAGE_SUFFIXES
@@ -34,11 +32,12 @@ from undiffuse.pictures import claim_output
 from undiffuse.train_config import TrainConfig, differences
 from undiffuse.util import files
 from undiffuse.util.files import atomic_file, remove_leftovers
+from undiffuse.util.locks import FolderLock
 from undiffuse.util.text import count_of, size_text
 
 DATA_INDEX = "data_index.npz"
-_ABANDONED = 600.0
-"""Seconds after which half-written files at the top of the folder, where other commands write too, are deleted."""
+LAST_FINITE = "last-finite.safetensors"
+"""The state of a run that ended because its losses or gradients were no longer finite."""
 _OURS = ("config.json", "run.json", "metrics.jsonl", "checkpoints")
 """Files and folders that only a run has."""
 # The parts of a manifest that identify a run; the others (progress, version, hashes) change as it trains.
@@ -53,7 +52,7 @@ class RunFolder:
     def __init__(self, path: Path | str, config: TrainConfig) -> None:
         self.path = Path(path)
         self.config = config
-        self._lock: IO[str] | None = None
+        self._lock: FolderLock | None = None
         self._recheck: Recheck | None = None
 
     def __enter__(self) -> RunFolder:
@@ -64,10 +63,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(f"{self.path} is not a folder, so no run can be kept in it; name another") from error
-        self._lock = _lock(self.path / ".lock")
+        self._lock = FolderLock(self.path, "training")
         checkpoints.remove_leftovers(self.path)
         for folder in (self.path, *(part for part in self.path.iterdir() if part.is_dir())):
-            remove_leftovers(folder, older_than=_ABANDONED if folder == self.path else 0.0)
+            remove_leftovers(folder)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,7 +104,7 @@ class RunFolder:
         """
         notes: list[str] = []
 
-        def take(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
+        def take(path: Path, tensors: Mapping[str, Tensor], manifest: dict[str, Any]) -> None:
             notes[:] = self._compare(manifest, identity, content)
             try:
                 images, expected = manifest["progress"]["images"], checkpoints.images_of(path)
@@ -138,7 +137,8 @@ class RunFolder:
         if forbidden or other_data:
             lines = [line for line in forbidden if not line.startswith("data.fingerprint:")]
             raise ValueError(
-                f"{self.path} holds a run that was begun with other settings, so it cannot be resumed:\n  "
+                f"{self.path} holds a run that was begun with other {'settings' if lines else 'images'}, so it cannot "
+                "be resumed:\n  "
                 + "\n  ".join([*([other_data] if other_data else []), *lines])
                 + "\n"
                 + ("(there -> now) Use the settings of that run, or another folder" if lines else "Put the images back")
@@ -243,31 +243,49 @@ class RunFolder:
             ValueError: The images are others than those the run began with.
         """
         self.check_images(wait=False)
-        if self._lock is None and self.path.is_dir():
-            return
-        try:
-            there = os.stat(self.path / ".lock")
-        except OSError:
-            raise FolderLostError(f"the run folder {self.path} was deleted while the run was training", True) from None
-        mine = os.fstat(self._lock.fileno()) if self._lock is not None else there
-        if (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
+        state = "held" if self._lock is None else self._lock.state
+        if state == "deleted":
+            raise FolderLostError(f"the run folder {self.path} was deleted while the run was training", True)
+        if state == "replaced":
             raise FolderLostError(f"the run folder {self.path} was replaced by that of another run", False)
+
+    def number(self) -> int:
+        """Returns the number of the folder's lock on its disk, the same on all machines that share it; 0 if none."""
+        try:
+            return os.stat(self.path / ".lock").st_ino
+        except OSError:
+            return 0
 
     def save(self, images: int, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], prune: bool = True) -> Path:
         """Writes a checkpoint and, once it is durable and if `prune` is true, deletes what is no longer kept."""
         self.check_images()
         path = checkpoints.checkpoint_path(self.path, images)
-        try:
+        with self._explained(path):
             checkpoints.write(path, tensors, manifest)
+        if prune:
+            checkpoints.prune(self.path, self.config.keep, self.config.milestones, self.config.batch)
+        return path
+
+    def complete(
+        self, path: Path, processes: int, seal: Callable[[Mapping[str, Any]], str], lost: Callable[[], bool]
+    ) -> Path:
+        """Completes a sharded checkpoint, see `sharded_checkpoints.complete`, and deletes what is no longer kept."""
+        self.check_images()
+        with self._explained(path):
+            sharded_checkpoints.complete(path, processes, seal, lost)
+        checkpoints.prune(self.path, self.config.keep, self.config.milestones, self.config.batch)
+        return path
+
+    @contextmanager
+    def _explained(self, path: Path) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             older = checkpoints.latest(self.path)
             raise OSError(
                 f"the checkpoint {path} could not be written ({error}); "
                 + (f"the run can be resumed from {older}" if older else "there is no older one")
             ) from error
-        if prune:
-            checkpoints.prune(self.path, self.config.keep, self.config.milestones, self.config.batch)
-        return path
 
 
 class FolderLostError(OSError):
@@ -287,7 +305,7 @@ class Resume:
     """Where a run resumes: the checkpoint, problems of newer ones, and changed settings that deserve a note."""
 
     path: Path
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     manifest: dict[str, Any]
     problems: list[str]
     notes: list[str]
@@ -350,28 +368,3 @@ _CONFIGS: dict[str, type] = {"train": TrainConfig, "process": ProcessConfig, "ob
 def _defaults(config: type) -> dict[str, Any]:
     """The fields of a dataclass that have a default, as JSON has them."""
     return json_plain({f.name: f.default for f in fields(config) if f.default is not MISSING})
-
-
-def _lock(path: Path) -> IO[str] | None:
-    """Holds the folder against a second run until the file is closed (the system closes it when a process is
-    killed).
-    """
-    if sys.platform == "win32":
-        return None
-    import fcntl
-
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open on purpose
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
-        raise ValueError(f"{path.parent} is in use by {owner}; wait for it, stop it, or use another folder") from error
-    except OSError:
-        return file  # a file system without locks
-    file.seek(0)
-    file.truncate()
-    file.write(f"process {os.getpid()}, which has been training since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-    file.flush()
-    return file

@@ -9,13 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.distributed import DistContext
+from undiffuse.distributed.sharding import ShardedGradients
 from undiffuse.kernels import Plan, planned
 from undiffuse.nets.protocol import NetworkSpec, conditions_of
 from undiffuse.nets.runner import NetworkRunner, is_own
 
+SECONDS = 2.0
+"""Processor time that a training may spend on timing operations."""
+
 
 def shared_plan(
-    ranks: DistContext, net: nn.Module, spec: NetworkSpec, precision: str, batch: int, recorded: Any
+    ranks: DistContext,
+    net: nn.Module,
+    spec: NetworkSpec,
+    precision: str,
+    batch: int,
+    recorded: Any,
+    sharded: ShardedGradients | None = None,
 ) -> Plan:
     """Returns the plan of a run, the same in every process.
 
@@ -29,17 +39,19 @@ def shared_plan(
         precision: "fp32", "bf16" or "fp16".
         batch: Images of a call to choose for.
         recorded: The choices of the run so far, see `Plan`.
+        sharded: What sums the gradients if the network is split over the processes; all of them have to run it then.
     """
-    plan = Plan(batch=batch, recorded=recorded)
+    plan = Plan(batch=batch, recorded=recorded, seconds=SECONDS)
     if ranks.world_size == 1 or ranks.device.type != "cpu" or not is_own(net):
         return plan
-    if ranks.is_main:
+    if ranks.is_main or sharded is not None:
         with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), planned(plan):
-            _pass(net, spec, precision)  # what is wrong with the network shows in the first step, in every process
-    return Plan(batch=batch, recorded=ranks.broadcast_json(plan.record()))
+            # What is wrong with the network shows in the first step, in every process.
+            _pass(net, spec, precision, sharded)
+    return Plan(batch=batch, recorded=ranks.broadcast_json(plan.record()), seconds=SECONDS)
 
 
-def _pass(net: nn.Module, spec: NetworkSpec, precision: str) -> None:
+def _pass(net: nn.Module, spec: NetworkSpec, precision: str, sharded: ShardedGradients | None) -> None:
     x, conditions = torch.zeros(1, *spec.image_shape), dict[str, Tensor]()
     if "y" in conditions_of(net):
         conditions["y"] = torch.zeros(1, dtype=torch.int64)
@@ -47,5 +59,11 @@ def _pass(net: nn.Module, spec: NetworkSpec, precision: str) -> None:
         conditions["low_res"] = torch.zeros_like(x)
     with torch.enable_grad():
         out = NetworkRunner(net, precision, torch.device("cpu"))(x, torch.zeros(1), **conditions)
+        if sharded is not None:  # gradients that are not summed would be added to those of the first update
+            sharded.arm()
+            out.sum().backward()
+            sharded.finish()
+            net.zero_grad(set_to_none=True)
+            return
         wanted = [parameter for parameter in net.parameters() if parameter.requires_grad]
         torch.autograd.grad(out.sum(), wanted, allow_unused=True)

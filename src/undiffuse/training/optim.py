@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from undiffuse.distributed import DistContext
+from undiffuse.distributed.sharding import is_sharded, rows_of
 from undiffuse.train_config import TrainConfig
 from undiffuse.training.companions import Trained
 from undiffuse.training.custom import plain_state, restored
@@ -102,9 +104,16 @@ def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
 
 
-def gradient_norm(gradients: Sequence[Tensor]) -> float:
-    """Euclidean norm of all gradients together (inf or nan if one of them is)."""
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients)))).item())
+def gradient_norm(gradients: Sequence[Tensor], ranks: DistContext) -> float:
+    """Euclidean norm of all gradients together (inf or nan if one of them is), the same in every process.
+
+    Gradients that are split over the processes are summed over all of them.
+    """
+    mine = [rows_of(gradient).local for gradient in gradients]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(mine)))
+    if any(map(is_sharded, gradients)):
+        norm = ranks.sum_(norm.double().square().reshape(1)).sqrt()
+    return float(norm.item())
 
 
 @dataclass

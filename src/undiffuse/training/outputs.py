@@ -33,19 +33,21 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def save_previews(
-    task: Task, ema: EMA, forward: NetworkRunner, config: TrainConfig, images: int, folder: Path, device: torch.device
-) -> list[Path]:
+    task: Task, ema: EMA, forward: NetworkRunner, config: TrainConfig, images: int, folder: Path | None,
+    device: torch.device,
+) -> list[Path]:  # fmt: skip
     """Grids from the trained weights and every average, always of the same noise, so that moments can be compared.
 
     Files: previews/0000200000_raw.png, previews/0000200000_ema-0.9999.png. Empty list if the task has nothing to show.
+    Without a folder the pictures are only made, in a process that helps the main one.
     """
     names = task.preview_labels(config.preview_count)
     paths = []
     for which in ("raw", *ema.names):
         with evaluating(task.net), _weights(ema, which):
             pictures = task.preview(forward, config.seed, config.preview_count, config.preview_steps, device)
-        if pictures is None:
-            return []
+        if pictures is None or folder is None:
+            continue
         title = "trained weights" if which == "raw" else f"averaged weights, decay {which}"
         grid = draw_grid(
             to_uint8(pictures.float()).cpu(),

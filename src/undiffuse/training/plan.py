@@ -35,11 +35,12 @@ from undiffuse.training.networks import for_network, spec_of
 from undiffuse.training.randomness import seeded
 from undiffuse.training.regression import classifier_task
 from undiffuse.training.request import RunFolderError, TrainRequest, is_run_folder
+from undiffuse.training.run_data import padded_before
 from undiffuse.training.tasks import DiffusionTask, LossFn, Task
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.text import count_of, join_names
 
-__all__ = ["TrainPlan", "disk_bytes", "plan"]
+__all__ = ["TrainPlan", "plan"]
 
 _MEASURED = 20_000  # images whose size is looked up to find those that will be enlarged
 _SNAPSHOTS = 40  # least number of snapshots of averages in a run that keeps them and was made short
@@ -237,25 +238,6 @@ def plan(request: TrainRequest, data: Source | StreamDataset | None = None, net:
     return TrainPlan(request, recipe, why, train, validation, out, partner, init, net, spec, found, conditions)
 
 
-def disk_bytes(parameters: int, config: TrainConfig, beside: int = 0) -> tuple[int, int]:
-    """Estimates the disk space of a run.
-
-    Args:
-        parameters: Weights of the network.
-        config: The settings of the training.
-        beside: Numbers that a checkpoint keeps for each weight besides, see `Companions`.
-
-    Returns:
-        Bytes of one checkpoint, and of all that the run will keep at its end (with the one being written).
-    """
-    copies = 3 + beside + len(config.ema_decays) + len(config.posthoc_widths)  # weights, two moments
-    one = 4 * parameters * copies
-    kept = config.keep + 1 + (config.total_images // config.milestones if config.milestones else 0)
-    every = config.posthoc_every
-    snapshots = 0 if every is None else len(config.posthoc_widths) * -(-config.total_images // every)
-    return one, one * kept + 4 * parameters * (snapshots + 1)  # and the model at the end
-
-
 def _probe(request: TrainRequest, data: Source | StreamDataset | None, labels: str) -> DataProbe:
     """A look at the images before the run's own settings are known."""
     if isinstance(data, StreamDataset):
@@ -320,6 +302,10 @@ def _data_config(
     flip = recipe.data.flip if request.flip is None else request.flip
     if request.patches is not None:
         fit = "crop"
+    if fit == "pad":
+        before = trained if partner is not None else padded_before(request.out or _default_folder(request, recipe))
+        kept = before.get("pad_value")
+        prepared["pad_value"] = probe.pad_value if kept is None else kept
     return DataConfig(
         path=request.data,
         labels=labels[0],
@@ -436,7 +422,9 @@ def _paced(request: TrainRequest, recipe: Recipe, train: TrainConfig) -> Recipe:
 
 
 def _default_folder(request: TrainRequest, recipe: Recipe) -> Path:
-    """runs/NAME, by the recipe for data known by name, otherwise by the data."""
+    """runs/NAME, by the model that a classifier is for, the recipe for data known by name, otherwise by the data."""
+    if recipe.kind == "classifier" and request.partner is not None and is_run_folder(request.partner):
+        return Path("runs") / f"{Path(request.partner).expanduser().resolve().name}-classifier"
     if request.init_from is not None:
         return finetune.default_folder(request.data, request.init_from)
     known = request.data.partition(":")[0]

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from undiffuse import checkpoints
-from undiffuse.ema import PowerEMA, decay_name, exponent_of, power_combination
+from undiffuse.ema import decay_name, exponent_of, power_combination
 from undiffuse.models import ClassifierModel, DiffusionModel, load_model
 from undiffuse.util.errors import ConfigError
 
-__all__ = ["Reconstruction", "Snapshot", "posthoc_model", "reconstruct", "save_snapshots", "snapshots"]
+__all__ = ["Reconstruction", "Snapshot", "posthoc_model", "reconstruct", "save_snapshot", "snapshots"]
 
 FOLDER = "posthoc"
 
@@ -51,31 +51,27 @@ class Reconstruction:
     about: dict[str, Any]
 
 
-def save_snapshots(
-    run_dir: Path, averages: PowerEMA, images: int, updates: int, manifest: Mapping[str, Any]
-) -> list[Path]:
-    """Writes every average as a model file; nothing before the first update, when there is no average.
+def save_snapshot(
+    run_dir: Path, name: str, weights: Mapping[str, Tensor], images: int, updates: int, manifest: Mapping[str, Any]
+) -> Path:
+    """Writes an average as a model file.
 
     Args:
         run_dir: The run folder.
-        averages: The averages.
+        name: The average's width, as it is named.
+        weights: The average by parameter name.
         images: Images seen.
         updates: Updates applied.
         manifest: What describes the model.
 
     Returns:
-        The files.
+        The file.
     """
-    paths = []
-    for name in averages.names if updates else ():
-        path = run_dir / FOLDER / f"{images:010d}-{name}.safetensors"
-        tensors = {f"net.{parameter}": tensor for parameter, tensor in averages.weights(name).items()}
-        about = {"width": float(name), "images": images, "updates": updates}
-        checkpoints.write(
-            path, tensors, {**manifest, "ema": [], "weights": weights_name(float(name)), "posthoc": about}
-        )
-        paths.append(path)
-    return paths
+    path = run_dir / FOLDER / f"{images:010d}-{name}.safetensors"
+    tensors = {f"net.{parameter}": tensor for parameter, tensor in weights.items()}
+    about = {"width": float(name), "images": images, "updates": updates}
+    checkpoints.write(path, tensors, {**manifest, "ema": [], "weights": weights_name(float(name)), "posthoc": about})
+    return path
 
 
 def snapshots(run_dir: Path | str) -> list[Snapshot]:
@@ -101,9 +97,7 @@ def snapshots(run_dir: Path | str) -> list[Snapshot]:
 
 
 def remove_after(run_dir: Path, images: int) -> None:
-    """Deletes half-written files and the snapshots past `images`, where a run resumes: it writes them again."""
-    for path in (run_dir / FOLDER).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    """Deletes the snapshots past `images`, where a run resumes: it writes them again."""
     for path in (run_dir / FOLDER).glob("*.safetensors"):
         number = path.name.partition("-")[0]
         if number.isdigit() and int(number) > images:

@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,19 @@ def add_session(run_dir: Path, values: Mapping[str, Any]) -> None:
     """
     record = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]),
+        "command": command_line(sys.argv),
         **values,
         **environment(),
     }
     with open(run_dir / SESSIONS, "a", encoding="utf-8") as file:
         file.write(json.dumps(check_record(record)) + "\n")
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """Returns the command of a process as it can be pasted: `python -m NAME ...` where a package was run."""
+    program = Path(argv[0] if argv else "")
+    first = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name or "python"]
+    return shlex.join([*first, *argv[1:]])
 
 
 def read_sessions(run_dir: Path | str) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ def classifier_task(
     how: dict[str, Any] = {"noise": not request.clean, "clean_fraction": share}
     if conditions:
         return RegressorTask(net, recipe.process, conditions=conditions, **how)
+    how |= {"shift": recipe.shift, "erase": recipe.erase, "smoothing": recipe.smoothing}
     return ClassifierTask(net, recipe.process, labels=labels, **how)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,20 @@ import torch
 from undiffuse import checkpoints
 from undiffuse.data import ImageDataset
 from undiffuse.data.content import content_index
+from undiffuse.training.engine import Outcome
 from undiffuse.training.events import Listener, read_events
 from undiffuse.training.face import run_plan
 from undiffuse.training.folder import json_plain
-from undiffuse.training.plan import plan
+from undiffuse.training.plan import TrainPlan, plan
 from undiffuse.training.provenance import read_sessions
 from undiffuse.training.request import read_request
 from undiffuse.training.run_data import data_card
+from undiffuse.training.tasks import Task
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.records import Difference, difference_text, differences, read_json
+from undiffuse.util.text import count_of
 
-__all__ = ["Repetition", "compare_runs", "repeat"]
+__all__ = ["Repetition", "RepetitionStopped", "compare_runs", "repeat"]
 
 CLOSE = 1e-3
 """The largest difference of weights, relative to their norm, that is put down to rounding."""
@@ -60,7 +63,12 @@ class Repetition:
         return self.identical or self.distance <= CLOSE
 
 
-def repeat(run: Path | str, out: Path | str | None = None, listeners: Sequence[Listener] = ()) -> Repetition:
+def repeat(
+    run: Path | str,
+    out: Path | str | None = None,
+    listeners: Sequence[Listener] = (),
+    planned: Callable[[TrainPlan, Task], None] | None = None,
+) -> Repetition:
     """Trains a finished run again, from its folder alone, and compares the result.
 
     A repetition that was stopped resumes when it is called again. Evaluations during the run are left out: they do not
@@ -70,12 +78,14 @@ def repeat(run: Path | str, out: Path | str | None = None, listeners: Sequence[L
         run: The folder of the run.
         out: The folder of the repetition; None appends "-rerun" to the name of the run.
         listeners: Called with every record of the repetition.
+        planned: Called with the plan and the task before the first update.
 
     Returns:
         The comparison.
 
     Raises:
         ConfigError: The folder holds no run that can be repeated, the run is not complete, or its images have changed.
+        RepetitionStopped: A signal stopped the repetition; the same call resumes it.
     """
     folder = Path(run).expanduser()
     first = read_request(folder)
@@ -103,10 +113,27 @@ def repeat(run: Path | str, out: Path | str | None = None, listeners: Sequence[L
             f"{folder} was trained from Python with parts that its folder does not hold, or by another version; with "
             f"its own settings the run would differ:\n{difference_text(other[:_NAMED])}",
         )
+    if planned is not None:
+        planned(made, task)
     outcome = run_plan(made, task, listeners)
     if not outcome.complete:
-        raise ConfigError("out", f"{target} was stopped after {outcome.images:,} images; the same call resumes it")
+        raise RepetitionStopped(target, outcome)
     return compare_runs(folder, target)
+
+
+class RepetitionStopped(RuntimeError):
+    """A repetition was stopped, so that there is nothing to compare yet; the same call resumes it.
+
+    Attributes:
+        outcome: How far it is, and what stopped it.
+    """
+
+    def __init__(self, folder: Path, outcome: Outcome) -> None:
+        super().__init__(
+            f"stopped by {outcome.stopped_by} after {count_of(outcome.images, 'image')}; saved in {folder}, where the "
+            "same call resumes"
+        )
+        self.outcome = outcome
 
 
 def compare_runs(first: Path | str, second: Path | str) -> Repetition:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch import Tensor
 
 import undiffuse
 from undiffuse.arithmetic import float32_switches, steady_float32
-from undiffuse.checkpoints import images_of
+from undiffuse.checkpoints import checkpoint_path, images_of, write
 from undiffuse.data import Batch, ImageDataset, batches
 from undiffuse.data.content import ContentIndex, content_index
 from undiffuse.data.torch_dataset import StreamDataset
 from undiffuse.distributed import DistContext, GradientExchange
+from undiffuse.distributed.sharding import ShardedGradients
 from undiffuse.kernels import Plan, planned
 from undiffuse.nets.protocol import memory_format
 from undiffuse.nets.runner import NetworkRunner
@@ -32,21 +33,25 @@ from undiffuse.training.custom import Custom
 from undiffuse.training.deadline import Deadline
 from undiffuse.training.density import placement
 from undiffuse.training.diagnosis import describe, find_broken_parts
-from undiffuse.training.evaluation import BEST, Evaluator, keep_best
+from undiffuse.training.evaluation import Evaluator
 from undiffuse.training.events import Event, JsonlSink, Listener
-from undiffuse.training.folder import RunFolder, json_plain
+from undiffuse.training.folder import LAST_FINITE, Resume, RunFolder, json_plain
 from undiffuse.training.kernels import shared_plan
-from undiffuse.training.outputs import save_accuracy_curve, save_loss_curve, save_previews
-from undiffuse.training.posthoc import remove_after, save_snapshots
+from undiffuse.training.posthoc import remove_after
 from undiffuse.training.run_data import check_data, data_card
 from undiffuse.training.saving import Saver, state_bytes
+from undiffuse.training.signals import StoppableRunner
 from undiffuse.training.state import TrainState
 from undiffuse.training.tasks import DiffusionTask, Inputs, Task
-from undiffuse.training.validation import validate
 
 
 class Run:
-    """One run: task, data, state and folder. A context: inside it the folder is locked and the metrics file is open."""
+    """One run: task, data, state and folder. A context: inside it the folder is locked and the metrics file is open.
+
+    `ShardedRun` is one whose network is split over the processes.
+    """
+
+    is_sharded = False
 
     def __init__(
         self,
@@ -70,26 +75,24 @@ class Run:
         if isinstance(task, DiffusionTask):
             task.show_conditions_of(dataset, max(config.preview_count, config.evaluate_images))
         self.device = ranks.device
-        task.net.to(device=self.device)
-        if memory_format(task.net) == torch.channels_last:
-            task.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        exchange = self._place_network()
         task.net.train()
         companions = companions_of(task).to(self.device)
         self.chain_steps = task.process.steps
         place = placement(task.process, self.custom.density or config.density, whole=not task.continuous)
         self.state = TrainState(task.net, config, self.chain_steps, place, self.custom, companions)
         trained = Trained(task.net, companions).parameters()
-        self.exchange = GradientExchange(trained, ranks, config.gradient_dtype)
+        self.exchange = exchange or GradientExchange(trained, ranks, config.gradient_dtype)
         self._share = config.batch // ranks.world_size
         self.state.microbatch = min(self.state.microbatch, self._share)
         self.forward = NetworkRunner(task.net, config.precision, self.device, config.compile)
         # Pictures and validation: fp16 runs look at themselves in float32, which cannot overflow.
-        self.forward_evaluation = NetworkRunner(task.net, "bf16" if config.precision == "bf16" else "fp32", self.device)
+        self.forward_evaluation = self._make_looker("bf16" if config.precision == "bf16" else "fp32")
         self.deadline = Deadline(None, environ={})  # of the main process, which decides
         self.kernels = Plan()  # of the whole run, see `__enter__`
         self.between_updates = True
-        self._folder = RunFolder(run_dir, config)
-        self._saver = Saver(self._folder, lambda images, path: self.log("save", images, text=str(path)))
+        self.folder = RunFolder(run_dir, config)
+        self._saver = self._make_saver(lambda images, path: self.log("save", images, text=str(path)))
         self._listeners = list(listeners)
         self._sink: JsonlSink | None = None
         self._saved_at = time.monotonic()
@@ -99,25 +102,52 @@ class Run:
         self._stack = ExitStack()
         self.content: ContentIndex | None = None
 
+    def _place_network(self) -> ShardedGradients | None:
+        """Moves the network to the device."""
+        self.task.net.to(device=self.device)
+        if memory_format(self.task.net) == torch.channels_last:
+            self.task.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return None
+
+    def _make_looker(self, precision: str) -> StoppableRunner:
+        """Returns what calls the network outside of updates."""
+        return StoppableRunner(self.task.net, precision, self.device)
+
+    def _make_saver(self, log: Callable[[int, Path], None]) -> Saver:
+        return Saver(self.folder, log)
+
+    def _share_state(self, resumed: Resume | None) -> None:
+        """Gives every process the state of the main one."""
+        self.state.share(self.ranks)
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Returns whole tensors, given those of the state; needed in the main process only."""
+        return tensors
+
+    @contextmanager
+    def calling(self) -> Iterator[DistContext]:
+        """A block that calls the network outside of updates; yields the processes that share this work."""
+        yield self.ranks
+
     def __enter__(self) -> Run:
         self._stack.enter_context(steady_float32(self.device))
         resumed = None
         failure: ValueError | OSError | None = None
         if self.ranks.is_main:
             try:
-                self._stack.enter_context(self._folder)
+                self._stack.enter_context(self.folder)
                 if isinstance(self.dataset, ImageDataset):
                     self.content = content_index(self.dataset.source)
-                resumed = self._folder.resume(
+                resumed = self.folder.resume(
                     self.identity(),
                     lambda tensors, progress: self.state.load(tensors, progress, self.config),
                     self.content,
                 )
-                remove_after(self._folder.path, images_of(resumed.path) if resumed is not None else 0)
+                remove_after(self.folder.path, images_of(resumed.path) if resumed is not None else 0)
                 self._saver.newest = resumed.path if resumed is not None else None
                 size = state_bytes(self.state.tensors(), self.task.net, self.manifest())
                 if self.state.images < self.config.total_images:
-                    self._folder.check_room(size)
+                    self.folder.check_room(size)
                 self.deadline = Deadline(self.config.time_limit, size)
             except (ValueError, OSError) as error:
                 failure = error
@@ -126,19 +156,20 @@ class Run:
         if problem:
             self._stack.close()
             raise failure or ValueError(problem)
-        self.state.share(self.ranks)
+        self._share_state(resumed)
         self.state.microbatch = min(self.state.microbatch, self._share)
-        recorded = self.ranks.broadcast_json(resumed.manifest.get("kernels") if resumed is not None else None)
+        recorded = self.ranks.broadcast_json(resumed.manifest.get("kernels", {}) if resumed is not None else None)
         self.kernels = shared_plan(
-            self.ranks, self.task.net, self.task.spec, self.config.precision, self.state.microbatch, recorded
-        )
+            self.ranks, self.task.net, self.task.spec, self.config.precision, self.state.microbatch, recorded,
+            sharded=self.exchange if isinstance(self.exchange, ShardedGradients) else None,
+        )  # fmt: skip
         self._stack.enter_context(planned(self.kernels))
         if self.ranks.is_main:
             # A run that is long enough already trains with none of these settings: they are neither kept nor noted.
             complete = self.state.images >= self.config.total_images
             if not complete:
-                self._folder.write_config(self.identity(), self.content)
-            self._sink = JsonlSink(self._folder.metrics, self.state.images if resumed else None)
+                self.folder.write_config(self.identity(), self.content)
+            self._sink = JsonlSink(self.folder.metrics, self.state.images if resumed else None)
             self._stack.callback(self._sink.close)
             for text in resumed.problems if resumed else []:
                 self.log("note", text=f"{text}; resuming from the checkpoint before it")
@@ -147,7 +178,7 @@ class Run:
             if not can_plot():
                 self.log("note", text=f"no loss curve will be drawn: {PlottingUnavailable()}")
         if self.evaluator is not None:
-            self.evaluator.resume(self._folder.path)
+            self.evaluator.resume(self.folder.path)
         remarks = self.dataset.remarks if isinstance(self.dataset, StreamDataset) else self.dataset.source.remarks
         for text in remarks:
             self.log("note", text=text)
@@ -155,7 +186,7 @@ class Run:
         for listener in self._listeners:
             if hasattr(listener, "close"):
                 self._stack.callback(listener.close)
-        what = f"resumed from {self.checkpoint}" if self.checkpoint else f"new run in {self._folder.path}"
+        what = f"resumed from {self.checkpoint}" if self.checkpoint else f"new run in {self.folder.path}"
         parameters = sum(p.numel() for p in self.task.net.parameters())
         self.log(
             "start",
@@ -263,7 +294,31 @@ class Run:
         """The message of the error that ends a diverging run."""
         with suppress(OSError):  # which is not why the run ends
             self._saver.wait()
-        return describe(problem, self.config, self.checkpoint)
+        return describe(problem, self.config, self.checkpoint, self._keep_last_finite())
+
+    def _keep_last_finite(self) -> str:
+        """Keeps the state of a diverging run beside its checkpoints, and says how it is used; "" if nothing is kept.
+
+        It does not become the newest checkpoint: a run that resumed from it would diverge again at once.
+        """
+        state, saved = self.state, self.checkpoint
+        since = state.images - state.bad_in_a_row * self.config.batch
+        if not self.ranks.is_main or self.is_sharded or since <= (images_of(saved) if saved is not None else 0):
+            return ""
+        if not all(bool(torch.isfinite(p).all()) for p in self.task.net.parameters()):
+            return ""
+        manifest = self.manifest()
+        manifest["progress"] = {**manifest["progress"], "bad_in_a_row": 0}
+        path = self.folder.path / LAST_FINITE
+        try:
+            with self.ranks.saving():
+                self.folder.check_present()
+                write(path, state.tensors(), manifest)
+        except (OSError, ValueError):
+            return ""
+        return f"the state after the last finite update is kept in {path}; to resume from it, move it to " + str(
+            checkpoint_path(self.folder.path, state.images)
+        )
 
     def note_microbatch(self, microbatch: int) -> None:
         """Keeps a smaller micro-batch that memory sufficed for, and notes it."""
@@ -293,7 +348,7 @@ class Run:
     def log_progress(self, lr: float) -> None:
         """The "train" record: means since the last one, learning rate, speed, time left. Starts a new tally."""
         if self.ranks.is_main:
-            self._folder.check_present()
+            self.folder.check_present()
         record = self._progress(lr, self._recorded)
         self._recorded = (self.state.images, self.state.seconds)
         self.state.accumulator = type(self.state.accumulator)()
@@ -322,67 +377,6 @@ class Run:
         }
         return Event(kind="train", images=state.images, steps=state.steps, values=values)
 
-    def preview(self) -> None:
-        """Grids from the trained and the averaged weights, and the loss curve."""
-        if self.ranks.is_main:
-            self._folder.check_present()
-            state = self.state
-            paths = []
-            try:
-                paths = save_previews(
-                    self.task,
-                    state.ema,
-                    self.forward_evaluation,
-                    self.config,
-                    state.images,
-                    self._folder.path,
-                    self.device,
-                )
-            except ValueError as error:  # a picture that cannot be drawn is no reason to end a training
-                self.log("note", text=f"no preview: {error}")
-            save_loss_curve(self._folder.metrics, self._folder.path / "loss_curve.png")
-            if paths:
-                self.log("preview", text=f"{len(paths)} grids, {paths[-1]}", files=[p.name for p in paths])
-        self.ranks.barrier()
-
-    def validate(self) -> None:
-        """Terms on the validation data by noise level, and for a classifier the picture of its accuracy."""
-        if self.validation_data is None:
-            return
-        result = validate(
-            self.task,
-            self.state.ema,
-            self.forward_evaluation,
-            self.validation_data,
-            self.config,
-            self.chain_steps,
-            self.ranks,
-        )
-        self.log("validation", **result)
-        if self.ranks.is_main and self.task.kind == "classifier" and self.task.labels_count is not None:
-            path = self._folder.path / "accuracy_by_noise.png"
-            save_accuracy_curve(result["by_tenth"], self.chain_steps, self.task.labels_count, path)
-
-    def evaluate(self) -> None:
-        """Quick metrics of samples by the averaged weights; the best weights are kept."""
-        if self.evaluator is None or not isinstance(self.task, DiffusionTask):
-            return
-        state = self.state
-        values = self.evaluator.measure(self.task, state.ema, self.forward_evaluation, self.config, self.ranks)
-        self.log("evaluation", **values)
-        best = self.evaluator.is_best(values)
-        if best is not None and self.ranks.is_main:
-            keep_best(self._folder.path, self.task, state.ema, values["weights"], self.manifest(), best)
-            self.log("best", text=f"{best['metric']} {best['value']:.4g}, kept in {self._folder.path / BEST}")
-        self.ranks.barrier()
-
-    def snapshot(self) -> None:
-        """Stores the power-function averages, from which others are made after training."""
-        state = self.state
-        if state.powers.names and self.ranks.is_main:
-            save_snapshots(self._folder.path, state.powers, state.images, state.updates, self.manifest())
-        self.ranks.barrier()
-
     def save_after_error(self) -> None:
         """Saves the state after the last whole update, if an error ends the run.
 
@@ -401,7 +395,7 @@ class Run:
             try:
                 if not self._saver.ready():
                     return
-                self._folder.write_config(self.identity(), self.content)
+                self.folder.write_config(self.identity(), self.content)
                 path = self._saver.now(state.images, state.tensors(), self.manifest())
                 text = f"an error ends the run after {state.images:,} images; its state is saved in {path}"
                 self.log("note", text=text)
@@ -424,16 +418,20 @@ class Run:
         """Reports a checkpoint that was finished since; OSError if it could not be written."""
         self._saver.poll()
 
+    def save_reviewed(self) -> None:
+        """Saves that a finished run was looked at, which a signal had prevented."""
+        self.save(wait=True)
+
     def save(self, wait: bool) -> None:
-        """One checkpoint, by the main process, once all processes are found to agree.
+        """One checkpoint, by the main process or in parts by all, once the processes are found to agree.
 
         Args:
             wait: Whether all wait until it is on disk, rather than only until the state is copied.
         """
         self.state.check_agreement(self.ranks)
-        if self.ranks.is_main:
-            if self._sink is not None:
-                self._sink.sync()
+        if self._sink is not None:
+            self._sink.sync()
+        if self.ranks.is_main or self.is_sharded:
             self._saver.begin(self.state.images, self.state.tensors(), self.manifest())
             if wait:
                 with self.ranks.saving():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from undiffuse.data import ImageDataset, check_trainable
 from undiffuse.data.torch_dataset import StreamDataset
 from undiffuse.train_config import TrainConfig
 from undiffuse.training.tasks import MAX_POSITION, Task
+from undiffuse.util.errors import reading
+from undiffuse.util.records import read_json
 
-__all__ = ["check_data", "data_card"]
+__all__ = ["check_data", "data_card", "padded_before"]
 
 
 def data_card(dataset: ImageDataset | StreamDataset) -> dict[str, Any]:
@@ -27,6 +30,20 @@ def data_card(dataset: ImageDataset | StreamDataset) -> dict[str, Any]:
         **({"channel_names": list(names)} if len(names) == dataset.shape[2] else {}),
         "config": dataset.config.to_dict(),
     }
+
+
+def padded_before(run: Path | str) -> dict[str, Any]:
+    """Returns how a run folder says that its images are prepared; empty for no run, and if they are not padded.
+
+    Raises:
+        ValueError: The folder's config.json is damaged.
+    """
+    file = Path(run).expanduser() / "config.json"
+    if not file.is_file():
+        return {}
+    with reading(str(file)):
+        found = read_json(file.read_bytes(), str(file))["data"]["config"]
+        return dict(found) if found.get("fit") == "pad" else {}
 
 
 def check_data(task: Task, dataset: ImageDataset | StreamDataset, config: TrainConfig, processes: int) -> None:

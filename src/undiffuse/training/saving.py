@@ -53,16 +53,23 @@ class Saver:
         """
         self.wait()
         self._folder.check_present()
+        copied = self._copied(tensors)
+        self._start(self._write, images, copied or tensors, json.loads(json.dumps(manifest)))
+        if copied is None:
+            self.wait()
+
+    def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Copies of tensors in the memory of the CPU; None if there is no room for them."""
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         free = free_bytes(torch.device("cpu"))
-        copied = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()} if (
-            free is None or size * _ROOM < free
-        ) else tensors  # fmt: skip
-        self._images, kept = images, json.loads(json.dumps(manifest))
-        self._thread = threading.Thread(target=self._write, args=(images, copied, kept), name="checkpoint")
+        if free is not None and size * _ROOM >= free:
+            return None
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+    def _start(self, write: Callable[..., None], images: int, *arguments: Any) -> None:
+        self._images = images
+        self._thread = threading.Thread(target=write, args=(images, *arguments), name="checkpoint")
         self._thread.start()
-        if copied is tensors:
-            self.wait()
 
     def poll(self) -> None:
         """Reports a checkpoint that was finished since.

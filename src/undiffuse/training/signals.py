@@ -11,8 +11,33 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from torch import Tensor
+
+from undiffuse.distributed.stopping import Interrupted
+from undiffuse.nets.runner import NetworkRunner
+
 STOPPING = b"stopping after this update and saving; press Ctrl-C again to quit without saving\n"
 GRACE_SECONDS = 0.5  # launchers may send one signal twice; a person who insists takes longer
+
+
+class StoppableRunner(NetworkRunner):
+    """A runner whose calls raise `Interrupted` once the run is to stop: between two calls nothing is half done.
+
+    Attributes:
+        stopping: Returns whether the run is to stop.
+    """
+
+    stopping: Callable[[], bool] = staticmethod(lambda: False)
+
+    def check(self) -> None:
+        """Raises `Interrupted` if the run is to stop."""
+        if self.stopping():
+            raise Interrupted
+
+    def __call__(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        """See `NetworkRunner`."""
+        self.check()
+        return super().__call__(x, t, **conditions)
 
 
 class StopSignals:

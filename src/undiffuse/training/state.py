@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.distributed import DistContext
+from undiffuse.distributed.sharding import copy_rows_, is_sharded
 from undiffuse.ema import EMA, PowerEMA
 from undiffuse.timesteps import Place, TimestepSampler, make_timestep_sampler
 from undiffuse.train_config import TrainConfig, learning_rate
@@ -39,6 +40,7 @@ class TrainState:
     overflows      fp16 updates skipped only because the loss scale was too large
     microbatch     images at once in one process
     seconds        time spent training, over all resumes
+    pending        what the run was to show of itself when it was stopped: names of methods of `Run`
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class TrainState:
         self.images = self.steps = self.updates = self.skipped = self.bad_in_a_row = self.overflows = 0
         self.microbatch = config.microbatch or config.batch
         self.seconds = 0.0
+        self.pending: list[str] = []
 
     def set_learning_rate(self) -> float:
         """Sets the learning rate of the next update and returns it (that of the first parameter group).
@@ -126,6 +129,7 @@ class TrainState:
             "overflows": self.overflows,
             "microbatch": self.microbatch,
             "seconds": self.seconds,
+            **({"pending": self.pending} if self.pending else {}),
             "loss_scale": self.scale.state(),
             "tally": self.accumulator.state(),
             **own,
@@ -163,7 +167,8 @@ class TrainState:
                 raise ValueError(f"{name} has the shape {shapes}")
         with torch.no_grad():
             for name, tensor in mine.items():
-                tensor.copy_(tensors[name])  # into place: memory formats and devices stay as the optimiser expects them
+                # Into place: memory formats and devices stay as the optimiser expects them.
+                copy_rows_(tensor, tensors[name])
         self._load_own(tensors, progress)
         prefix = "sampler."
         self.sampler.load_state_dict({k[len(prefix) :]: t.numpy() for k, t in tensors.items() if k.startswith(prefix)})
@@ -172,6 +177,7 @@ class TrainState:
         # A micro-batch that was found to fit is kept: the resumed run must add up in the same portions.
         self.microbatch = config.microbatch or int(progress["microbatch"])
         self.seconds = float(progress["seconds"])
+        self.pending = [str(name) for name in progress.get("pending", [])]
         self.scale.load(progress["loss_scale"])
         self.accumulator = MetricAccumulator.from_state(progress["tally"])
 
@@ -184,15 +190,19 @@ class TrainState:
             self._share_optimizer(ranks, progress)
         elif not ranks.is_main:
             self._load_own(self.tensors(), progress)
-        tensors = self.tensors()
-        ranks.broadcast_([t for name, t in tensors.items() if not name.startswith("sampler.")])
+        ranks.broadcast_([t for name, t in self.tensors().items() if not name.startswith("sampler.")])
+        self.share_counters(ranks)
+
+    def share_counters(self, ranks: DistContext) -> None:
+        """Gives every process all that is not split over processes: the sampler and the counters."""
+        progress, tensors = ranks.broadcast_json(self.counters()), self.tensors()
         sampler = list(self.sampler.state_dict())
         arrays = [tensors[f"sampler.{name}"] for name in sampler]
         ranks.broadcast_(arrays)
         self.sampler.load_state_dict({name: a.numpy() for name, a in zip(sampler, arrays, strict=True)})
         for key in ("images", "steps", "updates", "skipped", "bad_in_a_row", "overflows", "microbatch"):
             setattr(self, key, progress[key])
-        self.seconds = progress["seconds"]
+        self.seconds, self.pending = progress["seconds"], list(progress.get("pending", []))
         self.scale.load(progress["loss_scale"])
         self.accumulator = MetricAccumulator.from_state(progress["tally"])
 
@@ -206,8 +216,11 @@ class TrainState:
             self._load_own(empty, progress)
 
     def check_agreement(self, ranks: DistContext) -> None:
-        """RuntimeError if the processes' weights differ: they apply the same updates, so this means a fault."""
-        if ranks.world_size == 1:
+        """RuntimeError if the processes' weights differ: they apply the same updates, so this means a fault.
+
+        Weights that are split exist once, so there is nothing to compare.
+        """
+        if ranks.world_size == 1 or any(map(is_sharded, self.trained.parameters())):
             return
         total = torch.stack([p.detach().double().sum().cpu() for p in self.trained.parameters()]).sum()
         sums = ranks.gather(total.reshape(1).to(ranks.device)).tolist()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.distributed import GradientExchange
+from undiffuse.distributed.sharding import ShardedGradients
 from undiffuse.nets.memory import is_out_of_memory
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.train_config import TrainConfig
@@ -21,7 +22,7 @@ def accumulate(
     forward: NetworkRunner,
     inputs: Inputs,
     config: TrainConfig,
-    exchange: GradientExchange,
+    exchange: GradientExchange | ShardedGradients,
     images: int,
     microbatch: int,
     loss_scale: float,
@@ -51,7 +52,7 @@ def accumulate_within_memory(
     forward: NetworkRunner,
     inputs: Inputs,
     config: TrainConfig,
-    exchange: GradientExchange,
+    exchange: GradientExchange | ShardedGradients,
     images: int,
     microbatch: int,
     loss_scale: float,
@@ -67,11 +68,13 @@ def accumulate_within_memory(
             terms = accumulate(task, forward, inputs, config, exchange, images, microbatch, loss_scale)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
+                exchange.explain(error)
                 raise
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         # Here the exception is gone, and with it the graph that its traceback kept alive.
         if terms is None:
             _let_go(task, inputs)
+            exchange.give_up(microbatch, problem)
         if not exchange.finish(failed=terms is None):
             assert terms is not None
             return terms, microbatch

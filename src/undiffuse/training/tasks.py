@@ -21,6 +21,7 @@ from undiffuse.noise import NoiseSource
 from undiffuse.noise_levels import Level, diffuse
 from undiffuse.objectives import Objective, ObjectiveConfig
 from undiffuse.sampling_defaults import DefaultSampling, default_sampling
+from undiffuse.training.augmentation import Augmentation
 from undiffuse.training.conditions import ConditionRows, check_network, drop_conditions
 from undiffuse.training.custom import qualified_name
 from undiffuse.util.errors import ConfigError
@@ -90,9 +91,13 @@ class Inputs:
         source = NoiseSource(self.seed, self.positions)
         return source.normal(self.x0.shape[1:], 0, purpose, device=self.x0.device, dtype=self.x0.dtype)
 
+    def uniform(self, purpose: str) -> Tensor:
+        """Numbers in [0, 1) [b] on the CPU, a function of (seed, position) alone."""
+        return NoiseSource(self.seed, self.positions).uniform(0, purpose)
+
     def chosen(self, probability: float, purpose: str) -> Tensor:
         """[b] bool on the CPU: True with `probability`, a function of (seed, position) alone."""
-        return NoiseSource(self.seed, self.positions).uniform(0, purpose) < probability
+        return self.uniform(purpose) < probability
 
 
 class Task(Protocol):
@@ -345,6 +350,9 @@ class ClassifierTask:
         labels: Names of the classes, in the order of their indices.
         noise: False trains on clean images only (t = 0).
         clean_fraction: Share of the images, 0 to 1, that stay clean (t = 0) if `noise` is True.
+        shift: Training images are shifted at random by up to this many pixels along each axis.
+        erase: Probability, 0 to 1, of erasing a random rectangle of a training image.
+        smoothing: Label smoothing: this share of the probability, 0 to below 1, is spread over all classes.
         image_shape: (channels, height, width) of the images, for a network that does not say it.
         num_classes: Number of classes, likewise.
 
@@ -363,6 +371,9 @@ class ClassifierTask:
         labels: Sequence[str] | None = None,
         noise: bool = True,
         clean_fraction: float = 0.0,
+        shift: int = 0,
+        erase: float = 0.0,
+        smoothing: float = 0.0,
         image_shape: tuple[int, int, int] | None = None,
         num_classes: int | None = None,
     ) -> None:
@@ -374,12 +385,16 @@ class ClassifierTask:
             )
         if not 0.0 <= clean_fraction <= 1.0:
             raise ValueError(f"clean_fraction must be from 0 to 1, got {clean_fraction}")
+        if not 0.0 <= smoothing < 1.0:
+            raise ValueError(f"smoothing must be a share from 0 to below 1, got {smoothing}")
         check_rebuilds(net)
         self.net, self.process, self.spec = net, process, spec
         self.labels = tuple(labels) if labels is not None else None
         self.labels_count: int | None = spec.num_classes
         self.conditions = ModelConditions()
         self.noise, self.clean_fraction = noise, clean_fraction
+        self.always_clean = not noise or clean_fraction == 1.0
+        self.augmentation, self.smoothing = Augmentation(shift=shift, erase=erase), smoothing
         self.chain = process.chain()
         self._time = TimeAdapter(self.chain, process.rescale_timesteps)
 
@@ -388,6 +403,7 @@ class ClassifierTask:
             raise ValueError("a classifier needs num_classes, in its config or as an argument")
 
     def prepare_batch(self, inputs: Inputs) -> Inputs:
+        inputs = replace(inputs, x0=self.augmentation(inputs.x0, inputs.uniform))
         if self.noise and not self.clean_fraction:
             return inputs
         clean = inputs.chosen(self.clean_fraction, "clean") if self.noise else torch.ones(len(inputs), dtype=torch.bool)
@@ -398,7 +414,7 @@ class ClassifierTask:
         if inputs.labels is None:
             raise ValueError("a classifier needs labels, and the data has none")
         logits = self._outputs(forward, inputs)
-        loss = F.cross_entropy(logits, inputs.labels, reduction="none")
+        loss = F.cross_entropy(logits, inputs.labels, reduction="none", label_smoothing=self.smoothing)
         ranked = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == inputs.labels[:, None]
         terms = {"loss": loss, "top1": ranked[:, 0].float()}
         if logits.shape[1] > 5:
@@ -407,18 +423,23 @@ class ClassifierTask:
 
     def _outputs(self, forward: ForwardFn, inputs: Inputs) -> Tensor:
         """The network's outputs [b, K] at noisy images, float32."""
-        x0, level = inputs.x0, self.chain.level(inputs.t)
+        x0, t, clean = inputs.x0, inputs.t, inputs.clean
+        if clean is None and self.always_clean:  # held-out images, which come as they are
+            t, clean = torch.zeros_like(t), torch.ones(len(t), dtype=torch.bool)
+        level = self.chain.level(t)
         shown = level
-        if inputs.clean is not None:
-            shown = Level(torch.where(inputs.clean, 1.0, level.alpha), torch.where(inputs.clean, 0.0, level.sigma))
+        if clean is not None:
+            shown = Level(torch.where(clean, 1.0, level.alpha), torch.where(clean, 0.0, level.sigma))
         return forward(diffuse(x0, shown, inputs.normal()), self._time(level, x0)).float()
 
     def manifest(self) -> dict[str, Any]:
+        objective = {"loss": "cross-entropy", "noise": self.noise, "clean_fraction": self.clean_fraction}
+        changes = {**asdict(self.augmentation), "smoothing": self.smoothing}
         return {
             "kind": self.kind,
             "net": config_to_dict(self.net, self.spec),
             "process": asdict(self.process),
-            "objective": {"loss": "cross-entropy", "noise": self.noise, "clean_fraction": self.clean_fraction},
+            "objective": {**objective, **{name: value for name, value in changes.items() if value}},
             "labels": list(self.labels) if self.labels is not None else None,
         }
 

@@ -10,6 +10,7 @@ import torch
 
 from undiffuse.data import ImageDataset, pass_once
 from undiffuse.distributed import DistContext
+from undiffuse.distributed.stopping import together
 from undiffuse.ema import EMA
 from undiffuse.nets.runner import NetworkRunner
 from undiffuse.pixels import from_pixels
@@ -47,7 +48,7 @@ def validate(
     totals: dict[int, torch.Tensor] = {}
     names: list[str] = []
     size = max(ranks.world_size, min(config.batch, config.microbatch or 64 * ranks.world_size))
-    with evaluating(task.net), ema.applied(which) if ema.names else nullcontext():
+    with evaluating(task.net), ema.applied(which) if ema.names else nullcontext(), together(ranks):
         # Fewer images than processes: every process sees them all, which leaves the means as they are.
         rank, world_size = (ranks.rank, ranks.world_size) if count >= ranks.world_size else (0, 1)
         for batch in pass_once(held_out, size, rank=rank, world_size=world_size, workers=config.workers):

@@ -127,7 +127,7 @@ def cached_levels(
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     path = cache_dir("tuned", f"{key[:40]}.json")
     if cache:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return read(json.loads(path.read_bytes()))
     found, count = tune_pipeline(pipeline, steps, images, seed, classes, progress)
     if cache:

@@ -76,7 +76,7 @@ class Tuned:
     Args:
         spec: The grid, for `grids.grid`.
         tried: All grids that were tried, with their errors.
-        calls: Network calls for an image with that grid.
+        nfe: Network calls for an image with that grid.
     """
 
     spec: str
@@ -131,6 +131,11 @@ def tune(
                 seen.append(step.prediction.x0.cpu())
             done += 1
             progress(1 / total)
+        if not bool(torch.isfinite(step.x).all()):
+            raise ValueError(
+                "images of the model are not finite, so no levels can be chosen: check the weights, or use float32 "
+                "if you used half precision"
+            )
         return step
 
     finely = build_solver("dpmpp-3m", bool(getattr(solver, "clip_after_guidance", False)))

@@ -1,8 +1,11 @@
-"""Errors that name the argument at fault, so that each front end can call it by its own name."""
+"""Errors that name the argument at fault, so that each front end can call it by its own name; warnings for users."""
 
 from __future__ import annotations
 
-__all__ = ["ConfigError"]
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["Advice", "ConfigError", "reading"]
 
 _VERBS = {"is", "was", "has", "needs", "takes", "must", "cannot", "does", "enlarges"}
 
@@ -33,3 +36,33 @@ class ConfigError(ValueError):
 
     def __str__(self) -> str:
         return self.message(self.field)
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """A context in which content of an unexpected form, whatever it leads to, is a ValueError.
+
+    For readers of files that may be damaged or of another program: to check every value before its use would hide what
+    they do. The original error is kept as the cause.
+
+    Args:
+        what: What is read, the beginning of the message: "the records of runs/a".
+
+    Raises:
+        ValueError: Within the context an entry was missing, or a value had another type or size than expected.
+    """
+    import struct  # here, because help does without them
+    import zlib
+
+    try:
+        yield
+    except (
+        LookupError, TypeError, AttributeError, ArithmeticError, EOFError, RecursionError, AssertionError, struct.error,
+        zlib.error,
+    ) as error:  # fmt: skip
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise ValueError(f"{what} cannot be read, because its content has an unexpected form: {why[:200]}") from error
+
+
+class Advice(UserWarning):
+    """A warning for the user of a program, not for its author: the command line shows its text only."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 __all__ = ["STARTED", "Launch", "first_host", "is_main_process", "launch", "own_rank"]
 
-STARTED = time.time()
-"""When this process started, or rather imported this module, which commands do first."""
+STARTED = time.monotonic()
+"""When this process started, or rather imported this module, which commands do first, on the clock that never jumps."""
 _PORTS = (20_000, 10_000)
 """The first and the number of the ports that jobs under srun use, chosen by the number of the job."""
 

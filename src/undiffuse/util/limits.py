@@ -12,14 +12,15 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 __all__ = [
-    "LIMITS", "check_header", "check_member", "check_name", "check_rows", "check_table", "check_unpacked", "check_zip",
-    "gunzip", "inflate", "limit", "npz_headers", "open_npz",
+    "LIMITS", "check_header", "check_item", "check_member", "check_name", "check_pixels", "check_rows", "check_table",
+    "check_unpacked", "check_zip", "gunzip", "inflate", "is_zip", "limit", "npz_headers", "open_npz", "open_zip",
 ]  # fmt: skip
 
 LIMITS = {
@@ -29,11 +30,13 @@ LIMITS = {
     "UNDIFFUSE_MAX_ROWS": 20_000_000,
     "UNDIFFUSE_MAX_MEMBERS": 20_000_000,
     "UNDIFFUSE_MAX_HEADER": 64 * 10**6,
+    "UNDIFFUSE_MAX_PIXELS": 10**8,
     "UNDIFFUSE_MAX_DOWNLOAD": 200 * 10**9,
 }
 """The limits by the environment variables that change them: bytes that a member of an archive unpacks to; the ratio of
 that to its packed size; bytes and rows of a table of labels; members of an archive; bytes of a safetensors header;
-bytes of a download."""
+pixels of a picture, which take 11 bytes of memory each while it is prepared, 13 with 16 bits a channel (twice as many
+may be grey or of a palette); bytes of a download."""
 
 _FREE = 1 << 26
 """Up to this many bytes any ratio is allowed: images of one colour shrink to nothing."""
@@ -87,6 +90,26 @@ def check_name(name: str, where: str) -> None:
         )
 
 
+def is_zip(path: str | os.PathLike[str] | IO[bytes]) -> bool:
+    """Returns whether a file is a zip, damaged or not; `zipfile.is_zipfile` raises errors for some damaged ones."""
+    try:
+        return zipfile.is_zipfile(path)
+    except (zipfile.BadZipFile, ValueError, LookupError, ArithmeticError, struct.error):
+        return True
+
+
+def open_zip(path: str | os.PathLike[str] | IO[bytes]) -> zipfile.ZipFile:
+    """Opens a zip file like `zipfile.ZipFile`, which has words of its own for some damaged ones.
+
+    Raises:
+        zipfile.BadZipFile: The file is damaged, no zip, or needs a newer version of the format.
+    """
+    try:
+        return zipfile.ZipFile(path)
+    except (RuntimeError, ValueError, LookupError, ArithmeticError, struct.error) as error:
+        raise zipfile.BadZipFile(str(error)) from error
+
+
 def check_zip(archive: zipfile.ZipFile, where: str) -> None:
     """Raises ValueError if a zip has too many members, or one whose name leads out of it."""
     members = archive.infolist()
@@ -106,6 +129,27 @@ def check_rows(count: int, where: str) -> None:
     """Raises ValueError if a table has more rows than the limit."""
     if count > limit("UNDIFFUSE_MAX_ROWS"):
         raise _refuse(f"{where} has too many rows", count, "UNDIFFUSE_MAX_ROWS")
+
+
+def check_pixels(width: int, height: int, where: str) -> None:
+    """Raises ValueError if a picture has more pixels than the limit."""
+    if width * height > limit("UNDIFFUSE_MAX_PIXELS"):
+        raise _refuse(f"{where} has too many pixels, {height}x{width} (height x width)", width * height,
+                      "UNDIFFUSE_MAX_PIXELS")  # fmt: skip
+
+
+def check_item(shape: Sequence[int], itemsize: int, where: str) -> None:
+    """Raises ValueError if an image of an array takes more memory than one of the largest number of pixels.
+
+    Args:
+        shape: Of one image.
+        itemsize: Bytes of one number.
+        where: What it is, for messages.
+    """
+    pixels = math.prod(shape) * itemsize // 8
+    if pixels > limit("UNDIFFUSE_MAX_PIXELS"):
+        raise _refuse(f"{where}: an image of {list(shape)} takes too much memory, as much as pixels", pixels,
+                      "UNDIFFUSE_MAX_PIXELS")  # fmt: skip
 
 
 def check_header(path: str | os.PathLike[str]) -> None:
@@ -133,9 +177,9 @@ def open_npz(path: str | os.PathLike[str] | IO[bytes]) -> Any:
         OSError, zipfile.BadZipFile, ...: As `numpy.load`; see `util.store.BROKEN_NPZ`.
     """
     where = os.fspath(path) if isinstance(path, (str, os.PathLike)) else "the npz file"
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         try:
-            with zipfile.ZipFile(path) as archive:
+            with open_zip(path) as archive:
                 check_zip(archive, where)
                 for info in archive.infolist():
                     check_member(info, where)
@@ -146,7 +190,10 @@ def open_npz(path: str | os.PathLike[str] | IO[bytes]) -> Any:
             raise ValueError(f"{where} is no zip file of arrays that can be read: {error}") from error
     if not isinstance(path, (str, os.PathLike)):
         path.seek(0)
-    return np.load(path, allow_pickle=False)
+    opened = np.load(path, allow_pickle=False)
+    if not isinstance(opened, np.lib.npyio.NpzFile):
+        raise ValueError(f"{where} holds a single array, as an npy file does, and is no npz file")
+    return opened
 
 
 def npz_headers(path: Path) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:

@@ -149,6 +149,11 @@ class Parts:
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
+    def clear(self) -> None:
+        """Removes all files but hidden ones, such as the lock of a job."""
+        for file in self.folder.glob("[!.]*"):
+            file.unlink()
+
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.npz"))
 
@@ -219,7 +224,7 @@ class RowStore(Store):
         target = target if self._process else self.file
         lines = [row] if target.exists() else [self.settings, row]
         with open(target, "a", encoding="utf-8") as out:
-            out.write("".join(json.dumps(line) + "\n" for line in lines))
+            out.write("".join(map(_line, lines)))
             out.flush()
             os.fsync(out.fileno())
 
@@ -237,7 +242,7 @@ class RowStore(Store):
             done.update(number for row in fresh for number in row["images"])
         self.rows.sort(key=lambda row: row["images"])
         with atomic_file(self.file, overwrite=True) as out:
-            out.write("".join(json.dumps(line) + "\n" for line in [self.settings, *self.rows]).encode())
+            out.write("".join(map(_line, [self.settings, *self.rows])).encode())
         for path in self._beside():
             path.unlink(missing_ok=True)
 
@@ -270,12 +275,38 @@ def whole_numbers(values: Any, name: str, count: int) -> np.ndarray:
     return array.astype(np.int64)
 
 
+_CHECKSUM = "crc32"
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    """A line of JSON with a checksum of its values."""
+    return json.dumps({**values, _CHECKSUM: _checksum(values)}) + "\n"
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values).encode()):08x}"
+
+
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON lines, up to the first that is no object; none without a file."""
+    """The settings of a store and its rows that are whole; none without a file or if the settings are damaged.
+
+    Files of earlier versions have no checksums.
+    """
     out: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_bytes().decode("utf-8", "replace").splitlines() if path.is_file() else []:
         try:
-            out.append(read_json(line, str(path)))
+            values = read_json(line, str(path))
+            whole = _CHECKSUM not in values or values.pop(_CHECKSUM) == _checksum(values)
         except ValueError:
+            whole, values = False, {}
+        if whole and (not out or _is_row(values)):
+            out.append(values)
+        elif not out:
             break
     return out
+
+
+def _is_row(values: Mapping[str, Any]) -> bool:
+    """Whether a line says which images it is of."""
+    numbers = values.get("images")
+    return isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers)

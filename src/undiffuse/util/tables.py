@@ -10,6 +10,7 @@ __all__ = ["WIDTH", "fields", "markdown", "table"]
 
 WIDTH = 100
 _NARROWEST = 20  # columns below which wrapping a text does not help
+_COMMANDS = ("undiffuse ", "pip ")
 
 
 def table(
@@ -65,7 +66,12 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Breaks a text at spaces into lines of at most `width`; a longer word (a path, a hash) stays whole."""
+    """Breaks a text at spaces into lines of at most `width`.
+
+    A longer word (a path, a hash) stays whole, and so does a command, which would fail when it is pasted in two lines.
+    """
+    if text.lstrip().startswith(_COMMANDS):
+        return [text]
     lines: list[str] = []
     for word in text.split(" "):
         if lines and len(lines[-1]) + 1 + len(word) <= width:

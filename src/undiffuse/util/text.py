@@ -6,7 +6,7 @@ import math
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["count_of", "duration", "join_names", "printable", "shorten", "shown", "size_text"]
+__all__ = ["count_of", "duration", "join_names", "one_line", "printable", "shorten", "shown", "size_text"]
 
 
 def duration(seconds: float) -> str:
@@ -21,6 +21,11 @@ def duration(seconds: float) -> str:
     if s < 3600:
         return f"{s // 60}m{s % 60:02d}s"
     return f"{s // 3600}h{s % 3600 // 60:02d}m" if s < 86400 else f"{s // 86400}d{s % 86400 // 3600:02d}h"
+
+
+def compared_time(expected: float, took: float) -> str:
+    """Says how good an estimate of a time was: "estimated 12m00s, took 14m02s"; both in seconds."""
+    return f"estimated {duration(expected)}, took {duration(took)}"
 
 
 def size_text(count: float) -> str:
@@ -56,6 +61,11 @@ def printable(text: str) -> str:
     return "".join(c if c in "\n\t" or not _is_control(c) else repr(c)[1:-1] for c in text)
 
 
+def one_line(name: str) -> str:
+    """`printable` for a name: the end of a line and the tabulator are escaped as well, for a name could hold both."""
+    return printable(name).replace("\n", "\\n").replace("\t", "\\t")
+
+
 _TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
@@ -71,7 +81,7 @@ def join_names(names: Iterable[object], most: int = 20, last: str = ", ") -> str
         most: The largest number of names to print.
         last: The separator before the last name, for example " or ".
     """
-    items = [str(name) for name in names]
+    items = [one_line(str(name)) for name in names]
     if len(items) > most:
         return f"{', '.join(items[:most])} and {len(items) - most:,} more"
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + last + items[-1] if items else ""

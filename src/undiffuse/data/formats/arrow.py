@@ -16,6 +16,7 @@ from undiffuse.data.formats import huggingface
 from undiffuse.data.formats.base import Reading, choose_part, need
 from undiffuse.data.formats.stored import Handle, concatenated
 from undiffuse.data.sources import Source
+from undiffuse.util.limits import check_name, check_rows
 
 
 def recognise(path: Path) -> bool:
@@ -60,6 +61,7 @@ class ArrowSource(Source):
         self.columns = huggingface.columns_of(table.schema, features, self.where)
         lengths = [len(chunk) for chunk in table.column(self.columns.image).chunks]
         self.first = np.cumsum([0, *lengths])
+        check_rows(int(self.first[-1]), self.where)
         self.count = int(self.first[-1]) if self.indices is None else len(self.indices)
 
     def __len__(self) -> int:
@@ -107,6 +109,8 @@ def _described(folder: Path) -> tuple[list[Path], NDArray[np.int64] | None]:
     if state_file.is_file():
         state = json.loads(state_file.read_text("utf-8"))
         names = [entry["filename"] for entry in state.get("_data_files") or []]
+        for name in names:
+            check_name(str(name), str(state_file))
         files = [folder / name for name in names] or files
         chosen = [folder / entry["filename"] for entry in state.get("_indices_data_files") or []]
         if chosen:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -29,7 +28,6 @@ __all__ = [
     "Layout",
     "Reading",
     "choose_part",
-    "count_kinds",
     "is_folder",
     "kind_of",
     "need",
@@ -185,11 +183,6 @@ def kind_of(name: str) -> str:
     """ "files ending in .txt": what a file that is not taken is counted as."""
     suffix = PurePosixPath(name).suffix.lower()
     return f"files ending in {suffix}" if suffix else "files without an ending"
-
-
-def count_kinds(names: Iterable[str]) -> dict[str, int]:
-    """How many files there are of each kind, the most frequent first."""
-    return dict(Counter(kind_of(name) for name in names).most_common())
 
 
 def with_labels(

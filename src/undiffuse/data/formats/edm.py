@@ -7,13 +7,13 @@ Pictures lie in shelf folders of 1,000 (``00000/img00000000.png``), which are no
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 from undiffuse.data.formats import files
 from undiffuse.data.formats.base import Reading, with_labels
 from undiffuse.data.sources import Source
+from undiffuse.util.limits import is_zip
 
 TABLE = "dataset.json"
 
@@ -66,7 +66,7 @@ def _table(path: Path) -> str | None:
     """The name of dataset.json in a folder or zip, which may lie in the one folder that a zip wraps."""
     if path.is_dir():
         return TABLE if (path / TABLE).is_file() else None
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return None
     names = [name for name in files.tables_in(path) if name == TABLE or name.endswith(f"/{TABLE}")]
     return min(names, key=len) if names and min(name.count("/") for name in names) <= 1 else None

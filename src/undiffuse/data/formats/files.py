@@ -26,7 +26,7 @@ from undiffuse.data.formats.stored import concatenated
 from undiffuse.data.names import Names, Runs
 from undiffuse.data.sources import FileSource, FolderSource, Source
 from undiffuse.data.zips import ZipSource
-from undiffuse.util.limits import check_member, check_table, check_zip
+from undiffuse.util.limits import check_member, check_table, check_zip, is_zip, open_zip
 
 __all__ = ["Listing", "at_level", "list_files", "open", "part_level", "recognise", "source_of", "without_part"]
 
@@ -75,7 +75,7 @@ def _hidden(name: str) -> bool:
 
 def recognise(path: Path) -> bool:
     """A folder, or a zip."""
-    return path.is_dir() or path.suffix.lower() == ".zip" or (zipfile.is_zipfile(path) and not _is_npz(path))
+    return path.is_dir() or path.suffix.lower() == ".zip" or (is_zip(path) and not _is_npz(path))
 
 
 def _is_npz(path: Path) -> bool:
@@ -363,7 +363,7 @@ def _list_zip(path: Path) -> Listing:
 def _directory(path: Path) -> Listing:
     """The list that a zip has at its end."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             check_zip(archive, str(path))
             infos = [info for info in archive.infolist() if not info.is_dir()]
     except (zipfile.BadZipFile, struct.error, NotImplementedError, UnicodeDecodeError) as error:
@@ -400,7 +400,7 @@ def read_member(path: Path, name: str) -> bytes:
         check_table((path / name).stat().st_size, str(path / name))
         return (path / name).read_bytes()
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             return read_table_member(archive, name, str(path))
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
         raise ValueError(f"{path}: {name} in it cannot be read: {error}") from error
@@ -412,7 +412,7 @@ def read_head(path: Path, name: str, size: int) -> bytes:
         with (path / name).open("rb") as file:
             return file.read(size)
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+        with open_zip(path) as archive, archive.open(name) as member:
             return member.read(size)
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
         raise ValueError(f"{path}: {name} in it cannot be read: {error}") from error

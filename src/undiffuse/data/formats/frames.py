@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from undiffuse.data.decoding import Picture, PictureInfo, as_stored, decode, describe
+from undiffuse.data.decoding import Picture, PictureInfo, as_stored, check_size, decode, describe
 from undiffuse.data.formats.base import Frames, Reading
 from undiffuse.data.headers import known_headers, read_headers
 from undiffuse.data.screening import default_workers
 from undiffuse.data.sources import BrokenImageError, FileSource, FolderSource, Source
 from undiffuse.data.tiff import is_tiff, read_page, read_pixels
+from undiffuse.util.errors import reading
 
 __all__ = ["FramesSource", "count_frames", "open", "recognise", "with_frames"]
 
@@ -50,7 +51,8 @@ class FramesSource(Source):
             return self.files.image(file)
         frame = i - int(self.first[file])
         try:
-            return decode_frame(io.BytesIO(self.files.encoded(file)), frame, self.files.max_pixels)
+            with reading("the frame"):
+                return decode_frame(io.BytesIO(self.files.encoded(file)), frame, self.files.max_pixels)
         except (EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise BrokenImageError(self.name(i), str(error) or type(error).__name__) from error
         except OSError as error:
@@ -81,12 +83,12 @@ def decode_frame(file: IO[bytes], frame: int, max_pixels: int) -> Picture:
     if is_tiff(file.read(16)):
         page = read_page(file, frame)
         if page.beyond_pillow or page.photometric == 0:  # see `undiffuse.data.decoding` on what Pillow gets wrong
-            if page.width * page.height > max_pixels:
-                raise ValueError(f"frame {frame} has {page.width * page.height:,} pixels, more than {max_pixels:,}")
+            check_size(page.width, page.height, max_pixels, page.samples * page.bits // 8)
             return as_stored(read_pixels(file, page), page)
     file.seek(0)
     image = Image.open(file)
     image.seek(frame)
+    check_size(*image.size, max_pixels)
     image.load()
     return image
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from undiffuse.data.labels import folder_labels
 from undiffuse.data.names import Names
 from undiffuse.data.sources import Source
 from undiffuse.data.values import declare, guess_range
+from undiffuse.util.limits import check_item, check_rows, check_unpacked
 
 
 def recognise(path: Path) -> bool:
@@ -39,6 +41,7 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
 
         def add(name: str, item: Any) -> None:
             if isinstance(item, h5py.Dataset) and item.shape:
+                _check(item, f"{path}: {name}")
                 arrays[name] = _Texts(item) if h5py.check_string_dtype(item.dtype) else item
 
         file.visititems(add)
@@ -54,6 +57,17 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
             f"HDF5 {path}", path.name, arrays, lambda key: partial(_dataset, str(path), key), reading, names,
             partial(_labels_beside, path),
         )  # fmt: skip
+
+
+def _check(dataset: Any, where: str) -> None:
+    """Raises ValueError for a dataset whose pieces unpack to too much, or texts and labels with too many rows.
+
+    A dataset of any shape takes no room in a file as long as nothing is written to it.
+    """
+    if dataset.ndim < 3:
+        check_rows(int(dataset.shape[0]), where)
+    if dataset.chunks is not None:
+        check_unpacked(math.prod(dataset.chunks) * dataset.dtype.itemsize, dataset.id.get_storage_size(), where)
 
 
 def _add_attributes(attributes: Any, key: str, arrays: dict[str, Any]) -> None:
@@ -108,6 +122,8 @@ def _separate(path: Path, names: list[str], items: dict[str, Any], reading: Read
         names = [name for name in names if at_level(name, level) in chosen]
     elif reading.part not in (None, "all"):
         raise ValueError(f"{path} has no part {reading.part!r}")
+    for name in names:
+        check_item(items[name].shape, items[name].dtype.itemsize, f"{path}: {name}")
     first = np.dtype(items[names[0]].dtype)
     source = _Separate(path, names, [tuple(items[name].shape) for name in names], first)
     source.held_out.update(held)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from undiffuse.data.label_values import LABEL_KEYS, is_nothing, number_of, simpl
 from undiffuse.data.labels import folder_labels, join_names
 from undiffuse.data.sources import Excluded, Source
 from undiffuse.data.tables import read_table
+from undiffuse.util.limits import is_zip
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _FOLDERS = 2000
@@ -51,7 +51,7 @@ def _names_files(path: Path, table: str) -> bool:
 
 def _tables_near(path: Path) -> list[str]:
     if not path.is_dir():
-        if not zipfile.is_zipfile(path):
+        if not is_zip(path):
             return []
         return [name for name in files.tables_in(path) if _is_table(name) and not name.startswith("__MACOSX")]
     found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from undiffuse.data.formats.stored import EncodedSource, StoredSource
 from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
 from undiffuse.data.values import declare, guess_range
+from undiffuse.util.limits import check_item, check_rows
 
 __all__ = ["Part", "build", "find_parts"]
 
@@ -161,6 +163,7 @@ def _one(
     source.labels_settled = True
     values = None
     if field_name is not None:
+        check_rows(math.prod(arrays[field_name].shape), f"{place}: {field_name}")
         values = labels_from(np.asarray(arrays[field_name]))
         if len(values) != _length(images):
             raise ValueError(
@@ -173,6 +176,7 @@ def _one(
 
 def _stored(images: Any, opener: Callable[[], Any], what: str, where: str, item_name: str, reading: Reading) -> Source:
     shape, notes = tuple(int(n) for n in images.shape), []
+    check_item(shape[1:], np.dtype(images.dtype).itemsize, what)
     flat: tuple[int, ...] | None = None
     layout = reading.layout
     if len(shape) == 2:

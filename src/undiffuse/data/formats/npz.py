@@ -121,7 +121,7 @@ def _labels_of(path: Path) -> NDArray[Any] | None:
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an npz, memory-mapped where possible."""
-    if not zipfile.is_zipfile(path):
+    if not limits.is_zip(path):
         raise ValueError(f"{path} cannot be read as an npz file: it is no zip archive of arrays, or it was cut short")
     arrays = {}
     try:
@@ -168,7 +168,7 @@ def _downsampled(path: Path, arrays: Mapping[str, NDArray[Any]], reading: Readin
 
 def _mapped(path: Path, member: str) -> NDArray[Any] | None:
     """The array of an uncompressed member, memory-mapped; None where that is not possible."""
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+    with limits.open_zip(path) as archive, path.open("rb") as file:
         if member not in archive.namelist():
             return None
         info = archive.getinfo(member)

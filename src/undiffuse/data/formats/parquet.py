@@ -20,6 +20,7 @@ from undiffuse.data.formats.slices import Kept
 from undiffuse.data.formats.stored import Handle
 from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
+from undiffuse.util.limits import check_rows, check_unpacked
 
 
 def recognise(path: Path) -> bool:
@@ -99,12 +100,23 @@ class ParquetSource(Source):
         features = [huggingface.stored_features(schema.metadata) for schema in schemas]
         self.columns = huggingface.columns_of(schemas[0], features[0], where)
         self._orders = self._orders_of([huggingface.class_names(one) for one in features])
+        check_rows(sum(m.num_rows for m in metadata), where)
         groups = [(k, g, m.row_group(g)) for k, m in enumerate(metadata) for g in range(m.num_row_groups)]
         self.groups = [(k, g) for k, g, _ in groups]
         self.first = np.cumsum([0, *(group.num_rows for *_, group in groups)])
         self.rows = np.cumsum([0, *(m.num_rows for m in metadata)])
+        self._check_groups(groups)
         self._sizes = [(group.num_rows, group.total_byte_size) for *_, group in groups]
         self._kept = Handle(Kept)
+
+    def _check_groups(self, groups: list[tuple[int, int, Any]]) -> None:
+        """ValueError if the pictures of a group, which is read as a whole, unpack to too much."""
+        for k, number, group in groups:
+            for j in range(group.num_columns):
+                column = group.column(j)
+                if column.path_in_schema.split(".")[0] == self.columns.image:
+                    where = f"{self.files[k]}: {column.path_in_schema} of row group {number}"
+                    check_unpacked(column.total_uncompressed_size, column.total_compressed_size, where)
 
     def __len__(self) -> int:
         return int(self.first[-1])

@@ -19,6 +19,7 @@ from typing import Any
 from undiffuse.data.formats.base import Reading, peek
 from undiffuse.data.formats.files import is_image
 from undiffuse.data.sources import Source
+from undiffuse.util.errors import reading as content_of
 
 __all__ = ["FORMATS", "Format", "find_format", "inner_folder"]
 
@@ -54,11 +55,15 @@ class Format:
 
     def recognise(self, path: Path) -> bool:
         """Whether this is one."""
-        return self.may_be(path) and bool(self._function("recognise")(path))
+        if not self.may_be(path):
+            return False
+        with content_of(str(path)):
+            return bool(self._function("recognise")(path))
 
     def open(self, path: Path, reading: Reading) -> Source:
         """Its pictures."""
-        source: Source = self._function("open")(path, reading)
+        with content_of(str(path)):
+            source: Source = self._function("open")(path, reading)
         source.format = source.format or self.title
         return source
 

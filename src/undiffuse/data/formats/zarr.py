@@ -12,6 +12,7 @@ from typing import Any
 from undiffuse.data.formats.base import Reading, need
 from undiffuse.data.formats.named import build
 from undiffuse.data.sources import Source
+from undiffuse.util.limits import open_zip
 
 _MARKS = (".zarray", ".zgroup", "zarr.json")
 _END, _MOST = 66_000, 20_000  # bytes in which a zip's directory is found; members of a zip that is looked into
@@ -34,7 +35,7 @@ def _holds_zarr(path: Path) -> bool:
         end = tail.rfind(b"PK\x05\x06")
         if end < 0 or len(tail) < end + 12 or int.from_bytes(tail[end + 10 : end + 12], "little") > _MOST:
             return False
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             names = set(archive.namelist())
     except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, ValueError):
         return False

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.metrics.estimate import MetricError
+from undiffuse.util.limits import is_zip, open_zip
 
 __all__ = ["is_torchscript", "read_torchscript"]
 
@@ -92,10 +93,10 @@ class _Refused(Exception):
 
 def is_torchscript(path: str | Path) -> bool:
     """Whether a file is a TorchScript archive, by the names of its records (a plain zip of torch has no code)."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return False
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, OSError, ValueError):
         return False
@@ -115,7 +116,7 @@ def read_torchscript(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
             their records.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             root = _root(archive)
             found = {
                 name: stub for name, stub in _named(_interpret(_program(archive, root))) if name.startswith(prefix)
