@@ -21,7 +21,7 @@ from undiffuse.data.decoding import check_size, decode
 from undiffuse.data.tables import read_table
 from undiffuse.pictures.png import read_png_record
 from undiffuse.util import limits
-from undiffuse.util.limits import LIMITS, limit, npz_headers, open_npz
+from undiffuse.util.limits import LIMITS, limit, load_npy, npz_headers, open_npz
 from undiffuse.util.text import join_names, printable
 
 
@@ -77,6 +77,52 @@ def test_a_bomb_of_an_npz_is_refused_by_all_who_read_them(tmp_path: Path, monkey
     monkeypatch.setenv("UNDIFFUSE_MAX_RATIO", "100000")
     assert npz_headers(path) == {"arr_0": (np.dtype(np.uint8), (40_000, 8, 8, 1))}
     assert len(open_data(path)) == 40_000
+
+
+def _npy(shape: str, dtype: str = "|u1") -> bytes:
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (_npy(f"({2**63}, 2)"), "ends before"),
+        (_npy(f"({10**30},)"), "ends before"),
+        (_npy("(1000,)"), "ends before"),
+        (_npy("(-4, 2)"), "damaged|negative"),
+        (_npy("('a',)"), "cannot be read"),
+        (_npy("(4,)", "|O"), "not executed"),
+        (b"\x93NUM", "cannot be read"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_arrays_that_say_they_are_larger_or_other(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "a.npy"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        load_npy(path, str(path))
+    with pytest.raises(ValueError, match=words):
+        load_npy(io.BytesIO(content), "it")
+    for read in (open_npz, npz_headers):  # by its first bytes it is no npz, so nothing of it is read
+        with pytest.raises(ValueError, match="no npz file"):
+            read(path)
+    packed = tmp_path / "a.npz"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("arr_0.npy", content)
+    objects = b"|O" in content  # their header is read; the pickle is not
+    with pytest.raises(ValueError, match="Object arrays" if objects else words):
+        _ = open_npz(packed)["arr_0"] if objects else npz_headers(packed)
+    assert (main(["inspect", str(packed)]) == 0) == objects
+
+
+def test_an_array_and_a_zip_in_one_file_is_no_npz(tmp_path: Path) -> None:
+    packed = tmp_path / "a.npz"
+    np.savez(packed, arr_0=np.zeros(4))
+    packed.write_bytes(_npy(f"({2**70}, 8)") + packed.read_bytes())
+    with pytest.raises(ValueError, match="single array"):
+        open_npz(packed)
+    assert main(["inspect", str(packed)]) != 0
 
 
 def test_a_bomb_of_a_gzip_is_refused(tmp_path: Path) -> None:

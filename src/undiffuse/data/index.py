@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from undiffuse.downloads import cache_dir
 from undiffuse.util.files import atomic_file
-from undiffuse.util.limits import open_zip
+from undiffuse.util.limits import array_header, open_zip
 
 __all__ = ["FROM", "Arrays", "cached", "joined", "place", "read", "split", "turn", "write"]
 
@@ -100,9 +100,7 @@ def _mapped(path: Path, file: Any, info: zipfile.ZipInfo) -> NDArray[Any]:
     if left or crc != info.CRC:
         raise ValueError("damaged")
     file.seek(begin)
-    version = np.lib.format.read_magic(file)
-    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = reader(file)
+    shape, fortran, dtype = array_header(file, f"{path}: {info.filename!r}")
     if dtype.hasobject:
         raise ValueError("not an index")
     if 0 in shape:

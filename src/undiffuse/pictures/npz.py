@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 
 from undiffuse.util.files import atomic_file
-from undiffuse.util.limits import open_npz, open_zip
+from undiffuse.util.limits import array_header, open_npz, open_zip
 from undiffuse.util.store import BROKEN_NPZ
 
 __all__ = ["load_npz", "open_rows", "pack", "packed_files", "packed_name"]
@@ -75,8 +75,7 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def open_rows(path: Path, count: int) -> Iterator[np.ndarray]:
     """Yields the first `count` images of a packed file one at a time, without reading the file into memory."""
     with open_zip(path) as archive, archive.open("arr_0.npy") as file:
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # the version that `pack` writes
+        shape, _, dtype = array_header(file, f"{path}: 'arr_0'")
         row = int(np.prod(shape[1:])) * dtype.itemsize
         for _ in range(min(count, shape[0])):
             yield np.frombuffer(_exactly(file, row), dtype).reshape(shape[1:])
@@ -128,8 +127,7 @@ def _holds(path: Path, shape: tuple[int, ...]) -> bool:
     """Returns whether a packed file matches its name, by its table of contents (at its end) and its header."""
     try:
         with open_zip(path) as archive, archive.open("arr_0.npy") as file:
-            np.lib.format.read_magic(file)
-            return np.lib.format.read_array_header_1_0(file) == (shape, False, np.dtype(np.uint8))
+            return array_header(file, f"{path}: 'arr_0'") == (shape, False, np.dtype(np.uint8))
     except BROKEN_NPZ:
         return False
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from undiffuse.pictures.png import RECORD_KEY, parse_json, read_png_record, record_text, save_png
 from undiffuse.util.errors import ConfigError
 from undiffuse.util.files import atomic_file
+from undiffuse.util.limits import load_npy
 
 __all__ = [
     "ENDINGS", "IN_UNITS", "ImageFormat", "as_stored", "check_format", "decode_image", "default_format", "format_of",
@@ -122,7 +123,7 @@ def load_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, Any]
 def decode_image(data: bytes, source: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Reads the contents of a file as `load_image` does; `source` is its name for messages."""
     if data[:6] == b"\x93NUMPY":
-        return np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32), {}
+        return load_npy(io.BytesIO(data), str(source)).astype(np.float32), {}
     if data[:4] == b"II*\0":
         return _read_tiff32(data, source)
     if data[:8] != b"\x89PNG\r\n\x1a\n":

@@ -10,17 +10,20 @@ import io
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = [
-    "LIMITS", "check_header", "check_item", "check_member", "check_name", "check_pixels", "check_rows", "check_table",
-    "check_unpacked", "check_zip", "gunzip", "inflate", "is_zip", "limit", "npz_headers", "open_npz", "open_zip",
+    "LIMITS", "ArrayHeader", "array_header", "check_header", "check_item", "check_member", "check_name", "check_pixels",
+    "check_rows", "check_table", "check_unpacked", "check_zip", "gunzip", "inflate", "is_zip", "limit", "load_npy",
+    "npz_headers", "open_npz", "open_zip",
 ]  # fmt: skip
 
 LIMITS = {
@@ -177,23 +180,51 @@ def open_npz(path: str | os.PathLike[str] | IO[bytes]) -> Any:
         OSError, zipfile.BadZipFile, ...: As `numpy.load`; see `util.store.BROKEN_NPZ`.
     """
     where = os.fspath(path) if isinstance(path, (str, os.PathLike)) else "the npz file"
-    if is_zip(path):
-        try:
-            with open_zip(path) as archive:
-                check_zip(archive, where)
-                for info in archive.infolist():
-                    check_member(info, where)
-                    if info.filename.endswith(".npy"):
-                        with archive.open(info) as member:
-                            _check_array(member, info, where)
-        except (RuntimeError, NotImplementedError, IndexError, struct.error) as error:  # zipfile's words for odd ones
-            raise ValueError(f"{where} is no zip file of arrays that can be read: {error}") from error
+    _check_start(path, where)  # numpy.load goes by it, and would read a whole array or a pickle
+    try:
+        with open_zip(path) as archive:
+            check_zip(archive, where)
+            for info in archive.infolist():
+                check_member(info, where)
+                if info.filename.endswith(".npy"):
+                    with archive.open(info) as member:
+                        _check_array(member, info, where)
+    except (RuntimeError, NotImplementedError, IndexError, struct.error) as error:  # zipfile's words for odd ones
+        raise ValueError(f"{where} is no zip file of arrays that can be read: {error}") from error
     if not isinstance(path, (str, os.PathLike)):
         path.seek(0)
-    opened = np.load(path, allow_pickle=False)
-    if not isinstance(opened, np.lib.npyio.NpzFile):
-        raise ValueError(f"{where} holds a single array, as an npy file does, and is no npz file")
-    return opened
+    return np.load(path, allow_pickle=False)
+
+
+def load_npy(path: str | os.PathLike[str] | IO[bytes], where: str, **options: Any) -> NDArray[Any]:
+    """Reads an npy file like `numpy.load` without pickles, after a look at its header.
+
+    Args:
+        path: The file, or one that is open at its beginning.
+        where: What it is, for messages.
+        **options: Of `numpy.load`.
+
+    Raises:
+        ValueError: It is no npy file, holds Python objects, or says that it holds more than it does.
+        OSError: It cannot be read.
+    """
+    if isinstance(path, (str, os.PathLike)):
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header = array_header(file, where)
+    else:
+        size = path.seek(0, os.SEEK_END)
+        path.seek(0)
+        header = array_header(path, where)
+        path.seek(0)
+    if header.dtype.hasobject:
+        raise ValueError(
+            f"{where} holds Python objects (a pickle), which are not executed: save a numeric array instead"
+        )
+    if header.bytes > size:
+        raise ValueError(f"{where} says it holds {header.dtype} {list(header.shape)}, but ends before")
+    loaded: NDArray[Any] = np.load(path, allow_pickle=False, **options)
+    return loaded
 
 
 def npz_headers(path: Path) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
@@ -206,23 +237,78 @@ def npz_headers(path: Path) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
     with open_npz(path) as archive:
         for name in archive.files:
             with archive.zip.open(name if name in archive.zip.namelist() else f"{name}.npy") as member:
-                found[name] = _array_header(member)
+                header = array_header(member, f"{path}: {name!r}")
+                found[name] = header.dtype, header.shape
     return found
 
 
-def _array_header(file: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Type and shape of an array in NumPy's format. ValueError if it is something else."""
-    old = np.lib.format.read_magic(file) == (1, 0)  # type: ignore[no-untyped-call]
-    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)  # type: ignore[no-untyped-call]
-    return dtype, shape
+class ArrayHeader(NamedTuple):
+    """The header of an array in NumPy's format."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its numbers, in Python's arithmetic, which cannot overflow."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def array_header(file: IO[bytes], where: str) -> ArrayHeader:
+    """Reads the header of an array in NumPy's format; the file is at its numbers then.
+
+    Args:
+        file: Open at the beginning of the array.
+        where: What it is, for messages.
+
+    Raises:
+        ValueError: It is something else or damaged, whatever NumPy raises for it.
+    """
+    try:
+        old = np.lib.format.read_magic(file) == (1, 0)  # type: ignore[no-untyped-call]
+        read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        header = ArrayHeader(*read(file))  # type: ignore[no-untyped-call]
+    except (
+        ArithmeticError,
+        LookupError,
+        RecursionError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        tokenize.TokenError,
+    ) as error:
+        raise ValueError(f"{where} cannot be read as an npy file: {error}") from error
+    if min(header.shape, default=1) < 0:
+        raise ValueError(f"{where} has a negative size in its shape {list(header.shape)}; it is damaged")
+    return header
+
+
+def _check_start(path: str | os.PathLike[str] | IO[bytes], where: str) -> None:
+    """ValueError if a file does not begin like a zip archive."""
+    if isinstance(path, (str, os.PathLike)):
+        with open(path, "rb") as file:
+            start = file.read(6)
+    else:
+        path.seek(0)
+        start = path.read(6)
+        path.seek(0)
+    if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        return
+    if start == b"\x93NUMPY":
+        raise ValueError(f"{where} holds a single array, as an npy file does, and is no npz file")
+    raise ValueError(
+        f"{where} is no npz file, a zip archive of arrays: " + ("it may be damaged" if start else "it is empty")
+    )
 
 
 def _check_array(file: IO[bytes], info: zipfile.ZipInfo, where: str) -> None:
     """ValueError if an array says that it is larger than its member, for which memory would be taken."""
-    dtype, shape = _array_header(file)
-    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize > info.file_size:
-        raise ValueError(f"{where}: {info.filename!r} says it holds {dtype} {list(shape)}, but ends before")
+    header = array_header(file, f"{where}: {info.filename!r}")
+    if header.bytes > info.file_size:
+        raise ValueError(
+            f"{where}: {info.filename!r} says it holds {header.dtype} {list(header.shape)}, but ends before"
+        )
 
 
 def gunzip(path: Path, out: IO[bytes] | None = None) -> bytes:

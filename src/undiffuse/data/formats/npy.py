@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from undiffuse.data.formats.base import Reading, peek
 from undiffuse.data.formats.named import build
 from undiffuse.data.sources import Source
+from undiffuse.util.limits import load_npy
 
 _MOST = 64
 """Files of a folder that are read as arrays with names."""
@@ -63,16 +63,9 @@ def open(path: Path, reading: Reading) -> Source:  # noqa: A001
 
 def _load(path: Path) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array
-    except ValueError as error:
-        if "allow_pickle" in str(error) or "Python objects" in str(error) or "memory-mapped" in str(error):
-            raise ValueError(
-                f"{path} holds Python objects (a pickle), which are not executed: save a numeric array instead"
-            ) from error
+        return load_npy(path, str(path), mmap_mode="r")
+    except OSError as error:
         raise ValueError(f"{path} cannot be read as an npy file: {error}") from error
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as an npy file: {str(error) or type(error).__name__}") from error
 
 
 def labels_beside(path: Path) -> Path | None:

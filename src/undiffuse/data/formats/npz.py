@@ -176,17 +176,14 @@ def _mapped(path: Path, member: str) -> NDArray[Any] | None:
             return None
         # The directory says where the member's local header is; its name and extra field stand before the data.
         file.seek(info.header_offset)
-        header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-        file.seek(info.header_offset + _LOCAL_HEADER.size + header[9] + header[10])
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            return None
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        local = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+        begin = info.header_offset + _LOCAL_HEADER.size + local[9] + local[10]
+        file.seek(begin)
+        header = limits.array_header(file, f"{path}: {member!r}")
+        shape, fortran, dtype = header
         if dtype.hasobject or 0 in shape or not shape:
             return None
-        begin = info.header_offset + _LOCAL_HEADER.size + header[9] + header[10]
-        if file.tell() - begin + math.prod(shape) * dtype.itemsize > info.file_size:
+        if file.tell() - begin + header.bytes > info.file_size:
             raise ValueError(f"{member} ends before its array does")
         order = "F" if fortran else "C"
         return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape, order=order)  # type: ignore[call-overload,no-any-return]

@@ -30,6 +30,7 @@ from undiffuse.data.formats.named import _is_file
 from undiffuse.data.formats.spans import SpanSource, packed_as, read_span, unpacked
 from undiffuse.data.labels import join_names
 from undiffuse.data.sources import Source
+from undiffuse.util import limits
 
 _NAME = re.compile(r"\.tfrecords?\b|tfrecord|\.tfrec\b|\.tfr$|\.record$|-\d{5}-of-\d{5}$", re.IGNORECASE)
 _LOD = re.compile(r"-r(\d\d)\.tfrecords?$", re.IGNORECASE)
@@ -314,4 +315,4 @@ def _tables(files: Sequence[Path]) -> list[str] | None:
 def _numpy_labels(files: Sequence[Path]) -> NDArray[Any] | None:
     """StyleGAN's labels: an npy array called NAME-rxx.labels beside the files."""
     found = sorted(files[0].parent.glob("*.labels"))
-    return np.load(found[0], allow_pickle=False) if len(found) == 1 else None
+    return limits.load_npy(found[0], str(found[0])) if len(found) == 1 else None
