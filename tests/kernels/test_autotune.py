@@ -24,7 +24,7 @@ from undiffuse.kernels.timing_table import Case, Entry, TimingTable, case_of
 from undiffuse.nets import UNetConfig
 from undiffuse.nets.runner import NetworkRunner, prepare_for_inference
 
-WAYS = choice.OPERATIONS["conv3x3_packed"]
+WAYS = ("winograd", "packed", "torch")  # without the matrix unit
 KEY = ("conv3x3_packed", "bf16", 256, 256, 64, 64)
 AMX = {(256, 64): {"winograd": 0.088, "packed": 0.014, "torch": 0.016}}
 AMX[384, 16] = {"winograd": 0.015, "packed": 0.0022, "torch": 0.0025}
@@ -358,11 +358,14 @@ def test_every_implementation_can_be_timed(operation: str, dtype: torch.dtype) -
     attends = operation.startswith("attention")
     if not attends and not has_winograd(32, 32, dtype):
         pytest.skip(f"no compiled convolution in {dtype} here")
-    trial = attention_trial(operation) if attends else convolution._trial(operation, dtype)
-    if operation == "conv1x1_packed":
-        trial = products._trial(dtype)
-    for way in choice.OPERATIONS[operation]:
-        trial(way, 1, 32, 4, 4)()
+    if attends:
+        trial, ways = attention_trial(operation), choice.OPERATIONS[operation]
+    elif operation == "conv1x1_packed":
+        trial, ways = products._trial(dtype), products.possible(64, 32, 32, dtype)
+    else:
+        trial, ways = convolution._trial(operation, dtype), convolution.possible(operation, 32, 32, dtype)
+    for way in ways:
+        trial(way, 1, 32, 8, 8)()
 
 
 @needs_kernel

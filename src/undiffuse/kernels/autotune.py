@@ -164,14 +164,16 @@ def timings() -> TimingTable:
 def rule(key: Key, batch: int, ways: tuple[str, ...]) -> str:
     """Returns the implementation to use as far as it can be known without timing.
 
-    Our convolutions are assumed to be faster (3x3: for large inputs), except in bfloat16 on processors with a matrix
-    unit (AMX), which they do not use; plain products for many short sequences, or where they are differentiated.
+    Our convolutions are assumed to be faster (3x3: for large inputs), in bfloat16 on processors with a matrix unit
+    (AMX) those that use it; plain products for many short sequences, or where they are differentiated.
     """
     if "products" in ways:
         length, many = key[4] * key[5], batch * key[3] >= _PRODUCTS[1]
         return "products" if length <= _PRODUCTS[0] and (many or key[0] == "attention_grad") else "fused"
     tiles = batch * -(-key[4] // 2) * -(-key[5] // 2)
     matrix_unit = key[1] == "bf16" and "amx_bf16" in processor()[1].split()
+    if "amx" in ways:
+        return "amx"
     if key[0] == "conv3x3_weight":
         return "winograd" if "winograd" in ways else "torch"
     if "blocked" in ways and not matrix_unit:

@@ -19,7 +19,7 @@ import torch
 
 from undiffuse.downloads import cache_dir
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("norm_act.c", "convolution.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("norm_act.c", "convolution.c", "matrix_unit.c"))
 HEADER = Path(__file__).with_name("vectors.h")
 # -fopenmp is for the compiler only: the linker would load a second OpenMP into the process.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-Wno-psabi")
@@ -153,6 +153,17 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
             product = getattr(library, f"undiffuse_product_{name}")
             product.argtypes = [pointer] * 5 + [count] * 3 + [ctypes.c_int]
             product.restype = None
+    with contextlib.suppress(AttributeError):  # exists with AMX
+        library.undiffuse_tiles_convolution.argtypes = [pointer] * 6 + [count] * 5 + [ctypes.c_int]
+        library.undiffuse_tiles_product.argtypes = [pointer] * 5 + [count] * 3 + [ctypes.c_int]
+        library.undiffuse_tiles_weights.argtypes = [pointer] * 5 + [count] * 5 + [ctypes.c_int]
+        library.undiffuse_tiles_pack.argtypes = [pointer] * 2 + [count] * 6 + [ctypes.c_int]
+        for name in ("convolution", "product", "weights", "pack"):
+            getattr(library, f"undiffuse_tiles_{name}").restype = None
+        library.undiffuse_tiles_space.argtypes = [count] * 4
+        library.undiffuse_tiles_weights_space.argtypes = [count] * 3
+        library.undiffuse_tiles_space.restype = library.undiffuse_tiles_weights_space.restype = count
+        library.undiffuse_tiles_refused.argtypes, library.undiffuse_tiles_refused.restype = [], ctypes.c_int
     with contextlib.suppress(AttributeError):
         library.undiffuse_convolution_space.argtypes = [count] * 5 + [ctypes.c_int]
         library.undiffuse_convolution_space.restype = count

@@ -17,16 +17,17 @@ from undiffuse.kernels.building import Unavailable, load
 CHOICES = ("auto", "pure", "compiled")
 TIMING = ("rule", "timed", "measure")
 OPERATIONS: dict[str, tuple[str, ...]] = {
-    "conv3x3": ("winograd", "torch"),
-    "conv3x3_packed": ("winograd", "packed", "torch"),
-    "conv3x3_grad": ("winograd", "torch"),
-    "conv3x3_weight": ("winograd", "torch"),
-    "conv1x1_packed": ("blocked", "packed"),
+    "conv3x3": ("winograd", "amx", "torch"),
+    "conv3x3_packed": ("winograd", "amx", "packed", "torch"),
+    "conv3x3_grad": ("winograd", "amx", "torch"),
+    "conv3x3_weight": ("winograd", "amx", "torch"),
+    "conv1x1_packed": ("blocked", "amx", "packed"),
     "attention": ("fused", "products"),
     "attention_grad": ("fused", "products"),
 }
-"""The operations with several implementations, and these: our kernel, oneDNN with packed weights, PyTorch's operation;
-PyTorch's fused attention, two plain products with a softmax between them. "blocked" is our kernel for matrices.
+"""The operations with several implementations, and these: our kernel ("blocked": for matrices), our kernel for the
+matrix unit of Intel processors in bfloat16, oneDNN with packed weights, PyTorch's operation; PyTorch's fused attention,
+two plain products with a softmax between them.
 
 "conv3x3" is a 3x3 convolution with the weights as they are, "conv3x3_packed" one in a network prepared for inference,
 "conv3x3_grad" the gradient of a 3x3 convolution with respect to its input, "conv3x3_weight" to its weights and bias.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,17 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from undiffuse.kernels import matrix_unit
 from undiffuse.kernels.autotune import PRECISIONS, Plan, current_plan
 from undiffuse.kernels.choice import OPERATIONS, is_traced, library
 from undiffuse.kernels.norm_act import LANES
+from undiffuse.kernels.workspace import workspace
 
 PANEL = 32  # a constant of the C source
 PLAIN = ([1, 1], [1, 1], [1, 1], 1)
 """Padding, stride, dilation and groups of these convolutions, as oneDNN's operations take them."""
-KEPT = 2**22
-"""Numbers of a workspace up to which a thread keeps it, 16 MiB."""
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
-_local = threading.local()
 
 
 def conv_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -37,26 +35,41 @@ def conv_3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         bias: Bias [out], or None.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if (
-        dtype not in _NAMES
-        or x.device.type != "cpu"
-        or x.ndim != 4
-        or is_traced()
-        or implementation("conv3x3", current_plan(), x.shape, weight.shape[0], dtype) != "winograd"
-    ):
+    if dtype not in _NAMES or x.device.type != "cpu" or x.ndim != 4 or is_traced():
+        return F.conv2d(x, weight, bias, padding=1)
+    plan = current_plan()
+    way = implementation("conv3x3", plan, x.shape, weight.shape[0], dtype)
+    if way == "torch":
         return F.conv2d(x, weight, bias, padding=1)
     x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
-        return _Conv3x3.apply(x, weight, bias, current_plan())
+        return _Conv3x3.apply(x, weight, bias, plan, way)
+    return _convolved(way, x, weight, bias)
+
+
+def _convolved(way: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """conv(x) + bias by one of our kernels."""
+    if way == "amx":
+        return matrix_unit.convolution(x, matrix_unit.pack(weight), weight.shape[0], bias)
     return filter_3x3(x, taps(weight), bias)
+
+
+def _input_gradient(way: str, grad: Tensor, weight: Tensor) -> Tensor:
+    if way == "amx":
+        return matrix_unit.convolution(grad, matrix_unit.pack(weight, turned=True), weight.shape[1], None)
+    return filter_3x3(grad, turned(weight), None)
+
+
+def _weight_gradient(way: str, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    return matrix_unit.weight_gradient(x, grad) if way == "amx" else weight_gradient(x, grad)
 
 
 class _Conv3x3(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, way: str) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
         ctx.plan = plan  # gradients are computed outside the block that uses it
-        return filter_3x3(x, taps(weight), bias)
+        return _convolved(way, x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -67,13 +80,13 @@ class _Conv3x3(torch.autograd.Function):
                 y = F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), padding=1)
             wanted = [part for part, needed in zip((x, weight, bias), needs, strict=False) if needed]
             found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-            return (*(next(found) if needed else None for needed in needs[:3]), None)
+            return (*(next(found) if needed else None for needed in needs[:3]), None, None)
         grad = grad.to(x.dtype)
-        way = implementation("conv3x3_grad", ctx.plan, grad.shape, x.shape[1], x.dtype) if needs[0] else ""
-        fast = way == "winograd"
+        by = implementation("conv3x3_grad", ctx.plan, grad.shape, x.shape[1], x.dtype) if needs[0] else "torch"
+        fast = by != "torch"
         wanted = needs[1] or needs[2]
-        way = implementation("conv3x3_weight", ctx.plan, x.shape, grad.shape[1], x.dtype) if wanted else ""
-        light = way == "winograd"
+        way = implementation("conv3x3_weight", ctx.plan, x.shape, grad.shape[1], x.dtype) if wanted else "torch"
+        light = way != "torch"
         gx = gw = gb = None
         if (needs[0] and not fast) or (wanted and not light):
             gx, gw, gb = torch.ops.aten.convolution_backward(
@@ -81,11 +94,12 @@ class _Conv3x3(torch.autograd.Function):
                 (needs[0] and not fast, needs[1] and not light, needs[2] and not light),
             )  # fmt: skip
         if fast:
-            gx = filter_3x3(grad, turned(weight), None)
+            gx = _input_gradient(by, grad, weight)
         if light:
-            parts = weight_gradient(x, grad)
+            parts = _weight_gradient(way, x, grad)
             gw, gb = (part if needed else None for part, needed in zip(parts, needs[1:3], strict=True))
-        return gx, gw, None if gb is None else gb.to(bias.dtype), None
+            gw = None if gw is None else gw.to(weight.dtype)
+        return gx, gw, None if gb is None else gb.to(bias.dtype), None, None
 
 
 def implementation(
@@ -101,18 +115,27 @@ def implementation(
         dtype: The precision.
 
     Returns:
-        "winograd" (`filter_3x3`), "packed" (oneDNN with packed weights) or "torch" (PyTorch's convolution).
+        "winograd" (`filter_3x3`), "amx" (`matrix_unit`), "packed" (oneDNN with packed weights) or "torch" (PyTorch's
+        convolution).
     """
     batch, channels, height, width = size
-    ways = OPERATIONS[operation]
+    ways = possible(operation, channels, out_channels, dtype)
     if 0 in size or not suits_winograd(channels, out_channels, dtype):
-        return ways[1]
-    if operation == "conv3x3_weight" and not has_weight_gradient(channels, out_channels, dtype):
-        return ways[1]
-    if _function(dtype) is None:
-        ways = ways[1:]
+        return "packed" if "packed" in ways else "torch"
+    if operation == "conv3x3_weight" and len(ways) == 1:
+        return ways[0]
     key = (operation, PRECISIONS[dtype], channels, out_channels, height, width)
     return plan.choose(key, batch, ways, _trial(operation, dtype))
+
+
+def possible(operation: str, channels: int, out_channels: int, dtype: torch.dtype) -> tuple[str, ...]:
+    """Returns the implementations of an operation that are possible here."""
+    weights = operation == "conv3x3_weight"
+    here = {
+        "winograd": has_weight_gradient(channels, out_channels, dtype) if weights else _function(dtype) is not None,
+        "amx": matrix_unit.suits(channels, out_channels, dtype),
+    }
+    return tuple(way for way in OPERATIONS[operation] if here.get(way, True))
 
 
 def has_winograd(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
@@ -144,7 +167,7 @@ def weight_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"no compiled gradient for {channels} and {out} channels in {x.dtype} and {grad.dtype}")
     x, grad = (part.contiguous(memory_format=torch.channels_last) for part in (x, grad))
     found, bias = torch.empty((3, 3, channels, out), dtype=x.dtype), torch.empty(out, dtype=x.dtype)
-    work = _workspace(int(lib.undiffuse_weights_space(channels, out)))
+    work = workspace(int(lib.undiffuse_weights_space(channels, out)))
     lib.undiffuse_weights_f32(
         x.data_ptr(), grad.data_ptr(), found.data_ptr(), bias.data_ptr(), work.data_ptr(), batch, height, width,
         channels, out, torch.get_num_threads(),
@@ -172,14 +195,14 @@ def _trial(operation: str, dtype: torch.dtype) -> Callable[[str, int, int, int, 
         weight = weight.contiguous(memory_format=torch.channels_last)
         bias = torch.zeros(channels, dtype=dtype)
         if operation == "conv3x3_weight":
-            if way == "winograd":
-                return lambda: weight_gradient(x, x)
+            if way != "torch":
+                return lambda: _weight_gradient(way, x, x)
             return lambda: torch.ops.aten.convolution_backward(
                 x, x, weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (False, True, False)
             )
         if operation == "conv3x3_grad":
-            if way == "winograd":
-                return lambda: filter_3x3(x, turned(weight), None)
+            if way != "torch":
+                return lambda: _input_gradient(way, x, weight)
             return lambda: torch.ops.aten.convolution_backward(
                 x, x, weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (True, False, False)
             )
@@ -189,7 +212,10 @@ def _trial(operation: str, dtype: torch.dtype) -> Callable[[str, int, int, int, 
             packed = pack_filters(weight, x.shape)
             return lambda: torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *PLAIN, "none", [], "")
         if operation == "conv3x3":
-            return lambda: filter_3x3(x, taps(weight), bias)
+            return lambda: _convolved(way, x, weight, bias)
+        if way == "amx":
+            tiles = matrix_unit.pack(weight)
+            return lambda: matrix_unit.convolution(x, tiles, channels, bias)
         filters = taps(weight)
         return lambda: filter_3x3(x, filters, bias)
 
@@ -234,7 +260,7 @@ def filter_3x3(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | No
     y = torch.empty((batch, out, height, width), dtype=x.dtype, memory_format=torch.channels_last)
     threads = torch.get_num_threads()
     size = (batch, height, width, channels, out)
-    work = _workspace(_space(*size, threads))
+    work = workspace(_space(*size, threads))
     if bias is not None:
         bias = bias.float()
     if base is not None:
@@ -250,18 +276,6 @@ def filter_3x3(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | No
 def _space(*size: int) -> int:
     lib = library()
     return 0 if lib is None else int(lib.undiffuse_convolution_space(*size))
-
-
-def _workspace(count: int) -> Tensor:
-    """Returns a thread's workspace of `count` or more float32 numbers: blocks of ever other sizes would leave holes."""
-    kept: Tensor | None = getattr(_local, "workspace", None)
-    if kept is not None and len(kept) >= count:
-        return kept
-    if count > KEPT:
-        return torch.empty(count, dtype=torch.float32)
-    _local.workspace = kept = None  # before there is another
-    _local.workspace = torch.empty(count, dtype=torch.float32)
-    return _local.workspace
 
 
 def _function(dtype: torch.dtype) -> ctypes._NamedFuncPointer | None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from undiffuse.kernels import matrix_unit
 from undiffuse.kernels.autotune import PRECISIONS, Plan
 from undiffuse.kernels.choice import OPERATIONS, library
 from undiffuse.kernels.convolution import PANEL
@@ -30,14 +31,23 @@ def implementation(plan: Plan, size: torch.Size, out_channels: int, dtype: torch
         dtype: The precision.
 
     Returns:
-        "blocked" (`product`) or "packed" (oneDNN with packed weights).
+        "blocked" (`product`), "amx" (`matrix_unit`) or "packed" (oneDNN with packed weights).
     """
     batch, channels, height, width = size
-    ways = OPERATIONS["conv1x1_packed"]
-    if batch == 0 or height * width < LEAST_ROWS or not has_product(channels, out_channels, dtype):
-        return ways[1]
+    ways = possible(height * width, channels, out_channels, dtype)
+    if batch == 0 or len(ways) == 1:
+        return "packed"
     key = ("conv1x1_packed", PRECISIONS[dtype], channels, out_channels, height, width)
     return plan.choose(key, batch, ways, _trial(dtype))
+
+
+def possible(pixels: int, channels: int, out_channels: int, dtype: torch.dtype) -> tuple[str, ...]:
+    """Returns the implementations for images of so many pixels; the batch makes no difference."""
+    here = {
+        "blocked": pixels >= LEAST_ROWS and has_product(channels, out_channels, dtype),
+        "amx": pixels >= matrix_unit.BLOCK and matrix_unit.suits(channels, out_channels, dtype),
+    }
+    return tuple(way for way in OPERATIONS["conv1x1_packed"] if here.get(way, True))
 
 
 def has_product(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
@@ -45,6 +55,27 @@ def has_product(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
     if dtype not in _NAMES or channels % _PAIR[dtype] or out_channels % LANES:
         return False
     return _function(dtype) is not None and _is_right(dtype)
+
+
+def laid_out(way: str, weight: Tensor) -> Tensor:
+    """Returns weights [out, in] in the layout of an implementation."""
+    if way == "amx":
+        return matrix_unit.pack(weight[:, :, None, None])
+    return panels(weight) if way == "blocked" else pack_matrix(weight)
+
+
+def plain(way: str, weight: Tensor, out_channels: int) -> Tensor:
+    """Returns the weights [out, in] from the layout of an implementation."""
+    if way == "amx":
+        return matrix_unit.unpack(weight, out_channels, 1)[:, :, 0]
+    if way == "blocked":
+        return matrix(weight, out_channels)
+    return weight.to_dense() if weight.layout != torch.strided else weight
+
+
+def by(way: str) -> Callable[..., Tensor]:
+    """Returns `product`, or the product of the matrix unit."""
+    return matrix_unit.product if way == "amx" else product
 
 
 def panels(weight: Tensor) -> Tensor:
@@ -110,8 +141,11 @@ def _trial(dtype: torch.dtype) -> Callable[[str, int, int, int, int], Callable[[
         x = torch.full((batch, height, width, channels), 0.5, dtype=dtype)
         weight = torch.full((channels, channels), 1 / channels, dtype=dtype)
         if way == "blocked":
-            laid_out, bias = panels(weight), torch.zeros(channels)
-            return lambda: product(x, laid_out, channels, bias)
+            blocked, bias = panels(weight), torch.zeros(channels)
+            return lambda: product(x, blocked, channels, bias)
+        if way == "amx":
+            tiles, bias = matrix_unit.pack(weight[:, :, None, None]), torch.zeros(channels)
+            return lambda: matrix_unit.product(x, tiles, channels, bias)
         packed, zeros = pack_matrix(weight), torch.zeros(channels, dtype=dtype)
         return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, zeros, "none", [], "")
 

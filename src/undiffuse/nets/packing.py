@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undiffuse.kernels import own_pages, products, return_memory
+from undiffuse.kernels import matrix_unit, own_pages, products, return_memory
 from undiffuse.kernels.autotune import current_plan
 from undiffuse.kernels.convolution import PLAIN, filter_3x3, implementation, pack_filters, taps
 from undiffuse.kernels.norm_act import FixedNorm
@@ -107,6 +107,7 @@ class PackedConv2d(_Packed):
         self.dtype = dtype
         self.how = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        self._exact = None if self.bias is None else self.bias.float()
         self._out = conv.out_channels if self.how == PLAIN and conv.kernel_size == (3, 3) else None
         self._laid_out: tuple[torch.Size | None, str, Tensor] = (None, "torch", conv.weight.detach().to(dtype))
         self._token: object = None  # of the plan that chose for that size
@@ -133,6 +134,10 @@ class PackedConv2d(_Packed):
         plain = weight.to_dense() if weight.layout != torch.strided else weight
         if before == "winograd":
             plain = plain.permute(3, 2, 0, 1).contiguous()
+        elif before == "amx":
+            plain = matrix_unit.unpack(weight, self._out or 0, 9).unflatten(2, (3, 3)).contiguous()
+        if way == "amx":
+            return matrix_unit.pack(plain.contiguous(memory_format=torch.channels_last))
         if way == "winograd":
             return taps(plain)
         if way == "packed":
@@ -141,8 +146,10 @@ class PackedConv2d(_Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         way, weight = self.weight_for(x.shape)
+        if way == "amx":
+            return matrix_unit.convolution(x.to(self.dtype), weight, self._out or 0, self._exact)
         if way == "winograd":
-            return filter_3x3(x.to(self.dtype), weight, self.bias)
+            return filter_3x3(x.to(self.dtype), weight, self._exact)
         if way == "torch":
             return nn.functional.conv2d(x.to(self.dtype), weight, self.bias, padding=1)
         return _operation("_convolution_pointwise")(x.to(self.dtype), weight, self.bias, *self.how, *_PRODUCT)
@@ -150,8 +157,10 @@ class PackedConv2d(_Packed):
     def onto(self, base: Tensor, x: Tensor) -> Tensor:
         """Return base + conv(x)."""
         way, weight = self.weight_for(x.shape)
+        if way == "amx":
+            return matrix_unit.convolution(x.to(self.dtype), weight, self._out or 0, self._exact, base)
         if way == "winograd":
-            return filter_3x3(x.to(self.dtype), weight, self.bias, base)
+            return filter_3x3(x.to(self.dtype), weight, self._exact, base)
         if way == "torch":
             return nn.functional.conv2d(x.to(self.dtype), weight, self.bias, padding=1).add_(base.to(self.dtype))
         return _operation("_convolution_pointwise", "binary")(
@@ -197,10 +206,8 @@ class PackedPointwise(_Packed):
             way, (before, weight) = products.implementation(plan, size, self._out, self.dtype), self._laid_out
             if way != before:
                 with own_pages():
-                    plain = products.matrix(weight, self._out) if before == "blocked" else weight
-                    plain = plain.to_dense() if plain.layout != torch.strided else plain
-                    laid_out = products.panels(plain) if way == "blocked" else products.pack_matrix(plain)
-                self._laid_out = (way, laid_out)
+                    plain = products.plain(before, weight, self._out)
+                    self._laid_out = (way, products.laid_out(way, plain))
             self._made_for = (size, plan.token)
         return self._laid_out
 
@@ -214,16 +221,16 @@ class PackedPointwise(_Packed):
     def _rows(self, x: Tensor) -> Tensor:
         way, weight = self.weight_for(x.shape)
         rows = x.to(self.dtype).permute(0, 2, 3, 1)
-        if way == "blocked":
-            return products.product(rows, weight, self._out, self._exact)
+        if way != "packed":
+            return products.by(way)(rows, weight, self._out, self._exact)
         return _operation("_linear_pointwise")(rows, weight, self.bias, *_PRODUCT)
 
     def onto(self, base: Tensor, x: Tensor) -> Tensor:
         """Return base + conv(x)."""
         way, weight = self.weight_for(x.shape)
         rows, others = (part.to(self.dtype).permute(0, 2, 3, 1) for part in (x, base))
-        if way == "blocked":
-            out = products.product(rows, weight, self._out, self._exact, others)
+        if way != "packed":
+            out = products.by(way)(rows, weight, self._out, self._exact, others)
         else:
             out = _operation("_linear_pointwise", "binary")(rows, others, weight, self.bias, "add")
         return out.permute(0, 3, 1, 2)
