@@ -23,7 +23,8 @@
 #define N 32      /* positions and results of a block: two tiles each; channels that a tile takes */
 #define TILE 512  /* bfloat16 numbers of a tile */
 #define NEAR 262144 /* numbers of an input that are read again from a near cache: half a megabyte */
-#define CHUNK 1024 /* positions of which products are summed at a time for the gradient of the weights */
+#define CHUNK 1024 /* positions that are laid out at a time for the gradient of the weights */
+#define PART 256   /* and positions that are read again for three taps from the nearest cache */
 
 int omp_get_thread_num(void);
 
@@ -303,6 +304,30 @@ ALWAYS const uint16_t *pixel(const uint16_t *x, int64_t p, int64_t batch, int64_
 /* Numbers of a row of a chunk of the transposed x: its positions, and those that taps reach. */
 static int64_t reach(int64_t width) { return (CHUNK + 2 * (width + 1) + 2 + 31) / 32 * 32 + 32; }
 
+/* sum [N][N], rows `cout` apart, += the sum over positions of a [N][positions], rows `row` apart, times b in pairs. */
+ALWAYS void outer(const uint16_t *a, int64_t row, const uint16_t *b, int64_t cout, float *sum, int64_t positions)
+{
+    __asm__ volatile("" ::: "memory");
+    _tile_loadd(0, sum, 4 * cout);
+    _tile_loadd(1, sum + 16, 4 * cout);
+    _tile_loadd(2, sum + 16 * cout, 4 * cout);
+    _tile_loadd(3, sum + 16 * cout + 16, 4 * cout);
+    for (int64_t p = 0; p < positions; p += N) {
+        _tile_loadd(4, a + p, 2 * row);
+        _tile_loadd(6, b + p * cout, 4 * cout);
+        _tile_loadd(7, b + p * cout + N, 4 * cout);
+        _tile_loadd(5, a + 16 * row + p, 2 * row);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sum, 4 * cout);
+    _tile_stored(1, sum + 16, 4 * cout);
+    _tile_stored(2, sum + 16 * cout, 4 * cout);
+    _tile_stored(3, sum + 16 * cout + 16, 4 * cout);
+}
+
 /* Floats that the gradient of the weights works in. */
 int64_t undiffuse_tiles_weights_space(int64_t width, int64_t cin, int64_t cout)
 {
@@ -346,11 +371,9 @@ void undiffuse_tiles_weights(const uint16_t *x, const uint16_t *dy, float *dw, f
                     _mm512_storeu_si512(ys + p * cout + 2 * c, paired(a ? a + c : a, b ? b + c : b));
             }
 #pragma omp for schedule(static)
-            for (int64_t item = 0; item < cin / N * (cout / N) * 9; item++) {
-                int64_t tap = item % 9, n = item / 9 % (cout / N) * N, c = item / 9 / (cout / N) * N;
-                const uint16_t *a = xs + c * row + tap / 3 * line + tap % 3, *b = ys + 2 * n;
-                float *sum = work + (tap * cin + c) * cout + n;
-                if (tap == 0 && c == 0)
+            for (int64_t item = 0; item < cin / N * (cout / N) * 3; item++) {
+                int64_t k = item % 3, n = item / 3 % (cout / N) * N, c = item / 3 / (cout / N) * N;
+                if (k == 0 && c == 0)
                     for (int64_t m = n; m < n + N; m += 16) {
                         vf total = load_f32(db + m);
                         for (int64_t p = 0; p < length; p += 2) {
@@ -361,25 +384,10 @@ void undiffuse_tiles_weights(const uint16_t *x, const uint16_t *dy, float *dw, f
                         }
                         store_f32(db + m, total);
                     }
-                __asm__ volatile("" ::: "memory");
-                _tile_loadd(0, sum, 4 * cout);
-                _tile_loadd(1, sum + 16, 4 * cout);
-                _tile_loadd(2, sum + 16 * cout, 4 * cout);
-                _tile_loadd(3, sum + 16 * cout + 16, 4 * cout);
-                for (int64_t p = 0; p < length; p += N) {
-                    _tile_loadd(4, a + p, 2 * row);
-                    _tile_loadd(6, b + p * cout, 4 * cout);
-                    _tile_loadd(7, b + p * cout + N, 4 * cout);
-                    _tile_loadd(5, a + 16 * row + p, 2 * row);
-                    _tile_dpbf16ps(0, 4, 6);
-                    _tile_dpbf16ps(1, 4, 7);
-                    _tile_dpbf16ps(2, 5, 6);
-                    _tile_dpbf16ps(3, 5, 7);
-                }
-                _tile_stored(0, sum, 4 * cout);
-                _tile_stored(1, sum + 16, 4 * cout);
-                _tile_stored(2, sum + 16 * cout, 4 * cout);
-                _tile_stored(3, sum + 16 * cout + 16, 4 * cout);
+                for (int64_t p = 0; p < length; p += PART)
+                    for (int64_t tap = 3 * k; tap < 3 * k + 3; tap++)
+                        outer(xs + c * row + tap / 3 * line + tap % 3 + p, row, ys + p * cout + 2 * n, cout,
+                              work + (tap * cin + c) * cout + n, length - p < PART ? length - p : PART);
             }
         }
         _tile_release();
