@@ -170,6 +170,67 @@ def test_packed_layers_change_their_layout_with_the_plan() -> None:
             assert error(found, expected) < 8e-3
 
 
+def queries(batch: int, length: int, heads: int, width: int) -> list[Tensor]:
+    """Queries, keys and values [B, heads, L, D] as parts of one product."""
+    generator = torch.Generator().manual_seed(4)
+    qkv = (2 * torch.randn(batch, length, 3, heads, width, generator=generator)).bfloat16()
+    return list(qkv.permute(2, 0, 3, 1, 4))
+
+
+@needs_unit
+@pytest.mark.parametrize("size", [(1, 64, 2, 64), (2, 256, 3, 32), (1, 32, 1, 96), (1, 1024, 6, 64), (3, 96, 2, 160)])
+@torch.no_grad()
+def test_attention(size: tuple[int, int, int, int]) -> None:
+    parts = queries(*size)
+    exact = F.scaled_dot_product_attention(*(part.double() for part in parts))
+    found, threads = matrix_unit.attention(*parts), torch.get_num_threads()
+    assert found.shape == exact.shape
+    assert found.transpose(1, 2).is_contiguous()
+    assert error(found, exact) < 4e-3
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert torch.equal(matrix_unit.attention(*parts), found)
+    finally:
+        torch.set_num_threads(threads)
+    for k in range(size[0]):
+        assert torch.equal(matrix_unit.attention(*(part[k : k + 1] for part in parts)), found[k : k + 1])
+
+
+@needs_unit
+@torch.no_grad()
+def test_attention_of_large_and_missing_numbers() -> None:
+    q, k, v = (part.contiguous() for part in queries(2, 64, 2, 32))
+    q, k = q * 20, k * 20  # scores of thousands
+    assert (
+        error(matrix_unit.attention(q, k, v), F.scaled_dot_product_attention(q.double(), k.double(), v.double())) < 0.02
+    )
+    q[0, 1, 5, 0] = float("nan")
+    found = matrix_unit.attention(q, k, v)
+    assert torch.isnan(found[0, 1, 5]).all()
+    assert torch.isfinite(found[0, 1, 6:]).all()
+    assert torch.isfinite(found[1]).all()
+
+
+@needs_unit
+@torch.no_grad()
+def test_attention_goes_by_the_plan() -> None:
+    parts, found = queries(2, 64, 2, 32), {}
+    for way in ("fused", "products", "amx"):
+        with kernels.using(f"attention={way}"), planned() as plan:
+            found[way] = kernels.attention(*parts)
+        assert plan.record()[way] == ["attention bf16 32-2 64x1"]
+    exact = F.scaled_dot_product_attention(*(part.double() for part in parts))
+    assert all(error(one, exact) < (0.05 if way == "products" else 8e-3) for way, one in found.items())  # rounds scores
+    for others in (queries(2, 63, 2, 32), queries(2, 64, 2, 48), [parts[0], parts[1], parts[2].clone()]):
+        assert not matrix_unit.suits_attention(*others)
+        with pytest.raises(ValueError, match="no compiled attention"):
+            matrix_unit.attention(*others)
+        with kernels.using("attention=amx"), planned() as plan:  # what is pinned is used where it is possible
+            kernels.attention(*others)
+        assert "amx" not in plan.record()
+
+
 @needs_unit
 def test_what_does_not_suit_is_refused() -> None:
     assert not matrix_unit.suits(48, 32, torch.bfloat16)

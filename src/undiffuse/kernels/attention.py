@@ -1,4 +1,4 @@
-"""Softmax attention by PyTorch's fused kernel or, in bfloat16 on a CPU, by plain products where these are faster."""
+"""Softmax attention by PyTorch's fused kernel or, in bfloat16 on a CPU, by plain products or our own kernel."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from undiffuse.kernels import matrix_unit
 from undiffuse.kernels.autotune import current_plan
 from undiffuse.kernels.choice import OPERATIONS, is_traced
 
@@ -29,11 +30,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
     operation = "attention_grad" if torch.is_grad_enabled() and q.requires_grad else "attention"
     batch, heads, length, width = q.shape
-    if length > LONGEST[operation]:
+    here = {
+        "products": length <= LONGEST[operation],
+        "amx": operation == "attention" and matrix_unit.suits_attention(q, k, v),
+    }
+    ways = tuple(way for way in OPERATIONS[operation] if here.get(way, True))
+    if len(ways) == 1:
         return F.scaled_dot_product_attention(q, k, v)
     key = (operation, "bf16", width, heads, length, 1)
-    way = current_plan().choose(key, batch, OPERATIONS[operation], _trial(operation))
-    return by_products(q, k, v) if way == "products" else F.scaled_dot_product_attention(q, k, v)
+    return _FUNCTIONS[current_plan().choose(key, batch, ways, _trial(operation))](q, k, v)
 
 
 def by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -48,6 +53,11 @@ def by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.view(batch, heads, length, width)
 
 
+_FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "fused": F.scaled_dot_product_attention, "products": by_products, "amx": matrix_unit.attention,
+}  # fmt: skip
+
+
 def _products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=1 / math.sqrt(q.shape[2]))
     return torch.bmm(torch.softmax(scores, dim=-1), v)
@@ -58,8 +68,9 @@ def _trial(operation: str) -> Callable[[str, int, int, int, int], Callable[[], o
 
     def trial(way: str, batch: int, channels: int, height: int, width: int) -> Callable[[], object]:
         # Numbers that differ: equal scores would spare the softmax nothing, but equal rows are rare.
-        x = torch.linspace(-1, 1, batch * height * width * channels).view(1, batch, height * width, channels).bfloat16()
-        function: Callable[..., Tensor] = by_products if way == "products" else F.scaled_dot_product_attention
+        length = -(-height * width // matrix_unit.BLOCK) * matrix_unit.BLOCK  # which all implementations take
+        x = torch.linspace(-1, 1, batch * length * channels).view(1, batch, length, channels).bfloat16()
+        function = _FUNCTIONS[way]
         if operation == "attention":
             return lambda: function(x, x, x)
 

@@ -99,8 +99,8 @@ class Plan:
         if chosen is None or chosen not in ways:
             older = self._mentioned is not None and _kind(key) not in self._mentioned
             by_rule = older or len(ways) < 2 or timing() == "rule"
-            if older and key[0] in _BEFORE:
-                chosen = _BEFORE[key[0]]
+            if older:
+                chosen = _BEFORE.get(key[0]) or rule(key, self.batch, tuple(way for way in ways if way != "amx"))
             else:
                 chosen = rule(key, self.batch, ways) if by_rule else _decide(key, self.batch, ways, trial, self.seconds)
         self._chosen.setdefault(key, chosen)
@@ -167,13 +167,13 @@ def rule(key: Key, batch: int, ways: tuple[str, ...]) -> str:
     Our convolutions are assumed to be faster (3x3: for large inputs), in bfloat16 on processors with a matrix unit
     (AMX) those that use it; plain products for many short sequences, or where they are differentiated.
     """
+    if "amx" in ways:
+        return "amx"
     if "products" in ways:
         length, many = key[4] * key[5], batch * key[3] >= _PRODUCTS[1]
         return "products" if length <= _PRODUCTS[0] and (many or key[0] == "attention_grad") else "fused"
     tiles = batch * -(-key[4] // 2) * -(-key[5] // 2)
     matrix_unit = key[1] == "bf16" and "amx_bf16" in processor()[1].split()
-    if "amx" in ways:
-        return "amx"
     if key[0] == "conv3x3_weight":
         return "winograd" if "winograd" in ways else "torch"
     if "blocked" in ways and not matrix_unit:

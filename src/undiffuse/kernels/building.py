@@ -158,10 +158,13 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         library.undiffuse_tiles_product.argtypes = [pointer] * 5 + [count] * 3 + [ctypes.c_int]
         library.undiffuse_tiles_weights.argtypes = [pointer] * 5 + [count] * 5 + [ctypes.c_int]
         library.undiffuse_tiles_pack.argtypes = [pointer] * 2 + [count] * 6 + [ctypes.c_int]
-        for name in ("convolution", "product", "weights", "pack"):
+        library.undiffuse_tiles_attention.argtypes = [pointer] * 5 + [count] * 7 + [ctypes.c_float, ctypes.c_int]
+        for name in ("convolution", "product", "weights", "pack", "attention"):
             getattr(library, f"undiffuse_tiles_{name}").restype = None
         library.undiffuse_tiles_space.argtypes = [count] * 4
         library.undiffuse_tiles_weights_space.argtypes = [count] * 3
+        library.undiffuse_tiles_attention_space.argtypes = [count, count, ctypes.c_int]
+        library.undiffuse_tiles_attention_space.restype = count
         library.undiffuse_tiles_space.restype = library.undiffuse_tiles_weights_space.restype = count
         library.undiffuse_tiles_refused.argtypes, library.undiffuse_tiles_refused.restype = [], ctypes.c_int
     with contextlib.suppress(AttributeError):

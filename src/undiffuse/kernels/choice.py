@@ -22,7 +22,7 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "conv3x3_grad": ("winograd", "amx", "torch"),
     "conv3x3_weight": ("winograd", "amx", "torch"),
     "conv1x1_packed": ("blocked", "amx", "packed"),
-    "attention": ("fused", "products"),
+    "attention": ("fused", "products", "amx"),
     "attention_grad": ("fused", "products"),
 }
 """The operations with several implementations, and these: our kernel ("blocked": for matrices), our kernel for the

@@ -395,4 +395,110 @@ void undiffuse_tiles_weights(const uint16_t *x, const uint16_t *dy, float *dw, f
     memcpy(dw, work, 9 * cin * cout * sizeof *dw);
 }
 
+/* Floats that attention works in: of a thread the scores of N queries, their exponentials, and keys and values in pairs. */
+int64_t undiffuse_tiles_attention_space(int64_t length, int64_t width, int threads)
+{
+    return threads * (N * length + N * length / 2 + length * width);
+}
+
+/* Keys [length][width], rows `stride` apart, as [length / 16][width / N] tiles of pairs along the width. */
+static void pair_keys(const uint16_t *k, uint16_t *to, int64_t stride, int64_t length, int64_t width)
+{
+    for (int64_t j = 0; j < length; j += 16)
+        for (int64_t d = 0; d < width; d += N, to += TILE) {
+            __m512i r[16];
+            for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(k + (j + i) * stride + d);
+            transpose(r);
+            for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + 32 * i, r[i]);
+        }
+}
+
+/* Values [length][width] as [width / N][length / N] twice tiles of pairs along the length. */
+static void pair_values(const uint16_t *v, uint16_t *to, int64_t stride, int64_t length, int64_t width)
+{
+    for (int64_t d = 0; d < width; d += N)
+        for (int64_t j = 0; j < length; j += N)
+            for (int64_t half = 0; half < N; half += 16, to += TILE)
+                for (int64_t i = 0; i < 16; i++) {
+                    const uint16_t *at = v + (j + 2 * i) * stride + d + half;
+                    _mm512_storeu_si512(to + 32 * i, paired(at, at + stride));
+                }
+}
+
+/* y [batch][length][heads][width] = softmax(scale q k^T) v. q, k, v: rows of a head `stride` numbers apart, of heads and
+   images `by_head` and `by_image`; length and width are multiples of N. Scores, exponentials and sums are float32, the
+   exponentials are rounded to bfloat16 for their products with v. */
+void undiffuse_tiles_attention(const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *y, float *work,
+                               int64_t batch, int64_t heads, int64_t length, int64_t width, int64_t by_image,
+                               int64_t by_head, int64_t stride, float scale, int threads)
+{
+    int64_t blocks = length / N, parts = batch * heads >= threads ? 1 : (threads + batch * heads - 1) / (batch * heads);
+    if (parts > blocks) parts = blocks;
+#pragma omp parallel num_threads(threads)
+    {
+        float *scores = work + omp_get_thread_num() * (N * length + N * length / 2 + length * width);
+        uint16_t *powers = (uint16_t *)(scores + N * length), *keys = powers + N * length, *values = keys + length * width;
+        begin();
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < batch * heads * parts; item++) {
+            int64_t image = item / parts / heads, head = item / parts % heads, part = item % parts;
+            int64_t at = image * by_image + head * by_head;
+            pair_keys(k + at, keys, stride, length, width);
+            pair_values(v + at, values, stride, length, width);
+            for (int64_t i = part * blocks / parts * N; i < (part + 1) * blocks / parts * N; i += N) {
+                const uint16_t *rows = q + at + i * stride;
+                for (int64_t j = 0; j < length; j += N) {
+                    __asm__ volatile("" ::: "memory");
+                    _tile_zero(0);
+                    _tile_zero(1);
+                    _tile_zero(2);
+                    _tile_zero(3);
+                    for (int64_t d = 0; d < width; d += N) {
+                        _tile_loadd(4, rows + d, 2 * stride);
+                        _tile_loadd(5, rows + 16 * stride + d, 2 * stride);
+                        _tile_loadd(6, keys + j * width + d * 16, 64);
+                        _tile_loadd(7, keys + (j + 16) * width + d * 16, 64);
+                        _tile_dpbf16ps(0, 4, 6);
+                        _tile_dpbf16ps(1, 4, 7);
+                        _tile_dpbf16ps(2, 5, 6);
+                        _tile_dpbf16ps(3, 5, 7);
+                    }
+                    _tile_stored(0, scores + j, 4 * length);
+                    _tile_stored(1, scores + j + 16, 4 * length);
+                    _tile_stored(2, scores + 16 * length + j, 4 * length);
+                    _tile_stored(3, scores + 16 * length + j + 16, 4 * length);
+                }
+                float shares[N];
+                for (int64_t r = 0; r < N; r++) {
+                    const float *s = scores + r * length;
+                    uint16_t *p = powers + r * length;
+                    __m512 most = _mm512_loadu_ps(s), sum = _mm512_setzero_ps(), next = sum;
+                    for (int64_t j = W; j < length; j += W) most = _mm512_max_ps(_mm512_loadu_ps(s + j), most);
+                    float largest = _mm512_reduce_max_ps(most);
+                    for (int64_t j = 0; j < length; j += N) {
+                        vf one = exp_minus((largest - load_f32(s + j)) * scale, 1);
+                        vf two = exp_minus((largest - load_f32(s + j + W)) * scale, 1);
+                        sum = _mm512_add_ps(sum, (__m512)one), next = _mm512_add_ps(next, (__m512)two);
+                        _mm512_storeu_si512(p + j, (__m512i)_mm512_cvtne2ps_pbh((__m512)two, (__m512)one));
+                    }
+                    shares[r] = 1.0f / _mm512_reduce_add_ps(_mm512_add_ps(sum, next));
+                }
+                for (int64_t d = 0; d < width; d += N) {
+                    float c[N * N] __attribute__((aligned(64)));
+                    int64_t none = 0;
+                    __asm__ volatile("" ::: "memory");
+                    multiply(powers, powers + 16 * length, length, &none, 1, length, values + d * length);
+                    keep(c);
+                    for (int64_t r = 0; r < N; r++) {
+                        uint16_t *to = y + ((image * length + i + r) * heads + head) * width + d;
+                        vf one = load_f32(c + r * N) * shares[r], two = load_f32(c + r * N + W) * shares[r];
+                        _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)two, (__m512)one));
+                    }
+                }
+            }
+        }
+        _tile_release();
+    }
+}
+
 #endif

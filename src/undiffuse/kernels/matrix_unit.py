@@ -129,6 +129,32 @@ def weight_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     return found.permute(3, 2, 0, 1), bias
 
 
+def suits_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Returns whether `attention` computes this."""
+    length, width = q.shape[2:]
+    fits = q.shape == k.shape == v.shape and q.stride() == k.stride() == v.stride() and q.stride(3) == 1
+    return fits and not length % BLOCK and suits(width, BLOCK, q.dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Returns softmax(q k^T / sqrt(D)) v [B, heads, L, D] in bfloat16, without gradients, for what `suits_attention`.
+
+    In memory it is [B, L, heads, D]. It depends neither on the number of threads nor on the batch.
+    """
+    if not suits_attention(q, k, v):
+        raise ValueError(f"no compiled attention for {list(q.shape)}, strides {q.stride()}, in {q.dtype}")
+    lib, threads = _needed(), torch.get_num_threads()
+    batch, heads, length, width = q.shape
+    by_image, by_head, by_row, _ = q.stride()
+    y = torch.empty((batch, length, heads, width), dtype=q.dtype)
+    work = workspace(int(lib.undiffuse_tiles_attention_space(length, width, threads)))
+    lib.undiffuse_tiles_attention(
+        q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), work.data_ptr(), batch, heads, length, width, by_image,
+        by_head, by_row, width**-0.5, threads,
+    )  # fmt: skip
+    return y.transpose(1, 2)
+
+
 def _check(x: Tensor, other: Tensor, count: int) -> None:
     if x.dtype != torch.bfloat16 or other.dtype != torch.bfloat16 or other.numel() != count:
         raise ValueError(

@@ -1,4 +1,4 @@
-/* Sixteen numbers at once, from and to float32 and bfloat16. */
+/* Sixteen numbers at once, from and to float32 and bfloat16, and their exponential. */
 
 #ifndef UNDIFFUSE_VECTORS_H
 #define UNDIFFUSE_VECTORS_H
@@ -61,5 +61,27 @@ ALWAYS void store_bf16(uint16_t *p, vf v)
     memcpy(p, &h, sizeof h);
 }
 #endif
+
+/* exp(-z), by a polynomial on [-ln 2 / 2, ln 2 / 2]; to about 1e-7, or 1e-4 if `rough`. */
+ALWAYS vf exp_minus(vf z, int rough)
+{
+    vf x = clamp(-z, 87.0f);
+    vf n = x * 1.44269504f + 12582912.0f; /* adding 1.5 2^23 rounds to a whole number, left in the lowest bits */
+    vi whole = (vi)n - 0x4b400000;
+    n -= 12582912.0f;
+    vf r = x - n * 0.693359375f, p;
+    r += n * 2.12194440e-4f;
+    if (rough) {
+        p = (all(0.5049633f) + r * 0.1678490f) * r * r + r + 1.0f;
+    } else {
+        p = all(1.3981999507e-3f) + r * 1.9875691500e-4f;
+        p = p * r + 8.3334519073e-3f;
+        p = p * r + 4.1665795894e-2f;
+        p = p * r + 1.6666665459e-1f;
+        p = p * r + 5.0000001201e-1f;
+        p = p * r * r + r + 1.0f;
+    }
+    return p * (vf)((whole + 127) << 23);
+}
 
 #endif
