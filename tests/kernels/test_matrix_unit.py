@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from undiffuse import kernels
-from undiffuse.kernels import matrix_unit, products
+from undiffuse.kernels import building, matrix_unit, products
 from undiffuse.kernels.autotune import Plan, planned, rule
 from undiffuse.kernels.convolution import conv_3x3, implementation
 from undiffuse.nets.packing import PackedConv2d, PackedPointwise
@@ -257,6 +260,18 @@ def test_without_the_kernels_there_is_none() -> None:
             matrix_unit.pack(torch.zeros(32, 32, 3, 3).bfloat16())
         size = torch.Size((2, 32, 16, 16))
         assert implementation("conv3x3", Plan(), size, 32, torch.bfloat16) == "torch"
+
+
+@needs_unit
+@pytest.mark.parametrize(("limit", "there"), [("AVX512_CORE_BF16", False), ("AVX512_CORE_AMX", True), ("", True)])
+def test_the_limit_of_onednn_holds_for_it(
+    limit: str, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    monkeypatch.setattr(building, "SOURCES", building.SOURCES[2:])
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path))
+    assert hasattr(ctypes.CDLL(str(building._built())), "undiffuse_tiles_product") == there
 
 
 def test_the_rule_takes_it_where_it_is() -> None:

@@ -88,11 +88,13 @@ def _digest(source: bytes) -> str:
 
 
 def flags() -> tuple[str, ...]:
-    """Returns the compiler's flags. Where the environment limits PyTorch or oneDNN to AVX2, so it does the kernels."""
+    """Returns the compiler's flags. Where the environment limits PyTorch or oneDNN, so it does the kernels."""
     limits = os.environ.get("ATEN_CPU_CAPABILITY", ""), os.environ.get("ONEDNN_MAX_CPU_ISA", "")
     narrow = limits[1].upper() in ("SSE41", "AVX") or limits[1].upper().startswith("AVX2")
     if (narrow or limits[0].lower() in ("avx2", "default")) and platform.machine() == "x86_64":
         return (*FLAGS, "-mno-avx512f")
+    if limits[1].upper().startswith("AVX512_CORE") and "AMX" not in limits[1].upper():
+        return (*FLAGS, "-DUNDIFFUSE_NO_TILES")
     return FLAGS
 
 

@@ -15,7 +15,7 @@
 
 #include "vectors.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#if !defined(UNDIFFUSE_NO_TILES) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
 
 #include <sys/syscall.h>
 #include <unistd.h>
