@@ -1,14 +1,21 @@
-"""Control of whether the C library's allocator keeps freed memory or returns it to the system."""
+"""Memory: whether the C library's allocator keeps what is freed, and what kernels work in."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch import Tensor
+
+KEPT = 2**22
+"""Numbers of a workspace up to which a thread keeps it, 16 MiB."""
+_local = threading.local()  # holds the workspace of each thread
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 _LARGEST = 32 * 2**20  # the largest threshold that mallopt accepts
 _OWN = 2**17  # bytes from which on a block has pages of its own inside `own_pages`, glibc's default
@@ -68,3 +75,15 @@ def _function(name: str) -> Any:
         return getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError):  # another C library
         return None
+
+
+def workspace(count: int) -> Tensor:
+    """Returns a thread's workspace of `count` or more float32 numbers: blocks of ever other sizes would leave holes."""
+    kept: Tensor | None = getattr(_local, "workspace", None)
+    if kept is not None and len(kept) >= count:
+        return kept
+    if count > KEPT:
+        return torch.empty(count, dtype=torch.float32)
+    _local.workspace = kept = None  # before there is another
+    _local.workspace = torch.empty(count, dtype=torch.float32)
+    return _local.workspace

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from undiffuse.kernels import matrix_unit
+from undiffuse.kernels.allocator import workspace
 from undiffuse.kernels.autotune import PRECISIONS, Plan, current_plan
 from undiffuse.kernels.choice import OPERATIONS, is_traced, library
 from undiffuse.kernels.norm_act import LANES
-from undiffuse.kernels.workspace import workspace
 
 PANEL = 32  # a constant of the C source
 PLAIN = ([1, 1], [1, 1], [1, 1], 1)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from undiffuse.kernels.allocator import workspace
 from undiffuse.kernels.choice import library
-from undiffuse.kernels.workspace import workspace
 
 BLOCK = 32  # a constant of the C source; channels are multiples of it
 

@@ -15,10 +15,12 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # numpy.typing takes longer to import than this module
+    from numpy.typing import NDArray
 
 __all__ = [
     "LIMITS", "ArrayHeader", "array_header", "check_header", "check_item", "check_member", "check_name", "check_pixels",
@@ -222,7 +224,8 @@ def load_npy(path: str | os.PathLike[str] | IO[bytes], where: str, **options: An
             f"{where} holds Python objects (a pickle), which are not executed: save a numeric array instead"
         )
     if header.bytes > size:
-        raise ValueError(f"{where} says it holds {header.dtype} {list(header.shape)}, but ends before")
+        held = f"{header.dtype} {list(header.shape)}"
+        raise ValueError(f"{where} cannot be read as an npy file: it says it holds {held}, but ends before")
     loaded: NDArray[Any] = np.load(path, allow_pickle=False, **options)
     return loaded
 
