@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.variants import few
 from undiffuse.data import channels, decoding
 from undiffuse.data.decoding import Planes, decode
 from undiffuse.data.images import prepare
@@ -86,7 +87,7 @@ def test_pieces_of_planes_and_floats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process has at most is counted in other units")
-@pytest.mark.parametrize("name", ["rgba", "palette", "rgb 16"])
+@pytest.mark.parametrize("name", few(["rgba", "palette", "rgb 16"], count=1))
 def test_memory_of_a_large_picture(name: str) -> None:
     """11 bytes a pixel (13 with 16 bits a channel), so that a picture at the limit of pixels takes about a gigabyte."""
     script = f"""

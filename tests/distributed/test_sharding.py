@@ -18,6 +18,7 @@ from torch import nn
 import undiffuse
 from support.cli_runs import call, write_images
 from support.training_runs import Processes, run, tiny_config, tiny_data, tiny_task, told
+from support.variants import few
 from tests.cli.test_train import TINY
 from undiffuse import checkpoints, distributed, sharded_checkpoints
 from undiffuse.distributed.sharding import copy_rows_, gathered, is_sharded, rows_of, shard_
@@ -152,13 +153,16 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "text"),
-    [
-        (lambda folder: flip(folder / "shard-00002-model-00001-of-00001.safetensors"), "has another hash"),
-        (lambda folder: (folder / "shard-00001-model-00001-of-00001.safetensors").unlink(), "cannot be read"),
-        (lambda folder: flip(folder / "manifest.json"), "manifest"),
-        (lambda folder: (folder / "manifest.json").unlink(), "manifest cannot be read"),
-        (lambda folder: os.truncate(folder / "shard-00002-model-00001-of-00001.safetensors", 5000), "5,000 bytes"),
-    ],
+    few(
+        count=2,
+        variants=[
+            (lambda folder: flip(folder / "shard-00002-model-00001-of-00001.safetensors"), "has another hash"),
+            (lambda folder: (folder / "shard-00001-model-00001-of-00001.safetensors").unlink(), "cannot be read"),
+            (lambda folder: flip(folder / "manifest.json"), "manifest"),
+            (lambda folder: (folder / "manifest.json").unlink(), "manifest cannot be read"),
+            (lambda folder: os.truncate(folder / "shard-00002-model-00001-of-00001.safetensors", 5000), "5,000 bytes"),
+        ],
+    ),
 )
 def test_damage_anywhere_falls_back_to_the_checkpoint_before(
     damage: Any, text: str, sharded: Path, tmp_path: Path

@@ -20,6 +20,7 @@ import pytest
 
 from support.cli_runs import one_thread, write_model
 from support.pages import ROOT
+from support.variants import few
 from undiffuse.data.fashion import FASHION_CLASSES
 from undiffuse.models import load_model
 from undiffuse.util.notebook import card
@@ -97,7 +98,7 @@ def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(importlib.util.find_spec("nbclient") is None, reason='the extra "docs" is not installed')
-@pytest.mark.parametrize("name", ["sample-and-guide", "train-on-your-pictures"])
+@pytest.mark.parametrize("name", few(["sample-and-guide", "train-on-your-pictures"], count=1))
 def test_a_notebook_runs_in_a_kernel(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel shows what a cell returns by its richest view, and says nothing on standard error."""
     import nbclient

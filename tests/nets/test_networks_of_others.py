@@ -12,6 +12,7 @@ import torch
 from support.cli_runs import call, write_images
 from support.export_models import model
 from support.unet2d_cases import BASE
+from support.variants import few
 from tests.adapters.test_diffusers_folders import pipeline
 from undiffuse.adapters import diffusers_unet, export_openai
 from undiffuse.adapters.export_graph import export_torch
@@ -32,7 +33,7 @@ CONFIGS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", few(CONFIGS, count=1))
 def test_a_network_is_made_ready_and_exported(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
     given = model(CONFIGS[name], ProcessConfig(variance="fixed_small"))

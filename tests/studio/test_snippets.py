@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.variants import few
 from undiffuse.cli import main
 from undiffuse.cli.parser import build_parser
 from undiffuse.pictures import read_samples
@@ -96,7 +97,7 @@ RUN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", few(RUN, count=4))
 def test_what_is_pasted_gives_the_pixels_of_the_page(
     name: str, picture: str, mask: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
