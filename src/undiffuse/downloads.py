@@ -197,7 +197,7 @@ def fetch(
                     _write_record(path, path, url)
                 return path
             if os.environ.get("UNDIFFUSE_OFFLINE", "") not in ("", "0"):
-                raise _Fatal(f"downloads are disabled (UNDIFFUSE_OFFLINE is set){examine.told}")
+                raise _Fatal(f"downloads are disabled (UNDIFFUSE_OFFLINE is set){examine.problem_text}")
             _download(url, part, examine, size, retries, timeout, wait, progress)
             if sha256 is None:
                 _write_record(path, part, url)
@@ -212,16 +212,16 @@ def fetch(
 class _Examiner:
     """Verifies a file: examine(file, server_md5) returns the problem, or "".
 
-    `told` is the last problem, phrased as an addition to another message.
+    `problem_text` is the last problem, phrased as an addition to another message.
     """
 
     def __init__(self, path: Path, content: Content, pinned: str, md5: str, check: Check | None) -> None:
         self.path, self.content, self.pinned, self.md5, self.check = path, content, pinned, md5, check
-        self.told = ""
+        self.problem_text = ""
 
     def __call__(self, file: Path, servers_md5: str) -> str:
         problem = self._problem(file, servers_md5)
-        self.told = f"; the existing file is wrong: {problem}" if problem else ""
+        self.problem_text = f"; the existing file is wrong: {problem}" if problem else ""
         return problem
 
     def _problem(self, file: Path, servers_md5: str) -> str:
@@ -425,11 +425,11 @@ def _told_md5(answer: http.client.HTTPResponse) -> str:
     Azure's header also describes the whole file in partial answers, so it is read first; Content-MD5 describes the
     bytes sent.
     """
-    told = answer.headers.get("x-ms-blob-content-md5")
-    if told is None and answer.status == 200:
-        told = answer.headers.get("Content-MD5")
+    digest_header = answer.headers.get("x-ms-blob-content-md5")
+    if digest_header is None and answer.status == 200:
+        digest_header = answer.headers.get("Content-MD5")
     try:
-        digest = base64.b64decode(told or "", validate=True)
+        digest = base64.b64decode(digest_header or "", validate=True)
     except (binascii.Error, ValueError):
         return ""
     return digest.hex() if len(digest) == 16 else ""

@@ -27,8 +27,8 @@ class DPS:
     Where the distance is below z, the step is shortened in proportion, so that it does not jump from one side to the
     other at the end, as the published one does; that shows on small images only. It is a way to make the observation
     probable, not to sample the posterior: how far it goes depends on z times the number of steps, and the spread of the
-    results is too small. A step costs one backward pass. Solvers that remember earlier predictions are told nothing of
-    the shift: ancestral and DDIM are meant.
+    results is too small. A step costs one backward pass. Solvers that remember earlier predictions do not see the
+    shift, so use ancestral or DDIM sampling.
     """
 
     def __init__(self, solver: Solver, operator: Operator, observed: Tensor, zeta: float = 1.0) -> None:

@@ -107,8 +107,8 @@ class GradientGuidance(Guided):
         weight = self.weight(level)
         if self.is_noop(weight):
             return self.denoiser(x, level, cond)
-        told = cond or {}
-        missing = [name for name in self.names if name not in told]
+        known_conditions = cond or {}
+        missing = [name for name in self.names if name not in known_conditions]
         if missing:
             raise ValueError(f"guidance requires the condition {missing[0]!r}: pass cond={{{missing[0]!r}: ...}}")
         due = self.cache.should_compute(x, level, cond)
@@ -117,14 +117,14 @@ class GradientGuidance(Guided):
         if self.at == "x0" and known is None:
             clean = Level.clean()
             prediction, pulled = through_denoiser(
-                self.denoiser, x, level, cond, lambda x0: self.gradient(x0, clean, told)
+                self.denoiser, x, level, cond, lambda x0: self.gradient(x0, clean, known_conditions)
             )
             known = self._finish(pulled, level)
         else:
             prediction = self.denoiser(x, level, cond)
 
         def guide(point: Tensor, at_level: Level) -> Tensor:
-            found = self._finish(self.gradient(point, at_level, told), level) if known is None else known
+            found = self._finish(self.gradient(point, at_level, known_conditions), level) if known is None else known
             return expand(weight, point) * found
 
         return replace(prediction, guides=(*prediction.guides, Guide(guide, at="mean" if self.at == "mean" else "x_t")))

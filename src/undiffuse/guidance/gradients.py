@@ -37,8 +37,8 @@ def through_denoiser(
     inner = x.requires_grad and torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
         at = x if inner else x.detach().clone().requires_grad_()  # clones: autograd cannot use inference tensors
-        told = {name: value if inner else value.clone() for name, value in cond.items()} if cond else cond
-        prediction = denoiser(at, level, told)
+        cloned = {name: value if inner else value.clone() for name, value in cond.items()} if cond else cond
+        prediction = denoiser(at, level, cloned)
         x0 = prediction.x0
         outward = gradient(x0.detach())
         if not x0.requires_grad:

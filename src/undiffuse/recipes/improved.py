@@ -123,7 +123,7 @@ def imagenet_64_vlb() -> Recipe:
 def imagenet_64_conditional() -> Recipe:
     """ImageNet 64x64 with classes, hybrid loss: 273M parameters, 250K updates of 2,048 images.
 
-    Unlike the smaller models it is told the step number itself, and the bound's term is not rescaled.
+    Unlike the smaller models it takes the step number itself as time, and the bound's term is not rescaled.
     """
     return Recipe(
         name="improved-imagenet-64-conditional",

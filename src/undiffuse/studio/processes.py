@@ -143,7 +143,7 @@ class ModelProcesses:
 
     def run(self, job: Job, folder: str | None, stop: threading.Event) -> Iterator[Event]:
         """Waits for a process and does a job; yields its events. A process that dies is replaced at the next job."""
-        ticket, told = object(), -1
+        ticket, announced = object(), -1
         with self._changed:
             self._queue.append(ticket)
         process = None
@@ -158,8 +158,8 @@ class ModelProcesses:
                 if process is None and stop.is_set():
                     yield Event("stopped", {})
                     return
-                if process is None and ahead != told:
-                    told = ahead
+                if process is None and ahead != announced:
+                    announced = ahead
                     yield Event("waiting", {"ahead": ahead})
         finally:
             with self._changed:

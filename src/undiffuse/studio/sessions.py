@@ -57,12 +57,12 @@ class Entry:
         """Writes the job beside its pictures, for later pages."""
         job = self.job
         settings = [one.to_query() for one in (job.settings, job.other) if one is not None]
-        told = {
+        state = {
             "task": job.task, "settings": settings, "inputs": _plain(dict(job.inputs)), "when": self.when,
             "seconds": self.seconds, "files": [file.relative_to(self.folder).as_posix() for file in self.files],
         }  # fmt: skip
         with atomic_file(self.folder / JOB_FILE, overwrite=True, durable=False) as file:
-            file.write(json.dumps(told, indent=1).encode())
+            file.write(json.dumps(state, indent=1).encode())
 
     @classmethod
     def read(cls, folder: Path) -> Entry:

@@ -30,7 +30,7 @@ class Deadline:
         environ: The environment; by default that of the process.
         clock: A clock that never jumps.
         started: Time of the start of this process on that clock.
-        now: The time of day, on which the end of the Slurm job is given, at this moment; by default it is asked for.
+        now: The time of day, on which the end of the Slurm job is given, at this moment; by default that of the clock.
     """
 
     def __init__(

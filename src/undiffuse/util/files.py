@@ -74,7 +74,7 @@ def temporary(folder: Path, is_folder: bool = False) -> Iterator[Path]:
         if is_folder:
             shutil.rmtree(new, ignore_errors=True)
         else:
-            with suppress(OSError):  # a disk that is gone has told its error already
+            with suppress(OSError):  # a disk that is gone has raised its error already
                 new.unlink(missing_ok=True)
 
 
