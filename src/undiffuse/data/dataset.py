@@ -44,7 +44,7 @@ class DataConfig:
         on_broken: unreadable files: "refuse" or "skip".
         on_tiny: images smaller than `size` (with fit="crop"): "upscale", "refuse" or "skip".
         check: how closely files are looked at on opening: "auto", "none", "headers" or "full".
-        workers: decoding threads; None chooses the number, 0 decodes in the calling thread. It never changes the result.
+        workers: decoding threads; None chooses the number, 0 decodes in the calling thread. Results never differ.
         seed: decides the order, flips, crops and random patches.
         value_range: (low, high) of the stored values that become -1 and 1, in the units of the data, for pictures of
             more than 8 bits; None takes 8-bit levels (16 bits are divided by 257).
