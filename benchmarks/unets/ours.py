@@ -33,16 +33,17 @@ class Undiffuse:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        with setting.device:
-            self.net = UNetConfig(**setting.model.arguments).build()
-        self.net.load_state_dict(load_file(setting.model.weights(setting.folder)))
+        kernels.keep_memory()  # as the command line does; it loads weights into pages of their own
+        with kernels.own_pages():
+            with setting.device:
+                self.net = UNetConfig(**setting.model.arguments).build()
+            self.net.load_state_dict(load_file(setting.model.weights(setting.folder)))
         self.net.to(setting.device).eval()
         self._forward: Any = None
         self.consume = False  # gives the weights up, as the command line does; nobody can train them then
 
     def _inference(self) -> Any:
         if self._forward is None:
-            kernels.keep_memory()  # as the command line does when the weights are there
             with kernels.using(self.setting.kernels):
                 self._forward = prepare_for_inference(
                     self.net, self.setting.precision, self.setting.device, compiled=self.setting.compiled,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from undiffuse.kernels.allocator import own_pages, return_memory
 from undiffuse.kernels.building import processor
 from undiffuse.kernels.choice import OPERATIONS, setting, timing
 from undiffuse.kernels.choice import text as setting_text
@@ -206,7 +207,9 @@ def _timed(case: Case, assumed: str, ways: tuple[str, ...], trial: Trial, second
         return _untimed[text]
     found, begin = None, time.thread_time()
     if again or _spent < max(seconds, SHARE * time.process_time()):
-        found = clock.measure(case, assumed, ways, trial, (10 if again else 1) * clock.LIMIT)
+        with own_pages():
+            found = clock.measure(case, assumed, ways, trial, (10 if again else 1) * clock.LIMIT)
+        return_memory()
         _spent += time.thread_time() - begin
     if found is None:
         return _untimed.setdefault(text, _of_a_near_case(case, table) or assumed)

@@ -188,12 +188,20 @@ def suits_winograd(channels: int, out_channels: int, dtype: torch.dtype) -> bool
 def _trial(operation: str, dtype: torch.dtype) -> Callable[[str, int, int, int, int], Callable[[], object]]:
     """Returns what makes calls of an operation to time, see `timing.Trial`."""
 
+    @functools.lru_cache(1)
+    def weight_of(channels: int) -> Tensor:  # one for all implementations and sizes: it may be large
+        weight = torch.full((channels, channels, 3, 3), 1 / channels, dtype=dtype)
+        return weight.contiguous(memory_format=torch.channels_last)
+
+    @functools.lru_cache(2)
+    def filters_of(way: str, channels: int) -> Tensor:
+        weight = weight_of(channels)
+        return matrix_unit.pack(weight) if way == "amx" else taps(weight)
+
     def trial(way: str, batch: int, channels: int, height: int, width: int) -> Callable[[], object]:
         channels = max(channels, PANEL)
         x = torch.full((batch, channels, height, width), 0.5, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        weight = torch.full((channels, channels, 3, 3), 1 / channels, dtype=dtype)
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        bias = torch.zeros(channels, dtype=dtype)
+        weight, bias = weight_of(channels), torch.zeros(channels, dtype=dtype)
         if operation == "conv3x3_weight":
             if way != "torch":
                 return lambda: _weight_gradient(way, x, x)
@@ -213,10 +221,9 @@ def _trial(operation: str, dtype: torch.dtype) -> Callable[[str, int, int, int, 
             return lambda: torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *PLAIN, "none", [], "")
         if operation == "conv3x3":
             return lambda: _convolved(way, x, weight, bias)
+        filters = filters_of(way, channels)
         if way == "amx":
-            tiles = matrix_unit.pack(weight)
-            return lambda: matrix_unit.convolution(x, tiles, channels, bias)
-        filters = taps(weight)
+            return lambda: matrix_unit.convolution(x, filters, channels, bias)
         return lambda: filter_3x3(x, filters, bias)
 
     return trial

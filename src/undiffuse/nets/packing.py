@@ -98,8 +98,8 @@ class PackedConv2d(_Packed):
     """A convolution with its weights laid out for the size of its inputs, which are cast to the weights' precision.
 
     A 3x3 convolution goes through the implementation that the run's plan chooses (`kernels.autotune`), all others
-    through oneDNN. Its layout depends on the input's size: one that does not fit can be fifty times slower than none.
-    So weights are laid out when the first input comes, and again when the size changes.
+    through oneDNN, whose layout depends on the input's size: one that does not fit can be fifty times slower than none.
+    So weights are laid out when the first input comes; oneDNN's again when the size changes.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
@@ -122,11 +122,11 @@ class PackedConv2d(_Packed):
         if self._out is not None:
             way = implementation("conv3x3_packed", plan, size, self._out, self.dtype)
         self._token = plan.token
-        if (made_for, before) != (size, way):
+        if made_for is None or way != before or (way == "packed" and made_for != size):
             with own_pages():
                 weight = self._lay_out(way, size)
-            self._laid_out = (size, way, weight)
             return_memory()
+        self._laid_out = (size, way, weight)
         return way, weight
 
     def _lay_out(self, way: str, size: torch.Size) -> Tensor:
