@@ -123,6 +123,19 @@ def test_a_weight_that_does_not_fit_is_refused() -> None:
 @pytest.mark.skipif(not can_pack(torch.float32), reason="this PyTorch cannot pack convolutions")
 @pytest.mark.parametrize("dtype", KINDS)
 @torch.no_grad()
+def test_only_onednns_layout_changes_with_the_batch(dtype: torch.dtype) -> None:
+    layer = PackedConv2d(nn.Conv2d(32, 64, 3, padding=1), dtype)
+    for way in convolution.possible("conv3x3_packed", 32, 64, dtype):
+        with kernels.using(f"conv3x3_packed={way}"), planned():
+            found = [layer.weight_for(torch.Size((batch, 32, 8, 8))) for batch in (2, 5)]
+        assert [name for name, _ in found] == [way, way]
+        assert (found[0][1] is found[1][1]) == (way != "packed")
+
+
+@needs_kernel
+@pytest.mark.skipif(not can_pack(torch.float32), reason="this PyTorch cannot pack convolutions")
+@pytest.mark.parametrize("dtype", KINDS)
+@torch.no_grad()
 def test_a_packed_layer_changes_with_its_inputs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """From oneDNN's layout to the kernel's and back, with the same weights, also where kernels are switched off."""
     used: list[bool] = []
