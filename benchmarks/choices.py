@@ -23,9 +23,8 @@ from common.measuring import commit, described, surroundings
 from unets.models import MODELS, batch
 
 from undiffuse import kernels
+from undiffuse.kernels import convolution, products
 from undiffuse.kernels.autotune import Plan, planned
-from undiffuse.kernels.choice import OPERATIONS
-from undiffuse.kernels.convolution import has_winograd
 from undiffuse.nets import UNetConfig
 from undiffuse.nets.packing import can_pack
 from undiffuse.nets.runner import prepare_for_inference
@@ -38,11 +37,11 @@ def pins(precision: str) -> list[str]:
     """Every combination of one implementation for all 3x3 and one for all 1x1 convolutions that exists here."""
     if not can_pack(DTYPES[precision]):
         return []
-    here = has_winograd(64, 64, DTYPES[precision])
-    ways = [
-        [f"{name}={way}" for way in OPERATIONS[name] if here or way not in ("winograd", "blocked")]
-        for name in ("conv3x3_packed", "conv1x1_packed")
-    ]
+    dtype = DTYPES[precision]
+    ways = (
+        [f"conv3x3_packed={way}" for way in convolution.possible("conv3x3_packed", 64, 64, dtype)],
+        [f"conv1x1_packed={way}" for way in products.possible(64, 64, 64, dtype)],
+    )
     return [",".join(pair) for pair in product(*ways)]
 
 
@@ -73,11 +72,11 @@ def about() -> dict[str, Any]:
     return {"commit": commit(), **surroundings(torch.get_num_threads(), ("torch",))}
 
 
-def page(cells: list[dict[str, Any]]) -> str:
+def page(cells: list[dict[str, Any]], name: str = "benchmarks-choices") -> str:
     lines = [
         "# Choices by timing",
         "",
-        "Written by `python benchmarks/choices.py --write docs/benchmarks-choices`. A forward pass by the",
+        f"Written by `python benchmarks/choices.py --write docs/{name}`. A forward pass by the",
         "implementations that were chosen by timing, beside the best and the worst single implementation for all 3x3",
         "and all 1x1 convolutions. Medians of interleaved blocks in one process.",
         "",
@@ -113,7 +112,7 @@ def main() -> None:
             print(page(cells[-1:]).splitlines()[8], flush=True)
     if args.write and cells:
         args.write.with_suffix(".json").write_text(json.dumps(cells, indent=1) + "\n")
-        args.write.with_suffix(".md").write_text(page(cells))
+        args.write.with_suffix(".md").write_text(page(cells, args.write.name))
 
 
 if __name__ == "__main__":
