@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +123,30 @@ def test_they_depend_neither_on_the_batch_nor_on_threads(size: tuple[int, ...]) 
     assert all(torch.equal(one, two) for pair in gradients for one, two in zip(pair, gradients[0], strict=True))
     single = torch.cat([matrix_unit.convolution(x[k : k + 1], packed, out, bias) for k in range(len(x))])
     assert torch.equal(single, found[0])
+
+
+FEWER = """
+import torch
+from undiffuse.kernels import matrix_unit
+torch.set_num_threads(3)
+x = torch.linspace(-1, 1, 2 * 64 * 256).sin().view(2, 64, 16, 16).bfloat16()
+one, three = (torch.linspace(-1, 1, 96 * 64 * k * k).cos().view(96, 64, k, k).bfloat16() for k in (1, 3))
+y = matrix_unit.convolution(x, matrix_unit.pack(three), 96, None)
+z = matrix_unit.product(x.permute(0, 2, 3, 1), matrix_unit.pack(one), 96, None)
+print(y.double().sum().item(), z.double().sum().item(), y.isfinite().all().item() and z.isfinite().all().item())
+"""
+
+
+@needs_unit
+def test_fewer_threads_than_wanted_do_all_the_work() -> None:
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", FEWER], env={**os.environ, **limit}, capture_output=True, text=True, check=True
+        ).stdout
+        for limit in ({}, {"OMP_THREAD_LIMIT": "1"})
+    ]
+    assert said[0] == said[1]
+    assert said[0].split()[2] == "True"
 
 
 @needs_unit

@@ -27,6 +27,7 @@
 #define PART 256   /* and positions that are read again for three taps from the nearest cache */
 
 int omp_get_thread_num(void);
+int omp_get_num_threads(void);
 
 /* Asks the kernel of the system for the right to use the tiles; 0 if it is granted. */
 int undiffuse_tiles_refused(void)
@@ -144,7 +145,7 @@ ALWAYS void put(const float *c, uint16_t *y, int64_t cout, const float *bias, co
 }
 
 /* The items of a thread, of `count`: the first and what follows the last. */
-ALWAYS int64_t share(int64_t count, int thread, int threads) { return count * thread / threads; }
+ALWAYS int64_t share(int64_t count, int thread, int team) { return count * thread / team; }
 
 /* What results are put into: of an image so many pixels and tiles, so many tiles in all. */
 typedef struct {
@@ -183,11 +184,12 @@ void undiffuse_tiles_convolution(const uint16_t *x, uint16_t *y, const uint16_t 
         begin();
         /* Results are put where they belong while the next ones are computed. */
         float c[2][N * N] __attribute__((aligned(64)));
-        int thread = omp_get_thread_num(), by_blocks = blocks >= 4 * threads || blocks >= panels, number = 0;
-        int64_t start = by_blocks ? share(blocks, thread, threads) : 0;
-        int64_t end = by_blocks ? share(blocks, thread + 1, threads) : blocks;
-        int64_t from = by_blocks ? 0 : share(panels, thread, threads) * N;
-        int64_t to = by_blocks ? cout : share(panels, thread + 1, threads) * N;
+        int thread = omp_get_thread_num(), team = omp_get_num_threads(); /* may be fewer than wanted */
+        int by_blocks = blocks >= 4 * team || blocks >= panels, number = 0;
+        int64_t start = by_blocks ? share(blocks, thread, team) : 0;
+        int64_t end = by_blocks ? share(blocks, thread + 1, team) : blocks;
+        int64_t from = by_blocks ? 0 : share(panels, thread, team) * N;
+        int64_t to = by_blocks ? cout : share(panels, thread + 1, team) * N;
         int64_t many = NEAR / (N * cin) > 4 ? NEAR / (N * cin) : 4, before = -1, column = 0;
         for (int64_t chunk = start; chunk < end; chunk += many)
             for (int64_t n = from; n < to; n += N)
@@ -217,11 +219,12 @@ void undiffuse_tiles_product(const uint16_t *x, uint16_t *y, const uint16_t *w, 
     {
         begin();
         float c[2][N * N] __attribute__((aligned(64)));
-        int thread = omp_get_thread_num(), by_blocks = blocks >= 4 * threads || blocks >= panels;
-        int64_t start = by_blocks ? share(blocks, thread, threads) : 0;
-        int64_t many = by_blocks ? share(blocks, thread + 1, threads) - start : blocks;
-        int64_t first = by_blocks ? 0 : share(panels, thread, threads) * many, before = -1, n = 0;
-        int64_t last = by_blocks ? panels * many : share(panels, thread + 1, threads) * many;
+        int thread = omp_get_thread_num(), team = omp_get_num_threads(); /* may be fewer than wanted */
+        int by_blocks = blocks >= 4 * team || blocks >= panels;
+        int64_t start = by_blocks ? share(blocks, thread, team) : 0;
+        int64_t many = by_blocks ? share(blocks, thread + 1, team) - start : blocks;
+        int64_t first = by_blocks ? 0 : share(panels, thread, team) * many, before = -1, n = 0;
+        int64_t last = by_blocks ? panels * many : share(panels, thread + 1, team) * many;
         for (int64_t item = first; item <= last && first < last; item++) {
             /* The last rows together with some before them: once more, to the same numbers. */
             int64_t r = (start + item % many) * N, from = r + N <= rows ? r : rows - N, at = before * cout + n;
