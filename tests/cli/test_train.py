@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,20 @@ def test_train_writes_a_model_to_sample_from(images: Path, capsys: pytest.Captur
     assert model.image_shape == (1, 8, 8)
     assert model.digest == load_diffusion(run).digest
     assert call("sample", "--model", run / "model.safetensors", "--count", 3, "--steps", 2) == 0
+
+
+def test_without_matplotlib_no_loss_curve_is_promised(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert call("train", images, *MODEL) == 0
+    said = capsys.readouterr()
+    assert "no loss curve will be drawn" in said.out + said.err
+    named = re.findall(r"^  [a-z ]+?  +(runs/photos/\S+)", said.out[said.out.index("Complete:") :], re.MULTILINE)
+    assert len(named) == 3  # the model, the checkpoint and the folder of previews
+    assert all(Path(name).exists() for name in named)
 
 
 def test_the_same_command_resumes(

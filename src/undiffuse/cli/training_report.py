@@ -136,6 +136,7 @@ def finish(plan: TrainPlan, outcome: Outcome) -> str:
         ("loss curve", plan.out / "loss_curve.png"),
         ("used", _used(plan)),
     ]
+    rows = [(name, what) for name, what in rows if not isinstance(what, Path) or what.exists()]  # plots are optional
     done = f"{count_of(outcome.images, 'image')}, {count_of(outcome.steps, 'update')}"
     parts = [f"\nComplete: {done}.", fields(rows)]
     name = quoted(path.as_posix())
