@@ -19,6 +19,7 @@ from undiffuse.models import SHIPPED  # noqa: E402
 from undiffuse.reports.page import asset  # noqa: E402
 from undiffuse.studio.form import SettingsForm  # noqa: E402
 from undiffuse.studio.links import Opened, opened  # noqa: E402
+from undiffuse.studio.logs import leave_out_disconnects  # noqa: E402
 from undiffuse.studio.page import BAD_INPUT, Page, message  # noqa: E402
 from undiffuse.studio.processes import ModelProcesses  # noqa: E402
 from undiffuse.studio.restored import Restored  # noqa: E402
@@ -163,6 +164,7 @@ def serve(
                 head=_head(), theme=_theme(), app_kwargs=_protected(),
                 _frontend=False,  # or else it gives up on a busy computer whose page does not answer in time
             )  # fmt: skip
+        leave_out_disconnects()
     except BaseException:
         pool.close()
         raise
