@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _KEPT = 2
 """Sizes of batches whose compiled graphs are kept: usually the batch of a run and the rest at its end."""
+_WAVES = ("Cos", "Sin")
+"""Operations of which time embeddings are made."""
 
 
 def load(
@@ -47,8 +49,35 @@ class _Session:
             "CACHE_DIR": str(graph.parent / "openvino"),
         }
         self._compiled: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._waves: Any = None if precision == "fp32" else self._apart()
+
+    def _apart(self) -> Any:
+        """Makes the waves of the time embedding inputs of the graph; returns what computes them, in float32.
+
+        In bfloat16, OpenVINO also rounds the angles, which are up to 1,000: the network would see another time.
+        """
+        import openvino
+
+        whole = self._graph.clone()
+        waves = [op for op in whole.get_ordered_ops() if op.get_type_name() in _WAVES]
+        if not waves:
+            return None
+        found = openvino.Model([op.output(0) for op in waves], whole.get_parameters(), "waves")
+        twins = [op for op in self._graph.get_ordered_ops() if op.get_type_name() in _WAVES]
+        for number, op in enumerate(twins):
+            given = openvino.opset13.parameter(op.get_output_partial_shape(0), np.float32, name=f"wave {number}")
+            given.output(0).set_names({f"wave {number}"})
+            for user in op.output(0).get_target_inputs():
+                user.replace_source_output(given.output(0))
+            self._graph.add_parameters([given])
+        self._graph.validate_nodes_and_infer_types()
+        settings = {**self._settings, "INFERENCE_PRECISION_HINT": _HINTS["fp32"]}
+        return self._core.compile_model(found, "CPU", settings)
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        if self._waves is not None:
+            found = self._waves(dict(inputs))
+            inputs = {**inputs, **{f"wave {number}": found[number] for number in range(len(found))}}
         shapes = tuple((name, value.shape) for name, value in inputs.items())
         request = self._compiled.get(shapes)
         if request is None:
