@@ -1,5 +1,5 @@
-/* 3x3 convolutions of stride 1 and padding 1, their gradients, and 1x1 convolutions in bfloat16 on the matrix unit of
-   recent Intel processors (AMX): direct sums, 16 x 16 results at a time, in float32.
+/* 3x3 convolutions of stride 1 and padding 1, their gradients, 1x1 convolutions, and attention without gradients, in
+   bfloat16 on the matrix unit of recent Intel processors (AMX): direct sums, 16 x 16 results at a time, in float32.
 
    x, y and base are channels-last, [batch][height][width][channels]; channels are multiples of N. y = conv(x) + bias +
    base, the last two where they are given.

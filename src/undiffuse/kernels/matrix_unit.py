@@ -1,4 +1,4 @@
-"""Compiled convolutions in bfloat16 on the matrix unit of recent Intel processors (AMX), and their gradients."""
+"""Compiled convolutions, their gradients, and attention in bfloat16 on the matrix unit of Intel processors (AMX)."""
 
 from __future__ import annotations
 
